@@ -1,0 +1,233 @@
+"""The bundled language model: a small byte-level transformer of the Llama family.
+
+RMSNorm before each block, rotary position embedding, SwiGLU, tied embeddings, no biases; module
+names are those of Hugging Face's Llama checkpoints. The vocabulary is the 256 byte values. Every
+linear layer reads a multiple of 128 values, so that groups of 16 and 32 fit without padding.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name PyTorch's documentation uses
+
+from m2xfp.errors import InputError
+from m2xfp.files import atomic_path
+
+__all__ = [
+    "HELD_OUT",
+    "WEIGHTS",
+    "LanguageModel",
+    "ModelConfig",
+    "as_tokens",
+    "load_model",
+    "mean_nats",
+    "save_model",
+]
+
+WEIGHTS = Path(__file__).with_name("data") / "lm.safetensors"
+"""The committed weights."""
+
+HELD_OUT = Path(__file__).with_name("data") / "held_out.txt"
+"""The committed sample of text that training never sees."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a model.
+
+    Members
+    -------
+    width
+        Values of the residual stream.
+    layers, heads
+        Transformer blocks, and attention heads a block; ``width`` is a multiple of ``heads``.
+    hidden
+        Values between the two halves of the feed-forward block.
+    context
+        Tokens of a training window.
+    rope_base
+        Base of the rotary frequencies, rope_base^(-2i / head width).
+    """
+
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    hidden: int = 384
+    context: int = 512
+    vocabulary: int = 256
+    rope_base: float = 10_000.0
+
+
+def _rotary(config: ModelConfig, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return cosine and sine of the position angles, float32 [length, head width]."""
+    half = config.width // config.heads // 2
+    frequency = config.rope_base ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
+    angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency
+    angle = torch.cat((angle, angle), dim=-1)
+    return angle.cos(), angle.sin()
+
+
+def _rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate the pairs (i, i + head width / 2) of x [..., length, head width] by its positions."""
+    cosine, sine = rotary
+    low, high = x.chunk(2, dim=-1)
+    return (x * cosine + torch.cat((-high, low), dim=-1) * sine).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention with rotary positions."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.q_proj = nn.Linear(config.width, config.width, bias=False)
+        self.k_proj = nn.Linear(config.width, config.width, bias=False)
+        self.v_proj = nn.Linear(config.width, config.width, bias=False)
+        self.o_proj = nn.Linear(config.width, config.width, bias=False)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """Map [batch, length, width] to the same shape."""
+
+        def by_head(y: Tensor) -> Tensor:
+            return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        q = _rotate(by_head(self.q_proj(x)), rotary)
+        k = _rotate(by_head(self.k_proj(x)), rotary)
+        v = by_head(self.v_proj(x))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.o_proj(y.transpose(1, 2).flatten(-2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.width, config.hidden, bias=False)
+        self.up_proj = nn.Linear(config.width, config.hidden, bias=False)
+        self.down_proj = nn.Linear(config.hidden, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [batch, length, width] to the same shape."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each on a normalised copy of the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.width, eps=1e-5)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.width, eps=1e-5)
+        self.mlp = FeedForward(config)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """Map [batch, length, width] to the same shape."""
+        x = x + self.self_attn(self.input_layernorm(x), rotary)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class LanguageModel(nn.Module):
+    """The whole model: tokens to the logits of the next token.
+
+    Parameters
+    ----------
+    config
+        Its shape.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.width, eps=1e-5)
+        residual = 0.02 / (2 * config.layers) ** 0.5
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                inner = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(parameter, std=residual if inner else 0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return logits [batch, length, vocabulary] for int64 tokens [batch, length]."""
+        x = self.embed_tokens(tokens)
+        rotary = _rotary(self.config, tokens.shape[-1], tokens.device)
+        for layer in self.layers:
+            x = layer(x, rotary)
+        return F.linear(self.norm(x), self.embed_tokens.weight)
+
+
+def as_tokens(text: bytes, device: torch.device | str = "cpu") -> Tensor:
+    """Return the bytes of a text as uint8 tokens [length]."""
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device)
+
+
+@torch.no_grad()
+def mean_nats(model: nn.Module, tokens: Tensor, context: int = 512, batch: int = 64) -> float:
+    """Return the mean negative log-likelihood of the tokens, in nats a byte.
+
+    The text is cut into windows of ``context`` predictions that overlap by the one token which the
+    next window starts from, so each token but the first is predicted once; what does not fill a
+    window is left out. The losses are added in float64.
+
+    Raises
+    ------
+    InputError
+        If the text is shorter than one window.
+    """
+    windows = (len(tokens) - 1) // context
+    if windows < 1:
+        raise InputError(f"the text has {len(tokens)} bytes; at least {context + 1} are needed")
+    used = tokens[: windows * context + 1].long()
+    sources = used[:-1].view(windows, context)
+    targets = used[1:].view(windows, context)
+    total = 0.0
+    for source, target in zip(sources.split(batch), targets.split(batch), strict=True):
+        logits = model(source).float()
+        losses = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
+        total += losses.double().sum().item()
+    return total / (windows * context)
+
+
+def save_model(path: str | os.PathLike[str], model: LanguageModel, facts: dict[str, str]) -> None:
+    """Write the weights as bfloat16 safetensors, with the configuration and facts as metadata."""
+    from safetensors.torch import save_file
+
+    weights = {
+        name: value.detach().to("cpu", torch.bfloat16).contiguous()
+        for name, value in model.state_dict().items()
+    }
+    with atomic_path(path) as temporary:
+        save_file(weights, temporary, {"config": json.dumps(asdict(model.config)), **facts})
+
+
+def load_model(
+    path: str | os.PathLike[str] = WEIGHTS, device: torch.device | str = "cpu"
+) -> LanguageModel:
+    """Read a model that ``save_model`` wrote; float32, ready for evaluation.
+
+    Raises
+    ------
+    InputError
+        If the file does not exist or holds no such model.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise InputError(f"no model file {os.fspath(path)!r}; `m2xfp train` writes one")
+    try:
+        with safe_open(path, framework="pt") as file:
+            config = ModelConfig(**json.loads((file.metadata() or {})["config"]))
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        model = LanguageModel(config)
+        model.load_state_dict(weights)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{os.fspath(path)!r} holds no language model of `m2xfp train`: {error}"
+        ) from error
+    return model.to(device).eval()
