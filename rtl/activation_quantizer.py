@@ -1,0 +1,501 @@
+"""The activation quantization engine: floating-point beats in, packed groups out."""
+
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, unsigned
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from m2xfp.errors import InputError
+from m2xfp.formats import BF16, E2M3, M2XFP_ACT, BlockFormat, FloatElement, InputType
+from m2xfp.rtl.arith import (
+    element_window,
+    first_maximum,
+    leading_one,
+    maximum,
+    one_hot_mux,
+    reduce_tree,
+    round_to_element,
+    saturating_difference,
+    shift_right,
+)
+from m2xfp.rtl.component import Component
+from m2xfp.rtl.layouts import group_layout, value_layout
+from m2xfp.rtl.streams import Queue, packet, packet_stream
+
+__all__ = ["ActivationQuantizer", "refined_element"]
+
+
+def refined_element(block: BlockFormat) -> FloatElement:
+    """Return the element with the metadata's extra mantissa bits (E2M3 for E2M1 and two bits)."""
+    if not isinstance(block.element, FloatElement):
+        raise InputError(f"format {block.name}: the element must be a floating-point one")
+    if not block.metadata.bits:
+        return block.element
+    base = block.element
+    extra = block.metadata.bits
+    return FloatElement(
+        f"{base.name}+{extra}",
+        base.exponent_bits,
+        base.mantissa_bits + extra,
+        base.bias,
+        ((base.max_code + 1) << extra) - 1,
+    )
+
+
+assert refined_element(M2XFP_ACT).magnitude(31) == E2M3.max_value
+
+
+class ActivationQuantizer(Component):
+    """Quantize a stream of floating-point values to MX groups, with Elem-EM metadata if asked for.
+
+    Computes docs/format.md sections 2 to 4, bit for bit: shared scale by the floor rule, elements
+    to nearest, ties to even, saturating; for each subgroup the refinement of its largest element,
+    lowest index of equals. A NaN or infinity anywhere in a group makes the scale 0xFF and all else
+    0. Subnormal inputs are honoured. Source: M2XFP (arXiv 2601.19213) Alg. 1 and Sec. 5.3; OCP MX
+    v1.0, 6.3.
+
+    Parameters
+    ----------
+    input_type
+        Type of the values: BF16, FP16 or FP32.
+    lanes
+        Values a beat; divides the group and is a multiple of the subgroup.
+    block
+        The target: a floating-point element with an E8M0 scale, without metadata or with Elem-EM.
+
+    Members
+    -------
+    i : In(packet_stream(ArrayLayout(value, lanes)))
+        Values, lane 0 first; ``beats_per_group`` beats make a group. ``last`` on a group's final
+        beat is handed on.
+    o : Out(packet_stream(group_layout(block)))
+        Packed groups.
+    latency
+        Clocks from the acceptance of a group's last beat to its output, when nothing stalls.
+    beats_per_group
+        Beats of a group. One beat a clock is accepted, so one group leaves every so many clocks.
+
+    Raises
+    ------
+    InputError
+        If the lanes do not fit the group or the format is none that this unit can produce.
+
+    Notes
+    -----
+    Two stages. The first stores the beats and finds the largest exponent: the floor rule needs no
+    more of amax, and NaN and infinity show in it too (exponent field all ones). The second takes a
+    beat a clock from the store, shifts each significand by its distance from the largest exponent
+    and rounds it; only the winner of each subgroup goes on to the finer rounding. The codes of
+    earlier beats wait in ``assembled``, and the last beat completes the group into a queue.
+    """
+
+    def __init__(
+        self, *, input_type: InputType = BF16, lanes: int = 32, block: BlockFormat = M2XFP_ACT
+    ) -> None:
+        if block.scale.name != "e8m0" or block.metadata.name not in ("none", "elem-em"):
+            raise InputError(
+                f"block={block.name}: ActivationQuantizer makes formats with an E8M0 scale and no "
+                "metadata or Elem-EM"
+            )
+        step = block.metadata.subgroup or 1
+        if lanes < 1 or block.group % lanes or lanes % step:
+            raise InputError(
+                f"lanes={lanes}: must divide the group of {block.group} and be a multiple of the "
+                f"subgroup of {step}"
+            )
+        refined_element(block)
+        self.input_type, self.lanes, self.block = input_type, lanes, block
+        self.beats_per_group = block.group // lanes
+        self.latency = self.beats_per_group + 1
+        super().__init__(
+            {
+                "i": In(packet_stream(data.ArrayLayout(value_layout(input_type), lanes))),
+                "o": Out(packet_stream(group_layout(block))),
+            }
+        )
+
+    def build(self) -> Module:
+        """Build the engine."""
+        m = Module()
+        kind, block = self.input_type, self.block
+        beats = self.beats_per_group
+
+        m.submodules.peak = peak = GroupPeak(kind, self.lanes)
+        m.submodules.scale = shared = SharedScale(kind, block.element)
+        m.submodules.queue = queue = Queue(packet(group_layout(block)))
+
+        # Beat store: written at `fill`, read at `drain`. While a group drains, the next one fills
+        # the places that it has left, so `fill` never passes `drain` and one store is enough.
+        store = Array(
+            Signal(
+                data.ArrayLayout(value_layout(kind), self.lanes), name=f"store_{n}", reset_less=True
+            )
+            for n in range(beats)
+        )
+        fill = Signal(range(beats))
+        drain = Signal(range(beats))
+        draining = Signal()
+        group_last = Signal(reset_less=True)
+        gathered = Signal(
+            GroupPeak.layout(kind), reset_less=True
+        )  # peak of the group's earlier beats
+        group_peak = Signal(
+            GroupPeak.layout(kind), reset_less=True
+        )  # peak of the group that drains
+
+        accept = Signal()
+        step = Signal()
+        fill_ends = Signal()
+        drain_ends = Signal()
+        m.d.comb += [
+            step.eq(draining & queue.i.ready),
+            self.i.ready.eq(~draining | (fill != drain) | queue.i.ready),
+            accept.eq(self.i.valid & self.i.ready),
+            fill_ends.eq(fill == beats - 1),
+            drain_ends.eq(drain == beats - 1),
+            peak.lanes.eq(self.i.payload.data),
+            peak.before.eq(Mux(fill == 0, 0, gathered) if beats > 1 else 0),
+        ]
+        with m.If(step):
+            m.d.sync += drain.eq(Mux(drain_ends, 0, drain + 1))
+            with m.If(drain_ends):
+                m.d.sync += draining.eq(0)
+        with m.If(accept):
+            m.d.sync += [
+                store[fill].eq(self.i.payload.data),
+                fill.eq(Mux(fill_ends, 0, fill + 1)),
+                gathered.eq(peak.peak),
+            ]
+            with m.If(fill_ends):
+                m.d.sync += [
+                    draining.eq(1),
+                    group_peak.eq(peak.peak),
+                    group_last.eq(self.i.payload.last),
+                ]
+
+        # The beat that drains, encoded.
+        beat = Signal(data.ArrayLayout(value_layout(kind), self.lanes))
+        m.d.comb += [beat.eq(store[drain]), shared.peak.eq(group_peak)]
+        lanes = [Lane(kind, block) for _ in range(self.lanes)]
+        for n, lane in enumerate(lanes):
+            m.submodules[f"lane_{n}"] = lane
+            m.d.comb += [
+                lane.value.eq(beat[n]),
+                lane.reference.eq(shared.reference),
+                lane.normalise.eq(shared.normalise),
+                lane.poisoned.eq(shared.poisoned),
+            ]
+        codes: Value = Cat(*(part for lane in lanes for part in (lane.magnitude, lane.sign)))
+        fields: list[Value] = []
+        size = block.metadata.subgroup
+        for s in range(self.lanes // size if size else 0):
+            m.submodules[f"refiner_{s}"] = refiner = Refiner(block)
+            m.d.comb += refiner.poisoned.eq(shared.poisoned)
+            for n in range(size):
+                m.d.comb += [
+                    refiner.magnitudes[n].eq(lanes[s * size + n].magnitude),
+                    refiner.aligned[n].eq(lanes[s * size + n].aligned),
+                ]
+            fields.append(refiner.meta)
+        meta: Value = Cat(*fields)
+
+        # Codes and metadata of a group gather from the low end up, a beat a clock.
+        if beats > 1:
+            held_codes = Signal((beats - 1) * len(codes), reset_less=True)
+            held_meta = Signal((beats - 1) * len(meta), reset_less=True)
+            group_codes, group_meta = Cat(held_codes, codes), Cat(held_meta, meta)
+            with m.If(step):
+                m.d.sync += [
+                    held_codes.eq(group_codes[len(codes) :]),
+                    held_meta.eq(group_meta[len(meta) :]),
+                ]
+            codes, meta = group_codes, group_meta
+        m.d.comb += [
+            queue.i.valid.eq(draining & drain_ends),
+            queue.i.payload.eq(Cat(codes, shared.scale, meta, group_last)),
+        ]
+        wiring.connect(m, queue.o, wiring.flipped(self.o))
+        return m
+
+
+def normalise_bits(kind: InputType) -> int:
+    """Return the bits of the shift that normalises a group of subnormals.
+
+    None with an exponent of 8 bits, the width of E8M0's: the scale of such a group is clamped to
+    2^-127, so its subnormals are used as they are. Those of float16 lie well inside E8M0's range.
+    """
+    return kind.mantissa_bits.bit_length() if kind.exponent_bits < 8 else 0
+
+
+class GroupPeak(Component):
+    """Largest exponent field of some values, and for fp16 the union of their mantissas.
+
+    The union's leading one is that of the largest mantissa, which is all that the floor rule needs
+    of a group that is subnormal throughout. An 8-bit exponent makes do without: there the scale of
+    such a group is clamped to 2^-127 anyway.
+
+    Parameters
+    ----------
+    kind
+        Type of the values.
+    lanes
+        Number of values.
+
+    Members
+    -------
+    lanes : In(ArrayLayout(value, lanes))
+        The values.
+    before : In(layout(kind))
+        Peak of what came earlier, zero if nothing did.
+    peak : Out(layout(kind))
+        Peak of both, combinational.
+    """
+
+    def __init__(self, kind: InputType, lanes: int) -> None:
+        super().__init__(
+            {
+                "lanes": In(data.ArrayLayout(value_layout(kind), lanes)),
+                "before": In(self.layout(kind)),
+                "peak": Out(self.layout(kind)),
+            }
+        )
+
+    @staticmethod
+    def layout(kind: InputType) -> data.StructLayout:
+        """Return the fields of a peak."""
+        return data.StructLayout(
+            {
+                "exponent": unsigned(kind.exponent_bits),
+                "union": unsigned(kind.mantissa_bits if normalise_bits(kind) else 0),
+            }
+        )
+
+    def build(self) -> Module:
+        """Build the two trees."""
+        m = Module()
+        lanes = [self.lanes[n] for n in range(self.lanes.shape().length)]
+        m.d.comb += self.peak.exponent.eq(
+            maximum(m, [*(v.exponent for v in lanes), self.before.exponent])
+        )
+        if len(self.peak.union):
+            m.d.comb += self.peak.union.eq(
+                reduce_tree(lambda a, b: a | b, [v.mantissa for v in lanes]) | self.before.union
+            )
+        return m
+
+
+class SharedScale(Component):
+    """Scale of a group from its peak, and what the lanes need of it; combinational.
+
+    Parameters
+    ----------
+    kind
+        Type of the values.
+    element
+        Element of the codes.
+
+    Members
+    -------
+    peak : In(GroupPeak.layout(kind))
+        Peak of the whole group.
+    scale : Out(8)
+        E8M0 byte, E = clamp(floor(log2 amax) - emax + 127, 0, 254); 0xFF for a poisoned group.
+    reference : Out(exponent bits)
+        The exponent field that stands for a distance of zero.
+    normalise : Out
+        Left shift that all significands of a group of fp16 subnormals need; no bits otherwise.
+    poisoned : Out(1)
+        The group holds a NaN or an infinity.
+    """
+
+    def __init__(self, kind: InputType, element: FloatElement) -> None:
+        self._kind = kind
+        # floor(log2 amax) - emax + 127 = exponent field + offset for a normal peak
+        self._offset = 127 - kind.bias - element.emax
+        super().__init__(
+            {
+                "peak": In(GroupPeak.layout(kind)),
+                "scale": Out(8),
+                "reference": Out(kind.exponent_bits),
+                "normalise": Out(normalise_bits(kind)),
+                "poisoned": Out(1),
+            }
+        )
+
+    def build(self) -> Module:
+        """Build the scale."""
+        m = Module()
+        kind, offset = self._kind, self._offset
+        exponent = self.peak.exponent
+        m.d.comb += self.poisoned.eq(exponent.all())
+        if not len(self.normalise):
+            # The clamp at 0 fixes the scale, and with it the reference, from exponent -offset down.
+            # Subnormals are below it, so they need no normalising: their distance is at least 1.
+            m.d.comb += [
+                self.reference.eq(maximum(m, [exponent, Const(-offset, kind.exponent_bits)])),
+                self.scale.eq((self.reference + offset) | self.poisoned.replicate(8)),
+            ]
+            return m
+        # Never clamped: the smallest subnormal, 2^(1 - bias - mantissa_bits), is far above 2^-127.
+        # A group of subnormals is normalised by its leading one, all lanes alike.
+        union = self.peak.union
+        normal = Signal()
+        lead = Signal(range(kind.mantissa_bits))
+        m.d.comb += [
+            normal.eq(exponent.any()),
+            lead.eq(leading_one(union)),
+            self.reference.eq(exponent | ~normal),
+            self.normalise.eq(Mux(normal, 0, kind.mantissa_bits - lead)),
+        ]
+        with m.If(normal):
+            m.d.comb += self.scale.eq((exponent + offset) | self.poisoned.replicate(8))
+        with m.Elif(union.any()):
+            m.d.comb += self.scale.eq(lead + (offset + 1 - kind.mantissa_bits))
+        return m
+
+
+class Lane(Component):
+    """Round one value to its code; combinational.
+
+    Parameters
+    ----------
+    kind
+        Type of the value.
+    block
+        The target format.
+
+    Members
+    -------
+    value : In(value_layout(kind))
+        The value.
+    reference, normalise, poisoned
+        As ``SharedScale`` gives them.
+    sign, magnitude : Out
+        The code: sign bit of the value, always, and magnitude code.
+    aligned : Out
+        What the finer rounding needs: the value in the window of the refined element, and sticky on
+        top; no bits if the format has no metadata.
+
+    Notes
+    -----
+    A significand h.m whose exponent lies ``distance`` below the reference stands for
+    h.m * 2^(emax - distance) in units of the scale. From a distance of the window's width on, a
+    value is below half the smallest step and rounds to zero, so the distance saturates there.
+    """
+
+    def __init__(self, kind: InputType, block: BlockFormat) -> None:
+        self._kind, self._block = kind, block
+        refine = block.metadata.bits > 0
+        self._window = sum(element_window(refined_element(block)))
+        super().__init__(
+            {
+                "value": In(value_layout(kind)),
+                "reference": In(kind.exponent_bits),
+                "normalise": In(normalise_bits(kind)),
+                "poisoned": In(1),
+                "sign": Out(1),
+                "magnitude": Out(block.element.bits - 1),
+                "aligned": Out(self._window + 1 if refine else 0),
+            }
+        )
+
+    def build(self) -> Module:
+        """Build the lane."""
+        m = Module()
+        value, window = self.value, self._window
+        normal = Signal()
+        field = Signal(self._kind.exponent_bits)
+        distance = Signal(range(window + 1))
+        m.d.comb += [
+            normal.eq(value.exponent.any()),
+            field.eq(Cat(value.exponent[0] | ~normal, value.exponent[1:])),  # subnormals have 1
+            distance.eq(saturating_difference(m, self.reference, field, len(distance))),
+        ]
+        significand: Value = Cat(value.mantissa, normal)
+        if len(self.normalise):
+            significand = (significand << self.normalise)[: len(significand)]
+        # Only `window` bits can reach a guard bit; all below them is sticky.
+        spill = max(0, len(significand) - window)
+        top = Signal(len(significand) - spill)
+        fixed = Signal(window)
+        sticky = Signal()
+        shifted, lost = shift_right(m, top, distance, window)
+        m.d.comb += [
+            top.eq(significand[spill:]),
+            fixed.eq(shifted),
+            sticky.eq(lost | significand[:spill].any()),
+        ]
+        element = self._block.element
+        drop = window - sum(element_window(element))
+        m.d.comb += [
+            self.sign.eq(value.sign & ~self.poisoned),
+            self.magnitude.eq(
+                round_to_element(m, fixed[drop:], sticky | fixed[:drop].any(), element)
+                & ~self.poisoned.replicate(element.bits - 1)
+            ),
+        ]
+        if len(self.aligned):
+            m.d.comb += self.aligned.eq(Cat(fixed, sticky))
+        return m
+
+
+class Refiner(Component):
+    """Elem-EM metadata of one subgroup; combinational.
+
+    The top element is the one with the largest magnitude code, the lowest index of equals; only its
+    value goes through the finer rounding. Source: M2XFP Alg. 1.
+
+    Parameters
+    ----------
+    block
+        The target format.
+
+    Members
+    -------
+    magnitudes : In(ArrayLayout(magnitude, subgroup))
+        Magnitude codes.
+    aligned : In(ArrayLayout(aligned, subgroup))
+        The values, as ``Lane`` aligns them.
+    poisoned : In(1)
+        The group holds a NaN or an infinity: metadata 0.
+    meta : Out(metadata bits)
+        clamp(fine + 1, low, low + 2^bits - 1) - low with low = coarse * 2^bits.
+    """
+
+    def __init__(self, block: BlockFormat) -> None:
+        self._block = block
+        size = block.metadata.subgroup
+        window = sum(element_window(refined_element(block)))
+        super().__init__(
+            {
+                "magnitudes": In(data.ArrayLayout(unsigned(block.element.bits - 1), size)),
+                "aligned": In(data.ArrayLayout(unsigned(window + 1), size)),
+                "poisoned": In(1),
+                "meta": Out(block.metadata.bits),
+            }
+        )
+
+    def build(self) -> Module:
+        """Build selection and rounding."""
+        m = Module()
+        refined = refined_element(self._block)
+        bits = self._block.metadata.bits
+        size = self._block.metadata.subgroup
+        magnitudes = [self.magnitudes[n] for n in range(size)]
+        first = Signal(size)  # one-hot
+        winner = Signal(len(self.aligned[0]))
+        coarse = Signal(len(magnitudes[0]))
+        fine = Signal(refined.bits - 1)
+        # Both are roundings of one value, so fine + 1 - low lies in -2^(bits - 1) + 1 .. 2^bits:
+        # bits + 2 bits hold it with its sign.
+        offset = Signal(bits + 2)
+        m.d.comb += [
+            first.eq(Cat(*first_maximum(m, magnitudes))),
+            winner.eq(one_hot_mux(list(first), [self.aligned[n] for n in range(size)])),
+            coarse.eq(one_hot_mux(list(first), magnitudes)),
+            fine.eq(round_to_element(m, winner[:-1], winner[-1], refined)),
+            offset.eq(fine + 1 - Cat(Const(0, bits), coarse)),
+            self.meta.eq(
+                Mux(offset[-1] | self.poisoned, 0, offset[:bits] | offset[bits].replicate(bits))
+            ),
+        ]
+        return m

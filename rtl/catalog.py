@@ -1,0 +1,101 @@
+"""The catalog: every unit with its named configurations.
+
+Emission, regression, synthesis, FPGA builds and the tables in docs/ all iterate over it. A new unit
+is its files in rtl/, golden/, tb/ and tests/, and one row here.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from m2xfp.errors import UnknownNameError
+from m2xfp.formats import BF16, FP16, FP32, MXFP4
+from m2xfp.rtl.activation_quantizer import ActivationQuantizer
+from m2xfp.rtl.component import Component
+
+__all__ = ["UNITS", "Unit", "find_unit", "select"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One row of the catalog.
+
+    Members
+    -------
+    name
+        Name in all folders: rtl/<name>.py, tb/<name>.py, tests/test_<name>.py.
+    purpose
+        One line.
+    component
+        Called with a configuration's keyword arguments, gives the Amaranth component.
+    configs
+        Keyword arguments by configuration name; the first configuration is the default.
+    golden
+        Dotted name of the golden function that the unit equals. A name, since rtl imports no
+        golden.
+    """
+
+    name: str
+    purpose: str
+    component: Callable[..., Component]
+    configs: Mapping[str, Mapping[str, Any]]
+    golden: str
+
+    def top(self, config: str) -> str:
+        """Return the name of the Verilog top module."""
+        return f"{self.name}_{config}".replace("-", "_")
+
+    def build(self, config: str) -> Component:
+        """Return a new component; UnknownNameError lists the configurations."""
+        if config not in self.configs:
+            raise UnknownNameError(f"configuration of {self.name}", config, self.configs)
+        return self.component(**self.configs[config])
+
+
+UNITS: dict[str, Unit] = {
+    unit.name: unit
+    for unit in (
+        Unit(
+            name="activation_quantizer",
+            purpose="floating-point activations to packed M2XFP groups (Elem-EM)",
+            component=ActivationQuantizer,
+            configs={
+                "bf16x32": {"input_type": BF16, "lanes": 32},
+                "bf16x16": {"input_type": BF16, "lanes": 16},
+                "bf16x8": {"input_type": BF16, "lanes": 8},
+                "fp16x32": {"input_type": FP16, "lanes": 32},
+                "fp16x16": {"input_type": FP16, "lanes": 16},
+                "fp16x8": {"input_type": FP16, "lanes": 8},
+                "fp32x32": {"input_type": FP32, "lanes": 32},
+                "fp32x16": {"input_type": FP32, "lanes": 16},
+                "fp32x8": {"input_type": FP32, "lanes": 8},
+                "mxfp4-bf16x32": {"input_type": BF16, "lanes": 32, "block": MXFP4},
+            },
+            golden="m2xfp.golden.bits.quantize_bits",
+        ),
+    )
+}
+
+
+def find_unit(name: str) -> Unit:
+    """Return the unit called ``name``; UnknownNameError lists those that exist."""
+    if name not in UNITS:
+        raise UnknownNameError("unit", name, UNITS)
+    return UNITS[name]
+
+
+def select(unit: str | None = None, config: str | None = None) -> Iterator[tuple[Unit, str]]:
+    """Yield (unit, configuration) for all that match; None stands for every one.
+
+    Raises UnknownNameError, before anything is yielded, for a unit or configuration that does not
+    exist.
+    """
+    units = [find_unit(unit)] if unit is not None else list(UNITS.values())
+    if config is not None:
+        known = {name: None for row in units for name in row.configs}
+        if config not in known:
+            kind = "configuration" if unit is None else f"configuration of {unit}"
+            raise UnknownNameError(kind, config, known)
+    return (
+        (row, name) for row in units for name in row.configs if config is None or name == config
+    )

@@ -1,0 +1,75 @@
+"""Streams: the payload convention of all units, and the queue that registers ``ready``.
+
+Every data port is an ``amaranth.lib.stream`` whose payload is a ``packet``: the data and ``last``,
+the end-of-tensor mark that becomes AXI4-Stream TLAST. The rules are those of AXI4-Stream: valid
+never waits for ready, the payload holds while stalled, and no unit has a combinational path from
+one side's valid or ready to the other side's.
+"""
+
+from amaranth.hdl import Module, Mux, Shape, ShapeLike, Signal, Value
+from amaranth.lib import data, stream
+from amaranth.lib.wiring import In, Out
+
+from m2xfp.rtl.component import Component
+
+__all__ = ["Queue", "packet", "packet_stream"]
+
+
+def packet(shape: ShapeLike) -> data.StructLayout:
+    """Return the payload layout of a stream of ``shape``: fields ``data`` and ``last``."""
+    return data.StructLayout({"data": shape, "last": 1})
+
+
+def packet_stream(shape: ShapeLike) -> stream.Signature:
+    """Return the signature of a stream of ``shape`` with an end-of-tensor mark."""
+    return stream.Signature(packet(shape))
+
+
+class Queue(Component):
+    """Two-entry queue: registered in every direction, one beat a clock.
+
+    The second entry takes the beat that is already under way when the reader stalls, so that
+    ``i.ready`` can be a flip-flop.
+
+    Parameters
+    ----------
+    shape
+        Shape of the payload.
+
+    Members
+    -------
+    i, o
+        Input and output stream. Latency 1, throughput one beat a clock.
+    """
+
+    latency = 1
+
+    def __init__(self, shape: ShapeLike) -> None:
+        self._shape = shape
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
+
+    def build(self) -> Module:
+        """Build the queue."""
+        m = Module()
+        width = Shape.cast(self._shape).width
+        front = Signal(width, reset_less=True)  # meaningless until valid
+        front_valid = Signal()
+        spare = Signal(width, reset_less=True)
+        spare_valid = Signal()
+
+        m.d.comb += [
+            self.i.ready.eq(~spare_valid),
+            self.o.valid.eq(front_valid),
+            Value.cast(self.o.payload).eq(front),
+        ]
+        with m.If(self.o.ready | ~front_valid):
+            m.d.sync += [
+                front_valid.eq(spare_valid | self.i.valid),
+                front.eq(Mux(spare_valid, spare, Value.cast(self.i.payload))),
+                spare_valid.eq(0),
+            ]
+        with m.Elif(~spare_valid):
+            m.d.sync += spare_valid.eq(self.i.valid)
+        with m.If(~spare_valid):
+            m.d.sync += spare.eq(Value.cast(self.i.payload))
+        return m

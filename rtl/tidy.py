@@ -1,0 +1,72 @@
+"""Makes the Verilog that yosys writes readable: ANSI ports, plain names, no initial values."""
+
+import re
+from collections.abc import Mapping
+
+from m2xfp.rtl.component import EmittedModule
+
+__all__ = ["tidy"]
+
+_MODULE = re.compile(r"^module (\S+?)\(.*?\);\n(.*?)^endmodule\n", re.MULTILINE | re.DOTALL)
+_PORT = re.compile(r"^  (input|output) (\[\d+:0\] )?(\S+);\n", re.MULTILINE)
+_ESCAPED = re.compile(r"\\(\S+) ")
+
+
+def tidy(text: str, modules: Mapping[str, EmittedModule]) -> str:
+    """Return Verilog ``text`` rewritten for people, the top module first.
+
+    Ports are declared in the module's head, clk and rst first, the others in the order of the
+    signature; temporaries are called t0, t1, ...; other escaped names lose their special
+    characters; initial values are dropped, since a chip has none.
+    """
+    bodies = dict(match.groups() for match in _MODULE.finditer(text))
+    return "\n".join(
+        _tidy_module(name, bodies[name], module) for name, module in reversed(modules.items())
+    )
+
+
+def _tidy_module(name: str, body: str, module: EmittedModule) -> str:
+    body = _plain_names(body, keep={"clk", "rst", *module.ports})
+    body = re.sub(r"^(  reg .*?) = [^;]+;$", r"\1;", body, flags=re.MULTILINE)
+    directions = {port: direction for direction, _, port in _PORT.findall(body)}
+    body = _PORT.sub("", body)
+    head = []
+    for port in ("clk", "rst", *module.ports):
+        if port not in directions:
+            continue
+        declaration = re.compile(rf"^  (wire|reg) (\[\d+:0\] )?{port};\n", re.MULTILINE)
+        match = declaration.search(body)
+        assert match, f"{name}: port {port} has no declaration"
+        body = declaration.sub("", body, count=1)
+        head.append(f"  {directions[port]:<6} {match[1]:<4} {match[2] or '':<8}{port}")
+    return f"// {module.summary}\nmodule {name} (\n" + ",\n".join(head) + f"\n);\n{body}endmodule\n"
+
+
+def _plain_names(body: str, keep: set[str]) -> str:
+    """Give each escaped name of a module a plain one that no other name has."""
+    taken = keep | set(re.findall(r"(?<![\\\w$'])[A-Za-z_]\w*", _ESCAPED.sub(" ", body)))
+    plain: dict[str, str] = {}
+    temporaries = 0
+    for escaped in dict.fromkeys(_ESCAPED.findall(body)):
+        if escaped in keep:
+            plain[escaped] = escaped
+            continue
+        if "$" in escaped and not re.match(r"[A-Za-z_][\w.\[\]]*\$\d+$", escaped):
+            name = f"t{temporaries}"
+            temporaries += 1
+            while name in taken:
+                name = f"t{temporaries}"
+                temporaries += 1
+        else:
+            base = re.sub(r"\W+", "_", escaped).strip("_")
+            name = base
+            number = 1
+            while name in taken or name in _KEYWORDS:
+                number += 1
+                name = f"{base}_{number}"
+        taken.add(name)
+        plain[escaped] = name
+    return _ESCAPED.sub(lambda match: plain[match[1]] + " ", body).replace(" ;", ";")
+
+
+_KEYWORDS = {"before", "input", "output", "reg", "wire", "assign", "case", "default", "end"}
