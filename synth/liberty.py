@@ -1,0 +1,383 @@
+"""Liberty files as data: cells, areas, pins, logic functions and tables, read for area and power.
+
+A library may be one file or several (ASAP7 comes in five), plain or gzipped. The whole text
+becomes a tree of ``Group``; ``Library`` gives the few facts that the flow needs: area in the
+library's own unit (um2 in every library of the registry), pin capacitance in fF, and the sizes of
+the library's other units.
+
+Source: Liberty User Guide, volumes 1 and 2. The parser is our own because the one on PyPI is under
+the GPL and needs tens of seconds for ASAP7; this one needs one or two.
+"""
+
+import gzip
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from m2xfp.errors import InputError
+
+__all__ = ["Cell", "Group", "Library", "Pin", "parse", "parse_function", "read_text"]
+
+_COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
+_STATEMENT = re.compile(
+    r"""\s*;*\s*(?:
+        (?P<close>\})
+      | (?P<name>[A-Za-z_][\w.]*|"[^"]*")\s*(?:
+            :\s*(?P<value>"[^"]*"|[^;{}\n]*)
+          | \((?P<arguments>(?:"[^"]*"|[^()"])*)\)\s*(?P<open>\{)?
+        )
+    )""",
+    re.VERBOSE,
+)
+
+
+@dataclass
+class Group:
+    """One Liberty group ``kind (arguments) { ... }``.
+
+    Members
+    -------
+    kind, arguments
+        ``cell`` and ``("NAND2X1",)``, say.
+    values
+        Simple attributes, quotes removed; of a name given twice the last.
+    lists
+        Complex attributes such as ``index_1``: the argument text, unsplit.
+    groups
+        Groups inside, in order.
+    """
+
+    kind: str
+    arguments: tuple[str, ...]
+    values: dict[str, str] = field(default_factory=dict)
+    lists: dict[str, str] = field(default_factory=dict)
+    groups: list["Group"] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The first argument."""
+        return self.arguments[0] if self.arguments else ""
+
+    def of(self, *kinds: str) -> Iterator["Group"]:
+        """Return the groups inside that are of one of the kinds."""
+        return (group for group in self.groups if group.kind in kinds)
+
+    def number(self, attribute: str, default: float = 0.0) -> float:
+        """Return an attribute as a number."""
+        return float(self.values.get(attribute, default))
+
+
+def _arguments(text: str) -> tuple[str, ...]:
+    return tuple(part.strip().strip('"').strip() for part in text.split(","))
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a plain or gzipped file (recognised by content, not by name).
+
+    Raises
+    ------
+    InputError
+        The file is missing, or its gzip stream is damaged.
+    """
+    try:
+        data = path.read_bytes()
+        return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("latin-1")
+    except (OSError, EOFError) as error:
+        raise InputError(f"Liberty file {str(path)!r} cannot be read: {error}") from error
+
+
+def parse(text: str, source: str = "text") -> Group:
+    """Parse Liberty text into its ``library`` group.
+
+    Raises
+    ------
+    InputError
+        The text is not Liberty; the message has the line.
+    """
+    text = _COMMENT.sub(lambda found: "\n" * found[0].count("\n"), text)
+    text = text.replace("\\\r\n", " \n").replace("\\\n", " \n")
+    root = Group("", ())
+    stack = [root]
+    position = 0
+    while match := _STATEMENT.match(text, position):
+        position = match.end()
+        if match["close"]:
+            stack.pop()
+            if not stack:
+                break
+        elif match["value"] is not None:
+            stack[-1].values[match["name"].strip('"')] = match["value"].strip().strip('"')
+        elif match["open"]:
+            group = Group(match["name"], _arguments(match["arguments"]))
+            stack[-1].groups.append(group)
+            stack.append(group)
+        else:
+            stack[-1].lists[match["name"]] = match["arguments"]
+    if len(stack) != 1 or text[position:].strip(" \t\r\n;"):
+        line = text.count("\n", 0, position) + 1
+        raise InputError(f"{source}, line {line}: not Liberty syntax")
+    libraries = list(root.of("library"))
+    if len(libraries) != 1:
+        raise InputError(f"{source}: no library group; give a Liberty (.lib) file")
+    return libraries[0]
+
+
+_TOKEN = re.compile(r"\s*([A-Za-z_][\w.\[\]]*|[01]|[!'^*&+|()])")
+_BINARY = (("+", "|"), ("^",), ("*", "&"))  # loosest first; Liberty binds ^ tighter than +
+
+
+def parse_function(function: str) -> str:
+    """Translate a Liberty logic function to an expression of ``~ & ^ |``, fully bracketed.
+
+    The result is at once Verilog and, on integers masked to one bit, Python. Liberty writes NOT as
+    ``!a`` or ``a'``, AND as ``*``, ``&`` or nothing, OR as ``+`` or ``|``.
+
+    Raises
+    ------
+    InputError
+        The text is not a Liberty function.
+    """
+    tokens = _TOKEN.findall(function)
+    if "".join(tokens) != re.sub(r"\s", "", function):
+        raise InputError(f"Liberty function {function!r} cannot be read")
+    tokens.append("")
+
+    def unary() -> str:
+        token = tokens.pop(0)
+        if token == "!":
+            return f"(~{unary()})"
+        if token == "(":
+            inner = binary(0)
+            if tokens.pop(0) != ")":
+                raise InputError(f"Liberty function {function!r}: a bracket is not closed")
+        elif token in {"0", "1"}:
+            inner = f"1'b{token}"
+        elif token and (token[0].isalpha() or token[0] == "_"):
+            inner = token
+        else:
+            raise InputError(f"Liberty function {function!r}: {token or 'its end'!r} unexpected")
+        while tokens[0] == "'":
+            tokens.pop(0)
+            inner = f"(~{inner})"
+        return inner
+
+    def binary(level: int) -> str:
+        if level == len(_BINARY):
+            return unary()
+        left = binary(level + 1)
+        while True:
+            if tokens[0] in _BINARY[level]:
+                tokens.pop(0)
+            elif not (level == 2 and (tokens[0] in {"(", "!"} or tokens[0][:1].isalnum())):
+                return left
+            left = f"({left} {'|^&'[level]} {binary(level + 1)})"
+
+    expression = binary(0)
+    if tokens != [""]:
+        raise InputError(f"Liberty function {function!r}: {tokens[0]!r} unexpected")
+    return expression
+
+
+@dataclass(frozen=True)
+class Pin:
+    """A pin of a cell.
+
+    Members
+    -------
+    name, direction
+        ``input``, ``output``, ``inout`` or ``internal``.
+    capacitance
+        Input capacitance, fF.
+    function
+        Liberty text of an output's function, empty if it has none.
+    group
+        All else the library says of it.
+    """
+
+    name: str
+    direction: str
+    capacitance: float
+    function: str
+    group: Group = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a library.
+
+    Members
+    -------
+    name, area
+        Area in the library's unit.
+    pins
+        By name.
+    group
+        All else the library says of it.
+    """
+
+    name: str
+    area: float
+    pins: dict[str, Pin]
+    group: Group = field(repr=False, compare=False)
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the input pins, in the library's order."""
+        return tuple(pin.name for pin in self.pins.values() if pin.direction == "input")
+
+    @cached_property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the output pins, in the library's order."""
+        return tuple(pin.name for pin in self.pins.values() if pin.direction == "output")
+
+    @property
+    def is_flop(self) -> bool:
+        """Whether the cell has an edge-triggered state."""
+        return any(self.group.of("ff", "ff_bank"))
+
+    @property
+    def is_stateful(self) -> bool:
+        """Whether the cell holds state of any kind: flop, latch, clock gate."""
+        return any(self.group.of("ff", "ff_bank", "latch", "latch_bank", "statetable"))
+
+    def truth_table(self) -> tuple[int, ...] | None:
+        """Return the output's values for input codes 0, 1, 2, ... (first input lowest).
+
+        None for cells that are not one combinational output of at most six inputs.
+        """
+        if self.is_stateful or len(self.outputs) != 1 or len(self.inputs) > 6:
+            return None
+        function = self.pins[self.outputs[0]].function
+        if not function or "three_state" in self.pins[self.outputs[0]].group.values:
+            return None
+        code = compile(parse_function(function).replace("1'b", ""), self.name, "eval")
+        names = self.inputs
+        return tuple(
+            eval(code, {}, dict(zip(names, reversed(bits), strict=True))) & 1
+            for bits in itertools.product((0, 1), repeat=len(names))
+        )
+
+
+_TIME_NS = {"s": 1e9, "ms": 1e6, "us": 1e3, "ns": 1.0, "ps": 1e-3, "fs": 1e-6}
+_POWER_NW = {"w": 1e9, "mw": 1e6, "uw": 1e3, "nw": 1.0, "pw": 1e-3, "fw": 1e-6}
+
+
+def _unit(text: str, factors: dict[str, float], what: str) -> float:
+    match = re.fullmatch(r"\s*([\d.eE+-]*?)\s*([a-zA-Z]+)\s*", text)
+    if not match or match[2].lower() not in factors:
+        raise InputError(f"{what} {text!r} of the library is not understood")
+    return float(match[1] or 1) * factors[match[2].lower()]
+
+
+@dataclass(frozen=True)
+class Library:
+    """One or more Liberty files read as one library.
+
+    Members
+    -------
+    name
+        Name of the first file's library group.
+    cells
+        By name; a name in two files is an error.
+    templates
+        Table templates by name; they tell which index is slew and which is load.
+    voltage
+        Nominal supply, V.
+    time_ns, capacitance_ff
+        Size of the library's time and capacitance units.
+    leakage_nw
+        Size of its leakage unit.
+    """
+
+    name: str
+    cells: dict[str, Cell]
+    templates: dict[str, Group]
+    voltage: float
+    time_ns: float
+    capacitance_ff: float
+    leakage_nw: float
+
+    @property
+    def energy_pj(self) -> float:
+        """Size of the unit of internal power tables: capacitance unit times V^2, in pJ."""
+        return self.capacitance_ff * 1e-3
+
+    @classmethod
+    def read(cls, paths: Iterable[Path]) -> "Library":
+        """Read plain or gzipped Liberty files.
+
+        Raises
+        ------
+        InputError
+            No file, an unreadable one, one that is not Liberty, files of different units, or a cell
+            that two of them define.
+        """
+        files = tuple(paths)
+        if not files:
+            raise InputError("no Liberty file was given")
+        parts = [cls._of(parse(read_text(path), str(path))) for path in files]
+        first = parts[0]
+        cells: dict[str, Cell] = {}
+        templates: dict[str, Group] = {}
+        for path, part in zip(files, parts, strict=True):
+            for unit in ("voltage", "time_ns", "capacitance_ff", "leakage_nw"):
+                if getattr(part, unit) != getattr(first, unit):
+                    raise InputError(
+                        f"{path}: {unit} is {getattr(part, unit)}, but {getattr(first, unit)} in "
+                        f"{files[0]}; these files are not one library"
+                    )
+            if twice := cells.keys() & part.cells.keys():
+                raise InputError(f"{path}: cell {min(twice)!r} was defined by a file before it")
+            cells |= part.cells
+            templates |= part.templates
+        return cls(
+            first.name,
+            cells,
+            templates,
+            first.voltage,
+            first.time_ns,
+            first.capacitance_ff,
+            first.leakage_nw,
+        )
+
+    @classmethod
+    def _of(cls, library: Group) -> "Library":
+        amount, unit = _arguments(library.lists.get("capacitive_load_unit", "1,pf"))
+        femto = float(amount) * {"ff": 1.0, "pf": 1e3}[unit.lower()]
+        cells = {}
+        for group in library.of("cell"):
+            pins = {}
+            for pin in itertools.chain(
+                group.of("pin"), *(bus.of("pin") for bus in group.of("bus"))
+            ):
+                for name in pin.arguments:
+                    pins[name] = Pin(
+                        name,
+                        pin.values.get("direction", "internal"),
+                        pin.number("capacitance") * femto,
+                        pin.values.get("function", ""),
+                        pin,
+                    )
+            cells[group.name] = Cell(group.name, group.number("area"), pins, group)
+        return cls(
+            library.name,
+            cells,
+            {t.name: t for t in library.of("lu_table_template", "power_lut_template")},
+            library.number("nom_voltage"),
+            _unit(library.values.get("time_unit", "1ns"), _TIME_NS, "time_unit"),
+            femto,
+            _unit(library.values.get("leakage_power_unit", "1nW"), _POWER_NW, "leakage_power_unit"),
+        )
+
+    def cheapest(self, table: tuple[int, ...]) -> Cell | None:
+        """Return the smallest cell with this truth table; of equals the first name."""
+        inputs = len(table).bit_length() - 1
+        found = (
+            cell
+            for cell in self.cells.values()
+            if len(cell.inputs) == inputs and cell.truth_table() == table
+        )
+        return min(found, key=lambda cell: (cell.area, cell.name), default=None)
