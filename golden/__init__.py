@@ -1,0 +1,15 @@
+"""The golden model: what every unit computes, exactly, in PyTorch.
+
+>>> import torch
+>>> from m2xfp.golden import get_format
+>>> packed = get_format("m2xfp-act").quantize(torch.randn(4, 64))
+>>> packed.codes.shape, packed.scales.shape, packed.meta.shape
+(torch.Size([4, 32]), torch.Size([4, 2]), torch.Size([4, 2]))
+>>> packed.dequantize().dtype
+torch.float32
+"""
+
+from m2xfp.golden.format import Format, get_format
+from m2xfp.golden.packed import PackedTensor
+
+__all__ = ["Format", "PackedTensor", "get_format"]

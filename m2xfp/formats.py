@@ -1,8 +1,8 @@
 """The vocabulary of number formats: elements, scales, metadata and the blocks made of them.
 
 Descriptions only: frozen dataclasses of facts that the golden model and the hardware both read.
-Nothing here rounds, encodes or decodes a tensor; that code is written twice, once in PyTorch and once
-in gates, so that each can be held against the other. No torch and no Amaranth is imported.
+Nothing here rounds, encodes or decodes a tensor; that code is written twice, once in PyTorch and
+once in gates, so that each can be held against the other. No torch and no Amaranth is imported.
 
 Sources: OCP Microscaling Formats (MX) v1.0; M2XFP, ASPLOS 2026, arXiv 2601.19213; IEEE 754-2019.
 """
@@ -13,22 +13,43 @@ from fractions import Fraction
 from m2xfp.errors import UnknownNameError
 
 __all__ = [
+    "AMXFP4",
     "BF16",
     "BLOCK_FORMATS",
     "E2M1",
     "E2M3",
     "E3M2",
     "E4M3",
+    "E4M3_SCALE",
+    "E4M3_WIDE_SCALE",
     "E5M2",
+    "E5M2_SCALE",
     "E8M0",
     "FP16",
     "FP32",
+    "FP32_SCALE",
     "INPUT_TYPES",
+    "INT4",
+    "INT4_ASYM",
+    "INT4_SYM",
     "INT8",
+    "M2NVFP4_ACT",
+    "M2NVFP4_WEIGHT",
     "M2XFP_ACT",
     "M2XFP_WEIGHT",
     "MXFP4",
+    "MXFP6_E2M3",
+    "MXFP6_E3M2",
+    "MXFP8_E4M3",
+    "MXFP8_E5M2",
+    "MXINT8",
     "NO_METADATA",
+    "NVFP4",
+    "SCALE_MODES",
+    "SCALE_RULES",
+    "SM3",
+    "SMX4",
+    "TIES",
     "BlockFormat",
     "FloatElement",
     "InputType",
@@ -103,7 +124,9 @@ class FloatElement:
     def magnitude(self, code: int) -> Fraction:
         """Return the exact value of a finite magnitude code."""
         if not 0 <= code <= self.max_code:
-            raise ValueError(f"magnitude code {code} of {self.name}; finite codes: 0..{self.max_code}")
+            raise ValueError(
+                f"magnitude code {code} of {self.name}; finite codes: 0..{self.max_code}"
+            )
         exponent, mantissa = divmod(code, 1 << self.mantissa_bits)
         significand = mantissa + ((1 << self.mantissa_bits) if exponent else 0)
         return Fraction(significand) * Fraction(2) ** (
@@ -118,7 +141,16 @@ class FloatElement:
     @property
     def emax(self) -> int:
         """Exponent of the largest power of two that the element holds."""
+        if not self.exponent_bits:
+            return self.max_code.bit_length() - self.bias - self.mantissa_bits
         return (self.max_code >> self.mantissa_bits) - self.bias
+
+    @property
+    def fraction_bits_at_top(self) -> int:
+        """Fraction bits of the significand in the binade of 2^emax."""
+        if not self.exponent_bits:
+            return self.max_code.bit_length() - 1
+        return self.mantissa_bits
 
 
 @dataclass(frozen=True)
@@ -128,7 +160,7 @@ class IntElement:
     Members
     -------
     name
-        ``int8``.
+        ``int8`` or ``int4``.
     bits
         Bits of one code.
     fraction_bits
@@ -160,6 +192,11 @@ class IntElement:
         """Exponent of the largest power of two that the element holds."""
         return self.bits - 2 - self.fraction_bits
 
+    @property
+    def fraction_bits_at_top(self) -> int:
+        """Fraction bits of the significand in the binade of 2^emax."""
+        return self.bits - 2
+
 
 E2M1 = FloatElement("e2m1", exponent_bits=2, mantissa_bits=1, bias=1, max_code=7)
 E2M3 = FloatElement("e2m3", exponent_bits=2, mantissa_bits=3, bias=1, max_code=31)
@@ -167,6 +204,9 @@ E3M2 = FloatElement("e3m2", exponent_bits=3, mantissa_bits=2, bias=3, max_code=3
 E4M3 = FloatElement("e4m3", exponent_bits=4, mantissa_bits=3, bias=7, max_code=126)
 E5M2 = FloatElement("e5m2", exponent_bits=5, mantissa_bits=2, bias=15, max_code=123)
 INT8 = IntElement("int8", bits=8, fraction_bits=6)
+INT4 = IntElement("int4", bits=4, fraction_bits=2)
+# A sign and a magnitude of two bits, 0 0.5 1 1.5: no exponent field, so every code is "subnormal".
+SM3 = FloatElement("sm3", exponent_bits=0, mantissa_bits=2, bias=0, max_code=3)
 
 
 @dataclass(frozen=True)
@@ -176,22 +216,47 @@ class Scale:
     Members
     -------
     name
-        ``e8m0``: 2^(byte - 127), byte 0xFF is NaN.
+        ``e8m0``: 2^(byte - 127), byte 0xFF is NaN. ``e4m3``, ``e4m3-480``, ``e5m2``, ``fp32``: the
+        non-negative values of ``grid``, its sign bit unused.
     bits
-        Stored bits a group.
+        Stored bits of one scale.
     bias
         Exponent bias.
     nan
         The stored pattern of a NaN group.
+    grid
+        The minifloat that holds the scale; None for E8M0, which has no mantissa and no zero.
     """
 
     name: str
     bits: int
     bias: int
     nan: int
+    grid: FloatElement | None = None
 
 
 E8M0 = Scale("e8m0", bits=8, bias=127, nan=0xFF)
+E4M3_SCALE = Scale("e4m3", bits=8, bias=7, nan=0x7F, grid=E4M3)
+# MX-QLLM uses code 127 as 480, so NaN takes the pattern with the otherwise unused sign bit.
+E4M3_WIDE_SCALE = Scale(
+    "e4m3-480",
+    bits=8,
+    bias=7,
+    nan=0xFF,
+    grid=FloatElement("e4m3-480", exponent_bits=4, mantissa_bits=3, bias=7, max_code=127),
+)
+E5M2_SCALE = Scale("e5m2", bits=8, bias=15, nan=0x7F, grid=E5M2)
+FP32_SCALE = Scale(
+    "fp32",
+    bits=32,
+    bias=127,
+    nan=0x7FC00000,
+    grid=FloatElement("fp32", exponent_bits=8, mantissa_bits=23, bias=127, max_code=0x7F7FFFFF),
+)
+
+SCALE_RULES = ("floor", "ceil", "rtn1", "rtn2", "even", "rtne")
+SCALE_MODES = ("pot", "pot-r", "float", "e4m3", "e5m2")
+TIES = ("even", "away")
 
 
 @dataclass(frozen=True)
@@ -202,7 +267,8 @@ class Metadata:
     -------
     name
         ``none``; ``elem-em``: extra mantissa bits for the largest element of a subgroup; ``sg-em``:
-        extra mantissa bits for the scale of a subgroup.
+        extra mantissa bits for the scale of a subgroup; ``pair``: one bit that halves the scale
+        of a subgroup.
     bits
         Bits a subgroup.
     subgroup
@@ -233,6 +299,11 @@ class BlockFormat:
         Values that share one scale.
     metadata
         Refinement, or ``NO_METADATA``.
+    scaling
+        ``symmetric``: one scale a group; ``split``: one for positive values, then one for the
+        others; ``affine``: a scale, then a zero point of 64 bits (float64).
+    ties
+        How ties round: ``even`` or ``away`` from zero.
     """
 
     name: str
@@ -240,6 +311,8 @@ class BlockFormat:
     scale: Scale
     group: int
     metadata: Metadata = NO_METADATA
+    scaling: str = "symmetric"
+    ties: str = "even"
 
     def __post_init__(self) -> None:
         """Refuse a subgroup that does not divide the group."""
@@ -255,12 +328,28 @@ class BlockFormat:
         return self.group // self.metadata.subgroup if self.metadata.bits else 0
 
     @property
+    def scale_bits(self) -> int:
+        """Stored scale bits a group."""
+        return {
+            "symmetric": self.scale.bits,
+            "split": 2 * self.scale.bits,
+            "affine": self.scale.bits + 64,
+        }[self.scaling]
+
+    @property
     def group_bits(self) -> int:
-        """Stored bits a group."""
+        """Information bits a group (planes round each field up to whole bytes)."""
         return (
-            self.group * self.element.bits
-            + self.scale.bits
-            + self.subgroups * self.metadata.bits
+            self.group * self.element.bits + self.scale_bits + self.subgroups * self.metadata.bits
+        )
+
+    @property
+    def group_bytes(self) -> tuple[int, int, int]:
+        """Bytes of codes, of scales and of metadata that the planes hold a group."""
+        return (
+            self.group * self.element.bits // 8,
+            self.scale_bits // 8,
+            -(-self.subgroups * self.metadata.bits // 8),
         )
 
     @property
@@ -268,12 +357,69 @@ class BlockFormat:
         """Equivalent bits per value (EBW)."""
         return Fraction(self.group_bits, self.group)
 
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the options that ``golden.get_format`` takes for this format."""
+        names = ["group", "ties"]
+        if self.scale.name == "e8m0":
+            names.append("scale_rule")
+        if self.scale.name == "e4m3":
+            names.append("tensor_scale")
+        elif self.scaling != "affine" and self.metadata.name in ("none", "elem-em"):
+            names.append("scale_mode")
+        if self.metadata.name in ("elem-em", "sg-em"):
+            names.append("subgroup")
+        if self.metadata.name == "sg-em":
+            names.append("adaptive")
+            if self.scale.name == "e8m0":
+                names += ["search", "fraction_bits"]
+        return tuple(sorted(names))
+
+
+def _elem_em(subgroup: int) -> Metadata:
+    return Metadata("elem-em", bits=2, subgroup=subgroup)
+
+
+def _sg_em(subgroup: int) -> Metadata:
+    return Metadata("sg-em", bits=2, subgroup=subgroup)
+
 
 MXFP4 = BlockFormat("mxfp4", E2M1, E8M0, 32)
-M2XFP_ACT = BlockFormat("m2xfp-act", E2M1, E8M0, 32, Metadata("elem-em", bits=2, subgroup=8))
-M2XFP_WEIGHT = BlockFormat("m2xfp-weight", E2M1, E8M0, 32, Metadata("sg-em", bits=2, subgroup=8))
+MXFP6_E2M3 = BlockFormat("mxfp6-e2m3", E2M3, E8M0, 32)
+MXFP6_E3M2 = BlockFormat("mxfp6-e3m2", E3M2, E8M0, 32)
+MXFP8_E4M3 = BlockFormat("mxfp8-e4m3", E4M3, E8M0, 32)
+MXFP8_E5M2 = BlockFormat("mxfp8-e5m2", E5M2, E8M0, 32)
+MXINT8 = BlockFormat("mxint8", INT8, E8M0, 32)
+NVFP4 = BlockFormat("nvfp4", E2M1, E4M3_SCALE, 16)
+M2NVFP4_ACT = BlockFormat("m2nvfp4-act", E2M1, E4M3_SCALE, 16, _elem_em(4))
+M2NVFP4_WEIGHT = BlockFormat("m2nvfp4-weight", E2M1, E4M3_SCALE, 16, _sg_em(4))
+M2XFP_ACT = BlockFormat("m2xfp-act", E2M1, E8M0, 32, _elem_em(8))
+M2XFP_WEIGHT = BlockFormat("m2xfp-weight", E2M1, E8M0, 32, _sg_em(8))
+SMX4 = BlockFormat("smx4", SM3, E8M0, 16, Metadata("pair", bits=1, subgroup=2))
+AMXFP4 = BlockFormat("amxfp4", E2M1, E5M2_SCALE, 32, scaling="split", ties="away")
+INT4_SYM = BlockFormat("int4", INT4, E8M0, 32, ties="away")
+INT4_ASYM = BlockFormat("int4-asym", INT4, FP32_SCALE, 32, scaling="affine", ties="away")
 
-BLOCK_FORMATS = {block.name: block for block in (MXFP4, M2XFP_ACT, M2XFP_WEIGHT)}
+BLOCK_FORMATS = {
+    block.name: block
+    for block in (
+        MXFP4,
+        MXFP6_E2M3,
+        MXFP6_E3M2,
+        MXFP8_E4M3,
+        MXFP8_E5M2,
+        MXINT8,
+        M2XFP_ACT,
+        M2XFP_WEIGHT,
+        NVFP4,
+        M2NVFP4_ACT,
+        M2NVFP4_WEIGHT,
+        SMX4,
+        AMXFP4,
+        INT4_SYM,
+        INT4_ASYM,
+    )
+}
 
 
 def input_type(name: str) -> InputType:

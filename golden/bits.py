@@ -1,0 +1,58 @@
+"""The golden model on raw bit patterns: numpy in, numpy out, for simulators and stored vectors."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from m2xfp.errors import InputError
+from m2xfp.formats import input_type
+from m2xfp.golden.format import Format, get_format
+
+__all__ = ["from_bits", "quantize_bits", "to_bits"]
+
+_TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def from_bits(kind: str, raw: npt.NDArray[np.generic]) -> torch.Tensor:
+    """Return the tensor whose values have the patterns ``raw`` (uint16, or uint32 for fp32)."""
+    width = input_type(kind).width
+    if not isinstance(raw, np.ndarray) or raw.dtype != np.dtype(f"uint{width}"):
+        found = getattr(raw, "dtype", type(raw).__name__)
+        raise TypeError(f"raw is {found}; {kind} patterns are a numpy array of uint{width}")
+    signed = np.ascontiguousarray(raw).view(f"int{width}")
+    return torch.from_numpy(signed.copy()).view(_TORCH[kind])
+
+
+def to_bits(x: torch.Tensor) -> npt.NDArray[np.generic]:
+    """Return the patterns of a bfloat16, float16 or float32 tensor as uint16 or uint32."""
+    width = 8 * x.element_size()
+    signed = {16: torch.int16, 32: torch.int32}[width]
+    patterns: npt.NDArray[np.generic] = x.detach().contiguous().cpu().view(signed).numpy()
+    return patterns.view(f"uint{width}")
+
+
+def quantize_bits(
+    fmt: Format | str, kind: str, raw: npt.NDArray[np.generic]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Quantize raw patterns.
+
+    Parameters
+    ----------
+    fmt
+        A format, or its name.
+    kind
+        Input type: ``bf16``, ``fp16`` or ``fp32``.
+    raw
+        uint16 (uint32 for fp32) [n, group].
+
+    Returns
+    -------
+    codes, scales, meta: uint8 [n, bytes a group]; meta is [n, 0] for formats without metadata.
+    """
+    fmt = get_format(fmt) if isinstance(fmt, str) else fmt
+    x = from_bits(kind, raw)
+    if x.ndim != 2 or x.shape[1] != fmt.block.group:
+        raise InputError(f"raw has shape {tuple(x.shape)}; {fmt.name} takes [n, {fmt.block.group}]")
+    packed = fmt.quantize(x)
+    meta = packed.codes.new_empty(len(x), 0) if packed.meta is None else packed.meta
+    return packed.codes.numpy(), packed.scales.numpy(), meta.numpy()

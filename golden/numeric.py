@@ -1,0 +1,127 @@
+"""Exact helpers on float64 tensors: exponents from bits, powers of two, single roundings.
+
+The plain path of the golden model computes in float64, because there everything it needs is exact:
+float32, bfloat16 and float16 values, subnormals included, are normal float64 numbers, and so are
+their products and quotients with every scale.
+
+**Quotients decide exactly.** ``x / s`` is correctly rounded to 53 bits. With x of at most 24
+significant bits, s of at most 31 (an E4M3 scale times a float32 tensor scale times 1 + k/4) and a
+rounding threshold t of at most 9, the exact quotient differs from t either by nothing, and then the
+division is exact, or by more than 2^-42 of t, and then rounding to 53 bits cannot reach t.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "add_to_odd",
+    "exponent",
+    "pack_bits",
+    "power_of_two",
+    "round_half_away",
+    "round_once",
+    "unpack_bits",
+]
+
+_FRACTION_BITS = 52
+_BIAS = 1023
+
+
+def exponent(x: Tensor) -> Tensor:
+    """Return floor(log2 |x|) of finite normal float64 values as int64; zero gives -1023."""
+    return ((x.view(torch.int64) >> _FRACTION_BITS) & 0x7FF) - _BIAS
+
+
+def power_of_two(e: Tensor) -> Tensor:
+    """Return 2^e as float64 for int64 ``e`` in -1022..1023, exactly."""
+    return ((e + _BIAS) << _FRACTION_BITS).view(torch.float64)
+
+
+def round_half_away(x: Tensor) -> Tensor:
+    """Round float64 to the nearest integer, ties away from zero.
+
+    Adding a half and truncating would round 0.49999999999999994 up; the fraction is exact.
+    """
+    whole = x.trunc()
+    return whole + torch.where((x - whole).abs() >= 0.5, x.sign(), 0.0)
+
+
+def _to_odd(value: Tensor, error: Tensor) -> Tensor:
+    """Move ``value``, the nearest to value + error, to the neighbour with an odd last bit.
+
+    Rounding to odd keeps the information that a result was inexact and on which side, so that a
+    later rounding to a type with at least two bits less equals one rounding of the exact number.
+    """
+    bits = value.view(torch.int64 if value.dtype == torch.float64 else torch.int32)
+    inexact = error.isfinite() & (error != 0) & value.isfinite()
+    # The even one of two neighbours is left towards the error; away from zero is +1 in the bits.
+    outward = (error > 0) == (value > 0)
+    step = torch.where(outward, 1, -1).to(bits.dtype)
+    tiny = torch.where(error > 0, 1, torch.iinfo(bits.dtype).min + 1).to(bits.dtype)
+    moved = torch.where(value == 0, tiny, bits + step)
+    return torch.where(inexact & (bits & 1 == 0), moved, bits).view(value.dtype)
+
+
+def add_to_odd(a: Tensor, b: Tensor) -> Tensor:
+    """Return a + b in float64 rounded to odd; ``round_once`` of it rounds the exact sum once.
+
+    Infinite and NaN operands follow IEEE 754; a sum of exactly zero is +0 unless both are -0.
+    """
+    total = a + b
+    # Knuth's two-sum: the rounding error of a float64 addition is itself a float64 number.
+    shadow = total - a
+    error = (a - (total - shadow)) + (b - shadow)
+    return _to_odd(total, error)
+
+
+def round_once(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round float64 to ``dtype`` once: nearest, ties to even, overflow to infinity.
+
+    PyTorch converts float64 to bfloat16 and float16 by way of float32, two roundings; the first is
+    made to odd here. Subnormal results are kept and zeros keep their sign.
+    """
+    if dtype == torch.float64:
+        return x
+    single = x.to(torch.float32)
+    if dtype == torch.float32:
+        return single
+    return _to_odd(single, (x - single.double()).to(torch.float64)).to(dtype)
+
+
+def pack_bits(codes: Tensor, bits: int) -> Tensor:
+    """Pack codes of ``bits`` bits, little-endian, element 0 in the lowest bits.
+
+    Parameters
+    ----------
+    codes
+        [..., n] integers in 0..2^bits - 1.
+    bits
+        Width of a code, at most 8.
+
+    Returns
+    -------
+    uint8 [..., ceil(n * bits / 8)]; the last byte is filled with zeros.
+    """
+    codes = codes.to(torch.uint8)
+    if bits == 8:
+        return codes
+    if bits == 4 and codes.shape[-1] % 2 == 0:
+        return codes[..., 0::2] | (codes[..., 1::2] << 4)
+    places = torch.arange(bits, device=codes.device, dtype=torch.uint8)
+    stream = ((codes.unsqueeze(-1) >> places) & 1).flatten(-2)
+    stream = torch.nn.functional.pad(stream, (0, -stream.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    weights = torch.arange(8, device=codes.device, dtype=torch.uint8)
+    return (stream << weights).sum(-1, dtype=torch.uint8)
+
+
+def unpack_bits(planes: Tensor, bits: int, count: int) -> Tensor:
+    """Return the first ``count`` codes of ``pack_bits`` as int64 [..., count]."""
+    if bits == 8:
+        return planes[..., :count].long()
+    if bits == 4 and count == 2 * planes.shape[-1]:
+        return torch.stack((planes & 15, planes >> 4), -1).flatten(-2).long()
+    places = torch.arange(8, device=planes.device, dtype=torch.uint8)
+    stream = ((planes.unsqueeze(-1) >> places) & 1).flatten(-2)
+    fields = stream[..., : count * bits].unflatten(-1, (count, bits))
+    weights = torch.arange(bits, device=planes.device, dtype=torch.uint8)
+    return (fields << weights).sum(-1, dtype=torch.uint8).long()

@@ -1,0 +1,89 @@
+"""Comparing the golden model with the exact reference, shared by the golden tests."""
+
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import reference
+import stimulus
+import torch
+
+from m2xfp.golden import Format, get_format
+from m2xfp.golden.bits import from_bits, to_bits
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def spec_of(name: str, **options: object) -> reference.Spec:
+    """Translate options into the reference's terms."""
+    spec = reference.SPECS[name]
+    facts: dict[str, object] = {}
+    for option, value in options.items():
+        if option == "scale_rule":
+            facts["rule"] = "even" if value == "rtne" else value
+        elif option == "scale_mode":
+            facts["scale"] = {"float": "fp32", "e4m3": "e4m3-480", "e5m2": "e5m2"}.get(
+                str(value), "e8m0"
+            )
+            facts["rule"] = "even" if value == "pot-r" else "floor"
+        elif option in ("ties", "group", "subgroup", "adaptive", "fraction_bits"):
+            facts[option] = value
+        else:
+            assert option in ("search", "tensor_scale"), option
+    return replace(spec, **facts)
+
+
+def check_bits(name: str, kind: str, raw: np.ndarray, **options: object) -> None:
+    """Quantize and dequantize raw patterns in both models; every bit must agree."""
+    fmt: Format = get_format(name, **options)
+    spec = spec_of(name, **options)
+    if options.get("search") == "fixed" and "fraction_bits" not in options:
+        spec = replace(spec, fraction_bits={"bf16": 10, "fp16": 13, "fp32": 26}[kind])
+    packed = fmt.quantize(from_bits(kind, raw))
+    rows = [[reference.from_bits(kind, int(bits)) for bits in row] for row in raw]
+    unit = Fraction(1)
+    if options.get("tensor_scale") == "auto":
+        unit = reference.tensor_scale(spec, [value for row in rows for value in row])
+        assert Fraction(packed.tensor_scale.item()) == unit
+    elif "tensor_scale" in options:
+        unit = Fraction(packed.tensor_scale.item())
+    expected = [reference.quantize(spec, row, unit) for row in rows]
+    found = packed.groups().squeeze(1).numpy()
+    for i, group in enumerate(expected):
+        wanted = reference.group_bytes(spec, group)
+        if bytes(found[i]) != wanted:
+            codes, scales, meta = (field[i, 0].tolist() for field in packed.unpack())
+            raise AssertionError(
+                f"{name} {options} {kind} group {i}: {[hex(v) for v in raw[i]]}\n"
+                f"golden    {codes} {scales} {meta}\nreference {group}"
+            )
+    check_values(fmt, spec, packed.groups(), expected, unit, packed.tensor_scale)
+    fake = to_bits(fmt.fake_quantize(from_bits(kind, raw)))
+    assert np.array_equal(fake, to_bits(packed.dequantize(DTYPES[kind])))
+
+
+def check_values(fmt, spec, groups, expected, unit=Fraction(1), tensor_scale=None) -> None:
+    """Dequantize to every type and compare with one rounding of the exact values."""
+    packed = type(fmt.quantize(torch.zeros(1))).from_groups(fmt, groups, tensor_scale=tensor_scale)
+    exact = [reference.dequantize(spec, group, unit) for group in expected]
+    for kind, dtype in DTYPES.items():
+        values = to_bits(packed.dequantize(dtype)).reshape(len(exact), -1)
+        wanted = np.array([[reference.to_bits(kind, v) for v in row] for row in exact])
+        infinity = reference.to_bits(kind, (0, None)) & ~(1 << (reference.IEEE[kind][1] - 1))
+        sign = 1 << (sum(reference.IEEE[kind]))
+        nan = (wanted & ~sign) > infinity
+        assert np.array_equal((values & ~np.array(sign, values.dtype)) > infinity, nan)
+        bad = np.argwhere((values != wanted) & ~nan)
+        assert not len(bad), (
+            f"{fmt.name} {fmt.options} as {kind}: group {bad[0]}: "
+            f"{values[tuple(bad[0])]:#x}, exactly {wanted[tuple(bad[0])]:#x}"
+        )
+
+
+def check_distribution(
+    name: str, kind: str, distribution: str, count: int, seed: int, **options: object
+) -> None:
+    """Check one seeded distribution; the seed is printed, pytest shows it on failure."""
+    print(f"{name} {options} {kind} {distribution}: seed {seed}, {count} groups")
+    group = get_format(name, **options).block.group
+    check_bits(name, kind, stimulus.groups(distribution, kind, count, seed, group), **options)
