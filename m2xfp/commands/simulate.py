@@ -1,0 +1,107 @@
+"""``m2xfp simulate``: run arrays through the emitted Verilog of a unit."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+
+__all__ = ["command"]
+
+
+@click.command()
+@click.argument("unit")
+@click.option("--config", metavar="NAME", help="Configuration; the unit's first if left out.")
+@click.option(
+    "--input",
+    "source",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="What goes in (.npy).",
+)
+@click.option(
+    "--output",
+    "target",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="What came out (.npz).",
+)
+@click.option(
+    "--waves",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write all signals to this FST file (for GTKWave, Surfer).",
+)
+@click.option(
+    "--stall",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    show_default=True,
+    help="Probability that a stream pauses in a clock. The result does not depend on it.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Seed of the pauses and of the registers before reset.",
+)
+@click.option(
+    "--build-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("build/sim"),
+    show_default=True,
+    help="Folder where built simulation models are kept.",
+)
+def command(
+    unit: str,
+    config: str | None,
+    source: Path,
+    target: Path,
+    waves: Path | None,
+    stall: float,
+    seed: int,
+    build_dir: Path,
+) -> None:
+    r"""Run an array through the emitted Verilog of UNIT, under Verilator.
+
+    activation_quantizer: the input is [n, 32], one group a row: uint16 or uint32 raw patterns of
+    the configuration's input type, or float16 for fp16, float32 for fp32, and float32 for bf16 if
+    every value is a bfloat16. The output holds codes (n, 16), scales (n,) and meta (n,), all uint8.
+
+    The first run of a configuration compiles its simulation model; later runs find it.
+
+    \b
+    m2xfp simulate activation_quantizer --config bf16x32 --input x.npy --output y.npz
+    m2xfp simulate activation_quantizer --config fp16x8 --input x.npy --output y.npz \
+        --stall 0.3 --seed 1 --waves y.fst
+    """
+    import numpy as np
+
+    from m2xfp.errors import InputError
+    from m2xfp.files import atomic_path
+    from m2xfp.rtl.catalog import find_unit
+    from m2xfp.rtl.emit import describe, emit
+    from m2xfp.tb.adapters import find_adapter
+    from m2xfp.tb.description import Description
+    from m2xfp.tb.player import Player
+
+    row = find_unit(unit)
+    adapter = find_adapter(unit)
+    config = config or next(iter(row.configs))
+    description = Description.from_facts(describe(row, config))
+    if not source.is_file():
+        raise InputError(f"--input {source}: there is no such file")
+    if len({path.resolve() for path in (source, target, waves) if path}) < 2 + bool(waves):
+        raise InputError("--input, --output and --waves must be different files")
+    inputs = adapter.encode(adapter.load(source, description), description)
+
+    emitted = emit(row, config, build_dir / "verilog")
+    player = Player(emitted, trace=waves is not None, build_dir=build_dir)
+    with ExitStack() as files:
+        output = files.enter_context(atomic_path(target))
+        trace = files.enter_context(atomic_path(waves)) if waves else None
+        run = player.run(inputs, stall=stall, seed=seed, waves=trace, progress=True)
+        results = adapter.decode(run.outputs, description)
+        with output.open("wb") as file:
+            np.savez(file, allow_pickle=False, **results)
+    groups = len(next(iter(results.values())))
+    click.echo(f"{emitted.top}: {groups} groups in {run.cycles} clocks, written to {target}")
