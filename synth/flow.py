@@ -19,7 +19,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -41,8 +41,6 @@ __all__ = [
 
 BUILD = Path("build/synth")
 
-FLOW_VERSION = 1  # part of every cache key: raise it when the script below changes
-
 # name -> abc commands, None for what yosys runs of itself with a driver and a load given. {D} is
 # the clock target in ps.
 ABC_SCRIPTS: dict[str, str | None] = {
@@ -54,6 +52,8 @@ ABC_SCRIPTS: dict[str, str | None] = {
 }
 
 _WIRE_LOAD = re.compile(r"^[ \t]*default_wire_load\w*\s*:[^;\n]*;?[ \t]*$", re.MULTILINE)
+# OpenSTA does not know the word; in a netlist of gates it means nothing.
+_SIGNED = re.compile(r"^(\s*(?:input|output|inout|wire) )signed ", re.MULTILINE)
 
 # Run in a process of its own: yosys ends the process on an error, and its log is then complete.
 _RUN_PYOSYS = (
@@ -103,7 +103,8 @@ class Netlist:
     top, pdk, options, yosys
         What was mapped, onto which library, how, with which yosys.
     area_um2, logic_area_um2
-        All cells; all but flip-flops.
+        All cells; the same less the smallest plain flip-flop for every flip-flop, so that an
+        enable built into a flip-flop counts as the logic that it is.
     gate_equivalents, logic_gate_equivalents
         These areas over the area of the smallest two-input NAND.
     cells, flops
@@ -182,7 +183,8 @@ def yosys_command() -> tuple[tuple[str, ...], str]:
 
 def _script(top: str, pdk: Pdk, options: FlowOptions, sources: Sequence[str], build: Path) -> str:
     """Return the yosys script; it runs in the folder that holds the sources."""
-    files = [str(prepared_liberty(path, build)) for path in pdk.liberty]
+    # Two folders up, because a run takes place in <build>/<scratch>/run.
+    files = [f"../../liberty/{prepared_liberty(path, build).name}" for path in pdk.liberty]
     liberty = " ".join(f"-liberty {file}" for file in files)
     banned = " ".join(f"-dont_use {pattern}" for pattern in pdk.dont_use)
     timing = "-constr abc.constr"
@@ -197,6 +199,8 @@ def _script(top: str, pdk: Pdk, options: FlowOptions, sources: Sequence[str], bu
         "setattr -unset init w:*",
         "check -assert",
         f"synth -top {top}{' -flatten' * options.flatten}{' -booth' * options.booth}",
+        # Flip-flops named after the registers they hold, before inverters come between.
+        "rename -wire t:$_*DFF*",
         f"dfflibmap {liberty} {banned}",
         f"abc {liberty} {banned} {timing}",
         *([f"hilomap -singleton {constants}"] if constants else []),
@@ -211,20 +215,16 @@ def _script(top: str, pdk: Pdk, options: FlowOptions, sources: Sequence[str], bu
     return "\n".join(lines) + "\n"
 
 
-def _key(top: str, pdk: Pdk, options: FlowOptions, texts: Sequence[str], yosys: str) -> str:
-    facts = {
-        "flow": FLOW_VERSION,
-        "top": top,
-        "options": asdict(options),
-        "abc": ABC_SCRIPTS[options.abc],
-        "yosys": yosys,
-        "liberty": [_file_hash(path) for path in pdk.liberty],
-        "roles": [pdk.nand2_cell.name, pdk.driver_cell.name, pdk.load_ff, *pdk.dont_use],
-        "sources": list(texts),
+def _inputs(
+    top: str, pdk: Pdk, options: FlowOptions, texts: Sequence[str], build: Path
+) -> dict[str, str]:
+    """Return all files of a run by name, the script among them."""
+    sources = {f"source{i}.v": text for i, text in enumerate(texts)}
+    return sources | {
+        "flow.ys": _script(top, pdk, options, list(sources), build),
+        "abc.script": (ABC_SCRIPTS[options.abc] or "") + "\n",
+        "abc.constr": (f"set_driving_cell {pdk.driver_cell.name}\nset_load {pdk.load_ff:.6g}\n"),
     }
-    if ABC_SCRIPTS[options.abc] is None:  # the clock has no part in the result
-        facts["options"]["clock_ns"] = None
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def _run(folder: Path, command: Sequence[str]) -> None:
@@ -238,9 +238,11 @@ def _run(folder: Path, command: Sequence[str]) -> None:
         told = [
             line.strip()
             for line in text.splitlines()
-            if re.match(r"\s*(ERROR|Warning: (found|Wire|multiple|Cell|Drivers|Latch))", line)
+            if re.match(r"(\S+ )?(ERROR|Warning: (found|Wire|multiple|Cell|Drivers|Latch))", line)
         ]
         raise SynthesisError("yosys: " + ("; ".join(told[-4:]) or f"exit {done.returncode}"))
+    netlist = folder / "netlist.v"
+    netlist.write_text(_SIGNED.sub(r"\1", netlist.read_text()))
 
 
 def _measure(top: str, pdk: Pdk, options: FlowOptions, yosys: str, folder: Path) -> Netlist:
@@ -279,8 +281,8 @@ def _measure(top: str, pdk: Pdk, options: FlowOptions, yosys: str, folder: Path)
     if not total:
         raise SynthesisError(f"{top}: no cell is left after synthesis; nothing to report")
     area = sum(library[kind].area * number for kind, number in total.items())
-    flops = {kind: number for kind, number in total.items() if library[kind].is_flop}
-    logic = area - sum(library[kind].area * number for kind, number in flops.items())
+    flops = sum(number for kind, number in total.items() if library[kind].is_flop)
+    logic = area - flops * pdk.flop_area_um2
     unit = pdk.nand2_cell.area
     return Netlist(
         top=top,
@@ -292,7 +294,7 @@ def _measure(top: str, pdk: Pdk, options: FlowOptions, yosys: str, folder: Path)
         gate_equivalents=round(area / unit, 2),
         logic_gate_equivalents=round(logic / unit, 2),
         cells=sum(total.values()),
-        flops=sum(flops.values()),
+        flops=flops,
         cell_counts=dict(sorted(total.items())),
         module_area_um2={
             name: round(sum(library[kind].area * n for kind, n in counts[name].items()), 5)
@@ -341,20 +343,15 @@ def synthesize(
     except OSError as error:
         raise InputError(f"Verilog {error.filename!r} cannot be read: {error.strerror}") from error
     command, yosys = yosys_command()
-    folder = build / f"{top}-{pdk.name}-{_key(top, pdk, options, texts, yosys)}"
+    inputs = _inputs(top, pdk, options, texts, build)
+    key = hashlib.sha256(json.dumps([yosys, inputs], sort_keys=True).encode()).hexdigest()[:16]
+    folder = build / f"{top}-{pdk.name}-{key}"
     if not folder.exists():
-        build.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".run-", dir=build) as scratch:
             work = Path(scratch) / "run"
             work.mkdir()
-            names = [f"source{i}.v" for i in range(len(texts))]
-            for name, text in zip(names, texts, strict=True):
+            for name, text in inputs.items():
                 (work / name).write_text(text)
-            (work / "abc.constr").write_text(
-                f"set_driving_cell {pdk.driver_cell.name}\nset_load {pdk.load_ff:.6g}\n"
-            )
-            (work / "abc.script").write_text(ABC_SCRIPTS[options.abc] or "")
-            (work / "flow.ys").write_text(_script(top, pdk, options, names, build))
             try:
                 _run(work, command)
                 _measure(top, pdk, options, yosys, work)

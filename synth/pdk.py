@@ -92,6 +92,18 @@ class Pdk:
         return self._cell(self.driver, _BUFFER, "DRIVER")
 
     @cached_property
+    def flop_area_um2(self) -> float:
+        """Area of the smallest plain flip-flop: one clock edge, data, no set, reset or enable."""
+        areas = [
+            cell.area
+            for cell in self.library.cells.values()
+            if cell.is_flop and len(cell.inputs) == 2 and not self.bans(cell)
+        ]
+        if not areas:
+            raise InputError(f"library {self.library.name!r} has no plain flip-flop")
+        return min(areas)
+
+    @cached_property
     def load_ff(self) -> float:
         """Load on every output, fF: four inputs of the smallest NAND2."""
         gate = self.nand2_cell
@@ -161,8 +173,13 @@ PDKS: Mapping[str, Pdk] = {
             ),
             remedy=f"pip install ciel && ciel enable --pdk-family sky130, or {_ORFS}",
             driver="sky130_fd_sc_hd__buf_1",
-            # Cells of power gating and probe points, which no netlist of ours may hold.
-            dont_use=("sky130_fd_sc_hd__lpflow_*", "sky130_fd_sc_hd__probe*"),
+            # Power gating and probe points; and flip-flops with enable, since abc, which inserts
+            # the buffers, sees no pin of a flip-flop: hundreds of enables would hang on one gate.
+            dont_use=(
+                "sky130_fd_sc_hd__lpflow_*",
+                "sky130_fd_sc_hd__probe*",
+                "sky130_fd_sc_hd__edf*",
+            ),
         ),
         Pdk(
             "asap7",
@@ -177,8 +194,9 @@ PDKS: Mapping[str, Pdk] = {
             remedy=_ORFS,
             nand2="NAND2xp33_ASAP7_75t_R",
             driver="BUFx2_ASAP7_75t_R",
-            # What OpenROAD-flow-scripts bans: cells of less than one fin drive, scan, clock gates.
-            dont_use=("*x1p*_ASAP7*", "*xp*", "SDF*", "ICG*", "DFFASRHQN*"),
+            # What OpenROAD-flow-scripts bans (fractional drives, scan, clock gates, set and reset),
+            # and the quadruple-drive flip-flops, which yosys would prefer for their plain output.
+            dont_use=("*x1p*_ASAP7*", "*xp*", "SDF*", "ICG*", "DFFASRHQN*", "DFF?Qx4*"),
         ),
         Pdk(
             "ihp-sg13g2",

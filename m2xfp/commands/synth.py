@@ -1,0 +1,117 @@
+"""``m2xfp synth``: area and timing of units on a standard-cell library."""
+
+from pathlib import Path
+
+import click
+
+__all__ = ["command"]
+
+
+def _roles(
+    _context: click.Context, _option: click.Parameter, given: tuple[str, ...]
+) -> dict[str, str]:
+    """Split ROLE=CELL."""
+    roles = {}
+    for text in given:
+        role, equals, cell = text.partition("=")
+        if not equals or not cell:
+            raise click.BadParameter(f"{text!r} is not ROLE=CELL, such as NAND2=ND2D0")
+        roles[role] = cell
+    return roles
+
+
+@click.command()
+@click.argument("units", nargs=-1, metavar="[UNIT]...")
+@click.option("--config", metavar="NAME", help="One configuration; all of them if left out.")
+@click.option("--pdk", metavar="NAME", help="A library by name (default: osu018); see --list.")
+@click.option(
+    "--liberty",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A library by its Liberty file, plain or gzipped; repeat for one in several files.",
+)
+@click.option(
+    "--cell",
+    "roles",
+    multiple=True,
+    callback=_roles,
+    metavar="ROLE=CELL",
+    help="With --liberty: the cell for NAND2 (gate equivalents) or DRIVER (of every input), where "
+    "the smallest by function shall not be taken.",
+)
+@click.option(
+    "--abc",
+    default="default",
+    show_default=True,
+    metavar="SCRIPT",
+    help="default (smallest area) or speed (gates sized for --clock-ns).",
+)
+@click.option(
+    "--clock-ns", default=1.0, show_default=True, help="Clock target, for slack and for speed."
+)
+@click.option("--booth", is_flag=True, help="Booth-encode multipliers.")
+@click.option("--hierarchy", is_flag=True, help="Keep submodules instead of flattening.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the report as JSON.",
+)
+@click.option(
+    "--markdown",
+    "markdown_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the table to a file as well.",
+)
+@click.option("--list", "listing", is_flag=True, help="List the libraries by name and stop.")
+def command(
+    units: tuple[str, ...],
+    config: str | None,
+    pdk: str | None,
+    liberty: tuple[Path, ...],
+    roles: dict[str, str],
+    abc: str,
+    clock_ns: float,
+    booth: bool,
+    hierarchy: bool,
+    json_file: Path | None,
+    markdown_file: Path | None,
+    listing: bool,
+) -> None:
+    r"""Map each UNIT, or every unit, onto a standard-cell library; report area and timing.
+
+    yosys maps the emitted Verilog, OpenSTA times the netlist. A netlist that is not whole (a black
+    box, a latch, a loop, an undriven net) is an error, never a row. Runs are cached under
+    build/synth.
+
+    \b
+    m2xfp synth activation_quantizer --config bf16x32
+    m2xfp synth --pdk sky130_fd_sc_hd --json report.json
+    m2xfp synth --liberty SEQ.lib.gz --liberty SIMPLE.lib.gz --cell NAND2=NAND2xp33_ASAP7_75t_R
+    """
+    from m2xfp.synth.pdk import DEFAULT_PDK, PDKS, find_pdk, pdk_from_liberty
+
+    if listing:
+        for row in PDKS.values():
+            click.echo(f"{row.name:<16} {row.title}; from: {row.remedy}")
+        return
+    if pdk and liberty:
+        raise click.UsageError("--pdk and --liberty exclude each other; give one of them")
+    if roles and not liberty:
+        raise click.UsageError("--cell names cells of the library that --liberty gives")
+
+    from m2xfp.files import write_atomic
+    from m2xfp.rtl.catalog import select
+    from m2xfp.synth.flow import FlowOptions
+    from m2xfp.synth.report import markdown_table, measure_all, to_json
+
+    chosen = [pair for unit in units or (None,) for pair in select(unit, config)]
+    options = FlowOptions(flatten=not hierarchy, abc=abc, clock_ns=clock_ns, booth=booth)
+    library = pdk_from_liberty(liberty, roles) if liberty else find_pdk(pdk or DEFAULT_PDK)
+    rows = measure_all(chosen, library, options)
+    table = markdown_table(rows, library, options)
+    if json_file:
+        write_atomic(json_file, to_json(rows, library, options))
+    if markdown_file:
+        write_atomic(markdown_file, table)
+    click.echo(table, nl=False)
