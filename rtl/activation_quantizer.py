@@ -1,5 +1,7 @@
 """The activation quantization engine: floating-point beats in, packed groups out."""
 
+from dataclasses import replace
+
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -9,13 +11,13 @@ from m2xfp.formats import BF16, E2M3, M2XFP_ACT, BlockFormat, FloatElement, Inpu
 from m2xfp.rtl.arith import (
     element_window,
     first_maximum,
+    jam,
     leading_one,
     maximum,
     one_hot_mux,
     reduce_tree,
-    round_to_element,
+    round_at_distance,
     saturating_difference,
-    shift_right,
 )
 from m2xfp.rtl.component import Component
 from m2xfp.rtl.layouts import group_layout, value_layout
@@ -116,8 +118,8 @@ class ActivationQuantizer(Component):
     def build(self) -> Module:
         """Build the engine."""
         m = Module()
-        kind, block = self.input_type, self.block
-        beats = self.beats_per_group
+        block, beats = self.block, self.beats_per_group
+        kind = stored_type(self.input_type, block)
 
         m.submodules.peak = peak = GroupPeak(kind, self.lanes)
         m.submodules.scale = shared = SharedScale(kind, block.element)
@@ -135,12 +137,17 @@ class ActivationQuantizer(Component):
         drain = Signal(range(beats))
         draining = Signal()
         group_last = Signal(reset_less=True)
-        gathered = Signal(
-            GroupPeak.layout(kind), reset_less=True
-        )  # peak of the group's earlier beats
-        group_peak = Signal(
-            GroupPeak.layout(kind), reset_less=True
-        )  # peak of the group that drains
+        gathered = Signal(GroupPeak.layout(kind), reset_less=True)  # of the group that fills
+        group_peak = Signal(GroupPeak.layout(kind), reset_less=True)  # of the group that drains
+
+        arriving = Signal(data.ArrayLayout(value_layout(kind), self.lanes))
+        for n in range(self.lanes):
+            value = self.i.payload.data[n]
+            m.d.comb += [
+                arriving[n].mantissa.eq(jam(value.mantissa, kind.mantissa_bits)),
+                arriving[n].exponent.eq(value.exponent),
+                arriving[n].sign.eq(value.sign),
+            ]
 
         accept = Signal()
         step = Signal()
@@ -152,8 +159,8 @@ class ActivationQuantizer(Component):
             accept.eq(self.i.valid & self.i.ready),
             fill_ends.eq(fill == beats - 1),
             drain_ends.eq(drain == beats - 1),
-            peak.lanes.eq(self.i.payload.data),
-            peak.before.eq(Mux(fill == 0, 0, gathered) if beats > 1 else 0),
+            peak.lanes.eq(arriving),
+            peak.earlier.eq(Mux(fill == 0, 0, gathered) if beats > 1 else 0),
         ]
         with m.If(step):
             m.d.sync += drain.eq(Mux(drain_ends, 0, drain + 1))
@@ -161,7 +168,7 @@ class ActivationQuantizer(Component):
                 m.d.sync += draining.eq(0)
         with m.If(accept):
             m.d.sync += [
-                store[fill].eq(self.i.payload.data),
+                store[fill].eq(arriving),
                 fill.eq(Mux(fill_ends, 0, fill + 1)),
                 gathered.eq(peak.peak),
             ]
@@ -188,12 +195,12 @@ class ActivationQuantizer(Component):
         fields: list[Value] = []
         size = block.metadata.subgroup
         for s in range(self.lanes // size if size else 0):
-            m.submodules[f"refiner_{s}"] = refiner = Refiner(block)
+            m.submodules[f"refiner_{s}"] = refiner = Refiner(kind, block)
             m.d.comb += refiner.poisoned.eq(shared.poisoned)
             for n in range(size):
                 m.d.comb += [
                     refiner.magnitudes[n].eq(lanes[s * size + n].magnitude),
-                    refiner.aligned[n].eq(lanes[s * size + n].aligned),
+                    refiner.places[n].eq(lanes[s * size + n].place),
                 ]
             fields.append(refiner.meta)
         meta: Value = Cat(*fields)
@@ -226,6 +233,36 @@ def normalise_bits(kind: InputType) -> int:
     return kind.mantissa_bits.bit_length() if kind.exponent_bits < 8 else 0
 
 
+def stored_type(kind: InputType, block: BlockFormat) -> InputType:
+    """Return the type that values are narrowed to on arrival by ``jam``; no result changes.
+
+    With an 8-bit exponent a subnormal is at least one step below the reference, so the
+    significand's lowest bit that can be a guard bit is the window's last at distance 1: window - 2
+    mantissa bits, and one to jam the rest into. At distance 0 the hidden bit is 1, and the guard
+    bits lie higher. float16 is normalised after the store and keeps its mantissa.
+    """
+    if normalise_bits(kind):
+        return kind
+    window = sum(element_window(refined_element(block)))
+    return replace(kind, mantissa_bits=min(kind.mantissa_bits, window - 1))
+
+
+def place_layout(kind: InputType, block: BlockFormat) -> data.StructLayout:
+    """Return the fields of a value relative to its group: significand and distance.
+
+    The distance saturates at 2^bits - 1 >= window, which gives zero at any precision. A normalised
+    significand may lack its hidden one at distance 0, hence one more bit for float16.
+    """
+    window = sum(element_window(refined_element(block)))
+    significand = window + 1 if normalise_bits(kind) else window
+    return data.StructLayout(
+        {
+            "significand": unsigned(min(kind.mantissa_bits + 1, significand)),
+            "distance": unsigned(window.bit_length()),
+        }
+    )
+
+
 class GroupPeak(Component):
     """Largest exponent field of some values, and for fp16 the union of their mantissas.
 
@@ -244,7 +281,7 @@ class GroupPeak(Component):
     -------
     lanes : In(ArrayLayout(value, lanes))
         The values.
-    before : In(layout(kind))
+    earlier : In(layout(kind))
         Peak of what came earlier, zero if nothing did.
     peak : Out(layout(kind))
         Peak of both, combinational.
@@ -254,7 +291,7 @@ class GroupPeak(Component):
         super().__init__(
             {
                 "lanes": In(data.ArrayLayout(value_layout(kind), lanes)),
-                "before": In(self.layout(kind)),
+                "earlier": In(self.layout(kind)),
                 "peak": Out(self.layout(kind)),
             }
         )
@@ -274,11 +311,11 @@ class GroupPeak(Component):
         m = Module()
         lanes = [self.lanes[n] for n in range(self.lanes.shape().length)]
         m.d.comb += self.peak.exponent.eq(
-            maximum(m, [*(v.exponent for v in lanes), self.before.exponent])
+            maximum(m, [*(v.exponent for v in lanes), self.earlier.exponent])
         )
         if len(self.peak.union):
             m.d.comb += self.peak.union.eq(
-                reduce_tree(lambda a, b: a | b, [v.mantissa for v in lanes]) | self.before.union
+                reduce_tree(lambda a, b: a | b, [v.mantissa for v in lanes]) | self.earlier.union
             )
         return m
 
@@ -359,7 +396,7 @@ class Lane(Component):
     Parameters
     ----------
     kind
-        Type of the value.
+        Type of the value, as ``stored_type`` gives it.
     block
         The target format.
 
@@ -371,21 +408,17 @@ class Lane(Component):
         As ``SharedScale`` gives them.
     sign, magnitude : Out
         The code: sign bit of the value, always, and magnitude code.
-    aligned : Out
-        What the finer rounding needs: the value in the window of the refined element, and sticky on
-        top; no bits if the format has no metadata.
+    place : Out(Place)
+        What the finer rounding needs: significand and distance.
 
     Notes
     -----
     A significand h.m whose exponent lies ``distance`` below the reference stands for
-    h.m * 2^(emax - distance) in units of the scale. From a distance of the window's width on, a
-    value is below half the smallest step and rounds to zero, so the distance saturates there.
+    h.m * 2^(emax - distance) in units of the scale.
     """
 
     def __init__(self, kind: InputType, block: BlockFormat) -> None:
-        self._kind, self._block = kind, block
-        refine = block.metadata.bits > 0
-        self._window = sum(element_window(refined_element(block)))
+        self._block = block
         super().__init__(
             {
                 "value": In(value_layout(kind)),
@@ -394,47 +427,37 @@ class Lane(Component):
                 "poisoned": In(1),
                 "sign": Out(1),
                 "magnitude": Out(block.element.bits - 1),
-                "aligned": Out(self._window + 1 if refine else 0),
+                "place": Out(place_layout(kind, block)),
             }
         )
 
     def build(self) -> Module:
         """Build the lane."""
         m = Module()
-        value, window = self.value, self._window
+        value, place = self.value, self.place
+        low = min(len(place.distance), len(value.exponent))
         normal = Signal()
-        field = Signal(self._kind.exponent_bits)
-        distance = Signal(range(window + 1))
+        field = Signal(len(value.exponent))
         m.d.comb += [
-            normal.eq(value.exponent.any()),
+            # A subnormal counts only if the reference is below 2^low: elsewhere it is too far down,
+            # and stays so with a hidden one.
+            normal.eq(value.exponent[:low].any() | self.reference[low:].any()),
             field.eq(Cat(value.exponent[0] | ~normal, value.exponent[1:])),  # subnormals have 1
-            distance.eq(saturating_difference(m, self.reference, field, len(distance))),
+            place.distance.eq(
+                saturating_difference(m, self.reference, field, len(place.distance))
+                | self.poisoned.replicate(len(place.distance))  # too far down: code 0
+            ),
         ]
         significand: Value = Cat(value.mantissa, normal)
         if len(self.normalise):
             significand = (significand << self.normalise)[: len(significand)]
-        # Only `window` bits can reach a guard bit; all below them is sticky.
-        spill = max(0, len(significand) - window)
-        top = Signal(len(significand) - spill)
-        fixed = Signal(window)
-        sticky = Signal()
-        shifted, lost = shift_right(m, top, distance, window)
         m.d.comb += [
-            top.eq(significand[spill:]),
-            fixed.eq(shifted),
-            sticky.eq(lost | significand[:spill].any()),
-        ]
-        element = self._block.element
-        drop = window - sum(element_window(element))
-        m.d.comb += [
+            place.significand.eq(jam(significand, len(place.significand))),
             self.sign.eq(value.sign & ~self.poisoned),
             self.magnitude.eq(
-                round_to_element(m, fixed[drop:], sticky | fixed[:drop].any(), element)
-                & ~self.poisoned.replicate(element.bits - 1)
+                round_at_distance(m, place.significand, place.distance, self._block.element)
             ),
         ]
-        if len(self.aligned):
-            m.d.comb += self.aligned.eq(Cat(fixed, sticky))
         return m
 
 
@@ -446,6 +469,8 @@ class Refiner(Component):
 
     Parameters
     ----------
+    kind
+        Type of the values, as ``stored_type`` gives it.
     block
         The target format.
 
@@ -453,22 +478,21 @@ class Refiner(Component):
     -------
     magnitudes : In(ArrayLayout(magnitude, subgroup))
         Magnitude codes.
-    aligned : In(ArrayLayout(aligned, subgroup))
-        The values, as ``Lane`` aligns them.
+    places : In(ArrayLayout(place, subgroup))
+        The values, as ``Lane`` places them.
     poisoned : In(1)
         The group holds a NaN or an infinity: metadata 0.
     meta : Out(metadata bits)
         clamp(fine + 1, low, low + 2^bits - 1) - low with low = coarse * 2^bits.
     """
 
-    def __init__(self, block: BlockFormat) -> None:
+    def __init__(self, kind: InputType, block: BlockFormat) -> None:
         self._block = block
         size = block.metadata.subgroup
-        window = sum(element_window(refined_element(block)))
         super().__init__(
             {
                 "magnitudes": In(data.ArrayLayout(unsigned(block.element.bits - 1), size)),
-                "aligned": In(data.ArrayLayout(unsigned(window + 1), size)),
+                "places": In(data.ArrayLayout(place_layout(kind, block), size)),
                 "poisoned": In(1),
                 "meta": Out(block.metadata.bits),
             }
@@ -479,20 +503,16 @@ class Refiner(Component):
         m = Module()
         refined = refined_element(self._block)
         bits = self._block.metadata.bits
-        size = self._block.metadata.subgroup
-        magnitudes = [self.magnitudes[n] for n in range(size)]
-        first = Signal(size)  # one-hot
-        winner = Signal(len(self.aligned[0]))
-        coarse = Signal(len(magnitudes[0]))
+        members = range(self._block.metadata.subgroup)
+        winner = Signal(self.places.shape().elem_shape)
         fine = Signal(refined.bits - 1)
         # Both are roundings of one value, so fine + 1 - low lies in -2^(bits - 1) + 1 .. 2^bits:
         # bits + 2 bits hold it with its sign.
         offset = Signal(bits + 2)
+        coarse, first = first_maximum(m, [self.magnitudes[n] for n in members])
         m.d.comb += [
-            first.eq(Cat(*first_maximum(m, magnitudes))),
-            winner.eq(one_hot_mux(list(first), [self.aligned[n] for n in range(size)])),
-            coarse.eq(one_hot_mux(list(first), magnitudes)),
-            fine.eq(round_to_element(m, winner[:-1], winner[-1], refined)),
+            winner.eq(one_hot_mux(first, [Value.cast(self.places[n]) for n in members])),
+            fine.eq(round_at_distance(m, winner.significand, winner.distance, refined)),
             offset.eq(fine + 1 - Cat(Const(0, bits), coarse)),
             self.meta.eq(
                 Mux(offset[-1] | self.poisoned, 0, offset[:bits] | offset[bits].replicate(bits))

@@ -14,14 +14,15 @@ from m2xfp.formats import FloatElement
 __all__ = [
     "element_window",
     "first_maximum",
+    "jam",
     "leading_one",
     "maximum",
     "named",
     "one_hot_mux",
     "reduce_tree",
+    "round_at_distance",
     "round_to_element",
     "saturating_difference",
-    "shift_right",
 ]
 
 T = TypeVar("T")
@@ -59,8 +60,8 @@ def maximum(m: Module, values: Sequence[Value], name: str = "max") -> Value:
     return reduce_tree(larger, list(values))
 
 
-def first_maximum(m: Module, keys: Sequence[Value]) -> list[Value]:
-    """Return a one-hot list: 1 at the largest of the unsigned ``keys``, the lowest index of equals.
+def first_maximum(m: Module, keys: Sequence[Value]) -> tuple[Value, list[Value]]:
+    """Return the largest of the unsigned ``keys`` and a one-hot list: where, the first of equals.
 
     A tournament: the right-hand side of a match wins only if it is strictly larger, and a leaf's
     bit is the product of the matches that it won.
@@ -76,7 +77,7 @@ def first_maximum(m: Module, keys: Sequence[Value]) -> list[Value]:
         won = [~right_wins & bit for bit in left_won] + [right_wins & bit for bit in right_won]
         return best, won
 
-    return play(0, len(keys))[1]
+    return play(0, len(keys))
 
 
 def one_hot_mux(select: Sequence[Value], values: Sequence[Value]) -> Value:
@@ -98,37 +99,35 @@ def leading_one(value: Value) -> Value:
 
 
 def saturating_difference(m: Module, a: Value, b: Value, width: int) -> Value:
-    """Return min(a - b, 2^width - 1) for unsigned a >= b of equal length.
+    """Return min(a - b, 2^width - 1) for unsigned a >= b of equal length; unspecified for a < b.
 
-    Only the low ``width`` bits are subtracted; the upper parts are compared, since they say no more
-    than whether the difference fits: it does iff upper(a) - upper(b) equals the borrow of the lower
-    part. For a < b the result is not specified.
+    Only the low ``width`` bits are subtracted. The upper parts say whether the difference fits:
+    they must be equal, or one apart if the lower parts borrow. Since neither upper(b) <= upper(a)
+    nor, with a borrow, upper(b) <= upper(a) - 1 can fail, "equal" is the same as "has all its
+    bits", which takes half the gates of a comparison.
     """
     if len(a) != len(b):
         raise ValueError(f"operands of {len(a)} and {len(b)} bits")
     if len(a) <= width:
         return (a - b)[:width]
     low = named(m, "low_difference", a[:width] - b[:width])  # the top bit is the borrow
-    less_borrow = Mux(low[width], (a[width:] - 1)[: len(a) - width], a[width:])
-    fits = named(m, "difference_fits", less_borrow == b[width:])
+    upper = b[width:]
+    same = (upper | ~a[width:]).all()
+    one_less = (upper | ~(a[width:] - 1)[: len(upper)]).all()
+    fits = named(m, "difference_fits", Mux(low[width], one_less, same))
     return low[:width] | (~fits).replicate(width)
 
 
-def shift_right(m: Module, value: Value, amount: Value, width: int) -> tuple[Value, Value]:
-    """Shift ``value``, placed at the top of ``width`` bits, right by ``amount``.
+def jam(value: Value, width: int) -> Value:
+    """Return the top ``width`` bits of ``value``, the lowest of them ORed with all that is cut off.
 
-    Returns the ``width`` bits and a sticky bit: 1 if a set bit was shifted out.
+    Rounding of the result equals rounding of ``value`` wherever the lowest bit is below the guard
+    bit: it then stands for "and something more".
     """
-    if len(value) > width:
-        raise ValueError(f"{len(value)} bits do not fit into {width}")
-    bits: Value = Cat(Const(0, width - len(value)), value)
-    lost: list[Value] = []
-    for stage in range(len(amount)):
-        step = min(1 << stage, width)
-        lost.append(amount[stage] & bits[:step].any())
-        shifted = Mux(amount[stage], Cat(bits[step:], Const(0, step)), bits)
-        bits = named(m, f"shifted_{stage}", shifted)
-    return bits, reduce_tree(or_, lost)
+    cut = len(value) - width
+    if cut <= 0:
+        return value
+    return Cat(value[: cut + 1].any(), value[cut + 1 :])
 
 
 def element_window(element: FloatElement) -> tuple[int, int]:
@@ -141,17 +140,17 @@ def element_window(element: FloatElement) -> tuple[int, int]:
     return element.emax + 1, element.bias + element.mantissa_bits
 
 
-def round_to_element(m: Module, fixed: Value, sticky: Value, element: FloatElement) -> Value:
-    """Round a fixed-point magnitude to ``element``: nearest, ties to the even code, saturating.
+def round_to_element(m: Module, significand: Value, distance: int, element: FloatElement) -> Value:
+    """Round a significand that stands a known distance down: nearest, ties to even, saturating.
 
     Parameters
     ----------
     m
         The module that takes the named intermediate values.
-    fixed
-        Unsigned, in the view of ``element_window``: weight of bit 0 is half the smallest step.
-    sticky
-        1 if the exact value is larger than ``fixed``, by less than one unit of bit 0.
+    significand
+        h.m, any width, ``jam``-med below the guard bit.
+    distance
+        The value is h.m * 2^(emax - distance).
     element
         The target.
 
@@ -159,32 +158,47 @@ def round_to_element(m: Module, fixed: Value, sticky: Value, element: FloatEleme
     -------
     The magnitude code, ``element.bits - 1`` wide.
 
-    Notes ----- For each binade the mantissa, the guard bit and the rest are fixed slices of
-    ``fixed``, chosen by the leading one. Exponent and mantissa stand side by side, so that the
-    carry of the rounding moves into the next binade by itself. Source: IEEE 754-2019, 4.3.1
-    (roundTiesToEven).
+    Notes ----- In the fixed-point view of ``element_window`` the mantissa, the guard bit and the
+    rest are fixed slices for each binade, chosen by the leading one. Exponent and mantissa stand
+    side by side, so that the carry of the rounding moves into the next binade by itself. Source:
+    IEEE 754-2019, 4.3.1 (roundTiesToEven).
     """
-    if len(fixed) != sum(element_window(element)):
-        raise ValueError(
-            f"{len(fixed)} bits for {element.name}, which takes {sum(element_window(element))}"
-        )
     mantissa_bits = element.mantissa_bits
     width = element.bits - 1
+    window = sum(element_window(element))
+    # The window, from half the smallest step up; `tail` is what lies below it.
+    below = distance + len(significand) - window
+    tail = significand[: max(below, 0)].any()
+    fixed = Cat(Const(0, max(-below, 0)), significand[max(below, 0) :], Const(0, distance))[:window]
 
     def binade(field: int) -> Value:
         """Rest, guard bit and truncated code if the exponent field is ``field``."""
         step = max(field, 1)  # index of the mantissa's last bit; the guard bit is below it
         mantissa = fixed[step : step + mantissa_bits]
-        rest = sticky | fixed[: step - 1].any()
+        rest = tail | fixed[: step - 1].any()
         return Cat(rest, fixed[step - 1], mantissa, Const(field, width - mantissa_bits))
 
     chosen = binade(0)
-    for field in range(1, element.emax + element.bias + 1):
+    for field in range(1, element.emax + element.bias + 1 - distance):
         reached = fixed[
             mantissa_bits + field :
         ].any()  # the leading one is in this binade or higher
         chosen = Mux(reached, binade(field), chosen)
-    chosen = named(m, f"{element.name}_truncated", chosen)
+    chosen = named(m, f"truncated_{distance}", chosen)
     rest, guard, code = chosen[0], chosen[1], chosen[2:]
-    carried = named(m, f"{element.name}_rounded", code + (guard & (rest | code[0])))
+    carried = named(m, f"carried_{distance}", code + (guard & (rest | code[0])))
     return Mux(carried > element.max_code, Const(element.max_code, width), carried[:width])
+
+
+def round_at_distance(
+    m: Module, significand: Value, distance: Value, element: FloatElement
+) -> Value:
+    """Round h.m * 2^(emax - distance) to ``element``: nearest, ties to even, saturating.
+
+    Rounds for each distance that can give a non-zero code and then chooses: with constant shifts
+    most of the rounding vanishes, which costs less than a shifter before one rounding. From the
+    width of ``element_window`` on, a value is below half the smallest step and gives zero.
+    """
+    window = sum(element_window(element))
+    choices = [(distance == d, round_to_element(m, significand, d, element)) for d in range(window)]
+    return one_hot_mux(*zip(*choices, strict=True))

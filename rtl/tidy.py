@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from itertools import chain, count
 
 from m2xfp.rtl.component import EmittedModule
 
@@ -43,30 +44,20 @@ def _tidy_module(name: str, body: str, module: EmittedModule) -> str:
 
 
 def _plain_names(body: str, keep: set[str]) -> str:
-    """Give each escaped name of a module a plain one that no other name has."""
+    """Give each escaped name of a module a plain one that no other name has.
+
+    Names without special characters are escaped because they are keywords of SystemVerilog; they
+    get an underscore.
+    """
     taken = keep | set(re.findall(r"(?<![\\\w$'])[A-Za-z_]\w*", _ESCAPED.sub(" ", body)))
+    numbers = count()
     plain: dict[str, str] = {}
-    temporaries = 0
     for escaped in dict.fromkeys(_ESCAPED.findall(body)):
-        if escaped in keep:
-            plain[escaped] = escaped
-            continue
-        if "$" in escaped and not re.match(r"[A-Za-z_][\w.\[\]]*\$\d+$", escaped):
-            name = f"t{temporaries}"
-            temporaries += 1
-            while name in taken:
-                name = f"t{temporaries}"
-                temporaries += 1
+        if escaped.startswith("$") or "$procmux" in escaped:
+            candidates = (f"t{number}" for number in numbers)
         else:
-            base = re.sub(r"\W+", "_", escaped).strip("_")
-            name = base
-            number = 1
-            while name in taken or name in _KEYWORDS:
-                number += 1
-                name = f"{base}_{number}"
-        taken.add(name)
-        plain[escaped] = name
-    return _ESCAPED.sub(lambda match: plain[match[1]] + " ", body).replace(" ;", ";")
-
-
-_KEYWORDS = {"before", "input", "output", "reg", "wire", "assign", "case", "default", "end"}
+            base = re.sub(r"\W+", "_", re.sub(r"\$\d+$", "", escaped)).strip("_")
+            candidates = chain([base] if base != escaped else [], (f"{base}_{n}" for n in count(1)))
+        plain[escaped] = next(name for name in candidates if name not in taken)
+        taken.add(plain[escaped])
+    return re.sub(r" +([;)\]])", r"\1", _ESCAPED.sub(lambda match: plain[match[1]] + " ", body))
