@@ -1,0 +1,56 @@
+# `make` sets everything up and runs the main job; `make help` lists the rest. Each target is one call of
+# the m2xfp command, which has more options: .venv/bin/m2xfp --help.
+
+PYTHON ?= python3
+M2XFP := .venv/bin/m2xfp
+READY := .venv/.ready
+
+.DEFAULT_GOAL := demo
+.PHONY: demo setup test test-slow check verilog lint synth bench eval results train fpga clean distclean help
+
+demo: $(READY) ## set up, then the main job: real activations through golden model and Verilog
+	$(M2XFP) demo
+
+setup: $(READY) ## install Debian packages (apt.txt) and Python packages (.venv)
+
+$(READY): pyproject.toml constraints.txt apt.txt tools/setup
+	PYTHON='$(PYTHON)' tools/setup
+	@touch $@
+
+check: $(READY) ## ruff and mypy
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/python tools/typecheck
+
+test: check ## ruff, mypy and the tests (two at a time; the long sweeps are in test-slow)
+	.venv/bin/python -m pytest -n 2
+
+test-slow: $(READY) ## the long sweeps
+	.venv/bin/python -m pytest -n 2 -m slow
+
+verilog: $(READY) ## every unit and configuration as Verilog, into build/verilog
+	$(M2XFP) verilog
+
+lint: $(READY) ## Verilator and yosys checks of all emitted Verilog
+	$(M2XFP) lint
+
+synth: $(READY) ## area and timing of every unit
+	$(M2XFP) synth
+
+bench: $(READY) ## speed of the golden model
+	$(M2XFP) bench
+
+eval: $(READY) ## perplexity of the bundled language model in the main formats
+	$(M2XFP) eval
+
+train: $(READY) ## train the bundled language model again
+	$(M2XFP) train
+
+clean: ## remove what was built
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+distclean: clean ## remove the environment too
+	rm -rf .venv m2xfp.egg-info
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
