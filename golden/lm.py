@@ -24,7 +24,6 @@ __all__ = [
     "ModelConfig",
     "as_tokens",
     "load_model",
-    "mean_nats",
     "save_model",
 ]
 
@@ -165,33 +164,6 @@ class LanguageModel(nn.Module):
 def as_tokens(text: bytes, device: torch.device | str = "cpu") -> Tensor:
     """Return the bytes of a text as uint8 tokens [length]."""
     return torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device)
-
-
-@torch.no_grad()
-def mean_nats(model: nn.Module, tokens: Tensor, context: int = 512, batch: int = 64) -> float:
-    """Return the mean negative log-likelihood of the tokens, in nats a byte.
-
-    The text is cut into windows of ``context`` predictions that overlap by the one token which the
-    next window starts from, so each token but the first is predicted once; what does not fill a
-    window is left out. The losses are added in float64.
-
-    Raises
-    ------
-    InputError
-        If the text is shorter than one window.
-    """
-    windows = (len(tokens) - 1) // context
-    if windows < 1:
-        raise InputError(f"the text has {len(tokens)} bytes; at least {context + 1} are needed")
-    used = tokens[: windows * context + 1].long()
-    sources = used[:-1].view(windows, context)
-    targets = used[1:].view(windows, context)
-    total = 0.0
-    for source, target in zip(sources.split(batch), targets.split(batch), strict=True):
-        logits = model(source).float()
-        losses = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
-        total += losses.double().sum().item()
-    return total / (windows * context)
 
 
 def save_model(path: str | os.PathLike[str], model: LanguageModel, facts: dict[str, str]) -> None:

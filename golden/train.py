@@ -19,7 +19,8 @@ from torch.nn import functional as F  # noqa: N812 - the name PyTorch's document
 
 from m2xfp.errors import InputError
 from m2xfp.files import atomic_path
-from m2xfp.golden.lm import LanguageModel, ModelConfig, as_tokens, mean_nats
+from m2xfp.golden.evaluate import cut_windows, window_nats
+from m2xfp.golden.lm import LanguageModel, ModelConfig, as_tokens
 
 __all__ = ["TrainConfig", "learning_rate", "train"]
 
@@ -148,7 +149,8 @@ def train(
 
     kind = torch.device(device).type
     on_cuda = kind == "cuda"
-    tokens, sample = as_tokens(text, device), as_tokens(held_out, device)
+    tokens = as_tokens(text, device)
+    sample = cut_windows(as_tokens(held_out), shape.context)
 
     def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
         with torch.autocast(kind, torch.bfloat16, enabled=on_cuda):
@@ -182,7 +184,7 @@ def train(
             report(progress, f"step {step}, training {nats / math.log(2):.3f} bits a byte")
         if time.monotonic() - written > config.checkpoint_seconds:
             written = time.monotonic()
-            bits = mean_nats(model, sample, shape.context) / math.log(2)
+            bits = window_nats(model, sample).mean().item() / math.log(2)
             report(progress, f"step {step}, held out {bits:.4f} bits a byte")
             content = {
                 "identity": identity,
@@ -196,7 +198,7 @@ def train(
                 torch.save(content, temporary)
 
     model.eval()
-    bits = mean_nats(model, sample, shape.context) / math.log(2)
+    bits = window_nats(model, sample).mean().item() / math.log(2)
     facts = {
         "steps": str(step),
         "bytes_seen": str(step * config.batch * shape.context),

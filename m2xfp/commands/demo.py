@@ -1,0 +1,341 @@
+"""``m2xfp demo``: the main job, from real activations to proven Verilog."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from m2xfp.golden import Format
+    from m2xfp.golden.lm import LanguageModel
+    from m2xfp.rtl.emit import Emitted
+
+__all__ = ["Comparison", "command", "compare", "layer_inputs"]
+
+UNIT = "activation_quantizer"
+FORMATS = ("mxfp4", "m2xfp-act")
+TYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+# What the linear layers of a block read; queries, keys and values read one tensor, gate and up too.
+READERS = {
+    "q_proj": "attention input",
+    "o_proj": "attention output",
+    "gate_proj": "feed-forward input",
+    "down_proj": "feed-forward hidden",
+}
+
+
+def layer_inputs(model: LanguageModel, tokens: Tensor) -> dict[str, Tensor]:
+    """Return what the linear layers read while the model reads tokens [n, context].
+
+    Returns
+    -------
+    Tensors [n * context, width] of the model's type, by the name of the first layer that reads
+    each.
+    """
+    import torch
+
+    found: dict[str, Tensor] = {}
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def record(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            found[name] = inputs[0].flatten(0, -2)
+
+        return record
+
+    handles = [
+        layer.register_forward_pre_hook(hook(name))
+        for name, layer in model.named_modules()
+        if name.rpartition(".")[2] in READERS
+    ]
+    with torch.no_grad():
+        model(tokens)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Golden model against Verilog on the same groups.
+
+    Members
+    -------
+    config
+        Configuration of the unit.
+    groups, clocks
+        Groups compared, and clocks that the Verilog took.
+    mismatches
+        Groups that differ in any bit.
+    first
+        Index of the first of them, or None.
+    verilog
+        The emitted file.
+    """
+
+    config: str
+    groups: int
+    clocks: int
+    mismatches: int
+    first: int | None
+    verilog: Path
+
+
+def compare(emitted: Emitted, raw: NDArray[Any], build: Path) -> Comparison:
+    """Quantize groups in golden and in the emitted Verilog, and compare every bit.
+
+    Parameters
+    ----------
+    emitted
+        A configuration of the activation quantizer.
+    raw
+        uint16 or uint32 [n, 32]: patterns of the configuration's input type.
+    build
+        Folder of built simulation models.
+    """
+    import numpy as np
+
+    from m2xfp.golden.bits import quantize_bits
+    from m2xfp.tb.adapters import find_adapter
+    from m2xfp.tb.player import Player
+
+    player = Player(emitted, build_dir=build)
+    facts, adapter = player.description, find_adapter(UNIT)
+    run = player.run(adapter.encode({"x": raw}, facts), progress=True)
+    planes = adapter.decode(run.outputs, facts)
+    found = _rows([planes["codes"], planes["scales"], planes["meta"]])
+    expected = _rows(list(quantize_bits("m2xfp-act", facts.keywords["input_type"], raw)))
+    differ = np.ones(len(raw), dtype=bool)
+    if len(found) == len(expected):
+        differ = (found != expected).any(axis=1)
+    wrong = np.flatnonzero(differ)
+    first = int(wrong[0]) if len(wrong) else None
+    return Comparison(facts.config, len(raw), run.cycles, len(wrong), first, emitted.verilog)
+
+
+def _rows(planes: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Join planes [n] and [n, bytes] into rows [n, 18]."""
+    import numpy as np
+
+    return np.concatenate([plane.reshape(len(plane), -1) for plane in planes], axis=1)
+
+
+def _sqnr(inputs: dict[str, Tensor], formats: list[Format]) -> dict[str, list[float]]:
+    """Return signal over quantization noise in dB by kind of layer input, and of all together."""
+    import math
+
+    powers = {kind: [0.0] * (1 + len(formats)) for kind in (*READERS.values(), "all")}
+    for name, x in _bar(inputs.items(), "SQNR", "tensor"):
+        signal = x.double()
+        errors = [signal] + [fmt.quantize(x).dequantize().double() - signal for fmt in formats]
+        for kind in (READERS[name.rpartition(".")[2]], "all"):
+            for index, error in enumerate(errors):
+                powers[kind][index] += error.square().sum().item()
+    return {
+        kind: [10 * math.log10(signal / noise) for noise in noises]
+        for kind, (signal, *noises) in powers.items()
+    }
+
+
+def _bar(items: Any, text: str, unit: str) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(items, desc=text, unit=unit)
+
+
+def _losses(windows: Tensor, activations: str | None, cache: Path) -> Tensor:
+    """Return the losses [n] of windows with layer inputs in a format; kept by what decides them."""
+    import json
+    from hashlib import sha256
+
+    import torch
+    from tqdm import tqdm
+
+    import m2xfp.formats
+    import m2xfp.golden
+    from m2xfp.files import write_atomic
+    from m2xfp.golden.evaluate import window_nats
+    from m2xfp.golden.lm import WEIGHTS, load_model
+    from m2xfp.golden.models import quantize_model
+
+    folder = Path(m2xfp.golden.__file__).parent
+    sources = [*sorted(folder.glob("*.py")), Path(m2xfp.formats.__file__), WEIGHTS]
+    key = sha256(f"{activations} {torch.__version__}".encode() + windows.numpy().tobytes())
+    for source in sources:
+        key.update(sha256(source.read_bytes()).digest())
+    kept = cache / f"losses-{activations}-{key.hexdigest()[:16]}.json"
+    if kept.is_file():
+        return torch.tensor(json.loads(kept.read_text()), dtype=torch.float64)
+    model = load_model()
+    if activations is not None:
+        quantize_model(model, activations=activations)
+    text = f"perplexity, {activations or 'fp32'}"
+    with tqdm(total=len(windows), desc=text, unit="window") as bar:
+        nats = window_nats(model, windows, 4, bar.update)
+    write_atomic(kept, json.dumps(nats.tolist()))
+    return nats
+
+
+def _perplexity_lines(windows: Tensor, cache: Path) -> list[str]:
+    """Return the table of perplexities, and of their ratios to that of fp32."""
+    from m2xfp.golden.evaluate import bootstrap
+
+    baseline = _losses(windows, None, cache)
+    rows = [["activations", "perplexity", "over fp32", "95 % interval"]]
+    rows.append(["fp32", f"{bootstrap(baseline).value:.4f}", "", ""])
+    for name in FORMATS:
+        nats = _losses(windows, name, cache)
+        ratio = bootstrap(nats, baseline)
+        rows.append(
+            [
+                name,
+                f"{bootstrap(nats).value:.4f}",
+                f"{100 * (ratio.value - 1):+.2f} %",
+                f"{100 * (ratio.low - 1):+.2f} .. {100 * (ratio.high - 1):+.2f} %",
+            ]
+        )
+    return _table(rows)
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    """Align the first column left, the others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  "
+        + "  ".join(
+            text.rjust(width) if index else text.ljust(width)
+            for index, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _area_lines(configs: list[str], build: Path) -> list[str]:
+    """Return the area table, or why there is none: a missing library is no failure of the proof."""
+    from m2xfp.errors import MissingToolError
+    from m2xfp.rtl.catalog import find_unit
+    from m2xfp.synth.flow import FlowOptions
+    from m2xfp.synth.pdk import DEFAULT_PDK, find_pdk
+    from m2xfp.synth.report import markdown_table, measure_all
+
+    options = FlowOptions()
+    try:
+        pdk = find_pdk(DEFAULT_PDK)
+        rows = measure_all([(find_unit(UNIT), config) for config in configs], pdk, options, build)
+    except MissingToolError as error:
+        return [f"not measured: {error}"]
+    return markdown_table(rows, pdk, options).splitlines()
+
+
+@click.command()
+@click.option(
+    "--config",
+    "configs",
+    multiple=True,
+    default=["bf16x32"],
+    show_default=True,
+    metavar="NAME",
+    help="Configuration of the activation quantizer; repeat for several. The model runs in its "
+    "input type.",
+)
+@click.option(
+    "--windows",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="Windows of 512 bytes whose activations are compared.",
+)
+@click.option(
+    "--perplexity-windows",
+    type=click.IntRange(2),
+    default=8,
+    show_default=True,
+    help="Windows of 512 bytes that the perplexities are measured on.",
+)
+@click.option(
+    "--build-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("build"),
+    show_default=True,
+    help="Folder for the Verilog and for what later runs find again.",
+)
+def command(
+    configs: tuple[str, ...], windows: int, perplexity_windows: int, build_dir: Path
+) -> None:
+    r"""Real activations through the golden model and the emitted Verilog, every bit compared.
+
+    The bundled language model reads held-out text. What its linear layers read is quantized to
+    M2XFP twice: by the golden model in PyTorch, and by the Verilog of the activation quantizer
+    under Verilator. Then: what MXFP4 and M2XFP do to these tensors (SQNR) and to the model
+    (perplexity), and the area of the unit. Exit status 1 if a single bit differs.
+
+    \b
+    m2xfp demo
+    m2xfp demo --config fp32x8 --config fp16x32 --windows 8
+    """
+    import sys
+
+    import numpy as np
+    import torch
+
+    from m2xfp.errors import UnknownNameError
+    from m2xfp.golden import get_format
+    from m2xfp.golden.bits import to_bits
+    from m2xfp.golden.evaluate import cut_windows
+    from m2xfp.golden.lm import HELD_OUT, as_tokens, load_model
+    from m2xfp.rtl.catalog import find_unit
+    from m2xfp.rtl.emit import emit
+
+    known = {
+        name: keywords["input_type"].name
+        for name, keywords in find_unit(UNIT).configs.items()
+        if "block" not in keywords
+    }
+    for config in configs:
+        if config not in known:
+            raise UnknownNameError(f"M2XFP configuration of {UNIT}", config, known)
+    model = load_model()
+    text = cut_windows(as_tokens(HELD_OUT.read_bytes()), model.config.context)
+    # Evenly spread, so that several files and authors are in it.
+    spread = text[:: max(1, len(text) // windows)][:windows]
+
+    results, inputs = [], {}
+    for config in configs:
+        model = model.to(getattr(torch, TYPES[known[config]]))
+        inputs = layer_inputs(model, spread)
+        raw = np.concatenate([to_bits(x).reshape(-1, 32) for x in inputs.values()])
+        emitted = emit(find_unit(UNIT), config, build_dir / "verilog")
+        results.append(compare(emitted, raw, build_dir / "sim"))
+    del model
+
+    for result in results:
+        click.echo(
+            f"{UNIT} {result.config}: {result.groups} groups from {len(inputs)} tensors of the "
+            f"model, {result.groups * 32} values, compared bit for bit in {result.clocks} clocks: "
+            f"{result.mismatches} mismatches"
+        )
+        if result.first is not None:
+            click.echo(f"  first mismatch: group {result.first}")
+    if any(result.mismatches for result in results):
+        sys.exit(1)
+
+    click.echo(f"\nSQNR in dB of the activations in {known[configs[-1]]}")
+    quality = _sqnr(inputs, [get_format(name) for name in FORMATS])
+    rows = [[kind, *(f"{value:.2f}" for value in values)] for kind, values in quality.items()]
+    click.echo("\n".join(_table([["", *FORMATS], *rows])))
+
+    sample = text[:: max(1, len(text) // perplexity_windows)][:perplexity_windows]
+    click.echo(f"\nPerplexity a byte on {sample.numel()} bytes of held-out text")
+    click.echo("\n".join(_perplexity_lines(sample, build_dir / "demo")))
+
+    click.echo("\nArea")
+    click.echo("\n".join(_area_lines(list(configs), build_dir / "synth")))
+    click.echo(f"\nVerilog: {', '.join(str(result.verilog) for result in results)}")

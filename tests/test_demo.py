@@ -1,0 +1,164 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import m2xfp.golden.bits
+import m2xfp.golden.lm
+import m2xfp.synth.pdk
+from m2xfp.cli import cli
+from m2xfp.commands import demo
+from m2xfp.errors import MissingToolError, UnknownNameError
+from m2xfp.golden.evaluate import cut_windows
+from m2xfp.golden.lm import LanguageModel, ModelConfig
+from m2xfp.rtl.emit import Emitted
+
+
+@pytest.fixture
+def model() -> LanguageModel:
+    torch.manual_seed(0)
+    return LanguageModel(ModelConfig(width=64, layers=2, heads=2, hidden=96, context=16)).eval()
+
+
+@pytest.fixture
+def flipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the golden model err in one bit of the metadata of group 5."""
+    original = m2xfp.golden.bits.quantize_bits
+
+    def wrong(*arguments):
+        codes, scales, meta = original(*arguments)
+        meta[5] ^= 1
+        return codes, scales, meta
+
+    monkeypatch.setattr(m2xfp.golden.bits, "quantize_bits", wrong)
+
+
+@pytest.fixture
+def compare(
+    emitted: Callable[[str, str], Emitted], sim_dir: Path
+) -> Callable[[np.ndarray], demo.Comparison]:
+    files = emitted("activation_quantizer", "bf16x32")
+    return lambda raw: demo.compare(files, raw, sim_dir)
+
+
+def test_layer_inputs_are_what_the_layers_read(model: LanguageModel) -> None:
+    tokens = torch.randint(256, (3, 16))
+    read = {}
+
+    class Spy(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            read[self.label] = x
+            return super().forward(x)
+
+    found = demo.layer_inputs(model, tokens)
+    for name, layer in model.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.__class__, layer.label = Spy, name
+    with torch.no_grad():
+        model(tokens)
+    assert len(found) == 8
+    assert set(read) > set(found)
+    for name, x in found.items():
+        assert x.shape == (48, 96 if "down" in name else 64)
+        assert torch.equal(x, read[name].flatten(0, 1))
+    for name, x in read.items():  # what is left out is read elsewhere too
+        assert any(torch.equal(x.flatten(0, 1), y) for y in found.values()), name
+
+
+def special_groups() -> np.ndarray:
+    raw = np.random.default_rng(0).integers(0, 1 << 16, (64, 32), dtype=np.uint16)
+    raw[:5] = np.array([0, 0x8000, 0x7F80, 0x7FC1, 1], np.uint16)[:, None]
+    return raw
+
+
+def test_compare_agrees_on_any_pattern(compare: Callable[[np.ndarray], demo.Comparison]) -> None:
+    result = compare(special_groups())
+    assert (result.groups, result.mismatches, result.first) == (64, 0, None)
+    assert result.verilog.is_file()
+
+
+@pytest.mark.usefixtures("flipped")
+def test_compare_finds_one_wrong_bit(compare: Callable[[np.ndarray], demo.Comparison]) -> None:
+    result = compare(special_groups())
+    assert (result.mismatches, result.first) == (1, 5)
+
+
+def test_compare_counts_missing_groups(
+    compare: Callable[[np.ndarray], demo.Comparison], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = m2xfp.golden.bits.quantize_bits
+    monkeypatch.setattr(
+        m2xfp.golden.bits, "quantize_bits", lambda *a: tuple(p[:-1] for p in original(*a))
+    )
+    assert compare(special_groups()).mismatches == 64
+
+
+@pytest.mark.usefixtures("flipped")
+def test_a_mismatch_ends_with_status_1(
+    sim_dir: Path, model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(m2xfp.golden.lm, "load_model", lambda: model)
+    result = CliRunner().invoke(cli, ["demo", "--build-dir", str(sim_dir.parent)])
+    assert result.exit_code == 1
+    assert "1 mismatches" in result.stdout
+    assert "first mismatch: group 5" in result.stdout
+    assert "SQNR" not in result.stdout
+
+
+@pytest.mark.parametrize("config", ["bf16x33", "mxfp4-bf16x32"])
+def test_unknown_configuration(config: str) -> None:
+    result = CliRunner().invoke(cli, ["demo", "--config", config])
+    assert isinstance(result.exception, UnknownNameError)
+    assert "fp32x8" in str(result.exception)
+
+
+def test_losses_are_kept_by_what_decides_them(
+    tmp_path: Path, model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr(m2xfp.golden.lm, "load_model", lambda: calls.append(1) or model)
+    windows = cut_windows(torch.arange(64) % 256, 16)
+    first = demo._losses(windows, None, tmp_path)
+    assert torch.equal(demo._losses(windows, None, tmp_path), first)
+    assert len(calls) == 1
+    demo._losses(windows + 1, None, tmp_path)
+    assert len(calls) == 2
+    assert not torch.equal(demo._losses(windows, "mxfp4", tmp_path), first)
+    assert len(calls) == 3
+
+
+def test_area_without_library_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> None:
+        raise MissingToolError(f"cell library {name}", "apt-get install cells")
+
+    monkeypatch.setattr(m2xfp.synth.pdk, "find_pdk", missing)
+    lines = demo._area_lines(["bf16x32"], tmp_path)
+    assert lines == [
+        "not measured: cell library osu018 is missing; install it with: apt-get install cells"
+    ]
+
+
+@pytest.mark.slow
+def test_the_main_job(sim_dir: Path) -> None:
+    arguments = ["demo", "--windows", "1", "--perplexity-windows", "4"]
+    result = CliRunner().invoke(cli, [*arguments, "--build-dir", str(sim_dir.parent)])
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert "49152 groups" in lines[0]
+    assert ": 0 mismatches" in lines[0]
+
+    def figures(start: str) -> list[float]:
+        line = next(line for line in lines if line.strip().startswith(start))
+        return [float(word) for word in line.replace(start, "").split() if word[0].isdigit()]
+
+    mxfp4, m2xfp = figures("all")
+    assert 15 < mxfp4 < mxfp4 + 1.5 < m2xfp < 25
+    (fp32,) = figures("fp32")
+    assert 2.0 < fp32 < figures("m2xfp-act")[0] < figures("mxfp4")[0] < 4.0
+    assert any("osu018" in line or "not measured" in line for line in lines)
+    assert "activation_quantizer_bf16x32.v" in lines[-1]
