@@ -11,5 +11,6 @@ torch.float32
 
 from m2xfp.golden.format import Format, get_format
 from m2xfp.golden.packed import PackedTensor
+from m2xfp.golden.products import dot, matmul
 
-__all__ = ["Format", "PackedTensor", "get_format"]
+__all__ = ["Format", "PackedTensor", "dot", "get_format", "matmul"]

@@ -7,8 +7,10 @@ import torch
 from m2xfp.errors import InputError
 from m2xfp.formats import input_type
 from m2xfp.golden.format import Format, get_format
+from m2xfp.golden.packed import PackedTensor
+from m2xfp.golden.products import dot
 
-__all__ = ["from_bits", "quantize_bits", "to_bits"]
+__all__ = ["dot_bits", "from_bits", "quantize_bits", "to_bits"]
 
 _TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -56,3 +58,36 @@ def quantize_bits(
     packed = fmt.quantize(x)
     meta = packed.codes.new_empty(len(x), 0) if packed.meta is None else packed.meta
     return packed.codes.numpy(), packed.scales.numpy(), meta.numpy()
+
+
+def dot_bits(
+    fmt_a: Format | str,
+    fmt_w: Format | str,
+    groups_a: npt.NDArray[np.uint8],
+    groups_w: npt.NDArray[np.uint8],
+    accumulator: str = "fp32",
+    initial: npt.NDArray[np.uint32] | None = None,
+) -> npt.NDArray[np.uint32]:
+    """Contract packed groups, any bytes, row by row.
+
+    Parameters
+    ----------
+    fmt_a, fmt_w
+        Formats, or their names.
+    groups_a, groups_w
+        uint8 [n, G, bytes a group], the group form (18 bytes for M2XFP).
+    accumulator
+        As ``dot`` takes it.
+    initial
+        uint32 [n], float32 patterns that the fp32 accumulators start from; by default +0.
+
+    Returns
+    -------
+    uint32 [n], float32 patterns.
+    """
+    packed = []
+    for fmt, groups in ((fmt_a, groups_a), (fmt_w, groups_w)):
+        fmt = get_format(fmt) if isinstance(fmt, str) else fmt
+        packed.append(PackedTensor.from_groups(fmt, torch.from_numpy(groups.copy())))
+    start = None if initial is None else from_bits("fp32", initial)
+    return to_bits(dot(packed[0], packed[1], accumulator, start)).view(np.uint32)

@@ -423,3 +423,52 @@ def group_bytes(spec: Spec, group: Group) -> bytes:
         bits |= field << at
         at += 1 if spec.metadata == "pair" else 2
     return bits.to_bytes(-(-at // 8), "little")
+
+
+# --- dot products --------------------------------------------------------------
+
+
+def add_fp32(acc: int, addend: Fraction | None) -> int:
+    """Return RNE_fp32(acc + addend) as bits; None is a NaN scale. A zero addend changes nothing."""
+    sign, magnitude = from_bits("fp32", acc)
+    infinite = acc & 0x7FFFFFFF == 0x7F800000
+    if addend is None or (magnitude is None and not infinite):
+        return 0x7FC00000
+    if addend == 0 or infinite:
+        return acc
+    total = addend + (-magnitude if sign else magnitude)
+    return to_bits("fp32", (int(total < 0), abs(total)))
+
+
+def dot(
+    specs: tuple[Spec, Spec],
+    rows: tuple[list[Group], list[Group]],
+    accumulator: str = "fp32",
+    initial: int = 0,
+    tensor_scales: tuple[Fraction, Fraction] | None = None,
+) -> int:
+    """Contract two rows of groups; return float32 bits."""
+    acc, total, poisoned = initial, Fraction(0), False
+    for a, w in zip(*rows, strict=True):
+        xa, xw = dequantize(specs[0], a), dequantize(specs[1], w)
+        lanes = specs[0].group
+        if accumulator == "fp32_subgroup":
+            lanes = specs[0].subgroup or specs[1].subgroup
+        for i in range(0, specs[0].group, lanes):
+            pairs = list(zip(xa[i : i + lanes], xw[i : i + lanes], strict=True))
+            if any(m is None or n is None for (_, m), (_, n) in pairs):
+                poisoned, addend = True, None
+            else:
+                addend = sum(
+                    ((-m * n if s != t else m * n) for (s, m), (t, n) in pairs), Fraction()
+                )
+                total += addend
+            acc = add_fp32(acc, addend)
+    if accumulator == "exact":
+        acc = 0x7FC00000 if poisoned else to_bits("fp32", (int(total < 0), abs(total)))
+    if tensor_scales:
+        g = from_bits("fp32", to_bits("fp32", (0, tensor_scales[0] * tensor_scales[1])))[1]
+        sign, magnitude = from_bits("fp32", acc)
+        if magnitude is not None:
+            acc = to_bits("fp32", (sign, magnitude * g))
+    return acc
