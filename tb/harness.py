@@ -35,7 +35,12 @@ def build_testbench(emitted: EmittedFiles, *, build_dir: Path = BUILD_DIR) -> Pa
     runner = _runner()
     verilator = find_verilator()
     top = Description.load(emitted.json).top
-    options = ["-Wno-fatal", "--x-assign", "unique", "--x-initial", "unique"]
+    options = [
+        *("-Wno-fatal", "--x-assign", "unique", "--x-initial", "unique"),
+        # Only the ports are looked at; the runner's --public-flat-rw would keep every signal, which
+        # doubles the code and the time to compile it.
+        *("--no-public-flat-rw", "--public-depth", "1"),
+    ]
 
     def build(folder: Path) -> None:
         log = folder / "build.log"

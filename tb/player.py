@@ -136,6 +136,11 @@ class Player:
         description = self.description
         beats = _checked(description, inputs)
         stalls = _stalls(description, stall)
+        settings = settings or {}
+        widths = {port.name: port.width for port in description.signals if port.is_input}
+        for name, number in settings.items():
+            if not 0 <= number < 1 << widths.get(name, 0):
+                raise ValueError(f"settings: {name}={number} fits no input port; widths: {widths}")
         if waves is not None and not self.trace:
             raise ValueError("waves: this player was built without trace=True")
         if cycle_limit is None:
@@ -144,7 +149,7 @@ class Player:
             cycle_limit = math.ceil((64 * total + 16 * patience) / share**2)
 
         with self._model(seed, waves) as model:
-            self._prepare(model, beats, stalls, seed, settings or {}, stamps)
+            self._prepare(model, beats, stalls, seed, settings, stamps)
             self._advance(model, beats, patience, cycle_limit, progress)
             return self._collect(model, stamps)
 
@@ -185,12 +190,10 @@ class Player:
             )
         for index, stream in enumerate(description.outputs):
             library.player_set_output(model, index, stalls[stream.name], stream_seeds[stream.name])
-        names = {port.name: port for port in description.signals if port.is_input}
-        for name, number in settings.items():
-            if name not in names or not 0 <= number < 1 << names[name].width:
-                raise ValueError(f"settings: {name}={number} fits no input port; {list(names)}")
-            index = description.signals.index(names[name])
-            library.player_set_signal(model, index, number.to_bytes(names[name].bytes, "little"))
+        for index, port in enumerate(description.signals):
+            if port.is_input:
+                number = settings.get(port.name, 0)
+                library.player_set_signal(model, index, number.to_bytes(port.bytes, "little"))
         library.player_set_stamping(model, stamps)
         library.player_reset(model)
 

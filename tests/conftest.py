@@ -1,0 +1,27 @@
+"""Session helpers: where simulations are built, and units emitted once a session."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from m2xfp.rtl.catalog import find_unit
+from m2xfp.rtl.emit import Emitted, emit
+
+
+@pytest.fixture(scope="session")
+def sim_dir(pytestconfig: pytest.Config) -> Path:
+    """Return the cache of simulation models, kept from one session to the next."""
+    return pytestconfig.rootpath / "build" / "sim"
+
+
+@pytest.fixture(scope="session")
+def emitted(sim_dir: Path) -> Callable[[str, str], Emitted]:
+    """Return a function from unit and configuration to the emitted files."""
+
+    @cache
+    def files(unit: str, config: str) -> Emitted:
+        return emit(find_unit(unit), config, sim_dir / "verilog")
+
+    return files

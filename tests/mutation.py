@@ -1,0 +1,80 @@
+"""Deliberate faults in the hardware's source, to show that a regression would notice them.
+
+A mutant is emitted by a process of its own, in which one module of the generator was loaded with
+one piece of its text replaced. The piece must occur exactly once: a mutation that no longer applies
+fails its test instead of proving nothing.
+"""
+
+import importlib.util
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from m2xfp.rtl.catalog import find_unit
+from m2xfp.rtl.emit import Emitted
+
+__all__ = ["Mutation", "emit_mutant"]
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One fault.
+
+    Members
+    -------
+    name
+        What is broken.
+    module
+        Dotted name of the module.
+    old, new
+        The text to replace, and what by; an empty ``old`` appends ``new`` to the module.
+    """
+
+    name: str
+    module: str
+    old: str
+    new: str
+
+
+def emit_mutant(mutation: Mutation, unit: str, config: str, directory: Path) -> Emitted:
+    """Emit a configuration with the fault into ``directory`` and return its files."""
+    done = subprocess.run(
+        [
+            *(sys.executable, __file__, mutation.module, mutation.old, mutation.new),
+            *(unit, config, str(directory)),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{mutation.name}: no mutant was emitted\n{done.stderr}"
+    stem = directory / find_unit(unit).top(config)
+    files = (stem.with_suffix(suffix) for suffix in (".v", ".json", ".core"))
+    return Emitted(stem.name, *files)
+
+
+def _load_mutated(name: str, old: str, new: str) -> None:
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert spec.origin is not None
+    source = Path(spec.origin).read_text()
+    if old:
+        assert source.count(old) == 1, f"{old!r} occurs {source.count(old)} times in {spec.origin}"
+        source = source.replace(old, new)
+    else:
+        source += new
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    exec(compile(source, spec.origin, "exec"), module.__dict__)
+
+
+if __name__ == "__main__":
+    # find_unit above has loaded the generator; the mutated module must be there before all of it.
+    for loaded in [name for name in sys.modules if name.startswith("m2xfp.rtl.")]:
+        del sys.modules[loaded]
+    _load_mutated(*sys.argv[1:4])
+    from m2xfp.rtl.catalog import find_unit as find_mutant
+    from m2xfp.rtl.emit import emit
+
+    emit(find_mutant(sys.argv[4]), sys.argv[5], sys.argv[6])

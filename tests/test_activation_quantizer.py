@@ -1,0 +1,245 @@
+"""The activation quantizer's Verilog against the golden model, and its behaviour on its streams."""
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import stimulus
+from mutation import Mutation, emit_mutant
+
+from m2xfp.rtl.catalog import UNITS
+from m2xfp.rtl.emit import Emitted
+from m2xfp.tb.activation_quantizer import make_job
+from m2xfp.tb.description import Description
+from m2xfp.tb.harness import TestbenchError, build_testbench, run_testbench
+from m2xfp.tb.job import Job
+from m2xfp.tb.player import Player, SimulationError
+
+UNIT = "activation_quantizer"
+CONFIGS = list(UNITS[UNIT].configs)
+MODULES = ("m2xfp.tb.protocol", "m2xfp.tb.activation_quantizer")
+
+# Ten configurations, fifteen distributions: 1.2 million groups in the normal run.
+GROUPS = 8000
+SLOW_GROUPS = 400_000
+
+# Largest magnitudes around which all patterns of a 16-bit type are played: powers of two, values
+# just below and above them, the ends of the range, subnormals.
+AMAX = {
+    "bf16": [
+        1.0,
+        1.5,
+        1.9921875,
+        6.0,
+        2.0**-126,
+        2.0**-124,
+        2.0**-120,
+        2.0**-133,
+        2.0**127,
+        3.38e38,
+    ],
+    "fp16": [1.0, 1.5, 1.9990234375, 6.0, 2.0**-14, 2.0**-24, 3 * 2.0**-24, 1e-5, 2.0**15, 65504.0],
+}
+
+# None, both sides now and then, and a reader so slow that everything fills up behind it.
+STALLS: list[dict[str, float]] = [{}, {"i": 0.25, "o": 0.25}, {"o": 0.9}]
+
+Emit = Callable[[str, str], Emitted]
+
+
+def check(player: Player, job: Job, stall: dict[str, float], seed: int) -> None:
+    """Play a job; AssertionError with the first group whose bits differ."""
+    out, expected = player.run(job.inputs, stall=stall, seed=seed).outputs["o"], job.outputs["o"]
+    assert len(out) == len(expected), f"{len(out)} groups came out of {len(expected)}"
+    wrong = np.flatnonzero(np.any(out.data != expected.data, axis=1) | (out.last != expected.last))
+    if len(wrong):
+        group = wrong[0]
+        beats = player.description.beats_per_group
+        fed = job.inputs["i"].data[group * beats : (group + 1) * beats]
+        raise AssertionError(
+            f"{len(wrong)} of {len(out)} groups differ, first {group}: {fed.tobytes().hex()}\n"
+            f"RTL    {out.data[group].tobytes().hex()} last={out.last[group]}\n"
+            f"golden {expected.data[group].tobytes().hex()} last={expected.last[group]}"
+        )
+
+
+def regress(player: Player, count: int, seed: int) -> int:
+    """Play ``count`` groups of every distribution, in turn with the STALLS; return how many."""
+    description = player.description
+    kind = description.keywords["input_type"]
+    for index, name in enumerate(stimulus.DISTRIBUTIONS):
+        raw = stimulus.groups(name, kind, count, seed)
+        stall = STALLS[index % len(STALLS)]
+        check(player, make_job(description, raw, seed), stall, seed)
+    return count * len(stimulus.DISTRIBUTIONS)
+
+
+all_patterns = cache(stimulus.all_patterns)  # of each type for all its configurations
+
+
+@pytest.fixture
+def player(emitted: Emit, sim_dir: Path, config: str) -> Player:
+    return Player(emitted(UNIT, config), build_dir=sim_dir)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_values(player: Player) -> None:
+    assert regress(player, GROUPS, seed=1) * len(CONFIGS) >= 1_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS)
+def test_values_at_length(player: Player) -> None:
+    for seed in range(10, 10 + SLOW_GROUPS // GROUPS):
+        regress(player, GROUPS, seed)
+
+
+@pytest.mark.parametrize("config", [name for name in CONFIGS if "fp32" not in name])
+def test_all_patterns(player: Player) -> None:
+    """All 65 536 patterns, each beside a fixed largest magnitude."""
+    kind = player.description.keywords["input_type"]
+    for amax in AMAX[kind]:
+        raw = all_patterns(kind, amax)
+        assert len(np.unique(raw)) == 65536
+        check(player, make_job(player.description, raw), stall={}, seed=0)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_rate_and_latency(player: Player) -> None:
+    """One beat a clock without bubbles, each group after the stated number of clocks."""
+    description = player.description
+    kind, beats = description.keywords["input_type"], description.beats_per_group
+    job = make_job(description, stimulus.groups("normal", kind, 1000, seed=2))
+    stamps = player.run(job.inputs, stamps=True).stamps
+    assert np.array_equal(stamps["i"], np.arange(1000 * beats))
+    assert np.array_equal(stamps["o"], stamps["i"][beats - 1 :: beats] + description.latency)
+
+
+@pytest.mark.parametrize("config", ["bf16x32", "bf16x8"])
+def test_stalls_change_nothing(player: Player) -> None:
+    kind = player.description.keywords["input_type"]
+    job = make_job(player.description, stimulus.groups("wide", kind, 3000, seed=3))
+    for seed, stall in enumerate(
+        [{"i": 0.9}, {"o": 0.9}, {"i": 0.1, "o": 0.9}, {"i": 0.9, "o": 0.1}, {"i": 0.5, "o": 0.5}]
+    ):
+        out = player.run(job.inputs, stall=stall, seed=seed).outputs["o"]
+        assert np.array_equal(out.data, job.outputs["o"].data)
+        assert np.array_equal(out.last, job.outputs["o"].last)
+
+
+def protocol_job(emitted: Emitted) -> Job:
+    """Return 90 groups of all distributions, mixed."""
+    description = Description.load(emitted.json)
+    kind = description.keywords["input_type"]
+    raw = np.vstack([stimulus.groups(name, kind, 6, seed=4) for name in stimulus.DISTRIBUTIONS])
+    return make_job(description, np.random.default_rng(4).permutation(raw))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(
+            config,
+            marks=[] if config in ("bf16x32", "fp16x8", "fp32x8") else [pytest.mark.slow],
+        )
+        for config in CONFIGS
+    ],
+)
+def test_protocol(emitted: Emit, sim_dir: Path, config: str) -> None:
+    """The cocotb tests: stalls, resets, full rate, latency, independent handshakes, values."""
+    files = emitted(UNIT, config)
+    ran = run_testbench(files, protocol_job(files), MODULES, build_dir=sim_dir)
+    assert ran == 11
+
+
+@pytest.mark.parametrize("config", ["bf16x32"])
+def test_one_file_for_both_simulations(
+    emitted: Emit, sim_dir: Path, player: Player, config: str
+) -> None:
+    """Player and cocotb are built from the bytes that were emitted."""
+    files = emitted(UNIT, config)
+    sums = {
+        hashlib.sha256((folder / files.verilog.name).read_bytes()).hexdigest()
+        for folder in (
+            files.verilog.parent,
+            player.build,
+            build_testbench(files, build_dir=sim_dir),
+        )
+    }
+    assert len(sums) == 1
+
+
+ARITH, STREAMS = "m2xfp.rtl.arith", "m2xfp.rtl.streams"
+QUANTIZER = "m2xfp.rtl.activation_quantizer"
+
+ROUNDING = "guard & (rest | code[0])"
+
+# The subgroup's top element, with the keys turned round: the highest index of equals wins.
+HIGHEST_INDEX = """
+_lowest_index = first_maximum
+
+def first_maximum(m, keys):
+    best, first = _lowest_index(m, keys[::-1])
+    return best, first[::-1]
+"""
+
+FAULTS = [
+    Mutation("no rounding", ARITH, ROUNDING, "guard & Const(0, 1)"),
+    Mutation("ties away", ARITH, ROUNDING, "guard"),
+    Mutation("ties to zero", ARITH, ROUNDING, "guard & rest"),
+    Mutation("no sticky", ARITH, ROUNDING, "guard & code[0]"),
+    Mutation("highest index of equals", ARITH, "", HIGHEST_INDEX),
+    Mutation("NaN ignored", QUANTIZER, "self.poisoned.eq(exponent.all())", "self.poisoned.eq(0)"),
+    Mutation("beat lost on a stall", STREAMS, "spare_valid.eq(self.i.valid)", "spare_valid.eq(0)"),
+    Mutation(
+        "payload changes on a stall",
+        STREAMS,
+        "m.If(self.o.ready | ~front_valid)",
+        "m.If(self.o.ready | ~front_valid | self.i.valid)",
+    ),
+    Mutation(
+        "TLAST inverted",
+        QUANTIZER,
+        "group_last.eq(self.i.payload.last)",
+        "group_last.eq(~self.i.payload.last)",
+    ),
+]
+
+PROTOCOL_FAULTS = [
+    Mutation(
+        "reset forgets the beat counter",
+        QUANTIZER,
+        "fill = Signal(range(beats))",
+        "fill = Signal(range(beats), reset_less=True)",
+    ),
+    Mutation(
+        "ready follows ready",
+        STREAMS,
+        "self.i.ready.eq(~spare_valid)",
+        "self.i.ready.eq(~spare_valid | self.o.ready)",
+    ),
+    Mutation(
+        "latency misstated",
+        QUANTIZER,
+        "self.latency = self.beats_per_group + 1",
+        "self.latency = self.beats_per_group + 2",
+    ),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_regression_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
+    mutant = emit_mutant(fault, UNIT, "bf16x8", tmp_path)
+    player = Player(mutant, build_dir=sim_dir)
+    with pytest.raises((AssertionError, SimulationError)):
+        regress(player, 500, seed=5)
+
+
+@pytest.mark.parametrize("fault", PROTOCOL_FAULTS, ids=lambda fault: fault.name)
+def test_protocol_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
+    mutant = emit_mutant(fault, UNIT, "bf16x8", tmp_path)
+    with pytest.raises(TestbenchError):
+        run_testbench(mutant, protocol_job(mutant), MODULES, build_dir=sim_dir)
