@@ -191,7 +191,7 @@ class Format:
         codes, stored, fields = self.coder.encode(x, self._unit(unit, x.device), groups.dtype)
         stored = torch.where(bad, self.coder.poison(stored), stored)
         return (
-            pack_bits(codes, self.block.element.bits),
+            pack_bits(codes.masked_fill(bad, 0), self.block.element.bits),
             self.coder.scales_to_bytes(stored),
             pack_bits(fields.masked_fill(bad, 0), max(1, self.block.metadata.bits)),
         )
@@ -250,7 +250,10 @@ def _level(value: Option) -> float | str | None:
 def _describe(block: BlockFormat, options: dict[str, Option]) -> BlockFormat:
     """Return the description with the options that change its layout applied."""
     if "group" in options:
-        group = _whole("group", options["group"], (8, 16, 32, 64, 128, 256))
+        # The exact weight search with E4M3 scales is proven for up to 16 values a group.
+        proven = block.metadata.name == "sg-em" and block.scale.name == "e4m3"
+        sizes = (8, 16) if proven else (8, 16, 32, 64, 128, 256)
+        group = _whole("group", options["group"], sizes)
         metadata = block.metadata
         if metadata.bits and group % metadata.subgroup and "subgroup" not in options:
             raise InputError(
