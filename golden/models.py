@@ -33,6 +33,7 @@ __all__ = [
     "linear_layers",
     "load_quantized",
     "quantize_model",
+    "refuse_non_finite",
     "save_quantized",
     "weight_format",
 ]
@@ -284,7 +285,7 @@ def linear_layers(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn.Li
     return {name: layer for name, layer in layers.items() if name not in skipped}
 
 
-def _refuse_non_finite(layers: dict[str, nn.Linear]) -> None:
+def refuse_non_finite(layers: dict[str, nn.Linear]) -> None:
     """Raise InputError that names every weight with a NaN or an infinity and counts them."""
     bad = {
         f"{name}.weight": count
@@ -343,7 +344,7 @@ def quantize_model(
     inputs = input_quantizer(activations)
     layers = linear_layers(model, skip)
     if weights is not None and not allow_nan:
-        _refuse_non_finite(layers)
+        refuse_non_finite(layers)
     for name, layer in tqdm(layers.items(), desc="layers", disable=not progress):
         _replace(model, name, QuantLinear.from_linear(layer, weights, inputs))
     return model

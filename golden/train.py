@@ -194,8 +194,8 @@ def train(
                 "progress": progress,
                 "seconds": written - begin,
             }
-            with atomic_path(state) as temporary:
-                torch.save(content, temporary)
+            with atomic_path(state) as temporary, temporary.open("wb") as file:
+                torch.save(content, file)
 
     model.eval()
     bits = window_nats(model, sample).mean().item() / math.log(2)

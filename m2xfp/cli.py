@@ -15,6 +15,7 @@ __all__ = ["cli", "main"]
 # The table stands here so that `m2xfp --help` needs neither torch nor Amaranth.
 COMMANDS = {
     "demo": "The main job: real activations through the golden model and the emitted Verilog.",
+    "eval": "Perplexity of a language model in number formats.",
     "formats": "The table of number formats, with bits per value.",
     "lint": "Verilator and yosys checks of all emitted Verilog.",
     "simulate": "Run a tensor through the emitted Verilog of a unit.",

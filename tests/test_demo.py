@@ -12,7 +12,6 @@ import m2xfp.synth.pdk
 from m2xfp.cli import cli
 from m2xfp.commands import demo
 from m2xfp.errors import MissingToolError, UnknownNameError
-from m2xfp.golden.evaluate import cut_windows
 from m2xfp.golden.lm import LanguageModel, ModelConfig
 from m2xfp.rtl.emit import Emitted
 
@@ -113,21 +112,6 @@ def test_unknown_configuration(config: str) -> None:
     result = CliRunner().invoke(cli, ["demo", "--config", config])
     assert isinstance(result.exception, UnknownNameError)
     assert "fp32x8" in str(result.exception)
-
-
-def test_losses_are_kept_by_what_decides_them(
-    tmp_path: Path, model: LanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = []
-    monkeypatch.setattr(m2xfp.golden.lm, "load_model", lambda: calls.append(1) or model)
-    windows = cut_windows(torch.arange(64) % 256, 16)
-    first = demo._losses(windows, None, tmp_path)
-    assert torch.equal(demo._losses(windows, None, tmp_path), first)
-    assert len(calls) == 1
-    demo._losses(windows + 1, None, tmp_path)
-    assert len(calls) == 2
-    assert not torch.equal(demo._losses(windows, "mxfp4", tmp_path), first)
-    assert len(calls) == 3
 
 
 def test_area_without_library_says_how_to_get_it(

@@ -151,44 +151,22 @@ def _bar(items: Any, text: str, unit: str) -> Any:
     return tqdm(items, desc=text, unit=unit)
 
 
-def _losses(windows: Tensor, activations: str | None, cache: Path) -> Tensor:
-    """Return the losses [n] of windows with layer inputs in a format; kept by what decides them."""
-    import json
-    from hashlib import sha256
-
-    import torch
+def _losses(windows: Tensor, activations: str, cache: Path) -> Tensor:
+    """Return the losses [n] of windows with layer inputs in a format, with a progress bar."""
     from tqdm import tqdm
 
-    import m2xfp.formats
-    import m2xfp.golden
-    from m2xfp.files import write_atomic
-    from m2xfp.golden.evaluate import window_nats
-    from m2xfp.golden.lm import WEIGHTS, load_model
-    from m2xfp.golden.models import quantize_model
+    from m2xfp.golden.evaluate import Case, bundled_losses
 
-    folder = Path(m2xfp.golden.__file__).parent
-    sources = [*sorted(folder.glob("*.py")), Path(m2xfp.formats.__file__), WEIGHTS]
-    key = sha256(f"{activations} {torch.__version__}".encode() + windows.numpy().tobytes())
-    for source in sources:
-        key.update(sha256(source.read_bytes()).digest())
-    kept = cache / f"losses-{activations}-{key.hexdigest()[:16]}.json"
-    if kept.is_file():
-        return torch.tensor(json.loads(kept.read_text()), dtype=torch.float64)
-    model = load_model()
-    if activations is not None:
-        quantize_model(model, activations=activations)
-    text = f"perplexity, {activations or 'fp32'}"
-    with tqdm(total=len(windows), desc=text, unit="window") as bar:
-        nats = window_nats(model, windows, 4, bar.update)
-    write_atomic(kept, json.dumps(nats.tolist()))
-    return nats
+    with tqdm(total=len(windows), desc=f"perplexity, {activations}", unit="window") as bar:
+        case = Case.parse(activations=activations)
+        return bundled_losses(case, windows, cache, report=bar.update)
 
 
 def _perplexity_lines(windows: Tensor, cache: Path) -> list[str]:
     """Return the table of perplexities, and of their ratios to that of fp32."""
     from m2xfp.golden.evaluate import bootstrap
 
-    baseline = _losses(windows, None, cache)
+    baseline = _losses(windows, "none", cache)
     rows = [["activations", "perplexity", "over fp32", "95 % interval"]]
     rows.append(["fp32", f"{bootstrap(baseline).value:.4f}", "", ""])
     for name in FORMATS:
@@ -229,7 +207,8 @@ def _area_lines(configs: list[str], build: Path) -> list[str]:
     options = FlowOptions()
     try:
         pdk = find_pdk(DEFAULT_PDK)
-        rows = measure_all([(find_unit(UNIT), config) for config in configs], pdk, options, build)
+        pairs = [(find_unit(UNIT), config) for config in configs]
+        rows = measure_all(pairs, pdk, options, build=build)
     except MissingToolError as error:
         return [f"not measured: {error}"]
     return markdown_table(rows, pdk, options).splitlines()
@@ -289,7 +268,7 @@ def command(
     from m2xfp.errors import UnknownNameError
     from m2xfp.golden import get_format
     from m2xfp.golden.bits import to_bits
-    from m2xfp.golden.evaluate import cut_windows
+    from m2xfp.golden.evaluate import cut_windows, spread
     from m2xfp.golden.lm import HELD_OUT, as_tokens, load_model
     from m2xfp.rtl.catalog import find_unit
     from m2xfp.rtl.emit import emit
@@ -305,12 +284,12 @@ def command(
     model = load_model()
     text = cut_windows(as_tokens(HELD_OUT.read_bytes()), model.config.context)
     # Evenly spread, so that several files and authors are in it.
-    spread = text[:: max(1, len(text) // windows)][:windows]
+    compared = spread(text, windows)
 
     results, inputs = [], {}
     for config in configs:
         model = model.to(getattr(torch, TYPES[known[config]]))
-        inputs = layer_inputs(model, spread)
+        inputs = layer_inputs(model, compared)
         raw = np.concatenate([to_bits(x).reshape(-1, 32) for x in inputs.values()])
         emitted = emit(find_unit(UNIT), config, build_dir / "verilog")
         results.append(compare(emitted, raw, build_dir / "sim"))
@@ -332,7 +311,7 @@ def command(
     rows = [[kind, *(f"{value:.2f}" for value in values)] for kind, values in quality.items()]
     click.echo("\n".join(_table([["", *FORMATS], *rows])))
 
-    sample = text[:: max(1, len(text) // perplexity_windows)][:perplexity_windows]
+    sample = spread(text, perplexity_windows)
     click.echo(f"\nPerplexity a byte on {sample.numel()} bytes of held-out text")
     click.echo("\n".join(_perplexity_lines(sample, build_dir / "demo")))
 

@@ -1,0 +1,95 @@
+"""Tasks of the lm-evaluation-harness on a quantized Hugging Face model, through its API."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from m2xfp.errors import InputError, MissingToolError, UnknownNameError
+
+__all__ = ["find_tasks", "run_tasks"]
+
+
+def _harness() -> Any:
+    try:
+        import lm_eval
+        import lm_eval.models.huggingface
+        import lm_eval.tasks
+    except ImportError as error:
+        raise MissingToolError(
+            "the Python package lm-eval, for tasks", 'pip install "m2xfp[harness]"'
+        ) from error
+    return lm_eval
+
+
+def find_tasks(names: Sequence[str], folder: Path | None = None) -> Any:
+    """Return the harness's task manager if it knows all tasks.
+
+    Parameters
+    ----------
+    names
+        Tasks or groups of tasks.
+    folder
+        Folder with further tasks, as YAML files.
+
+    Raises
+    ------
+    MissingToolError
+        lm-eval is not installed.
+    UnknownNameError
+        A task that does not exist.
+    """
+    manager = _harness().tasks.TaskManager(include_path=None if folder is None else str(folder))
+    for name in names:
+        if name not in manager.all_tasks:
+            near = [task for task in manager.all_tasks if name.split("_")[0] in task][:12]
+            raise UnknownNameError("task", name, near or ["see: lm-eval ls tasks"])
+    return manager
+
+
+def run_tasks(
+    model: nn.Module,
+    tokenizer: Any,
+    names: Sequence[str],
+    manager: Any,
+    batch: int = 1,
+    limit: int | None = None,
+) -> dict[str, dict[str, float]]:
+    """Return the results by task and metric.
+
+    Parameters
+    ----------
+    model, tokenizer
+        A Hugging Face model, quantized or not, and its tokenizer.
+    names, manager
+        Tasks, and what ``find_tasks`` returned for them.
+    batch
+        Sequences a pass.
+    limit
+        Documents a task; None for all.
+
+    Raises
+    ------
+    InputError
+        The model has no tokenizer.
+    """
+    if tokenizer is None:
+        raise InputError(
+            "tasks need a Hugging Face model with a tokenizer; the bundled model reads bytes"
+        )
+    harness = _harness()
+    wrapped = harness.models.huggingface.HFLM(
+        pretrained=model, tokenizer=tokenizer, batch_size=batch
+    )
+    found = harness.simple_evaluate(
+        model=wrapped, tasks=list(names), task_manager=manager, limit=limit, verbosity="WARNING"
+    )
+    return {
+        task: {
+            metric.removesuffix(",none"): float(value)
+            for metric, value in values.items()
+            if isinstance(value, int | float)
+        }
+        for task, values in (found or {"results": {}})["results"].items()
+    }
