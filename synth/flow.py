@@ -209,7 +209,9 @@ def _script(top: str, pdk: Pdk, options: FlowOptions, sources: Sequence[str], bu
         *(f"read_liberty -lib -ignore_miss_func {file}" for file in files),
         "rename -wire",
         "check -mapped -assert",
-        "write_verilog -noattr -noexpr -nohex netlist.v",
+        # The same short names in the Verilog and in the JSON.
+        "rename -enumerate",
+        "write_verilog -noattr -noexpr -nohex -simple-lhs netlist.v",
         "write_json netlist.json",
     ]
     return "\n".join(lines) + "\n"

@@ -204,7 +204,7 @@ class Pin:
     group: Group = field(repr=False, compare=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
     """A cell of a library.
 

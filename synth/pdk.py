@@ -283,10 +283,11 @@ def pdk_from_liberty(files: Sequence[Path | str], cells: Mapping[str, str] | Non
     library = _library(paths)
     known = (pdk for pdk in PDKS.values() if re.fullmatch(pdk.library_name, library.name))
     pdk = replace(next(known, Pdk(library.name, library.name)), liberty=paths)
+    chosen = {"NAND2": pdk.nand2, "DRIVER": pdk.driver}
     for role, cell in (cells or {}).items():
-        if role not in {"NAND2", "DRIVER"}:
-            raise UnknownNameError("cell role", role, ("NAND2", "DRIVER"))
+        if role not in chosen:
+            raise UnknownNameError("cell role", role, chosen)
         if cell not in library.cells:
             raise UnknownNameError(f"cell of {library.name}", cell, library.cells)
-        pdk = replace(pdk, **{role.lower(): cell})
-    return pdk
+        chosen[role] = cell
+    return replace(pdk, nand2=chosen["NAND2"], driver=chosen["DRIVER"])

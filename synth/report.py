@@ -3,13 +3,13 @@
 import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from m2xfp.rtl.catalog import Unit
 from m2xfp.rtl.emit import describe, emit
-from m2xfp.synth.flow import ABC_SCRIPTS, BUILD, FlowOptions, synthesize, yosys_command
+from m2xfp.synth.flow import ABC_SCRIPTS, BUILD, FlowOptions, Netlist, synthesize, yosys_command
 from m2xfp.synth.pdk import Pdk
 from m2xfp.synth.timing import time_netlist
 
@@ -38,6 +38,19 @@ class Row:
         Ends of the critical path in names of the RTL.
     groups_per_clock
         Throughput when nothing stalls.
+    power_mw
+        At ``fmax_mhz`` and full rate on tensors of the bundled model, leakage included. This and
+        the figures below are None where power was not asked for or the unit has no stimulus.
+    energy_pj_per_group, energy_pj_per_mac
+        The same over groups, and over multiply-accumulates where the unit has any.
+    energy_pj_per_group_random
+        On standard normal values instead.
+    clock_energy_pj
+        What clock net and clock pins take in a clock, part of the above.
+    leakage_uw
+        Leakage.
+    gate_level_groups
+        Groups that the mapped netlist was given for it, each compared with the golden model.
     """
 
     unit: str
@@ -55,16 +68,30 @@ class Row:
     path_start: str
     path_end: str
     groups_per_clock: float | None
+    power_mw: float | None = None
+    energy_pj_per_group: float | None = None
+    energy_pj_per_mac: float | None = None
+    energy_pj_per_group_random: float | None = None
+    clock_energy_pj: float | None = None
+    leakage_uw: float | None = None
+    gate_level_groups: int | None = None
 
 
-def measure(unit: Unit, config: str, pdk: Pdk, options: FlowOptions, build: Path = BUILD) -> Row:
-    """Emit, map and time one configuration."""
+def measure(
+    unit: Unit,
+    config: str,
+    pdk: Pdk,
+    options: FlowOptions,
+    power: bool = False,
+    build: Path = BUILD,
+) -> Row:
+    """Emit, map and time one configuration, and run its netlist for power if asked."""
     facts = describe(unit, config)
     emitted = emit(unit, config, build / "verilog")
     netlist = synthesize(emitted.verilog, emitted.top, pdk, options, build)
     timing = time_netlist(netlist, pdk, build)
     beats = facts.get("beats_per_group")
-    return Row(
+    row = Row(
         unit=unit.name,
         config=config,
         pdk=pdk.name,
@@ -81,17 +108,61 @@ def measure(unit: Unit, config: str, pdk: Pdk, options: FlowOptions, build: Path
         path_end=timing.end,
         groups_per_clock=None if beats is None else 1 / beats,
     )
+    return _with_power(row, netlist, pdk, facts) if power else row
+
+
+def _with_power(row: Row, netlist: Netlist, pdk: Pdk, facts: dict[str, Any]) -> Row:
+    from m2xfp.synth.power import groups_for, unit_power
+    from m2xfp.synth.stimulus import job_for
+    from m2xfp.tb.description import Description
+
+    description = Description.from_facts(facts)
+    found = {}
+    for source in ("model", "random"):
+        job = job_for(description, source, groups_for(netlist, description))
+        if job is None:
+            return row
+        found[source] = unit_power(netlist, pdk, description, job)
+
+    def energy(source: str) -> float:
+        """Energy of a clock, with what leaks in it (uW times ns is fJ)."""
+        power = found[source].power
+        return power.energy_pj + power.leakage_uw * row.critical_path_ns * 1e-3
+
+    model = found["model"]
+    macs = facts.get("macs_per_clock")
+    full_rate = model.groups_per_clock * description.beats_per_group
+    return replace(
+        row,
+        power_mw=_figures(energy("model") * row.fmax_mhz * 1e-3),
+        energy_pj_per_group=_figures(energy("model") / model.groups_per_clock),
+        energy_pj_per_mac=_figures(energy("model") / (macs * full_rate)) if macs else None,
+        energy_pj_per_group_random=_figures(energy("random") / found["random"].groups_per_clock),
+        clock_energy_pj=_figures(model.power.clock_pj),
+        leakage_uw=_figures(model.power.leakage_uw),
+        gate_level_groups=sum(part.groups for part in found.values()),
+    )
+
+
+def _figures(value: float) -> float:
+    """Round to six significant figures, for files that are compared."""
+    return float(f"{value:.6g}")
 
 
 def measure_all(
-    chosen: Sequence[tuple[Unit, str]], pdk: Pdk, options: FlowOptions, build: Path = BUILD
+    chosen: Sequence[tuple[Unit, str]],
+    pdk: Pdk,
+    options: FlowOptions,
+    power: bool = False,
+    build: Path = BUILD,
 ) -> list[Row]:
     """Measure several configurations, two at a time, with a progress bar; order is kept."""
     from tqdm import tqdm
 
     with ThreadPoolExecutor(WORKERS) as pool:
         futures = [
-            pool.submit(measure, unit, config, pdk, options, build) for unit, config in chosen
+            pool.submit(measure, unit, config, pdk, options, power, build)
+            for unit, config in chosen
         ]
         try:
             return [
@@ -135,18 +206,27 @@ _COLUMNS = (
     ("path ns", "critical_path_ns", "{:.3f}"),
     ("fmax MHz", "fmax_mhz", "{:.0f}"),
     ("groups/clock", "groups_per_clock", "{:g}"),
+    ("pJ/group", "energy_pj_per_group", "{:.4g}"),
+    ("pJ/MAC", "energy_pj_per_mac", "{:.3g}"),
+    ("mW", "power_mw", "{:.3g}"),
 )
 
 
 def markdown_table(rows: Sequence[Row], pdk: Pdk, options: FlowOptions) -> str:
-    """Return the rows as a markdown table, under a line that says how they were measured."""
-    table = [[title for title, _, _ in _COLUMNS]]
+    """Return the rows as a markdown table, under a line that says how they were measured.
+
+    Columns without a figure in any row are left out.
+    """
+    columns = [
+        column for column in _COLUMNS if any(getattr(row, column[1]) is not None for row in rows)
+    ]
+    table = [[title for title, _, _ in columns]]
     for row in rows:
-        values = [getattr(row, name) for _, name, _ in _COLUMNS]
+        values = [getattr(row, name) for _, name, _ in columns]
         table.append(
             [
                 "" if value is None else form.format(value)
-                for value, (_, _, form) in zip(values, _COLUMNS, strict=True)
+                for value, (_, _, form) in zip(values, columns, strict=True)
             ]
         )
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]

@@ -1,4 +1,4 @@
-"""``m2xfp synth``: area and timing of units on a standard-cell library."""
+"""``m2xfp synth``: area, timing and power of units on a standard-cell library."""
 
 from pathlib import Path
 
@@ -63,6 +63,13 @@ def _roles(
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write the table to a file as well.",
 )
+@click.option(
+    "--power/--no-power",
+    default=True,
+    show_default=True,
+    help="Run the mapped netlists on tensors of the bundled model and on random ones, compare "
+    "every bit with the golden model, and report energy.",
+)
 @click.option("--list", "listing", is_flag=True, help="List the libraries by name and stop.")
 def command(
     units: tuple[str, ...],
@@ -76,11 +83,13 @@ def command(
     hierarchy: bool,
     json_file: Path | None,
     markdown_file: Path | None,
+    power: bool,
     listing: bool,
 ) -> None:
-    r"""Map each UNIT, or every unit, onto a standard-cell library; report area and timing.
+    r"""Map each UNIT, or every unit, onto a standard-cell library; report area, timing, power.
 
-    yosys maps the emitted Verilog, OpenSTA times the netlist. A netlist that is not whole (a black
+    yosys maps the emitted Verilog, OpenSTA times the netlist, and the netlist is simulated for
+    power: without glitches, wires and clock tree. A netlist that is not whole (a black
     box, a latch, a loop, an undriven net) is an error, never a row. Runs are cached under
     build/synth.
 
@@ -108,7 +117,7 @@ def command(
     chosen = [pair for unit in units or (None,) for pair in select(unit, config)]
     options = FlowOptions(flatten=not hierarchy, abc=abc, clock_ns=clock_ns, booth=booth)
     library = pdk_from_liberty(liberty, roles) if liberty else find_pdk(pdk or DEFAULT_PDK)
-    rows = measure_all(chosen, library, options)
+    rows = measure_all(chosen, library, options, power)
     table = markdown_table(rows, library, options)
     if json_file:
         write_atomic(json_file, to_json(rows, library, options))

@@ -1,0 +1,113 @@
+"""What units are fed in a gate-level run: tensors of the bundled model, and random ones, as jobs.
+
+A job holds the golden model's results beside the inputs, so a run for power is a regression of the
+mapped netlist as well. A new unit that power is to be reported for adds its row to JOBS.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from m2xfp.errors import UnknownNameError
+from m2xfp.tb.description import Description
+from m2xfp.tb.job import Job
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["JOBS", "SOURCES", "Tensors", "job_for", "tensors"]
+
+_WINDOWS = 8  # windows of held-out text that the bundled model reads
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Groups to feed a unit with.
+
+    Members
+    -------
+    activations, weights
+        float32 [groups, 32].
+    """
+
+    activations: "Tensor"
+    weights: "Tensor"
+
+
+def _random(groups: int) -> Tensors:
+    """Return standard normal values."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    activations, weights = torch.randn(2, groups, 32, generator=generator)
+    return Tensors(activations, weights)
+
+
+@cache
+def _model_rows() -> tuple["Tensor", "Tensor"]:
+    """Return all groups of the layers' inputs on held-out text, and of the layers' weights."""
+    import torch
+
+    from m2xfp.commands.demo import READERS, layer_inputs
+    from m2xfp.golden.evaluate import cut_windows
+    from m2xfp.golden.lm import HELD_OUT, as_tokens, load_model
+
+    model = load_model()
+    windows = cut_windows(as_tokens(HELD_OUT.read_bytes()), model.config.context)
+    inputs = layer_inputs(model, windows[:_WINDOWS])
+    weights = [
+        layer.weight.detach()
+        for name, layer in model.named_modules()
+        if name.rpartition(".")[2] in READERS
+    ]
+    return (
+        torch.cat([x.float().reshape(-1, 32) for x in inputs.values()]),
+        torch.cat([w.float().reshape(-1, 32) for w in weights]),
+    )
+
+
+def _model(groups: int) -> Tensors:
+    """Return groups of the bundled model, neighbours kept together, spread over all its layers."""
+    import torch
+
+    def spread(rows: "Tensor") -> "Tensor":
+        run = 32  # neighbouring groups that stay together: activity depends on them
+        starts = torch.arange(-(-groups // run)) * (len(rows) - run) // max(groups // run - 1, 1)
+        starts = starts.clamp(max=len(rows) - run)
+        return rows[(starts[:, None] + torch.arange(run)).flatten()[:groups]]
+
+    activations, weights = _model_rows()
+    return Tensors(spread(activations), spread(weights))
+
+
+SOURCES: dict[str, Callable[[int], Tensors]] = {"model": _model, "random": _random}
+
+
+def tensors(source: str, groups: int) -> Tensors:
+    """Return so many groups of one source; UnknownNameError lists the sources."""
+    if source not in SOURCES:
+        raise UnknownNameError("stimulus", source, SOURCES)
+    return SOURCES[source](groups)
+
+
+def _activation_quantizer(description: Description, given: Tensors) -> Job:
+    import torch
+
+    from m2xfp.golden.bits import to_bits
+    from m2xfp.tb.activation_quantizer import make_job
+
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    kind = kinds[description.keywords["input_type"]]
+    return make_job(description, to_bits(given.activations.to(kind)))
+
+
+JOBS: dict[str, Callable[[Description, Tensors], Job]] = {
+    "activation_quantizer": _activation_quantizer,
+}
+
+
+def job_for(description: Description, source: str, groups: int) -> Job | None:
+    """Return a job for a unit, None if there is no row for it."""
+    make = JOBS.get(description.unit)
+    return make(description, tensors(source, groups)) if make else None
