@@ -40,8 +40,13 @@ class Adapter:
     decode: Callable[[Mapping[str, Beats], Description], Arrays]
 
 
+# Format of a unit's groups where the configuration does not name one.
+_DEFAULT_BLOCK = {"weight_encoder": "m2xfp-weight"}
+
+
 def _block(description: Description) -> BlockFormat:
-    return block_format(description.keywords.get("block", "m2xfp-act"))
+    default = _DEFAULT_BLOCK.get(description.unit, "m2xfp-act")
+    return block_format(description.keywords.get("block", default))
 
 
 def load_values(path: Path, description: Description) -> Arrays:
@@ -150,6 +155,7 @@ def decode_groups(beats: Mapping[str, Beats], description: Description) -> Array
 
 ADAPTERS = {
     "activation_quantizer": Adapter(load_values, encode_values, decode_groups),
+    "weight_encoder": Adapter(load_values, encode_values, decode_groups),
 }
 
 

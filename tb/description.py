@@ -85,6 +85,9 @@ class Description:
         Clocks from the acceptance of a group's last beat to the group's valid at the output.
     beats_per_group
         Input beats that make a group.
+    clocks_per_group
+        Clocks that a group takes when nothing pauses; more than its beats if the unit is slower
+        than its stream.
     """
 
     unit: str
@@ -95,6 +98,7 @@ class Description:
     signals: tuple[PortDescription, ...]
     latency: int
     beats_per_group: int
+    clocks_per_group: int
 
     @classmethod
     def load(cls, path: Path) -> "Description":
@@ -129,6 +133,7 @@ class Description:
             signals=signals,
             latency=facts["latency"],
             beats_per_group=facts["beats_per_group"],
+            clocks_per_group=facts.get("clocks_per_group", facts["beats_per_group"]),
         )
 
     @property

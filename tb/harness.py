@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from m2xfp.errors import MissingToolError
@@ -134,7 +135,7 @@ def run_testbench(
         return ran
 
 
-def _runner():  # type: ignore[no-untyped-def]  # cocotb_tools is untyped here
+def _runner() -> Any:
     try:
         from cocotb_tools.runner import get_runner
     except ImportError as error:

@@ -179,6 +179,7 @@ class Player:
         }
         for index, stream in enumerate(description.inputs):
             rows = beats[stream.name]
+            assert rows.last is not None  # _checked has filled it in
             library.player_set_input(
                 model,
                 index,
