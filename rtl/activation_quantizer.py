@@ -1,5 +1,6 @@
 """The activation quantization engine: floating-point beats in, packed groups out."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, unsigned
@@ -14,10 +15,12 @@ from m2xfp.rtl.arith import (
     jam,
     leading_one,
     maximum,
+    named,
+    near_difference,
     one_hot_mux,
     reduce_tree,
-    round_at_distance,
-    saturating_difference,
+    round_up,
+    truncate_to_element,
 )
 from m2xfp.rtl.component import Component
 from m2xfp.rtl.layouts import group_layout, value_layout
@@ -107,7 +110,7 @@ class ActivationQuantizer(Component):
         refined_element(block)
         self.input_type, self.lanes, self.block = input_type, lanes, block
         self.beats_per_group = block.group // lanes
-        self.latency = self.beats_per_group + 1
+        self.latency = self.beats_per_group + 2
         super().__init__(
             {
                 "i": In(packet_stream(data.ArrayLayout(value_layout(input_type), lanes))),
@@ -179,9 +182,15 @@ class ActivationQuantizer(Component):
                     group_last.eq(self.i.payload.last),
                 ]
 
-        # The beat that drains, encoded.
+        # The beat that drains: scale and codes, and the top element of each subgroup.
         beat = Signal(data.ArrayLayout(value_layout(kind), self.lanes))
-        m.d.comb += [beat.eq(store[drain]), shared.peak.eq(group_peak)]
+        distances = subnormal_distances(kind, block)
+        subnormal = Signal(len(distances))
+        m.d.comb += [
+            beat.eq(store[drain]),
+            shared.peak.eq(group_peak),
+            subnormal.eq(Cat(shared.reference == distance for distance in distances)),
+        ]
         lanes = [Lane(kind, block) for _ in range(self.lanes)]
         for n, lane in enumerate(lanes):
             m.submodules[f"lane_{n}"] = lane
@@ -189,36 +198,59 @@ class ActivationQuantizer(Component):
                 lane.value.eq(beat[n]),
                 lane.reference.eq(shared.reference),
                 lane.normalise.eq(shared.normalise),
+                lane.subnormal.eq(subnormal),
                 lane.poisoned.eq(shared.poisoned),
             ]
-        codes: Value = Cat(*(part for lane in lanes for part in (lane.magnitude, lane.sign)))
+        beat_codes = Cat(part for lane in lanes for part in (lane.magnitude, lane.sign))
+
+        # What is encoded waits a clock for its metadata. Codes and metadata of a group gather from
+        # the low end up, a beat a clock.
+        encoded = Signal()  # a beat is here
+        complete = Signal()  # and it is the last of its group
+        scale = Signal(8, reset_less=True)
+        poisoned = Signal(reset_less=True)
+        encoded_subnormal = Signal(len(distances), reset_less=True)
+        last = Signal(reset_less=True)
+        codes = Signal(beats * len(beat_codes), reset_less=True)
+        with m.If(queue.i.ready):
+            m.d.sync += [encoded.eq(draining), complete.eq(draining & drain_ends)]
+        with m.If(step):
+            m.d.sync += [
+                codes.eq(Cat(codes, beat_codes)[len(beat_codes) :]),
+                scale.eq(shared.scale),
+                poisoned.eq(shared.poisoned),
+                encoded_subnormal.eq(subnormal),
+                last.eq(group_last),
+            ]
         fields: list[Value] = []
         size = block.metadata.subgroup
         for s in range(self.lanes // size if size else 0):
+            m.submodules[f"top_element_{s}"] = chooser = TopElement(kind, block)
             m.submodules[f"refiner_{s}"] = refiner = Refiner(kind, block)
-            m.d.comb += refiner.poisoned.eq(shared.poisoned)
+            top = Signal(top_layout(kind, block), name=f"top_{s}", reset_less=True)
             for n in range(size):
                 m.d.comb += [
-                    refiner.magnitudes[n].eq(lanes[s * size + n].magnitude),
-                    refiner.places[n].eq(lanes[s * size + n].place),
+                    chooser.magnitudes[n].eq(lanes[s * size + n].magnitude),
+                    chooser.places[n].eq(lanes[s * size + n].place),
                 ]
-            fields.append(refiner.meta)
-        meta: Value = Cat(*fields)
-
-        # Codes and metadata of a group gather from the low end up, a beat a clock.
-        if beats > 1:
-            held_codes = Signal((beats - 1) * len(codes), reset_less=True)
-            held_meta = Signal((beats - 1) * len(meta), reset_less=True)
-            group_codes, group_meta = Cat(held_codes, codes), Cat(held_meta, meta)
             with m.If(step):
-                m.d.sync += [
-                    held_codes.eq(group_codes[len(codes) :]),
-                    held_meta.eq(group_meta[len(meta) :]),
-                ]
-            codes, meta = group_codes, group_meta
+                m.d.sync += top.eq(chooser.top)
+            m.d.comb += [
+                refiner.top.eq(top),
+                refiner.subnormal.eq(encoded_subnormal),
+                refiner.poisoned.eq(poisoned),
+            ]
+            fields.append(refiner.meta)
+        meta: Value = Cat(fields)
+        if beats > 1:
+            held = Signal((beats - 1) * len(meta), reset_less=True)
+            gathered_meta = Cat(held, meta)
+            with m.If(queue.i.ready & encoded):
+                m.d.sync += held.eq(gathered_meta[len(meta) :])
+            meta = gathered_meta
         m.d.comb += [
-            queue.i.valid.eq(draining & drain_ends),
-            queue.i.payload.eq(Cat(codes, shared.scale, meta, group_last)),
+            queue.i.valid.eq(complete),
+            queue.i.payload.eq(Cat(codes, scale, meta, last)),
         ]
         wiring.connect(m, queue.o, wiring.flipped(self.o))
         return m
@@ -247,20 +279,73 @@ def stored_type(kind: InputType, block: BlockFormat) -> InputType:
     return replace(kind, mantissa_bits=min(kind.mantissa_bits, window - 1))
 
 
-def place_layout(kind: InputType, block: BlockFormat) -> data.StructLayout:
-    """Return the fields of a value relative to its group: significand and distance.
+def lowest_reference(kind: InputType, element: FloatElement) -> int:
+    """Return the least exponent field that ``SharedScale`` gives as reference.
 
-    The distance saturates at 2^bits - 1 >= window, which gives zero at any precision. A normalised
-    significand may lack its hidden one at distance 0, hence one more bit for float16.
+    With an 8-bit exponent it is where the clamp of the scale at 0 sets in.
+    """
+    return 1 if normalise_bits(kind) else element.emax + kind.bias - 127
+
+
+def place_layout(kind: InputType, block: BlockFormat) -> data.StructLayout:
+    """Return the fields of a value relative to its group.
+
+    ``distance`` is how far the exponent field is below the reference, and right if ``near``.
+    ``fraction`` is the mantissa, normalised with its group if that is subnormal; ``lead`` is then
+    the bit above it (float16 only). In a jammed fraction the window's last bit is still apart.
     """
     window = sum(element_window(refined_element(block)))
-    significand = window + 1 if normalise_bits(kind) else window
+    lead = 1 if normalise_bits(kind) else 0
     return data.StructLayout(
         {
-            "significand": unsigned(min(kind.mantissa_bits + 1, significand)),
-            "distance": unsigned(window.bit_length()),
+            "fraction": unsigned(min(kind.mantissa_bits, window - 1 + lead)),
+            "lead": unsigned(lead),
+            "distance": unsigned((window - 1).bit_length()),
+            "near": unsigned(1),
         }
     )
+
+
+def subnormal_distances(kind: InputType, block: BlockFormat) -> range:
+    """Return the distances at which a value can be subnormal and not round to zero."""
+    window = sum(element_window(refined_element(block)))
+    return range(lowest_reference(kind, block.element), window)
+
+
+def round_place(
+    m: Module, place: data.View, subnormal: Mapping[int, Value], element: FloatElement
+) -> Value:
+    """Round a placed value to a magnitude code: nearest, ties to even; one bit longer.
+
+    A normal value is 1.fraction * 2^(emax - distance). A subnormal one, exponent field 0, has the
+    step of field 1 and no hidden one: lead.fraction * 2^(emax - distance + 1). Both are cut to size
+    for each distance, where the shifts are constants, and the one that applies is rounded. From
+    the width of ``element_window`` on, all are below half the smallest step and give zero.
+
+    ``subnormal`` tells for some distances if values there are subnormal. That is the case where the
+    reference equals the distance, for all lanes alike, so no lane looks for a zero exponent.
+    """
+    places = []
+    for distance in range(sum(element_window(element))):
+        here = named(m, f"at_{distance}", place.near & (place.distance == distance))
+        normal = truncate_to_element(Cat(place.fraction, Const(1, 1)), distance, element)
+        if distance in subnormal:
+            small = truncate_to_element(
+                Cat(place.fraction, place.lead, Const(0, 1 - len(place.lead))),
+                distance - 1,
+                element,
+            )
+            is_small = named(m, f"subnormal_at_{distance}", here & subnormal[distance])
+            is_normal = named(m, f"normal_at_{distance}", here & ~subnormal[distance])
+            places += [(is_small, small), (is_normal, normal)]
+        else:
+            places.append((here, normal))
+    return round_up(m, one_hot_mux(*zip(*places, strict=True)))
+
+
+def top_layout(kind: InputType, block: BlockFormat) -> data.StructLayout:
+    """Return the fields of a subgroup's top element: its place, and if its code is odd."""
+    return data.StructLayout({"place": place_layout(kind, block), "odd": 1})
 
 
 class GroupPeak(Component):
@@ -368,7 +453,7 @@ class SharedScale(Component):
             # The clamp at 0 fixes the scale, and with it the reference, from exponent -offset down.
             # Subnormals are below it, so they need no normalising: their distance is at least 1.
             m.d.comb += [
-                self.reference.eq(maximum(m, [exponent, Const(-offset, kind.exponent_bits)])),
+                self.reference.eq(Mux(exponent < -offset, -offset, exponent)),
                 self.scale.eq((self.reference + offset) | self.poisoned.replicate(8)),
             ]
             return m
@@ -406,24 +491,22 @@ class Lane(Component):
         The value.
     reference, normalise, poisoned
         As ``SharedScale`` gives them.
+    subnormal : In(number of subnormal_distances)
+        For each of ``subnormal_distances``: the reference equals it.
     sign, magnitude : Out
         The code: sign bit of the value, always, and magnitude code.
-    place : Out(Place)
-        What the finer rounding needs: significand and distance.
-
-    Notes
-    -----
-    A significand h.m whose exponent lies ``distance`` below the reference stands for
-    h.m * 2^(emax - distance) in units of the scale.
+    place : Out(place_layout(kind, block))
+        What the finer rounding needs.
     """
 
     def __init__(self, kind: InputType, block: BlockFormat) -> None:
-        self._block = block
+        self._kind, self._block = kind, block
         super().__init__(
             {
                 "value": In(value_layout(kind)),
                 "reference": In(kind.exponent_bits),
                 "normalise": In(normalise_bits(kind)),
+                "subnormal": In(len(subnormal_distances(kind, block))),
                 "poisoned": In(1),
                 "sign": Out(1),
                 "magnitude": Out(block.element.bits - 1),
@@ -434,38 +517,29 @@ class Lane(Component):
     def build(self) -> Module:
         """Build the lane."""
         m = Module()
-        value, place = self.value, self.place
-        low = min(len(place.distance), len(value.exponent))
-        normal = Signal()
-        field = Signal(len(value.exponent))
-        m.d.comb += [
-            # A subnormal counts only if the reference is below 2^low: elsewhere it is too far down,
-            # and stays so with a hidden one.
-            normal.eq(value.exponent[:low].any() | self.reference[low:].any()),
-            field.eq(Cat(value.exponent[0] | ~normal, value.exponent[1:])),  # subnormals have 1
-            place.distance.eq(
-                saturating_difference(m, self.reference, field, len(place.distance))
-                | self.poisoned.replicate(len(place.distance))  # too far down: code 0
-            ),
-        ]
-        significand: Value = Cat(value.mantissa, normal)
+        value, place, element = self.value, self.place, self._block.element
+        low, fits = near_difference(m, self.reference, value.exponent, len(place.distance))
+        fraction: Value = value.mantissa
         if len(self.normalise):
-            significand = (significand << self.normalise)[: len(significand)]
+            fraction = (fraction << self.normalise)[: len(fraction) + 1]
+        subnormal = subnormal_distances(self._kind, self._block)
         m.d.comb += [
-            place.significand.eq(jam(significand, len(place.significand))),
-            self.sign.eq(value.sign & ~self.poisoned),
-            self.magnitude.eq(
-                round_at_distance(m, place.significand, place.distance, self._block.element)
+            place.distance.eq(low),
+            place.near.eq(fits & ~self.poisoned),  # too far down: code 0
+            Cat(place.fraction, place.lead).eq(
+                jam(fraction, len(place.fraction) + len(place.lead))
             ),
+            self.sign.eq(value.sign & ~self.poisoned),
         ]
+        rounded = round_place(m, place, dict(zip(subnormal, self.subnormal, strict=True)), element)
+        m.d.comb += self.magnitude.eq(Mux(rounded > element.max_code, element.max_code, rounded))
         return m
 
 
-class Refiner(Component):
-    """Elem-EM metadata of one subgroup; combinational.
+class TopElement(Component):
+    """Largest element of a subgroup: largest magnitude code, lowest index of equals; combinational.
 
-    The top element is the one with the largest magnitude code, the lowest index of equals; only its
-    value goes through the finer rounding. Source: M2XFP Alg. 1.
+    Source: M2XFP Alg. 1.
 
     Parameters
     ----------
@@ -480,42 +554,85 @@ class Refiner(Component):
         Magnitude codes.
     places : In(ArrayLayout(place, subgroup))
         The values, as ``Lane`` places them.
-    poisoned : In(1)
-        The group holds a NaN or an infinity: metadata 0.
-    meta : Out(metadata bits)
-        clamp(fine + 1, low, low + 2^bits - 1) - low with low = coarse * 2^bits.
+    top : Out(top_layout(kind, block))
+        Its magnitude code and its place.
     """
 
     def __init__(self, kind: InputType, block: BlockFormat) -> None:
-        self._block = block
         size = block.metadata.subgroup
         super().__init__(
             {
                 "magnitudes": In(data.ArrayLayout(unsigned(block.element.bits - 1), size)),
                 "places": In(data.ArrayLayout(place_layout(kind, block), size)),
+                "top": Out(top_layout(kind, block)),
+            }
+        )
+
+    def build(self) -> Module:
+        """Build the choice."""
+        m = Module()
+        members = range(self.places.shape().length)
+        coarse, first = first_maximum(m, [self.magnitudes[n] for n in members])
+        m.d.comb += [
+            self.top.odd.eq(coarse[0]),
+            Value.cast(self.top.place).eq(
+                one_hot_mux(first, [Value.cast(self.places[n]) for n in members])
+            ),
+        ]
+        return m
+
+
+class Refiner(Component):
+    """Elem-EM metadata of one subgroup from its top element; combinational.
+
+    Parameters
+    ----------
+    kind
+        Type of the values, as ``stored_type`` gives it.
+    block
+        The target format.
+
+    Members
+    -------
+    top : In(top_layout(kind, block))
+        The element.
+    subnormal, poisoned
+        As for ``Lane``.
+    meta : Out(2)
+        clamp(fine + 1, low, low + 3) - low with low = coarse * 4.
+    """
+
+    def __init__(self, kind: InputType, block: BlockFormat) -> None:
+        self._kind, self._block = kind, block
+        super().__init__(
+            {
+                "top": In(top_layout(kind, block)),
+                "subnormal": In(len(subnormal_distances(kind, block))),
                 "poisoned": In(1),
                 "meta": Out(block.metadata.bits),
             }
         )
 
     def build(self) -> Module:
-        """Build selection and rounding."""
+        """Build the finer rounding."""
         m = Module()
-        refined = refined_element(self._block)
-        bits = self._block.metadata.bits
-        members = range(self._block.metadata.subgroup)
-        winner = Signal(self.places.shape().elem_shape)
-        fine = Signal(refined.bits - 1)
-        # Both are roundings of one value, so fine + 1 - low lies in -2^(bits - 1) + 1 .. 2^bits:
-        # bits + 2 bits hold it with its sign.
-        offset = Signal(bits + 2)
-        coarse, first = first_maximum(m, [self.magnitudes[n] for n in members])
+        subnormal = subnormal_distances(self._kind, self._block)
+        fine = round_place(
+            m,
+            self.top.place,
+            dict(zip(subnormal, self.subnormal, strict=True)),
+            refined_element(self._block),
+        )
+        # Coarse and fine are roundings of one value, half a coarse step apart at most, and fine is
+        # not saturated here: fine + 1 - low is in -1 .. 5. Three bits tell these seven apart, and
+        # of them only the upper one depends on coarse, by its last bit.
+        offset = Signal(3)
         m.d.comb += [
-            winner.eq(one_hot_mux(first, [Value.cast(self.places[n]) for n in members])),
-            fine.eq(round_at_distance(m, winner.significand, winner.distance, refined)),
-            offset.eq(fine + 1 - Cat(Const(0, bits), coarse)),
+            offset.eq((fine + 1) ^ Cat(Const(0, 2), self.top.odd)),
+            # -1 = 111 gives 0; 4 = 100 and 5 = 101 give 3
             self.meta.eq(
-                Mux(offset[-1] | self.poisoned, 0, offset[:bits] | offset[bits].replicate(bits))
+                Mux(offset[2], (~offset[1]).replicate(2), offset[:2])
+                & (~self.poisoned).replicate(2)
             ),
         ]
         return m

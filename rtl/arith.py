@@ -18,11 +18,12 @@ __all__ = [
     "leading_one",
     "maximum",
     "named",
+    "near_difference",
     "one_hot_mux",
     "reduce_tree",
-    "round_at_distance",
-    "round_to_element",
+    "round_up",
     "saturating_difference",
+    "truncate_to_element",
 ]
 
 T = TypeVar("T")
@@ -50,34 +51,40 @@ def named(m: Module, name: str, value: ValueLike) -> Signal:
     return signal
 
 
-def maximum(m: Module, values: Sequence[Value], name: str = "max") -> Value:
-    """Return the largest of some unsigned values, by a balanced tree."""
-    count = iter(range(len(values)))
+def race(m: Module, values: Sequence[Value], name: str) -> tuple[Value, list[Value]]:
+    """Return the largest of some unsigned values of equal length, and for each if it equals it.
 
-    def larger(a: Value, b: Value) -> Value:
-        return named(m, f"{name}_{next(count)}", Mux(a < b, b, a))
-
-    return reduce_tree(larger, list(values))
-
-
-def first_maximum(m: Module, keys: Sequence[Value]) -> tuple[Value, list[Value]]:
-    """Return the largest of the unsigned ``keys`` and a one-hot list: where, the first of equals.
-
-    A tournament: the right-hand side of a match wins only if it is strictly larger, and a leaf's
-    bit is the product of the matches that it won.
+    From the top bit down: if any value that is still in the race has the bit, the maximum has it,
+    and those without it drop out. That takes two small gates a bit and value; a tree of comparisons
+    and choices takes twice the area.
     """
+    width = len(values[0])
+    if any(len(value) != width for value in values):
+        raise ValueError(f"values of {[len(value) for value in values]} bits; all must be alike")
+    racing: list[Value] = [Const(1, 1)] * len(values)
+    found: list[Value] = []
+    for bit in reversed(range(width)):
+        having = [alive & value[bit] for alive, value in zip(racing, values, strict=True)]
+        found.append(named(m, f"{name}_{bit}", Cat(having).any()))
+        staying = [
+            alive & (value[bit] | ~found[-1]) for alive, value in zip(racing, values, strict=True)
+        ]
+        racing = list(named(m, f"{name}_{bit}_racing", Cat(staying)))
+    return Cat(reversed(found)), racing
 
-    def play(low: int, high: int) -> tuple[Value, list[Value]]:
-        if high - low == 1:
-            return keys[low], [Const(1, 1)]
-        middle = (low + high + 1) // 2
-        (left, left_won), (right, right_won) = play(low, middle), play(middle, high)
-        right_wins = named(m, f"right_wins_{low}_{high - 1}", left < right)
-        best = named(m, f"best_{low}_{high - 1}", Mux(right_wins, right, left))
-        won = [~right_wins & bit for bit in left_won] + [right_wins & bit for bit in right_won]
-        return best, won
 
-    return play(0, len(keys))
+def maximum(m: Module, values: Sequence[Value], name: str = "max") -> Value:
+    """Return the largest of some unsigned values of equal length."""
+    return race(m, values, name)[0]
+
+
+def first_maximum(
+    m: Module, values: Sequence[Value], name: str = "max"
+) -> tuple[Value, list[Value]]:
+    """Return the largest of some unsigned values and a one-hot list: where, the first of equals."""
+    largest, equal = race(m, values, name)
+    up_to = [named(m, f"{name}_in_{n + 1}", Cat(equal[: n + 1]).any()) for n in range(len(equal))]
+    return largest, [equal[0], *(b & ~before for b, before in zip(equal[1:], up_to, strict=False))]
 
 
 def one_hot_mux(select: Sequence[Value], values: Sequence[Value]) -> Value:
@@ -98,8 +105,8 @@ def leading_one(value: Value) -> Value:
     return index
 
 
-def saturating_difference(m: Module, a: Value, b: Value, width: int) -> Value:
-    """Return min(a - b, 2^width - 1) for unsigned a >= b of equal length; unspecified for a < b.
+def near_difference(m: Module, a: Value, b: Value, width: int) -> tuple[Value, Value]:
+    """Return (a - b) mod 2^width and whether that is a - b, for unsigned a >= b of equal length.
 
     Only the low ``width`` bits are subtracted. The upper parts say whether the difference fits:
     they must be equal, or one apart if the lower parts borrow. Since neither upper(b) <= upper(a)
@@ -109,13 +116,18 @@ def saturating_difference(m: Module, a: Value, b: Value, width: int) -> Value:
     if len(a) != len(b):
         raise ValueError(f"operands of {len(a)} and {len(b)} bits")
     if len(a) <= width:
-        return (a - b)[:width]
+        return (a - b)[:width], Const(1, 1)
     low = named(m, "low_difference", a[:width] - b[:width])  # the top bit is the borrow
     upper = b[width:]
     same = (upper | ~a[width:]).all()
     one_less = (upper | ~(a[width:] - 1)[: len(upper)]).all()
-    fits = named(m, "difference_fits", Mux(low[width], one_less, same))
-    return low[:width] | (~fits).replicate(width)
+    return low[:width], named(m, "difference_fits", Mux(low[width], one_less, same))
+
+
+def saturating_difference(m: Module, a: Value, b: Value, width: int) -> Value:
+    """Return min(a - b, 2^width - 1) for unsigned a >= b of equal length; unspecified for a < b."""
+    low, fits = near_difference(m, a, b, width)
+    return low | (~fits).replicate(width)
 
 
 def jam(value: Value, width: int) -> Value:
@@ -140,28 +152,27 @@ def element_window(element: FloatElement) -> tuple[int, int]:
     return element.emax + 1, element.bias + element.mantissa_bits
 
 
-def round_to_element(m: Module, significand: Value, distance: int, element: FloatElement) -> Value:
-    """Round a significand that stands a known distance down: nearest, ties to even, saturating.
+def truncate_to_element(significand: Value, distance: int, element: FloatElement) -> Value:
+    """Cut h.m * 2^(emax - distance) down to a magnitude code, with what rounding it needs.
 
     Parameters
     ----------
-    m
-        The module that takes the named intermediate values.
     significand
         h.m, any width, ``jam``-med below the guard bit.
     distance
-        The value is h.m * 2^(emax - distance).
+        How far it stands below the element's largest power of two.
     element
         The target.
 
     Returns
     -------
-    The magnitude code, ``element.bits - 1`` wide.
+    From bit 0: whether anything but zero follows the guard bit, the guard bit, and the magnitude
+    code rounded towards zero, ``element.bits - 1`` wide.
 
-    Notes ----- In the fixed-point view of ``element_window`` the mantissa, the guard bit and the
-    rest are fixed slices for each binade, chosen by the leading one. Exponent and mantissa stand
-    side by side, so that the carry of the rounding moves into the next binade by itself. Source:
-    IEEE 754-2019, 4.3.1 (roundTiesToEven).
+    Notes
+    -----
+    In the fixed-point view of ``element_window`` the mantissa, the guard bit and the rest are fixed
+    slices for each binade, chosen by the leading one.
     """
     mantissa_bits = element.mantissa_bits
     width = element.bits - 1
@@ -172,7 +183,6 @@ def round_to_element(m: Module, significand: Value, distance: int, element: Floa
     fixed = Cat(Const(0, max(-below, 0)), significand[max(below, 0) :], Const(0, distance))[:window]
 
     def binade(field: int) -> Value:
-        """Rest, guard bit and truncated code if the exponent field is ``field``."""
         step = max(field, 1)  # index of the mantissa's last bit; the guard bit is below it
         mantissa = fixed[step : step + mantissa_bits]
         rest = tail | fixed[: step - 1].any()
@@ -180,25 +190,17 @@ def round_to_element(m: Module, significand: Value, distance: int, element: Floa
 
     chosen = binade(0)
     for field in range(1, element.emax + element.bias + 1 - distance):
-        reached = fixed[
-            mantissa_bits + field :
-        ].any()  # the leading one is in this binade or higher
+        reached = fixed[mantissa_bits + field :].any()  # the leading one is here or higher
         chosen = Mux(reached, binade(field), chosen)
-    chosen = named(m, f"truncated_{distance}", chosen)
-    rest, guard, code = chosen[0], chosen[1], chosen[2:]
-    carried = named(m, f"carried_{distance}", code + (guard & (rest | code[0])))
-    return Mux(carried > element.max_code, Const(element.max_code, width), carried[:width])
+    return chosen
 
 
-def round_at_distance(
-    m: Module, significand: Value, distance: Value, element: FloatElement
-) -> Value:
-    """Round h.m * 2^(emax - distance) to ``element``: nearest, ties to even, saturating.
+def round_up(m: Module, truncated: Value) -> Value:
+    """Round what ``truncate_to_element`` gives: to nearest, ties to even, one bit longer.
 
-    Rounds for each distance that can give a non-zero code and then chooses: with constant shifts
-    most of the rounding vanishes, which costs less than a shifter before one rounding. From the
-    width of ``element_window`` on, a value is below half the smallest step and gives zero.
+    Exponent and mantissa stand side by side, so that a carry moves into the next binade by itself.
+    Source: IEEE 754-2019, 4.3.1 (roundTiesToEven).
     """
-    window = sum(element_window(element))
-    choices = [(distance == d, round_to_element(m, significand, d, element)) for d in range(window)]
-    return one_hot_mux(*zip(*choices, strict=True))
+    truncated = named(m, "truncated", truncated)
+    rest, guard, code = truncated[0], truncated[1], truncated[2:]
+    return named(m, "rounded", code + (guard & (rest | code[0])))
