@@ -12,6 +12,7 @@ from m2xfp.errors import UnknownNameError
 from m2xfp.formats import BF16, FP16, FP32, MXFP4
 from m2xfp.rtl.activation_quantizer import ActivationQuantizer
 from m2xfp.rtl.component import Component
+from m2xfp.rtl.weight_encoder import WeightEncoder
 
 __all__ = ["UNITS", "Unit", "find_unit", "select"]
 
@@ -70,6 +71,46 @@ UNITS: dict[str, Unit] = {
                 "fp32x16": {"input_type": FP32, "lanes": 16},
                 "fp32x8": {"input_type": FP32, "lanes": 8},
                 "mxfp4-bf16x32": {"input_type": BF16, "lanes": 32, "block": MXFP4},
+            },
+            golden="m2xfp.golden.bits.quantize_bits",
+        ),
+        Unit(
+            name="weight_encoder",
+            purpose="floating-point weights to packed M2XFP groups (Sg-EM, by search)",
+            component=WeightEncoder,
+            configs={
+                "bf16-adaptive": {"input_type": BF16},
+                "bf16-adaptive-2": {"input_type": BF16, "clocks_per_group": 2},
+                "bf16-adaptive-3": {"input_type": BF16, "clocks_per_group": 3},
+                "bf16-adaptive-4": {"input_type": BF16, "clocks_per_group": 4},
+                "bf16-adaptive-6": {"input_type": BF16, "clocks_per_group": 6},
+                "bf16-adaptive-12": {"input_type": BF16, "clocks_per_group": 12},
+                "bf16-fixed": {"input_type": BF16, "adaptive": False},
+                "bf16-fixed-2": {"input_type": BF16, "adaptive": False, "clocks_per_group": 2},
+                "bf16-fixed-4": {"input_type": BF16, "adaptive": False, "clocks_per_group": 4},
+                "fp16-adaptive": {"input_type": FP16},
+                "fp16-adaptive-12": {"input_type": FP16, "clocks_per_group": 12},
+                "fp16-fixed-4": {"input_type": FP16, "adaptive": False, "clocks_per_group": 4},
+                "fp32-adaptive": {"input_type": FP32},
+                "fp32-adaptive-12": {"input_type": FP32, "clocks_per_group": 12},
+                "fp32-fixed-4": {"input_type": FP32, "adaptive": False, "clocks_per_group": 4},
+                "bf16-adaptive-4-f8": {
+                    "input_type": BF16,
+                    "clocks_per_group": 4,
+                    "fraction_bits": 8,
+                },
+                "bf16-adaptive-4-f6": {
+                    "input_type": BF16,
+                    "clocks_per_group": 4,
+                    "fraction_bits": 6,
+                },
+                "bf16-adaptive-4-f5": {
+                    "input_type": BF16,
+                    "clocks_per_group": 4,
+                    "fraction_bits": 5,
+                },
+                # Keys and values of an attention cache: 128 bits a clock, vectors as they come.
+                "bf16-kv": {"input_type": BF16, "clocks_per_group": 4},
             },
             golden="m2xfp.golden.bits.quantize_bits",
         ),

@@ -68,7 +68,7 @@ def describe(unit: Unit, config: str) -> dict[str, Any]:
         "clock": "clk",
         "reset": "rst",
     }
-    for name in ("latency", "beats_per_group", "macs_per_clock"):
+    for name in ("latency", "beats_per_group", "clocks_per_group", "macs_per_clock"):
         if hasattr(component, name):
             facts[name] = getattr(component, name)
     return facts
@@ -127,7 +127,9 @@ def header(facts: Mapping[str, Any]) -> str:
         ]
     if "beats_per_group" in facts:
         beats = facts["beats_per_group"]
-        lines += [f"Throughput: one beat a clock, one group in {beats} clock{'s'[: beats - 1]}."]
+        clocks = facts.get("clocks_per_group", beats)
+        rate = "one beat a clock" if clocks == beats else f"{beats} beat{'s'[: beats - 1]} a group"
+        lines += [f"Throughput: {rate}, one group in {clocks} clock{'s'[: clocks - 1]}."]
     lines += [
         "All state changes on the rising edge of clk; rst is synchronous and active high, and must",
         "be high for at least one clock before use: registers have no initial value.",
