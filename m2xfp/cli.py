@@ -1,4 +1,4 @@
-"""The ``m2xfp`` command: each subcommand is one module in ``m2xfp/commands``, loaded when called."""
+"""The ``m2xfp`` command; a subcommand is a module in ``m2xfp/commands``, loaded when called."""
 
 import importlib
 import sys
@@ -56,7 +56,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="m2xfp")
 def cli() -> None:
-    """Generate, simulate and measure microscaling arithmetic units.
+    r"""Generate, simulate and measure microscaling arithmetic units.
 
     \b
     m2xfp verilog                       every unit, every configuration, into build/verilog
