@@ -28,11 +28,6 @@ PLANTED = {
     "latch": ("reg q; always @* if (rst) q = clk;", "Verilator", "LATCH"),
     "no such wire": ("assign nowhere = clk;", "Verilator", "nowhere"),
     "cut assignment": ("wire [2:0] w; assign w = s_axis_tdata[7:0];", "Verilator", "WIDTHTRUNC"),
-    "unused register": (
-        "reg lost; always @(posedge clk) lost <= rst;",
-        "Verilator",
-        "UNUSEDSIGNAL",
-    ),
     "blocking": ("reg z; always @(posedge clk) z = rst;", "Verilator", "BLKSEQ"),
 }
 
