@@ -112,7 +112,8 @@ class Netlist:
     cell_counts
         Count by library cell, in name order.
     module_area_um2
-        Area by module, everything below it included; one entry when flattened.
+        Area by module: the cells that stand in it directly, all its instances together. The sum is
+        ``area_um2``.
     folder
         Holds ``netlist.v``, ``netlist.json`` and ``yosys.log``.
     """
@@ -256,33 +257,36 @@ def _measure(top: str, pdk: Pdk, options: FlowOptions, yosys: str, folder: Path)
         if not int(module["attributes"].get("blackbox", "0"), 2)
     }
     library = pdk.library.cells
-    counts: dict[str, Counter[str]] = {}
+    own: dict[str, Counter[str]] = {}
 
-    def count(name: str) -> Counter[str]:
-        if name not in counts:
-            counts[name] = Counter()
-            for instance, cell in modules[name]["cells"].items():
-                kind = cell["type"]
-                if kind in library:
-                    if library[kind].is_stateful and not library[kind].is_flop:
-                        raise SynthesisError(
-                            f"{top}: {instance!r} in {name} is a latch ({kind}); give every branch "
-                            "of combinational code a value"
-                        )
-                    counts[name][kind] += 1
-                elif kind in modules and not options.flatten:
-                    counts[name] += count(kind)
-                else:
+    def add(name: str) -> None:
+        """Count an instance of a module."""
+        cells = own.setdefault(name, Counter())
+        for instance, cell in modules[name]["cells"].items():
+            kind = cell["type"]
+            if kind in library:
+                if library[kind].is_stateful and not library[kind].is_flop:
                     raise SynthesisError(
-                        f"{top}: {instance!r} in {name} is a {kind}, which has no contents and is "
-                        f"not a cell of {pdk.name}; a black box has no area to report"
+                        f"{top}: {instance!r} in {name} is a latch ({kind}); give every branch "
+                        "of combinational code a value"
                     )
-        return counts[name]
+                cells[kind] += 1
+            elif kind in modules and not options.flatten:
+                add(kind)
+            else:
+                raise SynthesisError(
+                    f"{top}: {instance!r} in {name} is a {kind}, which has no contents and is "
+                    f"not a cell of {pdk.name}; a black box has no area to report"
+                )
 
-    total = count(top)
+    def area_of(cells: Counter[str]) -> float:
+        return sum(library[kind].area * number for kind, number in cells.items())
+
+    add(top)
+    total = sum(own.values(), Counter[str]())
     if not total:
         raise SynthesisError(f"{top}: no cell is left after synthesis; nothing to report")
-    area = sum(library[kind].area * number for kind, number in total.items())
+    area = area_of(total)
     flops = sum(number for kind, number in total.items() if library[kind].is_flop)
     logic = area - flops * pdk.flop_area_um2
     unit = pdk.nand2_cell.area
@@ -298,10 +302,7 @@ def _measure(top: str, pdk: Pdk, options: FlowOptions, yosys: str, folder: Path)
         cells=sum(total.values()),
         flops=flops,
         cell_counts=dict(sorted(total.items())),
-        module_area_um2={
-            name: round(sum(library[kind].area * n for kind, n in counts[name].items()), 5)
-            for name in sorted(counts)
-        },
+        module_area_um2={name: round(area_of(own[name]), 5) for name in sorted(own)},
         folder=folder,
     )
 

@@ -13,7 +13,7 @@ from m2xfp.synth.flow import ABC_SCRIPTS, BUILD, FlowOptions, Netlist, synthesiz
 from m2xfp.synth.pdk import Pdk
 from m2xfp.synth.timing import time_netlist
 
-__all__ = ["Row", "markdown_table", "measure", "measure_all", "to_json"]
+__all__ = ["Row", "flow_facts", "markdown_table", "measure", "measure_all", "to_json"]
 
 WORKERS = 2  # syntheses at a time: each takes one core and up to 1 GB
 
@@ -51,6 +51,9 @@ class Row:
         Leakage.
     gate_level_groups
         Groups that the mapped netlist was given for it, each compared with the golden model.
+    module_area_um2
+        From a run that keeps the hierarchy, beside the flat one of all other figures: area by
+        module of what stands directly in it, all its instances together.
     """
 
     unit: str
@@ -75,6 +78,7 @@ class Row:
     clock_energy_pj: float | None = None
     leakage_uw: float | None = None
     gate_level_groups: int | None = None
+    module_area_um2: dict[str, float] | None = None
 
 
 def measure(
@@ -82,10 +86,12 @@ def measure(
     config: str,
     pdk: Pdk,
     options: FlowOptions,
+    *,
     power: bool = False,
+    breakdown: bool = False,
     build: Path = BUILD,
 ) -> Row:
-    """Emit, map and time one configuration, and run its netlist for power if asked."""
+    """Emit, map and time one configuration; its power and its area by module if asked."""
     facts = describe(unit, config)
     emitted = emit(unit, config, build / "verilog")
     netlist = synthesize(emitted.verilog, emitted.top, pdk, options, build)
@@ -108,6 +114,16 @@ def measure(
         path_end=timing.end,
         groups_per_clock=None if beats is None else 1 / beats,
     )
+    if breakdown:
+        whole = replace(options, flatten=False)
+        parts = synthesize(emitted.verilog, emitted.top, pdk, whole, build)
+        row = replace(
+            row,
+            module_area_um2={
+                name.removeprefix(f"{emitted.top}_"): area
+                for name, area in parts.module_area_um2.items()
+            },
+        )
     return _with_power(row, netlist, pdk, facts) if power else row
 
 
@@ -153,7 +169,9 @@ def measure_all(
     chosen: Sequence[tuple[Unit, str]],
     pdk: Pdk,
     options: FlowOptions,
+    *,
     power: bool = False,
+    breakdown: bool = False,
     build: Path = BUILD,
 ) -> list[Row]:
     """Measure several configurations, two at a time, with a progress bar; order is kept."""
@@ -161,7 +179,9 @@ def measure_all(
 
     with ThreadPoolExecutor(WORKERS) as pool:
         futures = [
-            pool.submit(measure, unit, config, pdk, options, power, build)
+            pool.submit(
+                measure, unit, config, pdk, options, power=power, breakdown=breakdown, build=build
+            )
             for unit, config in chosen
         ]
         try:
@@ -174,9 +194,9 @@ def measure_all(
             raise
 
 
-def to_json(rows: Iterable[Row], pdk: Pdk, options: FlowOptions) -> str:
-    """Return the report as JSON: how it was measured, and the rows."""
-    flow: dict[str, Any] = {
+def flow_facts(pdk: Pdk, options: FlowOptions) -> dict[str, Any]:
+    """Return how figures were measured: only those of equal facts compare."""
+    return {
         "yosys": yosys_command()[1],
         "pdk": pdk.name,
         "pdk_title": pdk.title,
@@ -191,7 +211,12 @@ def to_json(rows: Iterable[Row], pdk: Pdk, options: FlowOptions) -> str:
         **asdict(options),
         "abc_script": ABC_SCRIPTS[options.abc] or "yosys default with driver and load",
     }
-    return json.dumps({"flow": flow, "rows": [asdict(row) for row in rows]}, indent=2) + "\n"
+
+
+def to_json(rows: Iterable[Row], pdk: Pdk, options: FlowOptions) -> str:
+    """Return the report as JSON: how it was measured, and the rows."""
+    report = {"flow": flow_facts(pdk, options), "rows": [asdict(row) for row in rows]}
+    return json.dumps(report, indent=2) + "\n"
 
 
 _COLUMNS = (

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from click.testing import CliRunner
 
 from m2xfp.errors import InputError, MissingToolError, UnknownNameError
 from m2xfp.synth import flow, timing
@@ -108,7 +107,10 @@ def test_hierarchy_is_kept_on_request(osu018, build):
         "half h (.a(a), .b(b), .y(m)); half g (.a(m), .b(b), .y(y)); endmodule"
     )
     whole = synthesize(source, "two", osu018, FlowOptions(flatten=False), build)
-    assert whole.area_um2 == pytest.approx(2 * whole.module_area_um2["half"])
+    assert whole.module_area_um2 == {"half": whole.area_um2, "two": 0}
+    (build / "half.v").write_text(source.read_text().replace("two", "unused"))
+    half = synthesize(build / "half.v", "half", osu018, build=build)
+    assert whole.area_um2 == pytest.approx(2 * half.area_um2)
     assert whole.cells == sum(whole.cell_counts.values())
 
 
@@ -246,20 +248,3 @@ def test_command_refuses(arguments, words, tmp_path, monkeypatch, capsys):
     assert exit_.value.code == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
-
-
-def test_command_writes_the_report(tmp_path, monkeypatch):
-    from m2xfp.commands.synth import command
-
-    monkeypatch.chdir(tmp_path)
-    arguments = ["activation_quantizer", "--config", "bf16x8", "--json", "out.json"]
-    done = CliRunner().invoke(command, arguments, catch_exceptions=False)
-    assert done.exit_code == 0
-    report = json.loads((tmp_path / "out.json").read_text())
-    (row,) = report["rows"]
-    assert (row["unit"], row["config"], row["pdk"]) == ("activation_quantizer", "bf16x8", "osu018")
-    assert row["groups_per_clock"] == 0.25
-    assert row["area_um2"] > row["logic_area_um2"] > 0
-    assert row["cells"] > row["flops"] > 0
-    assert report["flow"]["wire_load"] == "off"
-    assert f"{row['area_um2']:.0f}" in done.output

@@ -70,6 +70,15 @@ def _roles(
     help="Run the mapped netlists on tensors of the bundled model and on random ones, compare "
     "every bit with the golden model, and report energy.",
 )
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Compare with the accepted figures in docs/results; exit status 1 if an area or a path "
+    "grew by more than 3 %.",
+)
+@click.option(
+    "--accept", is_flag=True, help="Make the measured figures the accepted ones, with the plots."
+)
 @click.option("--list", "listing", is_flag=True, help="List the libraries by name and stop.")
 def command(
     units: tuple[str, ...],
@@ -84,6 +93,8 @@ def command(
     json_file: Path | None,
     markdown_file: Path | None,
     power: bool,
+    check: bool,
+    accept: bool,
     listing: bool,
 ) -> None:
     r"""Map each UNIT, or every unit, onto a standard-cell library; report area, timing, power.
@@ -95,6 +106,7 @@ def command(
 
     \b
     m2xfp synth activation_quantizer --config bf16x32
+    m2xfp synth --check                 what changed against docs/results
     m2xfp synth --pdk sky130_fd_sc_hd --json report.json
     m2xfp synth --liberty SEQ.lib.gz --liberty SIMPLE.lib.gz --cell NAND2=NAND2xp33_ASAP7_75t_R
     """
@@ -106,21 +118,41 @@ def command(
         return
     if pdk and liberty:
         raise click.UsageError("--pdk and --liberty exclude each other; give one of them")
+    if check and accept:
+        raise click.UsageError("--check and --accept exclude each other; give one of them")
     if roles and not liberty:
         raise click.UsageError("--cell names cells of the library that --liberty gives")
 
     from m2xfp.files import write_atomic
     from m2xfp.rtl.catalog import select
+    from m2xfp.synth import baseline
     from m2xfp.synth.flow import FlowOptions
     from m2xfp.synth.report import markdown_table, measure_all, to_json
 
     chosen = [pair for unit in units or (None,) for pair in select(unit, config)]
     options = FlowOptions(flatten=not hierarchy, abc=abc, clock_ns=clock_ns, booth=booth)
     library = pdk_from_liberty(liberty, roles) if liberty else find_pdk(pdk or DEFAULT_PDK)
-    rows = measure_all(chosen, library, options, power)
+    baseline_rows = baseline.load(baseline.RESULTS, library, options) if check or accept else []
+    rows = measure_all(chosen, library, options, power=power, breakdown=accept)
     table = markdown_table(rows, library, options)
     if json_file:
         write_atomic(json_file, to_json(rows, library, options))
     if markdown_file:
         write_atomic(markdown_file, table)
     click.echo(table, nl=False)
+    found = baseline.changes(baseline_rows, rows)
+    for change in found:
+        click.echo(str(change))
+    if accept:
+        known = [(unit.name, name) for unit, name in select()]
+        for path in baseline.accept(baseline.RESULTS, baseline_rows, rows, known, library, options):
+            click.echo(f"accepted: {path}")
+    elif check:
+        grown = sum(change.is_regression for change in found)
+        click.echo(
+            f"{len(rows)} measured, {len(found)} figures changed, {grown} by more than "
+            f"{baseline.LIMIT:.0%} for the worse"
+        )
+        if grown:
+            click.echo("if this is meant: m2xfp synth --accept", err=True)
+            raise SystemExit(1)
