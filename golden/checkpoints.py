@@ -205,7 +205,7 @@ def dispatch(
     MissingToolError
         Accelerate is not installed.
     InputError
-        The model does not fit, and there is no folder to offload to.
+        The model does not fit, and there is no folder to offload to, or not one layer fits.
     """
     try:
         from accelerate import dispatch_model, infer_auto_device_map
@@ -216,6 +216,8 @@ def dispatch(
     whole = list(getattr(model, "_no_split_modules", None) or [])
     limits = dict(max_memory) if max_memory else None
     places = infer_auto_device_map(model, max_memory=limits, no_split_module_classes=whole)
+    if set(places.values()) == {"disk"}:
+        raise InputError("no layer of the model fits into the memory of the devices; allow more")
     if "disk" in places.values() and offload is None:
         raise InputError(
             "the model does not fit into the memory of the devices; give a folder to offload to "

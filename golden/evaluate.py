@@ -376,8 +376,12 @@ def bootstrap(
     """
     values = (nats if reference is None else nats - reference).numpy()
     generator = np.random.default_rng(0)
-    means = np.array(
-        [values[generator.integers(len(values), size=len(values))].mean() for _ in range(samples)]
+    count, part = len(values), 100  # draws a step, to bound the memory
+    means = np.concatenate(
+        [
+            values[generator.integers(count, size=(min(part, samples - done), count))].mean(axis=1)
+            for done in range(0, samples, part)
+        ]
     )
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(math.exp(values.mean()), math.exp(low), math.exp(high))

@@ -52,6 +52,10 @@ def _ratio(nats: Tensor, reference: Tensor) -> tuple[str, str]:
     return f"{change:+.2f} %", f"{low:+.2f} .. {high:+.2f} %"
 
 
+def _task(outcome: Outcome, task: str, metric: str) -> str:
+    return f"{outcome.tasks[task][metric]:.4f}" if outcome.tasks else ""
+
+
 def _rows(rows: Sequence[Sequence[str]]) -> str:
     """Return rows, the first of them titles, as a markdown table."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -93,7 +97,7 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
                 "" if bits is None else f"{float(bits):g}",
                 f"{bootstrap(outcome.nats).value:.4f}",
                 *changes,
-                *(f"{(outcome.tasks or {})[task][metric]:.4f}" for task, metric in metrics),
+                *(_task(outcome, task, metric) for task, metric in metrics),
             ]
         )
     return _rows(rows)
