@@ -3,10 +3,6 @@
 The derivation, with its width proofs, stands in docs/weight-encoder.md.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from operator import add
-
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -14,13 +10,21 @@ from amaranth.lib.wiring import In, Out
 from m2xfp.errors import InputError
 from m2xfp.formats import BF16, M2XFP_WEIGHT, BlockFormat, FloatElement, InputType
 from m2xfp.rtl.activation_quantizer import normalise_bits
-from m2xfp.rtl.arith import jam, named, one_hot_mux, reduce_tree, saturating_difference
+from m2xfp.rtl.arith import jam, named, saturating_difference
 from m2xfp.rtl.component import Component
 from m2xfp.rtl.group_front import GroupFront, narrowed
 from m2xfp.rtl.layouts import group_layout, value_layout
+from m2xfp.rtl.multiplier_search import (
+    BestMultiplier,
+    Ladder,
+    SubgroupSums,
+    first_largest,
+    threshold_bits,
+    total,
+)
 from m2xfp.rtl.streams import Queue, packet, packet_stream
 
-__all__ = ["FRACTION_BITS", "Ladder", "WeightEncoder"]
+__all__ = ["FRACTION_BITS", "WeightEncoder"]
 
 FRACTION_BITS = {"bf16": 10, "fp16": 13, "fp32": 26}
 """Fraction bits F from which the fixed-point search equals the exact one, by input type."""
@@ -32,132 +36,6 @@ STAGES_BEFORE_CHOICE = 3
 """Pipeline stages between a beat aligned and its group's offset chosen: sums, k, totals."""
 
 
-def threshold_bits(block: BlockFormat) -> int:
-    """Return the fraction bits that make every threshold between codes an integer.
-
-    4 for E2M1 with two bits: thresholds are 1 3 5 7 10 14 20 times M / 16.
-    """
-    assert isinstance(block.element, FloatElement)
-    return block.element.bias + block.element.mantissa_bits + block.metadata.bits
-
-
-@dataclass(frozen=True)
-class Step:
-    """A range of magnitudes, and how the multiple that stands for them changes there.
-
-    Members
-    -------
-    start, stop
-        start <= u < stop.
-    before, after
-        Multiples of the smallest element step.
-    """
-
-    start: int
-    stop: int
-    before: int
-    after: int
-
-
-@dataclass(frozen=True)
-class Ladder:
-    """The codes of magnitudes under all multipliers of Sg-EM, in integers.
-
-    A magnitude is an integer u of ``width`` bits that stands for w = u * 2^-fraction_bits; the
-    multiplier 1 + k/4 is the integer M = 4 + k; code c decodes to multiples[c] * M / 8.
-
-    Members
-    -------
-    block
-        The format: a floating-point element with Sg-EM metadata.
-    fraction_bits, integer_bits
-        Of w; at least ``threshold_bits`` fraction bits.
-    """
-
-    block: BlockFormat
-    fraction_bits: int
-    integer_bits: int
-
-    @property
-    def element(self) -> FloatElement:
-        """The element."""
-        assert isinstance(self.block.element, FloatElement)
-        return self.block.element
-
-    @property
-    def width(self) -> int:
-        """Bits of a magnitude."""
-        return self.integer_bits + self.fraction_bits
-
-    @property
-    def shift(self) -> int:
-        """Fraction bits beyond those that the thresholds need."""
-        return self.fraction_bits - threshold_bits(self.block)
-
-    @property
-    def multipliers(self) -> tuple[int, ...]:
-        """The multipliers M, largest first."""
-        return tuple(reversed(range(1 << self.block.metadata.bits, 2 << self.block.metadata.bits)))
-
-    @property
-    def multiples(self) -> tuple[int, ...]:
-        """Value of each code in smallest steps: 0 1 2 3 4 6 8 12 for E2M1."""
-        magnitudes = [self.element.magnitude(code) for code in range(self.element.max_code + 1)]
-        return tuple(int(magnitude / magnitudes[1]) for magnitude in magnitudes)
-
-    def thresholds(self, multiplier: int) -> tuple[int, ...]:
-        """Return where code c ends and c + 1 begins, for c = 0, 1, ..., below 2^width."""
-        pairs = zip(self.multiples, self.multiples[1:], strict=False)
-        marks = [(low + high) * multiplier << self.shift for low, high in pairs]
-        return tuple(mark for mark in marks if mark < 1 << self.width)
-
-    def steps(self) -> tuple[tuple[Step, ...], ...]:
-        """Return, largest multiplier first, where the multiple of u changes from the one before.
-
-        The first has the multiples themselves, as changes from 0. From each multiplier to the next
-        smaller one a code rises by one at most: neighbouring thresholds of E2M1 are at least a
-        factor 7/5 apart, multipliers at most 5/4.
-        """
-        end = 1 << self.width
-        largest, *others = self.multipliers
-        marks = self.thresholds(largest)
-        rows = [
-            tuple(
-                Step(start, stop, 0, after)
-                for start, stop, after in zip(
-                    marks, (*marks[1:], end), self.multiples[1:], strict=False
-                )
-            )
-        ]
-        for multiplier in others:
-            stops, marks = marks, self.thresholds(multiplier)
-            stops += (end,) * (len(marks) - len(stops))
-            assert all(stop <= start for stop, start in zip(stops, marks[1:], strict=False))
-            rows.append(
-                tuple(
-                    Step(start, stop, before, after)
-                    for start, stop, before, after in zip(
-                        marks, stops, self.multiples, self.multiples[1:], strict=False
-                    )
-                )
-            )
-        return tuple(rows)
-
-    def gain_bits(self) -> int:
-        """Return the bits of a subgroup's gain, in units of 2^-(fraction_bits + 2).
-
-        A lane's gain q (2w - q) is at most w^2, with w < 2^integer_bits.
-        """
-        lanes = self.block.metadata.subgroup
-        return (lanes - 1).bit_length() + 2 * self.integer_bits + self.fraction_bits + 2
-
-
-def at_least(value: Value, mark: int) -> Value:
-    """Return value >= mark, looking at no bit below the lowest one of ``mark``."""
-    zeros = (mark & -mark).bit_length() - 1
-    return value[zeros:] >= mark >> zeros
-
-
 def shift_right_jam(m: Module, value: Value, amount: Value) -> Value:
     """Shift right; the lowest bit of the result is ORed with every bit that is shifted out."""
     for stage in range(len(amount)):
@@ -165,11 +43,6 @@ def shift_right_jam(m: Module, value: Value, amount: Value) -> Value:
         shifted = Cat(value[: step + 1].any(), value[step + 1 :], Const(0, step))
         value = named(m, f"shifted_{stage}", Mux(amount[stage], shifted, value))
     return value
-
-
-def total(values: Sequence[Value]) -> Value:
-    """Return the sum of some values."""
-    return reduce_tree(add, list(values))
 
 
 class Aligner(Component):
@@ -227,213 +100,6 @@ class Aligner(Component):
             self.magnitude.eq(shift_right_jam(m, placed, distance)),
         ]
         return m
-
-
-def lane_layout(ladder: Ladder) -> data.StructLayout:
-    """Return the fields of ``LaneTerms``: for each multiplier, largest first, changes of two sums.
-
-    A product is at most (after - before) * (stop - 1), a square at most after^2 - before^2.
-    """
-    rows = ladder.steps()
-    return data.StructLayout(
-        {
-            **{
-                f"product_{n}": max((s.after - s.before) * (s.stop - 1) for s in row).bit_length()
-                for n, row in enumerate(rows)
-            },
-            **{
-                f"square_{n}": max(s.after**2 - s.before**2 for s in row).bit_length()
-                for n, row in enumerate(rows)
-            },
-        }
-    )
-
-
-class LaneTerms(Component):
-    """What one magnitude adds to the sums of all multipliers; combinational.
-
-    Only the largest multiplier takes a full choice among the multiples of u. Each smaller one adds
-    one, two or four times u, and no adder, if u lies between the thresholds of the two multipliers.
-
-    Parameters
-    ----------
-    ladder
-        The numbers.
-
-    Members
-    -------
-    u : In(width)
-        The magnitude.
-    terms : Out(lane_layout(ladder))
-        multiple * u and multiple^2: of the largest multiplier, then how much each next one adds.
-    """
-
-    def __init__(self, ladder: Ladder) -> None:
-        self._ladder = ladder
-        super().__init__({"u": In(ladder.width), "terms": Out(lane_layout(ladder))})
-
-    def build(self) -> Module:
-        """Build comparators and choices."""
-        m = Module()
-        ladder, u = self._ladder, self.u
-        triple = named(m, "triple", u + (u << 1))
-
-        def times(factor: int) -> Value:
-            """Return factor * u, for a factor 2^n or 3 * 2^n."""
-            zeros = (factor & -factor).bit_length() - 1
-            return Cat(Const(0, zeros), {1: u, 3: triple}[factor >> zeros])
-
-        marks = {mark for row in ladder.steps() for step in row for mark in (step.start, step.stop)}
-        reached: dict[int, Value] = {
-            mark: named(m, f"reached_{mark >> ladder.shift}", at_least(u, mark))
-            for mark in sorted(marks - {1 << ladder.width})
-        }
-        reached[1 << ladder.width] = Const(0, 1)
-        for n, row in enumerate(ladder.steps()):
-            chosen = {
-                step: named(
-                    m, f"chosen_{n}_{step.after}", reached[step.start] & ~reached[step.stop]
-                )
-                for step in row
-            }
-            by_factor: dict[int, list[Value]] = {}
-            for step, bit in chosen.items():
-                by_factor.setdefault(step.after - step.before, []).append(bit)
-            m.d.comb += [
-                self.terms[f"product_{n}"].eq(
-                    one_hot_mux(
-                        [Cat(*bits).any() for bits in by_factor.values()],
-                        [times(factor) for factor in by_factor],
-                    )
-                ),
-                self.terms[f"square_{n}"].eq(
-                    one_hot_mux(
-                        list(chosen.values()),
-                        [Const(step.after**2 - step.before**2) for step in row],
-                    )
-                ),
-            ]
-        return m
-
-
-def sums_layout(ladder: Ladder) -> data.StructLayout:
-    """Return the fields of ``SubgroupSums``: for each multiplier, largest first, both sums.
-
-    A sum is at most lanes * multiple * (2^width - 1), or lanes * multiple^2, with the largest
-    multiple within reach.
-    """
-    lanes, most = ladder.block.metadata.subgroup, (1 << ladder.width) - 1
-    reach = [ladder.multiples[len(ladder.thresholds(m))] for m in ladder.multipliers]
-    return data.StructLayout(
-        {
-            **{f"product_{n}": (lanes * r * most).bit_length() for n, r in enumerate(reach)},
-            **{f"square_{n}": (lanes * r * r).bit_length() for n, r in enumerate(reach)},
-        }
-    )
-
-
-class SubgroupSums(Component):
-    """Sums of multiple * u and of multiple^2 over a subgroup, for each multiplier; combinational.
-
-    Parameters
-    ----------
-    ladder
-        The numbers.
-
-    Members
-    -------
-    u : In(ArrayLayout(width, subgroup))
-        The magnitudes.
-    sums : Out(sums_layout(ladder))
-        The sums.
-    """
-
-    def __init__(self, ladder: Ladder) -> None:
-        self._ladder = ladder
-        size = ladder.block.metadata.subgroup
-        super().__init__(
-            {
-                "u": In(data.ArrayLayout(unsigned(ladder.width), size)),
-                "sums": Out(sums_layout(ladder)),
-            }
-        )
-
-    def build(self) -> Module:
-        """Build the lanes and the adders."""
-        m = Module()
-        lanes = [LaneTerms(self._ladder) for _ in range(self._ladder.block.metadata.subgroup)]
-        for n, lane in enumerate(lanes):
-            m.submodules[f"lane_{n}"] = lane
-            m.d.comb += lane.u.eq(self.u[n])
-        for kind in ("product", "square"):
-            for n in range(len(self._ladder.multipliers)):
-                terms = [lane.terms[f"{kind}_{n}"] for lane in lanes]
-                before = [self.sums[f"{kind}_{n - 1}"]] if n else []
-                m.d.comb += self.sums[f"{kind}_{n}"].eq(total([*terms, *before]))
-        return m
-
-
-class BestMultiplier(Component):
-    """The multiplier of the largest gain, the smallest of equals; combinational.
-
-    The gain of a candidate is how much less its squared error is than that of all codes zero:
-    sum q (2w - q) = M * (sum of products - M * sum of squares << shift), in units of
-    2^-(fraction_bits + 2).
-
-    Parameters
-    ----------
-    ladder
-        The numbers.
-
-    Members
-    -------
-    sums : In(sums_layout(ladder))
-        Of ``SubgroupSums``.
-    k : Out(metadata bits)
-        The multiplier is 1 + k/4.
-    gain : Out(ladder.gain_bits())
-        Its gain.
-    """
-
-    def __init__(self, ladder: Ladder) -> None:
-        self._ladder = ladder
-        super().__init__(
-            {
-                "sums": In(sums_layout(ladder)),
-                "k": Out(ladder.block.metadata.bits),
-                "gain": Out(ladder.gain_bits()),
-            }
-        )
-
-    def build(self) -> Module:
-        """Build the gains and the tournament."""
-        m = Module()
-        ladder = self._ladder
-        entries: list[Value] = []
-        for n, multiplier in enumerate(ladder.multipliers):
-            k = multiplier - min(ladder.multipliers)
-            product, square = self.sums[f"product_{n}"], self.sums[f"square_{n}"]
-            # Never negative: a code is chosen only where its gain is not.
-            over = Signal(ladder.gain_bits(), name=f"over_{k}")
-            gain = Signal(ladder.gain_bits(), name=f"gain_{k}")
-            m.d.comb += [
-                over.eq(product - ((square * multiplier) << ladder.shift)),
-                gain.eq(over * multiplier),
-            ]
-            entries.insert(0, Cat(gain, Const(k, len(self.k))))
-        best = first_largest(m, entries, len(self.gain), "best")
-        m.d.comb += Cat(self.gain, self.k).eq(best)
-        return m
-
-
-def first_largest(m: Module, entries: Sequence[Value], key_bits: int, name: str) -> Value:
-    """Return the first of the entries with the largest key, their low ``key_bits`` bits."""
-    count = iter(range(len(entries)))
-
-    def better(a: Value, b: Value) -> Value:
-        return named(m, f"{name}_{next(count)}", Mux(a[:key_bits] < b[:key_bits], b, a))
-
-    return reduce_tree(better, list(entries))
 
 
 class SubgroupCodes(Component):
@@ -706,31 +372,33 @@ class WeightEncoder(Component):
         # Sums of each subgroup for the offsets of this clock, then the best multiplier of each.
         summed_valid, summed_token = stage("summed", aligned_valid, aligned_token)
         best_valid, best_token = stage("best", summed_valid, summed_token)
-        gains: list[list[Value]] = []
-        fields: list[Value] = []
-        for slot, (ladder, shift) in enumerate(self._ladders(integer_bits)):
-            gains.append([])
-            for s in range(subgroups):
-                m.submodules[f"sums_{slot}_{s}"] = adders = SubgroupSums(ladder)
-                m.submodules[f"best_{slot}_{s}"] = chooser = BestMultiplier(ladder)
-                for n in range(block.metadata.subgroup):
-                    x = aligned[s * block.metadata.subgroup + n].magnitude
-                    u: Value = jam(x, len(x) - 1)
-                    if clocks > 1:  # the ladder of the highest offset, the others shifted up
-                        phases = [Cat(Const(0, clocks - 1 - p), u) for p in range(clocks)]
-                        u = Array(phases)[aligned_token.phase]
-                    m.d.comb += adders.u[n].eq(u)
-                sums = Signal(sums_layout(ladder), name=f"sums_{slot}_{s}", reset_less=True)
-                k = Signal(block.metadata.bits, name=f"k_{slot}_{s}", reset_less=True)
-                gain = Signal(ladder.gain_bits(), name=f"gain_{slot}_{s}", reset_less=True)
-                m.d.comb += chooser.sums.eq(sums)
-                with m.If(advance):
-                    m.d.sync += [sums.eq(adders.sums), k.eq(chooser.k), gain.eq(chooser.gain)]
-                fields.append(k)
-                gains[slot].append(Cat(Const(0, shift), gain))
+        ladder = self._ladder(integer_bits)
+        gains: list[list[Value]] = [[] for _ in range(ladder.offsets)]
+        fields: list[list[Value]] = [[] for _ in range(ladder.offsets)]
+        for s in range(subgroups):
+            m.submodules[f"sums_{s}"] = adders = SubgroupSums(ladder)
+            sums = Signal(adders.sums.shape(), name=f"sums_{s}", reset_less=True)
+            for n in range(block.metadata.subgroup):
+                x = aligned[s * block.metadata.subgroup + n].magnitude
+                u: Value = jam(x, len(x) - 1)
+                if clocks > 1:  # in units of the highest offset, for the others shifted up
+                    phases = [Cat(Const(0, clocks - 1 - p), u) for p in range(clocks)]
+                    u = Array(phases)[aligned_token.phase]
+                m.d.comb += adders.u[n].eq(u)
+            with m.If(advance):
+                m.d.sync += sums.eq(adders.sums)
+            m.submodules[f"best_{s}"] = chooser = BestMultiplier(ladder)
+            best = Signal(chooser.best.shape(), name=f"best_{s}", reset_less=True)
+            m.d.comb += chooser.sums.eq(sums)
+            with m.If(advance):
+                m.d.sync += best.eq(chooser.best)
+            for slot in range(ladder.offsets):
+                fields[slot].append(best[f"k_{slot}"])
+                # In units of the lowest offset's gains.
+                gains[slot].append(Cat(Const(0, slot), best[f"gain_{slot}"]))
 
         # Gains of the group: one total an offset, in a ring of as many places as phases. A lane's
-        # gain is at most (|x| / scale)^2 < 2^(2 integer_bits), in units of the lowest offset's.
+        # gain is at most (|x| / scale)^2 < 4^integer_bits; the unit is 2^-(F + 2 - lowest offset).
         total_bits = (
             (block.group - 1).bit_length()
             + 2 * integer_bits
@@ -743,7 +411,7 @@ class WeightEncoder(Component):
             ]
             for phase in range(clocks)
         ]
-        found = Cat(*fields)
+        found = Cat(*(k for slot in fields for k in slot))
         collected = Signal(beats * clocks * len(found), reset_less=True)
         complete = Signal()
         added_token = Signal(token, reset_less=True)
@@ -771,8 +439,7 @@ class WeightEncoder(Component):
         for index, value in enumerate(value for row in ring for value in row):
             allowed = Const(1, 1) if self.offsets[index] >= 0 else added_token.scale.any()
             entries.append(Cat(value, allowed, Const(index, 2)))
-        best = named(m, "best_offset", first_largest(m, entries, total_bits + 1, "better_offset"))
-        offset = best[-2:]
+        offset = named(m, "offset", first_largest(m, entries, total_bits + 1, "better")[-2:])
         ordered = self._by_offset(collected)
         scale = added_token.scale + offset + self.offsets[0]
         choice = Signal(
@@ -856,19 +523,17 @@ class WeightEncoder(Component):
         ]
         return m
 
-    def _ladders(self, integer_bits: int) -> list[tuple[Ladder, int]]:
-        """Return the ladder of each offset of a clock, and the shift that makes gains comparable.
+    def _ladder(self, integer_bits: int) -> Ladder:
+        """Return the ladder of a clock: of all offsets at once, or of one after the other.
 
         With an offset b, w = |x| / (scale * 2^b) has b bits more behind the point and b fewer
-        before it, and a gain is worth 4^b times its own units of 2^-(F + b + 2).
+        before it. Offsets that come one after the other share the ladder, magnitudes shifted up.
         """
         low, high = self.offsets[0], self.offsets[-1]
+        fraction_bits = self.fraction_bits + high
         if self.clocks_per_beat > 1:
-            return [(Ladder(self.block, self.fraction_bits + high, integer_bits - low), 0)]
-        return [
-            (Ladder(self.block, self.fraction_bits + b, integer_bits - b), b - low)
-            for b in self.offsets
-        ]
+            return Ladder(self.block, fraction_bits, integer_bits - low)
+        return Ladder(self.block, fraction_bits, integer_bits - high, len(self.offsets))
 
     def _by_offset(self, collected: Value) -> list[Value]:
         """Return the group's fields for each offset, from all in the order they were found in."""
