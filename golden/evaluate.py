@@ -313,6 +313,7 @@ def bundled_losses(
     cache: Path,
     batch: int = 4,
     report: Callable[[int], object] = lambda count: None,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """Return the losses of the bundled model, kept in ``cache`` by everything that decides them.
 
@@ -322,17 +323,20 @@ def bundled_losses(
         As for ``quantized`` and ``window_nats``; ``report`` is called for kept losses too.
     cache
         Folder. A file's name holds a hash of the weights, the windows, the case, the golden model's
-        sources and the version of torch.
+        sources, the version of torch and the kind of device.
+    device
+        Where to compute; matrix products differ in their last bits between kinds of devices.
     """
     sources = [*sorted(Path(__file__).parent.glob("*.py")), Path(m2xfp.formats.__file__), WEIGHTS]
-    key = sha256(json.dumps([case.facts, torch.__version__]).encode() + windows.numpy().tobytes())
+    facts = [case.facts, torch.__version__, torch.device(device).type]
+    key = sha256(json.dumps(facts).encode() + windows.numpy().tobytes())
     for source in sources:
         key.update(sha256(source.read_bytes()).digest())
     kept = cache / f"losses-{key.hexdigest()[:24]}.json"
     if kept.is_file():
         report(len(windows))
         return torch.tensor(json.loads(kept.read_text()), dtype=torch.float64)
-    with quantized(case, load_model()) as model:
+    with quantized(case, load_model(device=device)) as model:
         nats = window_nats(model, windows, batch, report)
     write_atomic(kept, json.dumps(nats.tolist()))
     return nats

@@ -182,7 +182,7 @@ def test_bundled_losses_are_kept_by_what_decides_them(
     small: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads = []
-    monkeypatch.setattr(evaluate, "load_model", lambda: loads.append(1) or small)
+    monkeypatch.setattr(evaluate, "load_model", lambda device: loads.append(device) or small)
     windows = cut_windows(torch.arange(64) % 256, 16)
     first = bundled_losses(FP, windows, tmp_path)
     done: list[int] = []

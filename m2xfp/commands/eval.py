@@ -227,12 +227,12 @@ def command(
     from m2xfp.golden.evaluate import check_cases, cut_windows, head_layers, spread
     from m2xfp.golden.tasks import find_tasks
 
+    target = _device(device)
     if results is not None:
-        _study(results)
+        _study(results, target)
         return
     if (max_memory or offload) and not device_map:
         raise click.UsageError("--max-memory and --offload go with --device-map")
-    target = _device(device)
     checkpoint = open_checkpoint(model, dtype)
     columns = {
         "weights": weights,
@@ -303,7 +303,7 @@ def _report(outcomes: Sequence[Outcome], facts: dict[str, Any], output: Path | N
         click.echo(f"\nwritten to {output}")
 
 
-def _study(folder: Path) -> None:
+def _study(folder: Path, device: torch.device) -> None:
     """Run the study on all of the held-out text; losses are kept in build/eval."""
     from tqdm import tqdm
 
@@ -316,10 +316,11 @@ def _study(folder: Path) -> None:
 
     def losses(case: Case) -> Tensor:
         with tqdm(total=len(windows), desc=case.label, unit="window", leave=False) as bar:
-            return bundled_losses(case, windows, Path("build/eval"), report=bar.update)
+            kept = Path("build/eval")
+            return bundled_losses(case, windows, kept, report=bar.update, device=device)
 
     protocol = {
-        "model": "bundled, byte level, computed in float32",
+        "model": f"bundled, byte level, in float32 on {device.type}",
         "text": f"held out, {len(text)} bytes",
         "windows": f"{len(windows)} of {windows.shape[1]} bytes",
     }
