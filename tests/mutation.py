@@ -5,6 +5,7 @@ one piece of its text replaced. The piece must occur exactly once: a mutation th
 fails its test instead of proving nothing.
 """
 
+import ast
 import importlib.util
 import subprocess
 import sys
@@ -29,12 +30,15 @@ class Mutation:
         Dotted name of the module.
     old, new
         The text to replace, and what by; an empty ``old`` appends ``new`` to the module.
+    scope
+        Name of the class or function within which ``old`` is looked for; the whole module if empty.
     """
 
     name: str
     module: str
     old: str
     new: str
+    scope: str = ""
 
 
 def emit_mutant(mutation: Mutation, unit: str, config: str, directory: Path) -> Emitted:
@@ -42,7 +46,7 @@ def emit_mutant(mutation: Mutation, unit: str, config: str, directory: Path) -> 
     done = subprocess.run(
         [
             *(sys.executable, __file__, mutation.module, mutation.old, mutation.new),
-            *(unit, config, str(directory)),
+            *(mutation.scope, unit, config, str(directory)),
         ],
         capture_output=True,
         text=True,
@@ -54,16 +58,24 @@ def emit_mutant(mutation: Mutation, unit: str, config: str, directory: Path) -> 
     return Emitted(stem.name, *files)
 
 
-def _load_mutated(name: str, old: str, new: str) -> None:
+def _mutated(source: str, old: str, new: str, scope: str) -> str:
+    if not old:
+        return source + new
+    lines = source.splitlines(keepends=True)
+    first, last = 0, len(lines)
+    if scope:
+        [node] = [node for node in ast.parse(source).body if getattr(node, "name", "") == scope]
+        first, last = node.lineno - 1, node.end_lineno
+    text = "".join(lines[first:last])
+    assert text.count(old) == 1, f"{old!r} occurs {text.count(old)} times {scope and 'in ' + scope}"
+    return "".join([*lines[:first], text.replace(old, new), *lines[last:]])
+
+
+def _load_mutated(name: str, old: str, new: str, scope: str) -> None:
     spec = importlib.util.find_spec(name)
     assert spec is not None
     assert spec.origin is not None
-    source = Path(spec.origin).read_text()
-    if old:
-        assert source.count(old) == 1, f"{old!r} occurs {source.count(old)} times in {spec.origin}"
-        source = source.replace(old, new)
-    else:
-        source += new
+    source = _mutated(Path(spec.origin).read_text(), old, new, scope)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     exec(compile(source, spec.origin, "exec"), module.__dict__)
@@ -73,8 +85,8 @@ if __name__ == "__main__":
     # find_unit above has loaded the generator; the mutated module must be there before all of it.
     for loaded in [name for name in sys.modules if name.startswith("m2xfp.rtl.")]:
         del sys.modules[loaded]
-    _load_mutated(*sys.argv[1:4])
+    _load_mutated(*sys.argv[1:5])
     from m2xfp.rtl.catalog import find_unit as find_mutant
     from m2xfp.rtl.emit import emit
 
-    emit(find_mutant(sys.argv[4]), sys.argv[5], sys.argv[6])
+    emit(find_mutant(sys.argv[5]), *sys.argv[6:8])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import stimulus
 from mutation import Mutation, emit_mutant
+from stream_checks import check, regress
 
 from m2xfp.rtl.catalog import UNITS
 from m2xfp.rtl.emit import Emitted
@@ -46,37 +47,7 @@ AMAX = {
     "fp16": [1.0, 1.5, 1.9990234375, 6.0, 2.0**-14, 2.0**-24, 3 * 2.0**-24, 1e-5, 2.0**15, 65504.0],
 }
 
-# None, both sides now and then, and a reader so slow that everything fills up behind it.
-STALLS: list[dict[str, float]] = [{}, {"i": 0.25, "o": 0.25}, {"o": 0.9}]
-
 Emit = Callable[[str, str], Emitted]
-
-
-def check(player: Player, job: Job, stall: dict[str, float], seed: int) -> None:
-    """Play a job; AssertionError with the first group whose bits differ."""
-    out, expected = player.run(job.inputs, stall=stall, seed=seed).outputs["o"], job.outputs["o"]
-    assert len(out) == len(expected), f"{len(out)} groups came out of {len(expected)}"
-    wrong = np.flatnonzero(np.any(out.data != expected.data, axis=1) | (out.last != expected.last))
-    if len(wrong):
-        group = wrong[0]
-        beats = player.description.beats_per_group
-        fed = job.inputs["i"].data[group * beats : (group + 1) * beats]
-        raise AssertionError(
-            f"{len(wrong)} of {len(out)} groups differ, first {group}: {fed.tobytes().hex()}\n"
-            f"RTL    {out.data[group].tobytes().hex()} last={out.last[group]}\n"
-            f"golden {expected.data[group].tobytes().hex()} last={expected.last[group]}"
-        )
-
-
-def regress(player: Player, count: int, seed: int) -> int:
-    """Play ``count`` groups of every distribution, in turn with the STALLS; return how many."""
-    description = player.description
-    kind = description.keywords["input_type"]
-    for index, name in enumerate(stimulus.DISTRIBUTIONS):
-        raw = stimulus.groups(name, kind, count, seed)
-        stall = STALLS[index % len(STALLS)]
-        check(player, make_job(description, raw, seed), stall, seed)
-    return count * len(stimulus.DISTRIBUTIONS)
 
 
 all_patterns = cache(stimulus.all_patterns)  # of each type for all its configurations
@@ -89,14 +60,14 @@ def player(emitted: Emit, sim_dir: Path, config: str) -> Player:
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_values(player: Player) -> None:
-    assert regress(player, GROUPS, seed=1) * len(CONFIGS) >= 1_000_000
+    assert regress(player, make_job, GROUPS, seed=1) * len(CONFIGS) >= 1_000_000
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
 def test_values_at_length(player: Player) -> None:
     for seed in range(10, 10 + SLOW_GROUPS // GROUPS):
-        regress(player, GROUPS, seed)
+        regress(player, make_job, GROUPS, seed)
 
 
 @pytest.mark.parametrize("config", [name for name in CONFIGS if "fp32" not in name])
@@ -183,9 +154,9 @@ ROUNDING = "guard & (rest | code[0])"
 HIGHEST_INDEX = """
 _lowest_index = first_maximum
 
-def first_maximum(m, keys):
-    best, first = _lowest_index(m, keys[::-1])
-    return best, first[::-1]
+def first_maximum(m, values, *name):
+    largest, first = _lowest_index(m, values[::-1], *name)
+    return largest, first[::-1]
 """
 
 FAULTS = [
@@ -195,12 +166,19 @@ FAULTS = [
     Mutation("no sticky", ARITH, ROUNDING, "guard & code[0]"),
     Mutation("highest index of equals", ARITH, "", HIGHEST_INDEX),
     Mutation("NaN ignored", QUANTIZER, "self.poisoned.eq(exponent.all())", "self.poisoned.eq(0)"),
-    Mutation("beat lost on a stall", STREAMS, "spare_valid.eq(self.i.valid)", "spare_valid.eq(0)"),
+    Mutation(
+        "beat lost on a stall",
+        STREAMS,
+        "spare_valid.eq(self.i.valid)",
+        "spare_valid.eq(0)",
+        scope="Queue",
+    ),
     Mutation(
         "payload changes on a stall",
         STREAMS,
         "m.If(self.o.ready | ~front_valid)",
         "m.If(self.o.ready | ~front_valid | self.i.valid)",
+        scope="Queue",
     ),
     Mutation(
         "TLAST inverted",
@@ -222,6 +200,7 @@ PROTOCOL_FAULTS = [
         STREAMS,
         "self.i.ready.eq(~spare_valid)",
         "self.i.ready.eq(~spare_valid | self.o.ready)",
+        scope="Queue",
     ),
 ]
 
@@ -231,7 +210,7 @@ def test_regression_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> N
     mutant = emit_mutant(fault, UNIT, "bf16x8", tmp_path)
     player = Player(mutant, build_dir=sim_dir)
     with pytest.raises((AssertionError, SimulationError)):
-        regress(player, 500, seed=5)
+        regress(player, make_job, 500, seed=5)
 
 
 @pytest.mark.parametrize("fault", PROTOCOL_FAULTS, ids=lambda fault: fault.name)
