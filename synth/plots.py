@@ -8,12 +8,12 @@ from m2xfp.files import atomic_path
 from m2xfp.synth.pdk import Pdk
 from m2xfp.synth.report import Row
 
-__all__ = ["plot_area", "plot_tradeoff"]
+__all__ = ["draw", "plot_area", "plot_tradeoff"]
 
 _SHOWN = 9  # modules with a colour of their own; the rest are "other"
 
 
-def _draw(path: Path, size: tuple[float, float], draw: Callable[[Any], None]) -> None:
+def draw(path: Path, size: tuple[float, float], paint: Callable[[Any], None]) -> None:
     """Draw on one axes and write it; no date and no random ids, so that files compare."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -22,7 +22,7 @@ def _draw(path: Path, size: tuple[float, float], draw: Callable[[Any], None]) ->
     with matplotlib.rc_context({"svg.hashsalt": "m2xfp", "svg.fonttype": "none"}):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
-        draw(figure.subplots())
+        paint(figure.subplots())
         with atomic_path(path) as temporary:
             figure.savefig(temporary, metadata={"Date": None})
 
@@ -40,7 +40,7 @@ def plot_area(rows: Sequence[Row], pdk: Pdk, path: Path) -> None:
             totals[module] = totals.get(module, 0.0) + area
     shown = sorted(totals, key=lambda module: -totals[module])[:_SHOWN]
 
-    def draw(axes: Any) -> None:
+    def paint(axes: Any) -> None:
         labels = [_label(row) for row, _ in parts]
         left = [0.0] * len(parts)
         for module in (*shown, "other"):
@@ -59,17 +59,16 @@ def plot_area(rows: Sequence[Row], pdk: Pdk, path: Path) -> None:
         axes.set_xlabel(f"area, um2 ({pdk.title}; hierarchy kept)")
         axes.legend(fontsize="small")
 
-    _draw(path, (9, 1.6 + 0.3 * len(parts)), draw)
+    draw(path, (9, 1.6 + 0.3 * len(parts)), paint)
 
 
 def plot_tradeoff(rows: Sequence[Row], pdk: Pdk, path: Path) -> None:
     """Draw area against throughput at the highest clock, one point a configuration."""
-    points = [row for row in rows if row.groups_per_clock]
 
-    def draw(axes: Any) -> None:
-        for unit in dict.fromkeys(row.unit for row in points):
-            own = [row for row in points if row.unit == unit]
-            rates = [row.fmax_mhz * (row.groups_per_clock or 0) for row in own]
+    def paint(axes: Any) -> None:
+        for unit in dict.fromkeys(row.unit for row in rows):
+            own = [row for row in rows if row.unit == unit]
+            rates = [row.fmax_mhz * row.groups_per_clock for row in own]
             axes.scatter(rates, [row.area_um2 for row in own], label=unit.replace("_", " "))
             for row, rate in zip(own, rates, strict=True):
                 axes.annotate(
@@ -85,4 +84,4 @@ def plot_tradeoff(rows: Sequence[Row], pdk: Pdk, path: Path) -> None:
         axes.set_ylabel(f"area, um2 ({pdk.title})")
         axes.legend(fontsize="small")
 
-    _draw(path, (8, 5.5), draw)
+    draw(path, (8, 5.5), paint)

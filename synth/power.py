@@ -461,9 +461,10 @@ class UnitPower:
     groups: int
 
 
-# Clocks recorded, and groups that a lane plays beside those: the pipeline's filling and emptying.
-WINDOW, MARGIN = 17, 8
-_NET_WORDS = 1 << 17  # nets times words: bounds the history to WINDOW * 1 MB
+# Transitions recorded at least, and groups that a lane plays beside those, while the pipeline fills
+# and empties.
+_TRANSITIONS, _MARGIN = 16, 8
+_NET_WORDS = 1 << 17  # nets times words: bounds each clock of the history to 1 MB
 
 
 def lanes_for(netlist: Netlist) -> int:
@@ -473,8 +474,12 @@ def lanes_for(netlist: Netlist) -> int:
 
 def groups_for(netlist: Netlist, description: Description) -> int:
     """Return how many groups a job for ``unit_power`` needs."""
-    window = -(-WINDOW // description.beats_per_group)
-    return 64 * lanes_for(netlist) * (window + MARGIN)
+    return 64 * lanes_for(netlist) * (_window_groups(description) + _MARGIN)
+
+
+def _window_groups(description: Description) -> int:
+    """Return how many groups are recorded: whole ones, since a group's clocks are not alike."""
+    return -(-_TRANSITIONS // description.clocks_per_group)
 
 
 def unit_power(netlist: Netlist, pdk: Pdk, description: Description, job: Job) -> UnitPower:
@@ -485,7 +490,8 @@ def unit_power(netlist: Netlist, pdk: Pdk, description: Description, job: Job) -
     MismatchError
         The netlist gives a beat that the golden model does not.
     """
-    key = sha256(repr((WINDOW, lanes_for(netlist), description)).encode())
+    window = 1 + _window_groups(description) * description.clocks_per_group
+    key = sha256(repr((window, lanes_for(netlist), description)).encode())
     for source in ("gates.py", "power.py", "liberty.py"):
         key.update((Path(__file__).parent / source).read_bytes())
     for streams in (job.inputs, job.outputs):
@@ -497,8 +503,10 @@ def unit_power(netlist: Netlist, pdk: Pdk, description: Description, job: Job) -
         facts = json.loads(kept.read_text())
         return UnitPower(Power(**facts.pop("power")), **facts)
     gates = Gates(netlist, pdk)
-    played = play(gates, job, description, words=lanes_for(netlist), window=WINDOW)
-    clocks = (len(played.history) - 1) * 64 * lanes_for(netlist)
+    played = play(gates, job, description, words=lanes_for(netlist), window=window)
+    if len(played.history) < window:
+        raise RuntimeError(f"{description.top}: {len(played.history)} of {window} clocks recorded")
+    clocks = (window - 1) * 64 * lanes_for(netlist)
     result = UnitPower(
         estimate_power(gates, pdk, played.history), played.window_groups / clocks, played.groups
     )

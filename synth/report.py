@@ -12,8 +12,17 @@ from m2xfp.rtl.emit import describe, emit
 from m2xfp.synth.flow import ABC_SCRIPTS, BUILD, FlowOptions, Netlist, synthesize, yosys_command
 from m2xfp.synth.pdk import Pdk
 from m2xfp.synth.timing import time_netlist
+from m2xfp.tb.description import Description
 
-__all__ = ["Row", "flow_facts", "markdown_table", "measure", "measure_all", "to_json"]
+__all__ = [
+    "Row",
+    "aligned_table",
+    "flow_facts",
+    "markdown_table",
+    "measure",
+    "measure_all",
+    "to_json",
+]
 
 WORKERS = 2  # syntheses at a time: each takes one core and up to 1 GB
 
@@ -70,7 +79,7 @@ class Row:
     slack_ns: float
     path_start: str
     path_end: str
-    groups_per_clock: float | None
+    groups_per_clock: float
     power_mw: float | None = None
     energy_pj_per_group: float | None = None
     energy_pj_per_mac: float | None = None
@@ -96,7 +105,7 @@ def measure(
     emitted = emit(unit, config, build / "verilog")
     netlist = synthesize(emitted.verilog, emitted.top, pdk, options, build)
     timing = time_netlist(netlist, pdk, build)
-    beats = facts.get("beats_per_group")
+    description = Description.from_facts(facts)
     row = Row(
         unit=unit.name,
         config=config,
@@ -112,7 +121,7 @@ def measure(
         slack_ns=timing.slack_ns,
         path_start=timing.start,
         path_end=timing.end,
-        groups_per_clock=None if beats is None else 1 / beats,
+        groups_per_clock=1 / description.clocks_per_group,
     )
     if breakdown:
         whole = replace(options, flatten=False)
@@ -124,15 +133,15 @@ def measure(
                 for name, area in parts.module_area_um2.items()
             },
         )
-    return _with_power(row, netlist, pdk, facts) if power else row
+    return _with_power(row, netlist, pdk, description, facts) if power else row
 
 
-def _with_power(row: Row, netlist: Netlist, pdk: Pdk, facts: dict[str, Any]) -> Row:
+def _with_power(
+    row: Row, netlist: Netlist, pdk: Pdk, description: Description, facts: dict[str, Any]
+) -> Row:
     from m2xfp.synth.power import groups_for, unit_power
     from m2xfp.synth.stimulus import job_for
-    from m2xfp.tb.description import Description
 
-    description = Description.from_facts(facts)
     found = {}
     for source in ("model", "random"):
         job = job_for(description, source, groups_for(netlist, description))
@@ -147,7 +156,7 @@ def _with_power(row: Row, netlist: Netlist, pdk: Pdk, facts: dict[str, Any]) -> 
 
     model = found["model"]
     macs = facts.get("macs_per_clock")
-    full_rate = model.groups_per_clock * description.beats_per_group
+    full_rate = model.groups_per_clock * description.clocks_per_group
     return replace(
         row,
         power_mw=_figures(energy("model") * row.fmax_mhz * 1e-3),
@@ -237,6 +246,19 @@ _COLUMNS = (
 )
 
 
+def aligned_table(table: Sequence[Sequence[str]]) -> str:
+    """Return rows of text, the first of them the titles, as an aligned markdown table."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        "| "
+        + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))
+        + " |"
+        for line in table
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines) + "\n"
+
+
 def markdown_table(rows: Sequence[Row], pdk: Pdk, options: FlowOptions) -> str:
     """Return the rows as a markdown table, under a line that says how they were measured.
 
@@ -254,17 +276,9 @@ def markdown_table(rows: Sequence[Row], pdk: Pdk, options: FlowOptions) -> str:
                 for value, (_, _, form) in zip(values, columns, strict=True)
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "| "
-        + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))
-        + " |"
-        for line in table
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     how = (
         f"{pdk.title}; {yosys_command()[1]}, abc script {options.abc!r}, "
         f"{'flat' if options.flatten else 'hierarchical'}; no wires, no clock tree; "
         f"GE = {pdk.nand2_cell.area:g} um2 ({pdk.nand2_cell.name})."
     )
-    return f"{how}\n\n" + "\n".join(lines) + "\n"
+    return f"{how}\n\n{aligned_table(table)}"

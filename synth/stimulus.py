@@ -5,8 +5,9 @@ mapped netlist as well. A new unit that power is to be reported for adds its row
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from m2xfp.errors import UnknownNameError
@@ -91,19 +92,30 @@ def tensors(source: str, groups: int) -> Tensors:
     return SOURCES[source](groups)
 
 
-def _activation_quantizer(description: Description, given: Tensors) -> Job:
-    import torch
+def _values(which: str) -> Callable[[Description, Tensors], Job]:
+    """Return the job of a unit that reads floating-point groups, from one of the tensors."""
 
-    from m2xfp.golden.bits import to_bits
-    from m2xfp.tb.activation_quantizer import make_job
+    def job(description: Description, given: Tensors) -> Job:
+        import torch
 
-    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    kind = kinds[description.keywords["input_type"]]
-    return make_job(description, to_bits(given.activations.to(kind)))
+        from m2xfp.golden.bits import to_bits
+        from m2xfp.golden.evaluate import parse_format
+
+        kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+        kind = kinds[description.keywords["input_type"]]
+        if "block" in description.keywords:  # a variant's name carries golden's options
+            block = parse_format(description.keywords["block"])
+            description = replace(description, keywords=description.keywords | {"block": block})
+        bench = import_module(f"m2xfp.tb.{description.unit}")
+        made: Job = bench.make_job(description, to_bits(getattr(given, which).to(kind)))
+        return made
+
+    return job
 
 
 JOBS: dict[str, Callable[[Description, Tensors], Job]] = {
-    "activation_quantizer": _activation_quantizer,
+    "activation_quantizer": _values("activations"),
+    "weight_encoder": _values("weights"),
 }
 
 

@@ -1,0 +1,101 @@
+"""``m2xfp explore``: trade-offs of a unit's parameters, in area, energy and accuracy."""
+
+from pathlib import Path
+
+import click
+
+__all__ = ["command"]
+
+
+@click.command()
+@click.argument("unit")
+@click.option(
+    "--sweep",
+    "sweeps",
+    multiple=True,
+    metavar="NAME=V,V,...",
+    help="Values of one parameter; repeat for several. Others keep their default sweep.",
+)
+@click.option("--pdk", "pdks", multiple=True, metavar="NAME", help="Library by name; repeatable.")
+@click.option(
+    "--liberty",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="One more library, by its Liberty files.",
+)
+@click.option("--abc", default="default", show_default=True, help="abc script, as for synth.")
+@click.option(
+    "--clock-ns", default=1.0, show_default=True, help="Clock target of the speed script."
+)
+@click.option(
+    "--accuracy/--no-accuracy",
+    default=True,
+    show_default=True,
+    help="Evaluate the bundled language model in each point's format.",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Dask scheduler, such as tcp://host:8786, whose workers see the same files; workers are "
+    "started on this machine if left out.",
+)
+@click.option("--workers", default=2, show_default=True, help="Processes on this machine.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("build/explore"),
+    show_default=True,
+    help="Folder for the table, the plots and everything that is kept.",
+)
+@click.option("--list", "listing", is_flag=True, help="Show what is swept of UNIT and stop.")
+def command(
+    unit: str,
+    sweeps: tuple[str, ...],
+    pdks: tuple[str, ...],
+    liberty: tuple[Path, ...],
+    abc: str,
+    clock_ns: float,
+    accuracy: bool,
+    scheduler: str | None,
+    workers: int,
+    output: Path,
+    listing: bool,
+) -> None:
+    r"""Measure UNIT for every combination of parameter values and plot what is worth building.
+
+    Each point is emitted, mapped, timed, and simulated at gate level against the golden model.
+    Points are kept: run again after an interruption, it goes on; only what changed is new.
+
+    \b
+    m2xfp explore activation_quantizer
+    m2xfp explore activation_quantizer --sweep lanes=8,32 --sweep input_type=bf16 --pdk osu035
+    m2xfp explore weight_encoder --scheduler tcp://cluster:8786 -o results/
+    """
+    from m2xfp.synth.explore import explore, parse_sweep, points_of
+    from m2xfp.synth.explore_report import write_report
+    from m2xfp.synth.flow import FlowOptions
+    from m2xfp.synth.pdk import DEFAULT_PDK, find_pdk, pdk_from_liberty
+
+    sweep = parse_sweep(unit, sweeps)
+    if listing:
+        for name, values in sweep.items():
+            click.echo(f"{name:<20} {', '.join(values)}")
+        return
+    if workers < 1:
+        raise click.UsageError(f"--workers {workers}: at least 1")
+    options = FlowOptions(abc=abc, clock_ns=clock_ns)
+    libraries = [find_pdk(name) for name in pdks or (() if liberty else (DEFAULT_PDK,))]
+    if liberty:
+        libraries.append(pdk_from_liberty(liberty))
+    outcomes = explore(
+        points_of(unit, sweep),
+        libraries,
+        options,
+        accuracy=accuracy,
+        scheduler=scheduler,
+        workers=workers,
+        folder=output,
+    )
+    for line in write_report(outcomes, output):
+        click.echo(line)

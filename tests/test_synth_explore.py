@@ -1,0 +1,139 @@
+"""Sweeps: what is swept, what is kept, and what is drawn."""
+
+import json
+import random
+import sys
+from dataclasses import asdict
+
+import pytest
+
+from m2xfp.errors import InputError, UnknownNameError
+from m2xfp.rtl.catalog import UNITS
+from m2xfp.synth import explore as module
+from m2xfp.synth.explore import SPACES, explore, front, parse_sweep, points_of
+from m2xfp.synth.explore_report import write_report
+from m2xfp.synth.flow import FlowOptions
+from m2xfp.synth.pdk import find_pdk
+from m2xfp.synth.report import Row
+
+SWEEP = ("input_type=bf16", "lanes=8,32")
+
+
+@pytest.fixture(scope="module")
+def osu018():
+    return find_pdk("osu018")
+
+
+def row(**figures) -> Row:
+    known = dict.fromkeys(("area_um2", "critical_path_ns", "groups_per_clock"), 1.0)
+    others = {name: 0 for name in Row.__dataclass_fields__ if name not in known}
+    return Row(**(others | known | figures))
+
+
+def test_front_is_what_no_point_beats():
+    rng = random.Random(0)
+    for _ in range(200):
+        points = [(rng.randrange(8), rng.randrange(8)) for _ in range(rng.randrange(1, 12))]
+        best = {points[i] for i in front(points)}
+        slow = {
+            p for p in points if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)
+        }
+        assert best == slow
+
+
+def test_sweeps_are_read_and_refused():
+    sweep = parse_sweep("activation_quantizer", SWEEP)
+    assert sweep["lanes"] == ("8", "32")
+    assert sweep["subgroup"] == SPACES["activation_quantizer"].defaults["subgroup"]
+    with pytest.raises(UnknownNameError, match=r"'depth'.*lanes"):
+        parse_sweep("activation_quantizer", ["depth=3"])
+    with pytest.raises(UnknownNameError, match="nonesuch"):
+        parse_sweep("nonesuch", [])
+    for text in ("lanes", "lanes=", "lanes=,"):
+        with pytest.raises(InputError, match="NAME=VALUE"):
+            parse_sweep("activation_quantizer", [text])
+
+
+def test_every_space_belongs_to_a_unit_and_has_points():
+    for unit, space in SPACES.items():
+        assert unit in UNITS
+        points = points_of(unit, space.defaults)
+        assert len({point.label for point in points}) == len(points)
+        for point in points:
+            assert any("m2xfp" in name or "mxfp4" in name for name in point.golden)
+
+
+def test_points_that_are_the_same_or_impossible_are_left_out():
+    sweep = parse_sweep("activation_quantizer", [*SWEEP, "block=mxfp4,m2xfp-act", "subgroup=4,8"])
+    labels = [point.label for point in points_of("activation_quantizer", sweep)]
+    assert labels == [
+        *("bf16-8-mxfp4-4", "bf16-8-m2xfp-act-4", "bf16-8-m2xfp-act-8"),
+        *("bf16-32-mxfp4-4", "bf16-32-m2xfp-act-4", "bf16-32-m2xfp-act-8"),
+    ]
+    with pytest.raises(InputError, match="none of the combinations"):
+        points_of("activation_quantizer", parse_sweep("activation_quantizer", ["lanes=7"]))
+    with pytest.raises(InputError, match="none of the combinations"):
+        points_of("activation_quantizer", parse_sweep("activation_quantizer", ["lanes=many"]))
+
+
+def test_kept_points_are_not_measured_again(osu018, tmp_path, monkeypatch):
+    points = points_of("activation_quantizer", parse_sweep("activation_quantizer", SWEEP))
+    options = FlowOptions()
+
+    def no_client(*_args):
+        raise AssertionError("Dask was started")
+
+    monkeypatch.setattr(module, "_client", no_client)
+    for index, point in enumerate(points):
+        kept = tmp_path / f"{module._key(point, osu018, options)}.json"
+        figures = row(area_um2=100.0 - index, critical_path_ns=1.0 + index, energy_pj_per_group=2.0)
+        kept.write_text(json.dumps(asdict(figures)))
+    found = explore(points, [osu018], options, accuracy=False, folder=tmp_path)
+    assert [outcome.row["area_um2"] for outcome in found] == [100.0 - i for i in range(len(points))]
+    assert {outcome.bits_per_value for outcome in found} == {4.25, 4.5, 4.75}
+
+    lines = "\n".join(write_report(found, tmp_path / "out"))
+    assert "area-time-osu018.svg" in lines
+    assert "area-accuracy" not in lines  # there is no accuracy to draw
+    assert len(json.loads((tmp_path / "out/points.json").read_text())) == len(points)
+    drawn = (tmp_path / "out/area-time-osu018.svg").read_bytes()
+    list(write_report(found, tmp_path / "out"))
+    assert (tmp_path / "out/area-time-osu018.svg").read_bytes() == drawn
+
+    with pytest.raises(AssertionError, match="Dask"):
+        explore(points, [osu018], FlowOptions(booth=True), accuracy=False, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nonesuch"], "'nonesuch'"),
+        (["activation_quantizer", "--sweep", "depth=1"], "'depth'"),
+        (["activation_quantizer", "--pdk", "nonesuch"], "'nonesuch'"),
+        (["activation_quantizer", "--workers", "0"], "--workers"),
+        (["activation_quantizer", "--sweep", "lanes=7"], "none of the combinations"),
+    ],
+)
+def test_command_refuses(arguments, words, tmp_path, monkeypatch, capsys):
+    from m2xfp import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["m2xfp", "explore", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 2
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # of Dask's own processes, at their end
+def test_a_sweep_on_dask(osu018, tmp_path):
+    """One point for real: workers of their own, silicon and accuracy, kept for the next time."""
+    sweep = parse_sweep("activation_quantizer", ["lanes=8", "input_type=bf16", "block=mxfp4"])
+    points = points_of("activation_quantizer", sweep)
+    (outcome,) = explore(points, [osu018], FlowOptions(), workers=1, folder=tmp_path)
+    assert 1.05 < outcome.perplexity_ratio < 2
+    assert outcome.row["gate_level_groups"] > 1000
+    (again,) = explore(points, [osu018], FlowOptions(), accuracy=False, folder=tmp_path)
+    assert again.row == outcome.row
