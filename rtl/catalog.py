@@ -9,9 +9,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from m2xfp.errors import UnknownNameError
-from m2xfp.formats import BF16, FP16, FP32, MXFP4
+from m2xfp.formats import (
+    BF16,
+    FP16,
+    FP32,
+    M2NVFP4_ACT,
+    M2NVFP4_WEIGHT,
+    MXFP4,
+    MXFP6_E2M3,
+    MXFP6_E3M2,
+    MXFP8_E4M3,
+    MXFP8_E5M2,
+    NVFP4,
+)
 from m2xfp.rtl.activation_quantizer import ActivationQuantizer
 from m2xfp.rtl.component import Component
+from m2xfp.rtl.dot_product import DotProduct
 from m2xfp.rtl.weight_encoder import WeightEncoder
 
 __all__ = ["UNITS", "Unit", "find_unit", "select"]
@@ -71,6 +84,10 @@ UNITS: dict[str, Unit] = {
                 "fp32x16": {"input_type": FP32, "lanes": 16},
                 "fp32x8": {"input_type": FP32, "lanes": 8},
                 "mxfp4-bf16x32": {"input_type": BF16, "lanes": 32, "block": MXFP4},
+                "mxfp6-e2m3-bf16x32": {"input_type": BF16, "lanes": 32, "block": MXFP6_E2M3},
+                "mxfp6-e3m2-bf16x32": {"input_type": BF16, "lanes": 32, "block": MXFP6_E3M2},
+                "mxfp8-e4m3-bf16x32": {"input_type": BF16, "lanes": 32, "block": MXFP8_E4M3},
+                "mxfp8-e5m2-bf16x32": {"input_type": BF16, "lanes": 32, "block": MXFP8_E5M2},
             },
             golden="m2xfp.golden.bits.quantize_bits",
         ),
@@ -113,6 +130,20 @@ UNITS: dict[str, Unit] = {
                 "bf16-kv": {"input_type": BF16, "clocks_per_group": 4},
             },
             golden="m2xfp.golden.bits.quantize_bits",
+        ),
+        Unit(
+            name="dot_product",
+            purpose="packed activation and weight groups to running FP32 dot products",
+            component=DotProduct,
+            configs={
+                "m2xfp-fp32": {},
+                "m2xfp-fp32-single": {"chains": 1},
+                "m2xfp-fp32_subgroup": {"lanes": 8},
+                "mxfp4-fp32": {"act": MXFP4, "weight": MXFP4},
+                "nvfp4-fp32": {"act": NVFP4, "weight": NVFP4},
+                "m2nvfp4-fp32": {"act": M2NVFP4_ACT, "weight": M2NVFP4_WEIGHT},
+            },
+            golden="m2xfp.golden.bits.dot_bits",
         ),
     )
 }

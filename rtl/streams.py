@@ -12,7 +12,7 @@ from amaranth.lib.wiring import In, Out
 
 from m2xfp.rtl.component import Component
 
-__all__ = ["Queue", "packet", "packet_stream"]
+__all__ = ["Queue", "Skid", "packet", "packet_stream"]
 
 
 def packet(shape: ShapeLike) -> data.StructLayout:
@@ -72,4 +72,45 @@ class Queue(Component):
             m.d.sync += spare_valid.eq(self.i.valid)
         with m.If(~spare_valid):
             m.d.sync += spare.eq(Value.cast(self.i.payload))
+        return m
+
+
+class Skid(Component):
+    """One spare entry behind a frozen pipeline, so that ``i.ready`` can be a flip-flop.
+
+    The pipeline's last register drives ``i``. While ``i.ready`` is low the pipeline stands still;
+    the beat that was under way when the reader stalled waits in the spare entry. Half the
+    registers of a ``Queue``, which also cuts the path from ``i`` to ``o``.
+
+    Parameters
+    ----------
+    shape
+        Shape of the payload.
+
+    Members
+    -------
+    i, o
+        Input and output stream. Latency 0, throughput one beat a clock.
+    """
+
+    latency = 0
+
+    def __init__(self, shape: ShapeLike) -> None:
+        self._shape = shape
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
+
+    def build(self) -> Module:
+        """Build the skid buffer."""
+        m = Module()
+        spare = Signal(Shape.cast(self._shape).width, reset_less=True)
+        spare_valid = Signal()
+        incoming = Value.cast(self.i.payload)
+        m.d.comb += [
+            self.i.ready.eq(~spare_valid),
+            self.o.valid.eq(self.i.valid | spare_valid),
+            Value.cast(self.o.payload).eq(Mux(spare_valid, spare, incoming)),
+        ]
+        with m.If(~spare_valid):
+            m.d.sync += spare.eq(incoming)
+        m.d.sync += spare_valid.eq(~self.o.ready & self.o.valid)
         return m

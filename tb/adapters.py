@@ -15,6 +15,7 @@ from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.formats import BF16, BlockFormat, InputType, block_format, input_type
 from m2xfp.tb.description import Description
 from m2xfp.tb.job import Beats
+from m2xfp.tb.mac_arrays import decode_accumulators, encode_pairs, load_pairs
 
 __all__ = ["ADAPTERS", "Adapter", "Arrays", "find_adapter", "group_arrays", "value_beats"]
 
@@ -32,12 +33,12 @@ class Adapter:
     encode
         Arrays to beats of every input stream.
     decode
-        Beats of every output stream to arrays.
+        Beats of every output stream to arrays, given the arrays that went in.
     """
 
     load: Callable[[Path, Description], Arrays]
     encode: Callable[[Arrays, Description], dict[str, Beats]]
-    decode: Callable[[Mapping[str, Beats], Description], Arrays]
+    decode: Callable[[Mapping[str, Beats], Arrays, Description], Arrays]
 
 
 # Format of a unit's groups where the configuration does not name one.
@@ -148,7 +149,7 @@ def group_arrays(data: NDArray[np.uint8], block: BlockFormat) -> Arrays:
     return planes
 
 
-def decode_groups(beats: Mapping[str, Beats], description: Description) -> Arrays:
+def decode_groups(beats: Mapping[str, Beats], arrays: Arrays, description: Description) -> Arrays:
     """Turn packed groups into planes."""
     return group_arrays(beats[description.outputs[0].name].data, _block(description))
 
@@ -156,6 +157,8 @@ def decode_groups(beats: Mapping[str, Beats], description: Description) -> Array
 ADAPTERS = {
     "activation_quantizer": Adapter(load_values, encode_values, decode_groups),
     "weight_encoder": Adapter(load_values, encode_values, decode_groups),
+    "dot_product": Adapter(load_pairs, encode_pairs, decode_accumulators),
+    "pe_tile": Adapter(load_pairs, encode_pairs, decode_accumulators),
 }
 
 

@@ -110,7 +110,7 @@ def compare(emitted: Emitted, raw: NDArray[Any], build: Path) -> Comparison:
     player = Player(emitted, build_dir=build)
     facts, adapter = player.description, find_adapter(UNIT)
     run = player.run(adapter.encode({"x": raw}, facts), progress=True)
-    planes = adapter.decode(run.outputs, facts)
+    planes = adapter.decode(run.outputs, {"x": raw}, facts)
     found = _rows([planes["codes"], planes["scales"], planes["meta"]])
     expected = _rows(list(quantize_bits("m2xfp-act", facts.keywords["input_type"], raw)))
     differ = np.ones(len(raw), dtype=bool)

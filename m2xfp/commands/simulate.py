@@ -92,7 +92,8 @@ def command(
         raise InputError(f"--input {source}: there is no such file")
     if len({path.resolve() for path in (source, target, waves) if path}) < 2 + bool(waves):
         raise InputError("--input, --output and --waves must be different files")
-    inputs = adapter.encode(adapter.load(source, description), description)
+    arrays = adapter.load(source, description)
+    inputs = adapter.encode(arrays, description)
 
     emitted = emit(row, config, build_dir / "verilog")
     player = Player(emitted, trace=waves is not None, build_dir=build_dir)
@@ -100,7 +101,7 @@ def command(
         output = files.enter_context(atomic_path(target))
         trace = files.enter_context(atomic_path(waves)) if waves else None
         run = player.run(inputs, stall=stall, seed=seed, waves=trace, progress=True)
-        results = adapter.decode(run.outputs, description)
+        results = adapter.decode(run.outputs, arrays, description)
         with output.open("wb") as file:
             np.savez(file, allow_pickle=False, **results)
     groups = len(next(iter(results.values())))
