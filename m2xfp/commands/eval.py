@@ -229,7 +229,7 @@ def command(
 
     target = _device(device)
     if results is not None:
-        _study(results, target)
+        _study(results, target, windows)
         return
     if (max_memory or offload) and not device_map:
         raise click.UsageError("--max-memory and --offload go with --device-map")
@@ -303,16 +303,17 @@ def _report(outcomes: Sequence[Outcome], facts: dict[str, Any], output: Path | N
         click.echo(f"\nwritten to {output}")
 
 
-def _study(folder: Path, device: torch.device) -> None:
-    """Run the study on all of the held-out text; losses are kept in build/eval."""
+def _study(folder: Path, device: torch.device, count: int | None) -> None:
+    """Run the study on the held-out text, or on some windows of it; keep losses in build/eval."""
     from tqdm import tqdm
 
-    from m2xfp.golden.evaluate import bundled_losses, cut_windows
+    from m2xfp.golden.evaluate import bundled_losses, cut_windows, spread
     from m2xfp.golden.lm import HELD_OUT, as_tokens, load_model
     from m2xfp.golden.results import write_study
 
     text = HELD_OUT.read_bytes()
-    windows = cut_windows(as_tokens(text), load_model().config.context)
+    whole = cut_windows(as_tokens(text), load_model().config.context)
+    windows = spread(whole, count or len(whole))
 
     def losses(case: Case) -> Tensor:
         with tqdm(total=len(windows), desc=case.label, unit="window", leave=False) as bar:
@@ -322,7 +323,7 @@ def _study(folder: Path, device: torch.device) -> None:
     protocol = {
         "model": f"bundled, byte level, in float32 on {device.type}",
         "text": f"held out, {len(text)} bytes",
-        "windows": f"{len(windows)} of {windows.shape[1]} bytes",
+        "windows": f"{len(windows)} of the {len(whole)}, each {windows.shape[1]} bytes",
     }
     for path in write_study(folder, losses, protocol, lambda cases: tqdm(cases, desc="study")):
         click.echo(path)
