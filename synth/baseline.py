@@ -12,7 +12,10 @@ from typing import Any
 
 from m2xfp.errors import InputError
 from m2xfp.files import write_atomic
+from m2xfp.rtl.catalog import find_unit
+from m2xfp.rtl.emit import describe
 from m2xfp.synth.flow import FlowOptions
+from m2xfp.synth.paper import paper_table
 from m2xfp.synth.pdk import Pdk
 from m2xfp.synth.report import Row, flow_facts, markdown_table
 
@@ -135,6 +138,13 @@ def accept(
         write_atomic(_file(folder, pdk, "json"), json.dumps(report, indent=1) + "\n"),
         write_atomic(_file(folder, pdk, "md"), markdown_table(kept, pdk, options)),
     ]
+    macs = {
+        (unit, config): facts["macs_per_clock"]
+        for unit, config in map(_key, kept)
+        if "macs_per_clock" in (facts := describe(find_unit(unit), config))
+    }
+    if compared := paper_table(kept, pdk, macs):
+        files.append(write_atomic(folder / f"paper-{pdk.name}.md", compared))
     for name, plot in (("area", plot_area), ("tradeoff", plot_tradeoff)):
         path = folder / f"synth-{pdk.name}-{name}.svg"
         plot(kept, pdk, path)

@@ -11,6 +11,7 @@ from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.rtl.catalog import find_unit
 from m2xfp.synth import baseline
 from m2xfp.synth.flow import FlowOptions
+from m2xfp.synth.paper import paper_table
 from m2xfp.synth.pdk import find_pdk
 from m2xfp.synth.report import Row, markdown_table, measure, measure_all
 
@@ -95,6 +96,7 @@ def test_accepted_figures_come_back_and_are_the_same_bytes(row, osu018, tmp_path
     files = baseline.accept(tmp_path, [gone], [row], known, osu018, options)
     first = {path: path.read_bytes() for path in files}
     assert {path.suffix for path in files} == {".json", ".md", ".svg"}
+    assert not (tmp_path / "paper-osu018.md").exists()  # of this unit's 8 lanes it has nothing
     assert baseline.load(tmp_path, osu018, options) == [row]
     baseline.accept(tmp_path, [row], [], known, osu018, options)
     assert {path: path.read_bytes() for path in files} == first
@@ -106,6 +108,21 @@ def test_accepted_figures_come_back_and_are_the_same_bytes(row, osu018, tmp_path
     with pytest.raises(InputError, match="not a report"):
         baseline.load(tmp_path, osu018, options)
     assert baseline.load(tmp_path / "none", osu018, options) == []
+
+
+def test_paper_table(osu018):
+    """Densities and ratios by hand: the tile of 8 published, one of 32 of ours."""
+    base = Row("dot_product", "mxfp4-fp32", "osu018", 3200.0, 1, 1, 1, 1, 1, 1, 1, 1, "", "", 1)
+    rows = [base, replace(base, config="m2xfp-fp32", area_um2=3520.0)]
+    macs = {(row.unit, row.config): 32 for row in rows}
+    assert paper_table([], osu018, {}) == ""
+    _, _, plain, refined = paper_table(rows, osu018, macs).splitlines()
+    cells = [cell.strip() for cell in refined.strip("|").split("|")]
+    assert cells == [
+        *("PE tile, M2XFP", "2140.12", "267.5", "+4.0%"),
+        *("dot_product m2xfp-fp32", "3520", "110.0", "+10.0%"),
+    ]
+    assert plain.count("+0.0%") == 2
 
 
 def run(monkeypatch, *arguments: str) -> int:
