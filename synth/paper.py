@@ -1,6 +1,7 @@
 """The areas that the M2XFP paper publishes, with ours from one flow beside them.
 
-Source: M2XFP, ASPLOS 2026, arXiv 2601.19213, Table 5 and its comparison of PE tiles: 28 nm, 500 MHz.
+Source: M2XFP, ASPLOS 2026, arXiv 2601.19213, Table 5 and its comparison of PE tiles; 28 nm,
+500 MHz.
 """
 
 from collections.abc import Sequence
