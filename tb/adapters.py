@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,8 +67,9 @@ def load_values(path: Path, description: Description) -> Arrays:
     """
     kind, group = input_type(description.keywords["input_type"]), _block(description).group
     try:
-        x = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:  # numpy would leave the file of an archive open
+            x = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise InputError(f"input {path}: not a readable .npy file ({error})") from error
     if not isinstance(x, np.ndarray):
         raise InputError(f"input {path}: holds several arrays; give one array as a .npy file")

@@ -143,6 +143,7 @@ def test_wrong_input(cli: Cli, tmp_path: Path, config: str, x: np.ndarray, messa
         (("nonsense", "--input", "x.npy", "--output", "y.npz"), "unknown unit 'nonsense'"),
         ((UNIT, "--input", "none.npy", "--output", "y.npz"), "none.npy: there is no such file"),
         ((UNIT, "--input", "text.npy", "--output", "y.npz"), "text.npy: not a readable .npy"),
+        ((UNIT, "--input", "cut.npz", "--output", "y.npz"), "cut.npz: not a readable .npy"),
         ((UNIT, "--input", "many.npz", "--output", "y.npz"), "many.npz: holds several arrays"),
         ((UNIT, "--input", "objects.npy", "--output", "y.npz"), "objects.npy: not a readable"),
         ((UNIT, "--input", "x.npy", "--output", "x.npy"), "must be different files"),
@@ -154,6 +155,7 @@ def test_wrong_input(cli: Cli, tmp_path: Path, config: str, x: np.ndarray, messa
 def test_wrong_arguments(cli: Cli, tmp_path: Path, arguments: tuple, message: str) -> None:
     np.save("x.npy", GOOD)
     np.savez("many.npz", a=GOOD, b=GOOD)
+    Path("cut.npz").write_bytes(Path("many.npz").read_bytes()[:100])
     np.save("objects.npy", np.array([None, "text"]), allow_pickle=True)
     Path("text.npy").write_text("no array")
     before = files(tmp_path)
