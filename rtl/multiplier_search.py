@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import add
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, unsigned
+from amaranth.hdl import Cat, Const, Module, Mux, Value, unsigned
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
@@ -16,7 +16,16 @@ from m2xfp.formats import BlockFormat, FloatElement
 from m2xfp.rtl.arith import named, one_hot_mux, reduce_tree
 from m2xfp.rtl.component import Component
 
-__all__ = ["BestMultiplier", "Ladder", "SubgroupSums", "first_largest", "threshold_bits", "total"]
+__all__ = [
+    "BestMultiplier",
+    "CandidateGains",
+    "CoarseGains",
+    "Ladder",
+    "SubgroupSums",
+    "first_largest",
+    "threshold_bits",
+    "total",
+]
 
 
 def threshold_bits(block: BlockFormat) -> int:
@@ -320,24 +329,19 @@ class LaneTerms(Component):
 
 
 def sums_layout(ladder: Ladder) -> data.StructLayout:
-    """Return the fields of ``SubgroupSums``.
-
-    A sum of products is at most lanes * multiple * (2^width - 1), one of squares lanes *
-    multiple^2, with the largest multiple of the first band within reach.
-    """
-    lanes, most = ladder.block.metadata.subgroup, (1 << ladder.width) - 1
+    """Return the fields of ``SubgroupSums``: those of all its lanes' terms added up."""
+    lanes = ladder.block.metadata.subgroup
     fields = {}
-    for n, multiplier in enumerate(ladder.multipliers):
-        multiple = cut(ladder.steps(multiplier), *ladder.bands[0])[-1].after
-        fields[f"product_{n}"] = (lanes * multiple * most).bit_length()
-        fields[f"square_{n}"] = (lanes * multiple**2).bit_length()
+    for n, steps in enumerate(ladder.changes()):
+        fields[f"product_{n}"] = (lanes * max(s.factor * (s.stop - 1) for s in steps)).bit_length()
+        fields[f"square_{n}"] = (lanes * max(s.square for s in steps)).bit_length()
     fields |= excess_layout(ladder, lanes)
     fields |= {f"tent_{name}": (lanes * unit).bit_length() for name, unit, _ in ladder.tents()}
     return data.StructLayout(fields)
 
 
 class SubgroupSums(Component):
-    """Sums of ``LaneTerms`` over a subgroup, for every multiplier; combinational.
+    """Sums of ``LaneTerms`` over a subgroup; combinational.
 
     Parameters
     ----------
@@ -349,7 +353,7 @@ class SubgroupSums(Component):
     u : In(ArrayLayout(width, subgroup))
         The magnitudes.
     sums : Out(sums_layout(ladder))
-        For each multiplier, largest first: products, squares, excesses, tents.
+        The sums.
     """
 
     def __init__(self, ladder: Ladder) -> None:
@@ -372,15 +376,127 @@ class SubgroupSums(Component):
         for field in sums_layout(self._ladder).members:
             kind, _, name = field.partition("_")
             terms = [lane.terms[field] for lane in lanes]
-            if kind in ("product", "square") and int(name):
-                terms.append(self.sums[f"{kind}_{int(name) - 1}"])
             if kind == "tent":
                 terms += [lane.terms[f"falls_{name}"] for lane in lanes]
             m.d.comb += self.sums[field].eq(total(terms))
         return m
 
 
-def best_layout(ladder: Ladder) -> data.ArrayLayout | data.StructLayout:
+def coarse_layout(ladder: Ladder) -> data.StructLayout:
+    """Return the fields of ``CoarseGains``: the first band's gain by multiplier, and the rest.
+
+    With all codes at the band's top, a gain is at most lanes * multiple * (2^width - 1).
+    """
+    lanes, most = ladder.block.metadata.subgroup, (1 << ladder.width) - 1
+    fields = {}
+    for n, multiplier in enumerate(ladder.multipliers):
+        multiple = cut(ladder.steps(multiplier), *ladder.bands[0])[-1].after
+        fields[f"coarse_{n}"] = (lanes * multiple * most).bit_length()
+    sums = sums_layout(ladder).members
+    return data.StructLayout(
+        fields | {name: sums[name] for name in sums if name.startswith(("excess", "tent"))}
+    )
+
+
+class CoarseGains(Component):
+    """Gains of a subgroup over M in the first band, for every multiplier M; combinational.
+
+    The gain of a candidate is how much less its squared error is than that of all codes zero, the
+    sum of q (2w - q). In the first band that is M * (products - (M * squares << shift)), in units
+    of 2^-(fraction_bits + 2).
+
+    Parameters
+    ----------
+    ladder
+        The numbers.
+
+    Members
+    -------
+    sums : In(sums_layout(ladder))
+        Of ``SubgroupSums``.
+    gains : Out(coarse_layout(ladder))
+        ``coarse``, the gain over M, by multiplier; excesses and tents as they came.
+    """
+
+    def __init__(self, ladder: Ladder) -> None:
+        self._ladder = ladder
+        super().__init__({"sums": In(sums_layout(ladder)), "gains": Out(coarse_layout(ladder))})
+
+    def build(self) -> Module:
+        """Build the sums of changes and the differences."""
+        m = Module()
+        ladder = self._ladder
+        products: Value = Const(0, 1)
+        squares: Value = Const(0, 1)
+        for n, multiplier in enumerate(ladder.multipliers):
+            products = named(m, f"products_{multiplier}", products + self.sums[f"product_{n}"])
+            squares = named(m, f"squares_{multiplier}", squares + self.sums[f"square_{n}"])
+            # Never negative, nor is a lane's share: a code is taken only where it gains.
+            coarse = products - ((squares * multiplier) << ladder.shift)
+            m.d.comb += self.gains[f"coarse_{n}"].eq(coarse)
+        for name in coarse_layout(ladder).members:
+            if not name.startswith("coarse"):
+                m.d.comb += self.gains[name].eq(self.sums[name])
+        return m
+
+
+def gains_layout(ladder: Ladder) -> data.StructLayout:
+    """Return the fields of ``CandidateGains``: a gain for each offset and k, lowest first."""
+    return data.StructLayout(
+        {
+            f"gain_{offset}_{k}": ladder.gain_bits(offset)
+            for offset in range(ladder.offsets)
+            for k in range(len(ladder.multipliers))
+        }
+    )
+
+
+class CandidateGains(Component):
+    """Gains of a subgroup for every offset and multiplier; combinational.
+
+    A higher offset has the excesses up to its own band, a lower one its own tents and those of the
+    offsets between.
+
+    Parameters
+    ----------
+    ladder
+        The numbers.
+
+    Members
+    -------
+    coarse : In(coarse_layout(ladder))
+        Of ``CoarseGains``.
+    gains : Out(gains_layout(ladder))
+        The gains, in units of 2^-(fraction_bits + 2) with the fraction bits of the offset.
+    """
+
+    def __init__(self, ladder: Ladder) -> None:
+        self._ladder = ladder
+        super().__init__({"coarse": In(coarse_layout(ladder)), "gains": Out(gains_layout(ladder))})
+
+    def build(self) -> Module:
+        """Build the sums and their products with the multipliers."""
+        m = Module()
+        ladder, coarse = self._ladder, self.coarse
+        fields = coarse_layout(ladder).members
+        highest = ladder.offsets - 1
+        for n, multiplier in enumerate(ladder.multipliers):
+            k = multiplier - min(ladder.multipliers)
+            for offset in range(ladder.offsets):
+                excesses = [f"excess_{n}_{band}" for band in range(1, offset + 1)]
+                upper = [coarse[f"coarse_{n}"], *(coarse[x] for x in excesses if x in fields)]
+                tents = [
+                    coarse[f"tent_{n}_{level}"] << (level - offset)
+                    for level in range(offset, highest)
+                ]
+                over = total([total(upper) << (highest - offset), *tents])
+                m.d.comb += self.gains[f"gain_{offset}_{k}"].eq(
+                    named(m, f"over_{offset}_{k}", over) * multiplier
+                )
+        return m
+
+
+def best_layout(ladder: Ladder) -> data.StructLayout:
     """Return the fields of ``BestMultiplier``: k and gain for each offset, lowest first."""
     fields: dict[str, int] = {}
     for offset in range(ladder.offsets):
@@ -392,11 +508,6 @@ def best_layout(ladder: Ladder) -> data.ArrayLayout | data.StructLayout:
 class BestMultiplier(Component):
     """For each offset the multiplier of the largest gain, the smallest of equals; combinational.
 
-    The gain of a candidate is how much less its squared error is than that of all codes zero, the
-    sum of q (2w - q). In the first band that is M * (products - (M * squares << shift)) in units of
-    the highest offset's 2^-(fraction_bits + 2). A higher offset has the excesses up to its own
-    band, a lower one its own tents and those of the offsets between.
-
     Parameters
     ----------
     ladder
@@ -404,46 +515,25 @@ class BestMultiplier(Component):
 
     Members
     -------
-    sums : In(sums_layout(ladder))
-        Of ``SubgroupSums``.
+    gains : In(gains_layout(ladder))
+        Of ``CandidateGains``.
     best : Out(best_layout(ladder))
-        For each offset k, for the multiplier 1 + k/4, and the gain, in units of
-        2^-(fraction_bits + 2) with the fraction bits of that offset.
+        For each offset k, for the multiplier 1 + k/4, and its gain.
     """
 
     def __init__(self, ladder: Ladder) -> None:
         self._ladder = ladder
-        super().__init__({"sums": In(sums_layout(ladder)), "best": Out(best_layout(ladder))})
+        super().__init__({"gains": In(gains_layout(ladder)), "best": Out(best_layout(ladder))})
 
     def build(self) -> Module:
-        """Build the gains and the tournaments."""
+        """Build the tournaments."""
         m = Module()
-        ladder, sums = self._ladder, self.sums
-        fields = sums_layout(ladder).members
-        highest = ladder.offsets - 1
-        entries: list[list[Value]] = [[] for _ in range(ladder.offsets)]
-        for n, multiplier in enumerate(ladder.multipliers):
-            k = multiplier - min(ladder.multipliers)
-            # Never negative, nor is a lane's share: a code is taken only where it gains.
-            coarse = Signal(len(sums[f"product_{n}"]), name=f"coarse_{k}")
-            squares = (sums[f"square_{n}"] * multiplier) << ladder.shift
-            m.d.comb += coarse.eq(sums[f"product_{n}"] - squares)
-            for offset in range(ladder.offsets):
-                excesses = [f"excess_{n}_{band}" for band in range(1, offset + 1)]
-                tents = [
-                    sums[f"tent_{n}_{level}"] << (level - offset)
-                    for level in range(offset, highest)
-                ]
-                upper = total([coarse, *(sums[name] for name in excesses if name in fields)])
-                gain = Signal(ladder.gain_bits(offset), name=f"gain_{k}_{offset}")
-                over = Signal(len(gain), name=f"over_{k}_{offset}")
-                m.d.comb += [
-                    over.eq(total([upper << (highest - offset), *tents])),
-                    gain.eq(over * multiplier),
-                ]
-                entries[offset].insert(0, Cat(gain, Const(k, ladder.block.metadata.bits)))
-        for offset, row in enumerate(entries):
-            best = first_largest(m, row, ladder.gain_bits(offset), f"best_{offset}")
-            gain, k = self.best[f"gain_{offset}"], self.best[f"k_{offset}"]
-            m.d.comb += Cat(gain, k).eq(best)
+        ladder = self._ladder
+        for offset in range(ladder.offsets):
+            entries = [
+                Cat(self.gains[f"gain_{offset}_{k}"], Const(k, ladder.block.metadata.bits))
+                for k in range(len(ladder.multipliers))
+            ]
+            best = first_largest(m, entries, ladder.gain_bits(offset), f"best_{offset}")
+            m.d.comb += Cat(self.best[f"gain_{offset}"], self.best[f"k_{offset}"]).eq(best)
         return m

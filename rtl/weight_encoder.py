@@ -16,6 +16,8 @@ from m2xfp.rtl.group_front import GroupFront, narrowed
 from m2xfp.rtl.layouts import group_layout, value_layout
 from m2xfp.rtl.multiplier_search import (
     BestMultiplier,
+    CandidateGains,
+    CoarseGains,
     Ladder,
     SubgroupSums,
     first_largest,
@@ -32,8 +34,8 @@ FRACTION_BITS = {"bf16": 10, "fp16": 13, "fp32": 26}
 OFFSETS = (-1, 0, 1)
 """What the adaptive search tries to add to the shared scale, in the order that decides ties."""
 
-STAGES_BEFORE_CHOICE = 3
-"""Pipeline stages between a beat aligned and its group's offset chosen: sums, k, totals."""
+STAGES_BEFORE_CHOICE = 5
+"""Pipeline stages between a beat aligned and its offset chosen: four a subgroup, and totals."""
 
 
 def shift_right_jam(m: Module, value: Value, amount: Value) -> Value:
@@ -361,23 +363,26 @@ class WeightEncoder(Component):
                     aligned[n].sign.eq(front.beat[n].sign),
                 ]
 
-        def stage(name: str, valid: Value, token_before: Value) -> tuple[Signal, Signal]:
-            """Return the valid bit and the token of the next stage."""
-            next_valid = Signal(name=f"{name}_valid")
-            next_token = Signal(token, name=f"{name}_token", reset_less=True)
+        def register(name: str, value: data.View | Signal, reset: bool = False) -> data.View:
+            """Return ``value`` a clock later, when the pipeline moves."""
+            held = Signal(value.shape(), name=name, reset_less=not reset)
             with m.If(advance):
-                m.d.sync += [next_valid.eq(valid), next_token.eq(token_before)]
-            return next_valid, next_token
+                m.d.sync += held.eq(value)
+            return held
 
-        # Sums of each subgroup for the offsets of this clock, then the best multiplier of each.
-        summed_valid, summed_token = stage("summed", aligned_valid, aligned_token)
-        best_valid, best_token = stage("best", summed_valid, summed_token)
+        # The search in each subgroup, for the offsets of this clock: the best multiplier of each.
+        best_valid, best_token = aligned_valid, aligned_token
+        for name in ("summed", "gained", "ranked", "best"):
+            best_valid = register(f"{name}_valid", best_valid, reset=True)
+            best_token = register(f"{name}_token", best_token)
         ladder = self._ladder(integer_bits)
         gains: list[list[Value]] = [[] for _ in range(ladder.offsets)]
         fields: list[list[Value]] = [[] for _ in range(ladder.offsets)]
         for s in range(subgroups):
             m.submodules[f"sums_{s}"] = adders = SubgroupSums(ladder)
-            sums = Signal(adders.sums.shape(), name=f"sums_{s}", reset_less=True)
+            m.submodules[f"coarse_{s}"] = coarse = CoarseGains(ladder)
+            m.submodules[f"gains_{s}"] = candidates = CandidateGains(ladder)
+            m.submodules[f"best_{s}"] = chooser = BestMultiplier(ladder)
             for n in range(block.metadata.subgroup):
                 x = aligned[s * block.metadata.subgroup + n].magnitude
                 u: Value = jam(x, len(x) - 1)
@@ -385,13 +390,12 @@ class WeightEncoder(Component):
                     phases = [Cat(Const(0, clocks - 1 - p), u) for p in range(clocks)]
                     u = Array(phases)[aligned_token.phase]
                 m.d.comb += adders.u[n].eq(u)
-            with m.If(advance):
-                m.d.sync += sums.eq(adders.sums)
-            m.submodules[f"best_{s}"] = chooser = BestMultiplier(ladder)
-            best = Signal(chooser.best.shape(), name=f"best_{s}", reset_less=True)
-            m.d.comb += chooser.sums.eq(sums)
-            with m.If(advance):
-                m.d.sync += best.eq(chooser.best)
+            m.d.comb += [
+                coarse.sums.eq(register(f"summed_{s}", adders.sums)),
+                candidates.coarse.eq(register(f"gained_{s}", coarse.gains)),
+                chooser.gains.eq(register(f"ranked_{s}", candidates.gains)),
+            ]
+            best = register(f"best_{s}", chooser.best)
             for slot in range(ladder.offsets):
                 fields[slot].append(best[f"k_{slot}"])
                 # In units of the lowest offset's gains.
