@@ -22,9 +22,14 @@ from m2xfp.formats import (
     MXFP8_E5M2,
     NVFP4,
 )
+from m2xfp.rtl.activation_decoder import ActivationDecoder
 from m2xfp.rtl.activation_quantizer import ActivationQuantizer
 from m2xfp.rtl.component import Component
 from m2xfp.rtl.dot_product import DotProduct
+from m2xfp.rtl.fp32_accumulator import Fp32Accumulator
+from m2xfp.rtl.gemm_core import GemmCore
+from m2xfp.rtl.group_dot import GroupDot
+from m2xfp.rtl.pe_tile import PeTile
 from m2xfp.rtl.weight_encoder import WeightEncoder
 
 __all__ = ["UNITS", "Unit", "find_unit", "select"]
@@ -132,6 +137,49 @@ UNITS: dict[str, Unit] = {
             golden="m2xfp.golden.bits.quantize_bits",
         ),
         Unit(
+            name="activation_decoder",
+            purpose="top-1 element of an activation subgroup and its refinement",
+            component=ActivationDecoder,
+            configs={"m2xfp": {}},
+            golden="m2xfp.golden.PackedTensor.dequantize",
+        ),
+        Unit(
+            name="group_dot",
+            purpose="exact dot product of one activation group and one weight group",
+            component=GroupDot,
+            configs={
+                "m2xfp": {},
+                "m2xfp-shallow": {"depth": 1},
+                "mxfp4": {"act": MXFP4, "weight": MXFP4},
+                "nvfp4": {"act": NVFP4, "weight": NVFP4},
+            },
+            golden="m2xfp.golden.bits.dot_bits",
+        ),
+        Unit(
+            name="fp32_accumulator",
+            purpose="FP32 accumulation of exact group products, one rounding each",
+            component=Fp32Accumulator,
+            configs={
+                "m2xfp": {},
+                "m2xfp-single": {"chains": 1},
+                "m2xfp-double": {"chains": 2},
+                "mxfp4": {"act": MXFP4, "weight": MXFP4},
+                "nvfp4": {"act": NVFP4, "weight": NVFP4},
+            },
+            golden="m2xfp.golden.products.accumulate",
+        ),
+        Unit(
+            name="pe_tile",
+            purpose="eight lanes, one subgroup a clock, FP32 partial sums: the paper's tile",
+            component=PeTile,
+            configs={
+                "m2xfp": {},
+                "mxfp4": {"act": MXFP4, "weight": MXFP4},
+                "nvfp4": {"act": NVFP4, "weight": NVFP4},
+            },
+            golden="m2xfp.golden.bits.dot_bits",
+        ),
+        Unit(
             name="dot_product",
             purpose="packed activation and weight groups to running FP32 dot products",
             component=DotProduct,
@@ -144,6 +192,29 @@ UNITS: dict[str, Unit] = {
                 "m2nvfp4-fp32": {"act": M2NVFP4_ACT, "weight": M2NVFP4_WEIGHT},
             },
             golden="m2xfp.golden.bits.dot_bits",
+        ),
+        Unit(
+            name="gemm_core",
+            purpose="activations times packed weights of any size, weights resident on chip",
+            component=GemmCore,
+            configs={
+                "m2xfp-2x2": {"rows": 2, "columns": 2, "max_k": 384},
+                "m2xfp-bf16-2x2": {
+                    "rows": 2,
+                    "columns": 2,
+                    "max_k": 384,
+                    "activations": BF16,
+                    "results": "bf16",
+                },
+                "mxfp4-2x2": {
+                    "act": MXFP4,
+                    "weight": MXFP4,
+                    "rows": 2,
+                    "columns": 2,
+                    "max_k": 384,
+                },
+            },
+            golden="m2xfp.golden.matmul",
         ),
     )
 }

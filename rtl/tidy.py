@@ -10,6 +10,9 @@ __all__ = ["tidy"]
 
 _MODULE = re.compile(r"^module (\S+?)\(.*?\);\n(.*?)^endmodule\n", re.MULTILINE | re.DOTALL)
 _PORT = re.compile(r"^  (input|output) (\[\d+:0\] )?(\S+);\n", re.MULTILINE)
+_MEMORY_CONTENTS = re.compile(
+    r"^  initial begin\n(?:    \S+\[\d+\] = \d+'h[0-9a-f]+;\n)+  end\n", re.MULTILINE
+)
 _ESCAPED = re.compile(r"\\(\S+) ")
 
 
@@ -29,6 +32,7 @@ def tidy(text: str, modules: Mapping[str, EmittedModule]) -> str:
 def _tidy_module(name: str, body: str, module: EmittedModule) -> str:
     body = _plain_names(body, keep={"clk", "rst", *module.ports})
     body = re.sub(r"^(  reg .*?) = [^;]+;$", r"\1;", body, flags=re.MULTILINE)
+    body = _MEMORY_CONTENTS.sub("", body)
     directions = {port: direction for direction, _, port in _PORT.findall(body)}
     body = _PORT.sub("", body)
     head = []

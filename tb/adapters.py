@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.formats import BF16, BlockFormat, InputType, block_format, input_type
 from m2xfp.tb.description import Description
+from m2xfp.tb.gemm_arrays import decode_matrix, encode_matrices, load_matrices
 from m2xfp.tb.job import Beats
 from m2xfp.tb.mac_arrays import decode_accumulators, encode_pairs, load_pairs
 
@@ -161,6 +162,7 @@ ADAPTERS = {
     "weight_encoder": Adapter(load_values, encode_values, decode_groups),
     "dot_product": Adapter(load_pairs, encode_pairs, decode_accumulators),
     "pe_tile": Adapter(load_pairs, encode_pairs, decode_accumulators),
+    "gemm_core": Adapter(load_matrices, encode_matrices, decode_matrix),
 }
 
 
