@@ -268,14 +268,14 @@ class Played:
     Members
     -------
     groups
-        Groups compared.
+        Pieces of the job that were compared.
     clocks
         Clocks until the last lane was done, reset apart.
     history
         Settled value of each net in consecutive clocks of full activity, uint64
         [clocks, nets, words]; at most the length asked for.
     window_groups
-        Groups whose worth of input beats was accepted in the transitions of ``history``.
+        Groups whose worth of beats the first input took in the transitions of ``history``.
     """
 
     groups: int
@@ -291,7 +291,6 @@ class _Side:
         beats = (job.inputs if stream.is_input else job.outputs)[stream.name]
         self.stream = stream
         self.per_lane = len(beats) // lanes
-        self.per_group = len(beats) // job.groups
         self.data = beats.data.reshape(lanes, self.per_lane, stream.bytes)
         last = np.zeros(len(beats), bool) if beats.last is None else beats.last
         self.last = last.reshape(lanes, self.per_lane)
@@ -423,7 +422,7 @@ def play(
         groups=job.groups,
         clocks=clocks,
         history=np.array(history, np.uint64).reshape(-1, gates.nets, words),
-        window_groups=accepted / sources[0].per_group,
+        window_groups=accepted / description.beats_per_group,
     )
 
 

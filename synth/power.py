@@ -45,7 +45,9 @@ __all__ = [
     "Power",
     "Table",
     "UnitPower",
+    "depth_for",
     "estimate_power",
+    "lanes_for",
     "net_loads",
     "net_slews",
     "toggle_counts",
@@ -461,20 +463,20 @@ class UnitPower:
     groups: int
 
 
-# Transitions recorded at least, and groups that a lane plays beside those, while the pipeline fills
-# and empties.
-_TRANSITIONS, _MARGIN = 16, 8
+_TRANSITIONS = 16  # recorded at least
+_SPARE = 4  # groups that a lane plays beside those recorded and those that fill the pipeline
 _NET_WORDS = 1 << 17  # nets times words: bounds each clock of the history to 1 MB
 
 
 def lanes_for(netlist: Netlist) -> int:
-    """Return how many 64-bit words of lanes a netlist is played with."""
-    return max(1, min(16, _NET_WORDS // max(netlist.cells, 1)))
+    """Return how many lanes a netlist is played with."""
+    return 64 * max(1, min(16, _NET_WORDS // max(netlist.cells, 1)))
 
 
-def groups_for(netlist: Netlist, description: Description) -> int:
-    """Return how many groups a job for ``unit_power`` needs."""
-    return 64 * lanes_for(netlist) * (_window_groups(description) + _MARGIN)
+def depth_for(description: Description) -> int:
+    """Return how many groups each lane of a job for ``unit_power`` needs."""
+    filling = -(-description.latency // description.clocks_per_group)
+    return _window_groups(description) + filling + _SPARE
 
 
 def _window_groups(description: Description) -> int:
@@ -503,10 +505,10 @@ def unit_power(netlist: Netlist, pdk: Pdk, description: Description, job: Job) -
         facts = json.loads(kept.read_text())
         return UnitPower(Power(**facts.pop("power")), **facts)
     gates = Gates(netlist, pdk)
-    played = play(gates, job, description, words=lanes_for(netlist), window=window)
+    played = play(gates, job, description, words=lanes_for(netlist) // 64, window=window)
     if len(played.history) < window:
         raise RuntimeError(f"{description.top}: {len(played.history)} of {window} clocks recorded")
-    clocks = (window - 1) * 64 * lanes_for(netlist)
+    clocks = (window - 1) * lanes_for(netlist)
     result = UnitPower(
         estimate_power(gates, pdk, played.history), played.window_groups / clocks, played.groups
     )

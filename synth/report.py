@@ -139,12 +139,12 @@ def measure(
 def _with_power(
     row: Row, netlist: Netlist, pdk: Pdk, description: Description, facts: dict[str, Any]
 ) -> Row:
-    from m2xfp.synth.power import groups_for, unit_power
+    from m2xfp.synth.power import depth_for, lanes_for, unit_power
     from m2xfp.synth.stimulus import job_for
 
     found = {}
     for source in ("model", "random"):
-        job = job_for(description, source, groups_for(netlist, description))
+        job = job_for(description, source, lanes_for(netlist), depth_for(description))
         if job is None:
             return row
         found[source] = unit_power(netlist, pdk, description, job)

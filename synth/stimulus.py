@@ -28,21 +28,25 @@ class Tensors:
 
     Members
     -------
+    lanes, depth
+        Independent runs, and groups that each gets.
     activations, weights
-        float32 [groups, 32].
+        float32 [lanes * depth, 32].
     """
 
+    lanes: int
+    depth: int
     activations: "Tensor"
     weights: "Tensor"
 
 
-def _random(groups: int) -> Tensors:
+def _random(groups: int) -> tuple["Tensor", "Tensor"]:
     """Return standard normal values."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
     activations, weights = torch.randn(2, groups, 32, generator=generator)
-    return Tensors(activations, weights)
+    return activations, weights
 
 
 @cache
@@ -68,7 +72,7 @@ def _model_rows() -> tuple["Tensor", "Tensor"]:
     )
 
 
-def _model(groups: int) -> Tensors:
+def _model(groups: int) -> tuple["Tensor", "Tensor"]:
     """Return groups of the bundled model, neighbours kept together, spread over all its layers."""
     import torch
 
@@ -79,17 +83,20 @@ def _model(groups: int) -> Tensors:
         return rows[(starts[:, None] + torch.arange(run)).flatten()[:groups]]
 
     activations, weights = _model_rows()
-    return Tensors(spread(activations), spread(weights))
+    return spread(activations), spread(weights)
 
 
-SOURCES: dict[str, Callable[[int], Tensors]] = {"model": _model, "random": _random}
+SOURCES: dict[str, Callable[[int], tuple["Tensor", "Tensor"]]] = {
+    "model": _model,
+    "random": _random,
+}
 
 
-def tensors(source: str, groups: int) -> Tensors:
-    """Return so many groups of one source; UnknownNameError lists the sources."""
+def tensors(source: str, lanes: int, depth: int) -> Tensors:
+    """Return groups of one source; UnknownNameError lists the sources."""
     if source not in SOURCES:
         raise UnknownNameError("stimulus", source, SOURCES)
-    return SOURCES[source](groups)
+    return Tensors(lanes, depth, *SOURCES[source](lanes * depth))
 
 
 def _values(which: str) -> Callable[[Description, Tensors], Job]:
@@ -113,13 +120,38 @@ def _values(which: str) -> Callable[[Description, Tensors], Job]:
     return job
 
 
+def _dot_product(description: Description, given: Tensors) -> Job:
+    """Return dot products of as many steps as a lane has groups; see ``make_job`` of the unit."""
+    import numpy as np
+    import torch
+
+    from m2xfp.golden import get_format
+    from m2xfp.tb.dot_product import make_job
+    from m2xfp.tb.mac_arrays import formats
+
+    chains = int(description.keywords.get("chains", 3))
+    steps = -(-given.depth // chains)
+    products = given.lanes * chains
+    sides = []
+    for block, rows in zip(formats(description), (given.activations, given.weights), strict=True):
+        packed = get_format(block.name).quantize(rows).groups()
+        groups = packed.reshape(-1, packed.shape[-1])
+        # A whole number of times over, where the steps of all chains need more than there are.
+        groups = groups[torch.arange(steps * products) % len(groups)].numpy()
+        sides.append(np.ascontiguousarray(groups.reshape(products, steps, -1).swapaxes(0, 1)))
+    first = np.zeros((steps, products), bool)
+    first[0] = True
+    return make_job(description, *sides, first)
+
+
 JOBS: dict[str, Callable[[Description, Tensors], Job]] = {
     "activation_quantizer": _values("activations"),
+    "dot_product": _dot_product,
     "weight_encoder": _values("weights"),
 }
 
 
-def job_for(description: Description, source: str, groups: int) -> Job | None:
-    """Return a job for a unit, None if there is no row for it."""
+def job_for(description: Description, source: str, lanes: int, depth: int) -> Job | None:
+    """Return a job that gives each lane ``depth`` groups at least, None if the unit has no row."""
     make = JOBS.get(description.unit)
-    return make(description, tensors(source, groups)) if make else None
+    return make(description, tensors(source, lanes, depth)) if make else None

@@ -169,7 +169,7 @@ def test_an_unknown_stimulus_is_refused():
     from m2xfp.synth.stimulus import tensors
 
     with pytest.raises(UnknownNameError, match=r"'noise'.*model, random"):
-        tensors("noise", 64)
+        tensors("noise", 64, 1)
 
 
 def test_stimulus_is_what_it_says():
@@ -177,12 +177,12 @@ def test_stimulus_is_what_it_says():
 
     from m2xfp.synth.stimulus import tensors
 
-    model, random = tensors("model", 640), tensors("random", 640)
+    model, random = tensors("model", 64, 10), tensors("random", 64, 10)
     for part in (model.activations, model.weights, random.activations, random.weights):
         assert part.shape == (640, 32)
         assert part.dtype == torch.float32
         assert part.isfinite().all()
-    assert torch.equal(tensors("random", 640).weights, random.weights)
+    assert torch.equal(tensors("random", 64, 10).weights, random.weights)
     # Real activations have heavier tails than a normal distribution.
     assert model.activations.abs().max() / model.activations.std() > 6
     assert random.activations.abs().max() / random.activations.std() < 6
