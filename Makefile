@@ -43,6 +43,9 @@ bench: $(READY) ## speed of the golden model
 eval: $(READY) ## perplexity of the bundled language model in the main formats
 	$(M2XFP) eval
 
+results: $(READY) ## the study of the bundled model in docs/results (slow)
+	$(M2XFP) eval --results docs/results --windows 64
+
 train: $(READY) ## train the bundled language model again
 	$(M2XFP) train
 
