@@ -17,6 +17,7 @@ COMMANDS = {
     "demo": "The main job: real activations through the golden model and the emitted Verilog.",
     "eval": "Perplexity of a language model in number formats.",
     "explore": "Sweep a unit's parameters: area, energy and accuracy, on Dask.",
+    "fractions": "What the fraction bits of the weight encoder cost and what they buy.",
     "formats": "The table of number formats, with bits per value.",
     "lint": "Verilator and yosys checks of all emitted Verilog.",
     "simulate": "Run a tensor through the emitted Verilog of a unit.",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import stimulus
 import torch
+from amaranth.hdl import Module
 from amaranth.sim import Simulator
 from mutation import Mutation, emit_mutant
 from stream_checks import check, regress
@@ -23,6 +24,7 @@ from m2xfp.golden.models import QuantAttention
 from m2xfp.rtl.catalog import UNITS, find_unit
 from m2xfp.rtl.emit import Emitted
 from m2xfp.rtl.multiplier_search import Ladder, LaneTerms, lane_layout
+from m2xfp.rtl.search_study import GainSearch, SquareSearch
 from m2xfp.rtl.weight_encoder import SubgroupCodes, WeightEncoder
 from m2xfp.tb.adapters import find_adapter
 from m2xfp.tb.description import Description
@@ -275,6 +277,25 @@ def test_subgroup_codes(integer: int) -> None:
     simulate(dut, bench)
 
 
+def test_search_equals_one_with_squares() -> None:
+    """Random subgroups of all sizes: the same multipliers as from squared differences."""
+    ladder = Ladder(M2XFP_WEIGHT, 6, 2, 3)
+    m = Module()
+    m.submodules.gains = gains = GainSearch(ladder)
+    m.submodules.squares = squares = SquareSearch(ladder)
+    rng = np.random.default_rng(7)
+
+    async def bench(ctx) -> None:  # type: ignore[no-untyped-def]
+        for _ in range(300):
+            for n, u in enumerate(rng.integers(0, rng.choice([8, 30, 100, 256]), 8)):
+                ctx.set(gains.u[n], int(u))
+                ctx.set(squares.u[n], int(u))
+            for offset in range(3):
+                assert ctx.get(gains.k[offset]) == ctx.get(squares.k[offset])
+
+    simulate(m, bench)
+
+
 def simulate(dut, bench) -> None:  # type: ignore[no-untyped-def]
     simulator = Simulator(dut)
     simulator.add_testbench(bench)
@@ -359,7 +380,7 @@ FAULTS = [
         "if self.offsets[index] >= 0 else added_token.scale.any()",
         "",
     ),
-    Mutation("squares left out", SEARCH, '}"] - squares)', '}"])'),
+    Mutation("squares left out", SEARCH, "products - ((squares", "products - ((0"),
     Mutation(
         "NaN ignored", ENCODER, "choice.poisoned.eq(added_token.poisoned)", "choice.poisoned.eq(0)"
     ),
