@@ -133,15 +133,16 @@ def _dot_product(description: Description, given: Tensors) -> Job:
     steps = -(-given.depth // chains)
     products = given.lanes * chains
     sides = []
-    for block, rows in zip(formats(description), (given.activations, given.weights), strict=True):
-        packed = get_format(block.name).quantize(rows).groups()
-        groups = packed.reshape(-1, packed.shape[-1])
-        # A whole number of times over, where the steps of all chains need more than there are.
-        groups = groups[torch.arange(steps * products) % len(groups)].numpy()
-        sides.append(np.ascontiguousarray(groups.reshape(products, steps, -1).swapaxes(0, 1)))
+    for block, values in zip(formats(description), (given.activations, given.weights), strict=True):
+        packed = get_format(block.name).quantize(values).groups()
+        # Over again from the start, where the steps of all chains need more than there are.
+        rows = packed.reshape(-1, packed.shape[-1])
+        chosen = rows[torch.arange(steps * products) % len(rows)].numpy()
+        sides.append(np.ascontiguousarray(chosen.reshape(products, steps, -1).swapaxes(0, 1)))
     first = np.zeros((steps, products), bool)
     first[0] = True
-    return make_job(description, *sides, first)
+    activations, weights = sides
+    return make_job(description, activations, weights, first)
 
 
 JOBS: dict[str, Callable[[Description, Tensors], Job]] = {
