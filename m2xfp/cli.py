@@ -19,6 +19,7 @@ COMMANDS = {
     "explore": "Sweep a unit's parameters: area, energy and accuracy, on Dask.",
     "fractions": "What the fraction bits of the weight encoder cost and what they buy.",
     "formats": "The table of number formats, with bits per value.",
+    "gemm": "Clocks of a GEMM core on the layers of language models.",
     "lint": "Verilator and yosys checks of all emitted Verilog.",
     "simulate": "Run a tensor through the emitted Verilog of a unit.",
     "synth": "Map units onto a standard-cell library and report area.",
