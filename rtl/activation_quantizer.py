@@ -125,7 +125,7 @@ class ActivationQuantizer(Component):
         kind = stored_type(self.input_type, block)
 
         m.submodules.peak = peak = GroupPeak(kind, self.lanes)
-        m.submodules.scale = shared = SharedScale(kind, block.element)
+        m.submodules.scale = shared = SharedScale(kind, block.element, clamp=False)
         m.submodules.queue = queue = Queue(packet(group_layout(block)))
 
         # Beat store: written at `fill`, read at `drain`. While a group drains, the next one fills
@@ -142,6 +142,9 @@ class ActivationQuantizer(Component):
         group_last = Signal(reset_less=True)
         gathered = Signal(GroupPeak.layout(kind), reset_less=True)  # of the group that fills
         group_peak = Signal(GroupPeak.layout(kind), reset_less=True)  # of the group that drains
+
+        # The search begins at the least reference, so that the scale needs no clamp.
+        start = 0 if normalise_bits(kind) else lowest_reference(kind, block.element)
 
         arriving = Signal(data.ArrayLayout(value_layout(kind), self.lanes))
         for n in range(self.lanes):
@@ -163,7 +166,7 @@ class ActivationQuantizer(Component):
             fill_ends.eq(fill == beats - 1),
             drain_ends.eq(drain == beats - 1),
             peak.lanes.eq(arriving),
-            peak.earlier.eq(Mux(fill == 0, 0, gathered) if beats > 1 else 0),
+            peak.earlier.eq(Mux(fill == 0, start, gathered) if beats > 1 else start),
         ]
         with m.If(step):
             m.d.sync += drain.eq(Mux(drain_ends, 0, drain + 1))
@@ -327,7 +330,7 @@ def round_place(
     """
     places = []
     for distance in range(sum(element_window(element))):
-        here = named(m, f"at_{distance}", place.near & (place.distance == distance))
+        here = named(m, f"at_{distance}", place.distance == distance)
         normal = truncate_to_element(Cat(place.fraction, Const(1, 1)), distance, element)
         if distance in subnormal:
             small = truncate_to_element(
@@ -340,7 +343,8 @@ def round_place(
             places += [(is_small, small), (is_normal, normal)]
         else:
             places.append((here, normal))
-    return round_up(m, one_hot_mux(*zip(*places, strict=True)))
+    rounded = round_up(m, one_hot_mux(*zip(*places, strict=True)))
+    return named(m, "magnitude_or_zero", Mux(place.near, rounded, 0))
 
 
 def top_layout(kind: InputType, block: BlockFormat) -> data.StructLayout:
@@ -414,6 +418,8 @@ class SharedScale(Component):
         Type of the values.
     element
         Element of the codes.
+    clamp
+        False if the peak is never below ``lowest_reference``; True costs a comparison.
 
     Members
     -------
@@ -429,8 +435,8 @@ class SharedScale(Component):
         The group holds a NaN or an infinity.
     """
 
-    def __init__(self, kind: InputType, element: FloatElement) -> None:
-        self._kind = kind
+    def __init__(self, kind: InputType, element: FloatElement, clamp: bool = True) -> None:
+        self._kind, self._element, self._clamp = kind, element, clamp
         # floor(log2 amax) - emax + 127 = exponent field + offset for a normal peak
         self._offset = 127 - kind.bias - element.emax
         super().__init__(
@@ -450,10 +456,12 @@ class SharedScale(Component):
         exponent = self.peak.exponent
         m.d.comb += self.poisoned.eq(exponent.all())
         if not len(self.normalise):
-            # The clamp at 0 fixes the scale, and with it the reference, from exponent -offset down.
+            # The clamp at 0 fixes the scale, and with it the reference.
             # Subnormals are below it, so they need no normalising: their distance is at least 1.
+            lowest = lowest_reference(kind, self._element)
+            clamped = Mux(exponent < lowest, lowest, exponent) if self._clamp else exponent
             m.d.comb += [
-                self.reference.eq(Mux(exponent < -offset, -offset, exponent)),
+                self.reference.eq(clamped),
                 self.scale.eq((self.reference + offset) | self.poisoned.replicate(8)),
             ]
             return m
@@ -573,12 +581,12 @@ class TopElement(Component):
         m = Module()
         members = range(self.places.shape().length)
         coarse, first = first_maximum(m, [self.magnitudes[n] for n in members])
-        m.d.comb += [
-            self.top.odd.eq(coarse[0]),
-            Value.cast(self.top.place).eq(
-                one_hot_mux(first, [Value.cast(self.places[n]) for n in members])
-            ),
-        ]
+        place = Value.cast(self.top.place)
+        chosen = one_hot_mux(first, [Value.cast(self.places[n])[:-1] for n in members])
+        # Whether it is near needs no choice: a code above 0 says so, and if all are 0, the top
+        # element is the first.
+        near = coarse.any() | self.places[0].near
+        m.d.comb += [self.top.odd.eq(coarse[0]), place.eq(Cat(chosen, near))]
         return m
 
 

@@ -51,8 +51,8 @@ def named(m: Module, name: str, value: ValueLike) -> Signal:
     return signal
 
 
-def race(m: Module, values: Sequence[Value], name: str) -> tuple[Value, list[Value]]:
-    """Return the largest of some unsigned values of equal length, and for each if it equals it.
+def race(m: Module, values: Sequence[Value], name: str) -> tuple[Value, Value]:
+    """Return the largest of some unsigned values of equal length, and a bit for each that equals it.
 
     From the top bit down: if any value that is still in the race has the bit, the maximum has it,
     and those without it drop out. That takes two small gates a bit and value; a tree of comparisons
@@ -61,39 +61,42 @@ def race(m: Module, values: Sequence[Value], name: str) -> tuple[Value, list[Val
     width = len(values[0])
     if any(len(value) != width for value in values):
         raise ValueError(f"values of {[len(value) for value in values]} bits; all must be alike")
-    racing: list[Value] = [Const(1, 1)] * len(values)
-    found: list[Value] = []
+    racing: Value = Const((1 << len(values)) - 1, len(values))
+    largest: list[Value] = []
     for bit in reversed(range(width)):
-        having = [alive & value[bit] for alive, value in zip(racing, values, strict=True)]
-        found.append(named(m, f"{name}_{bit}", Cat(having).any()))
-        staying = [
-            alive & (value[bit] | ~found[-1]) for alive, value in zip(racing, values, strict=True)
-        ]
-        racing = list(named(m, f"{name}_{bit}_racing", Cat(staying)))
-    return Cat(reversed(found)), racing
+        column = named(m, f"{name}_{bit}_column", Cat(value[bit] for value in values))
+        found = named(m, f"{name}_{bit}", (racing & column).any())
+        out = Mux(found, ~column, 0)
+        racing = named(m, f"{name}_{bit}_racing", racing & ~out)
+        largest.append(found)
+    return Cat(reversed(largest)), racing
 
 
-def maximum(m: Module, values: Sequence[Value], name: str = "max") -> Value:
-    """Return the largest of some unsigned values of equal length."""
-    return race(m, values, name)[0]
+def maximum(m: Module, values: Sequence[Value], name: str = "max", heat: int = 12) -> Value:
+    """Return the largest of some unsigned values of equal length.
+
+    More values than ``heat`` race in heats, and their winners again: each bit of a race waits for
+    all that take part, so short ones are quicker and long ones smaller.
+    """
+    if len(values) <= heat:
+        return race(m, values, name)[0]
+    winners = [
+        race(m, values[n : n + heat], f"{name}_heat_{n}")[0] for n in range(0, len(values), heat)
+    ]
+    return maximum(m, winners, name, heat)
 
 
-def first_maximum(
-    m: Module, values: Sequence[Value], name: str = "max"
-) -> tuple[Value, list[Value]]:
-    """Return the largest of some unsigned values and a one-hot list: where, the first of equals."""
+def first_maximum(m: Module, values: Sequence[Value], name: str = "max") -> tuple[Value, Value]:
+    """Return the largest of some unsigned values and, one-hot, which it is: the first of equals."""
     largest, equal = race(m, values, name)
-    up_to = [named(m, f"{name}_in_{n + 1}", Cat(equal[: n + 1]).any()) for n in range(len(equal))]
-    return largest, [equal[0], *(b & ~before for b, before in zip(equal[1:], up_to, strict=False))]
+    return largest, named(m, f"{name}_first", (equal & -equal)[: len(equal)])
 
 
-def one_hot_mux(select: Sequence[Value], values: Sequence[Value]) -> Value:
+def one_hot_mux(select: Value | Sequence[Value], values: Sequence[Value]) -> Value:
     """Return the value whose ``select`` bit is set: one-hot, or zero, which gives 0."""
     if len(select) != len(values):
         raise ValueError(f"{len(select)} select bits for {len(values)} values")
-    return reduce_tree(
-        or_, [value & bit.replicate(len(value)) for bit, value in zip(select, values, strict=True)]
-    )
+    return reduce_tree(or_, [Mux(bit, value, 0) for bit, value in zip(select, values, strict=True)])
 
 
 def leading_one(value: Value) -> Value:
