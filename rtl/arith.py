@@ -52,7 +52,7 @@ def named(m: Module, name: str, value: ValueLike) -> Signal:
 
 
 def race(m: Module, values: Sequence[Value], name: str) -> tuple[Value, Value]:
-    """Return the largest of some unsigned values of equal length, and a bit for each that equals it.
+    """Return the largest of some unsigned values of equal length, and which of them equal it.
 
     From the top bit down: if any value that is still in the race has the bit, the maximum has it,
     and those without it drop out. That takes two small gates a bit and value; a tree of comparisons
