@@ -48,6 +48,7 @@ class ActivationDecoder(Component):
     """
 
     latency = 0
+    beats_per_group = 1
 
     def __init__(self, *, block: BlockFormat = M2XFP_ACT) -> None:
         if block.element is not E2M1 or (block.metadata.name, block.metadata.bits) != (

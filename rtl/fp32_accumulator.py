@@ -308,8 +308,6 @@ class Accumulator(Component):
     """
 
     def __init__(self, pair: DotPair, chains: int) -> None:
-        if chains not in (1, 2, 3):
-            raise InputError(f"chains={chains}: the accumulator has 1, 2 or 3 chains")
         self.pair, self.chains = pair, chains
         super().__init__(
             {
@@ -367,6 +365,8 @@ class AccumulatorPipeline(Component):
     """
 
     def __init__(self, pair: DotPair, chains: int) -> None:
+        if chains not in (1, 2, 3):
+            raise InputError(f"chains={chains}: the accumulator has 1, 2 or 3 chains")
         self.pair, self.chains = pair, chains
         self.latency = 1 + chains
         super().__init__(
