@@ -37,10 +37,11 @@ class Published:
 
 
 PUBLISHED = (
+    Published("top-1 decode unit", 82.91, 0, "activation_decoder", "m2xfp"),
     Published("quantization engine", 2451.47, 0, "activation_quantizer", "bf16x32"),
-    Published("PE tile, MXFP4", 2057.6, 8, "dot_product", "mxfp4-fp32"),
-    Published("PE tile, NVFP4", 2104.7, 8, "dot_product", "nvfp4-fp32"),
-    Published("PE tile, M2XFP", 2140.12, 8, "dot_product", "m2xfp-fp32"),
+    Published("PE tile, MXFP4", 2057.6, 8, "pe_tile", "mxfp4"),
+    Published("PE tile, NVFP4", 2104.7, 8, "pe_tile", "nvfp4"),
+    Published("PE tile, M2XFP", 2140.12, 8, "pe_tile", "m2xfp"),
 )
 _REFERENCE = "PE tile, MXFP4"  # what the paper gives the cost of metadata against
 

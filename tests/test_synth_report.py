@@ -111,16 +111,16 @@ def test_accepted_figures_come_back_and_are_the_same_bytes(row, osu018, tmp_path
 
 
 def test_paper_table(osu018):
-    """Densities and ratios by hand: the tile of 8 published, one of 32 of ours."""
-    base = Row("dot_product", "mxfp4-fp32", "osu018", 3200.0, 1, 1, 1, 1, 1, 1, 1, 1, "", "", 1)
-    rows = [base, replace(base, config="m2xfp-fp32", area_um2=3520.0)]
-    macs = {(row.unit, row.config): 32 for row in rows}
+    """Densities and ratios by hand."""
+    base = Row("pe_tile", "mxfp4", "osu018", 3200.0, 1, 1, 1, 1, 1, 1, 1, 1, "", "", 1)
+    rows = [base, replace(base, config="m2xfp", area_um2=3520.0)]
+    macs = {(row.unit, row.config): 8 for row in rows}
     assert paper_table([], osu018, {}) == ""
     _, _, plain, refined = paper_table(rows, osu018, macs).splitlines()
     cells = [cell.strip() for cell in refined.strip("|").split("|")]
     assert cells == [
         *("PE tile, M2XFP", "2140.12", "267.5", "+4.0%"),
-        *("dot_product m2xfp-fp32", "3520", "110.0", "+10.0%"),
+        *("pe_tile m2xfp", "3520", "440.0", "+10.0%"),
     ]
     assert plain.count("+0.0%") == 2
 
