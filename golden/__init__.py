@@ -10,7 +10,8 @@ torch.float32
 """
 
 from m2xfp.golden.format import Format, get_format
+from m2xfp.golden.fused import computing
 from m2xfp.golden.packed import PackedTensor
 from m2xfp.golden.products import dot, matmul
 
-__all__ = ["Format", "PackedTensor", "dot", "get_format", "matmul"]
+__all__ = ["Format", "PackedTensor", "computing", "dot", "get_format", "matmul"]

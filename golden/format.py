@@ -26,6 +26,7 @@ from m2xfp.formats import (
     block_format,
 )
 from m2xfp.golden.coder import AffineCoder, Coder, ScaledCoder
+from m2xfp.golden.fused import kernels
 from m2xfp.golden.metadata import (
     ElementMantissa,
     NoMetadata,
@@ -40,8 +41,9 @@ from m2xfp.golden.scales import MinifloatScale, PowerOfTwoScale, SharedScale
 __all__ = ["INPUT_DTYPES", "Format", "Option", "get_format"]
 
 INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# The plain path works in float64 on this many values at a time, to bound its temporaries.
-_CHUNK_VALUES = 1 << 18
+# The plain path works in float64 on this many values at a time: few enough for the caches of a CPU
+# and for little extra memory, enough to fill a GPU.
+_CHUNK_VALUES = {"cpu": 1 << 16, "cuda": 1 << 20}
 
 Option = bool | int | float | str | None
 
@@ -112,9 +114,14 @@ class Format:
         planes = [
             torch.empty(prod(lead), size, dtype=torch.uint8, device=x.device) for size in sizes
         ]
-        for part, groups in self._chunks(x):
-            for plane, value in zip(planes, self._encode(groups, unit), strict=True):
-                plane[part] = value
+        groups = self._groups(x)
+        fused = kernels(self, x.device, x.dtype)
+        if fused is not None:
+            fused.quantize(groups, *planes, self.block.metadata.name, self._adaptive)
+        else:
+            for part in self._parts(groups):
+                for plane, value in zip(planes, self._pack(groups[part], unit), strict=True):
+                    plane[part] = value
         codes, scales, meta = (
             plane.reshape(*lead[:-1], lead[-1] * size)
             for plane, size in zip(planes, sizes, strict=True)
@@ -133,16 +140,31 @@ class Format:
         planes = [plane.flatten(0, -2) for plane in packed.split()]
         unit = self._unit(packed.tensor_scale, packed.device)
         values = torch.empty(len(planes[0]), self.block.group, dtype=dtype, device=packed.device)
-        for part in self._parts(len(values)):
-            fields = self.unpack(*(plane[part] for plane in planes))
-            values[part] = round_once(self.coder.decode(*fields, unit), dtype)
-        padded = -(-shape[-1] // self.block.group) * self.block.group
-        return values.reshape(*shape[:-1], padded)[..., : shape[-1]].contiguous()
+        fused = kernels(self, packed.device, dtype) if dtype in INPUT_DTYPES else None
+        if fused is not None:
+            planes = [plane.contiguous() for plane in planes]
+            fused.dequantize(*planes, values, self.block.metadata.name)
+        else:
+            for part in self._parts(values):
+                fields = self.unpack(*(plane[part] for plane in planes))
+                values[part] = round_once(self.coder.decode(*fields, unit), dtype)
+        return self._ungroup(values, shape)
 
     @torch.no_grad()
     def fake_quantize(self, x: Tensor) -> Tensor:
-        """Return ``quantize(x).dequantize(x.dtype)``, in the type of ``x``."""
-        return self.quantize(x).dequantize(x.dtype)
+        """Return ``quantize(x).dequantize(x.dtype)``, in the type of ``x``, without packing."""
+        x = _require_tensor(x)
+        groups = self._groups(x)
+        values = torch.empty_like(groups)
+        fused = kernels(self, x.device, x.dtype)
+        if fused is not None:
+            fused.fake_quantize(groups, values, self.block.metadata.name, self._adaptive)
+        else:
+            unit = self._unit(self._tensor_scale(x), x.device)
+            for part in self._parts(groups):
+                fields = self._encode(groups[part], unit)
+                values[part] = round_once(self.coder.decode(*fields, unit), x.dtype)
+        return self._ungroup(values, x.shape)
 
     def unpack(self, codes: Tensor, scales: Tensor, meta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the fields of groups of bytes [..., size]: codes, scales, metadata, int64."""
@@ -171,29 +193,46 @@ class Format:
             return torch.ones((), dtype=torch.float64, device=device)
         return tensor_scale.double()
 
-    def _chunks(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Yield row ranges and groups [n, group] of x, padded with zeros."""
+    @property
+    def _adaptive(self) -> bool:
+        refinement = self.coder.refinement if isinstance(self.coder, ScaledCoder) else None
+        return isinstance(refinement, SubgroupScale) and refinement.adaptive
+
+    def _groups(self, x: Tensor) -> Tensor:
+        """Return the groups [n, group] of x, contiguous, padded with zeros."""
         group = self.block.group
         x = torch.nn.functional.pad(x, (0, -x.shape[-1] % group)) if x.shape[-1] % group else x
-        groups = x.reshape(-1, group)
-        for part in self._parts(len(groups)):
-            yield part, groups[part]
+        return x.reshape(-1, group).contiguous()
 
-    def _parts(self, count: int) -> Iterator[slice]:
-        step = max(1, _CHUNK_VALUES // self.block.group)
-        return (slice(start, start + step) for start in range(0, count, step))
+    def _ungroup(self, values: Tensor, shape: torch.Size) -> Tensor:
+        """Return groups [n, group] as a contiguous tensor of ``shape``, the padding dropped."""
+        padded = -(-shape[-1] // self.block.group) * self.block.group
+        return values.reshape(*shape[:-1], padded)[..., : shape[-1]].contiguous()
 
-    def _encode(self, groups: Tensor, unit: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantize groups [n, group] of the input type into bytes [n, code|scale|meta bytes]."""
+    def _parts(self, groups: Tensor) -> Iterator[slice]:
+        """Yield the row ranges that the plain path works on at a time."""
+        values = _CHUNK_VALUES.get(groups.device.type, _CHUNK_VALUES["cpu"])
+        step = max(1, values // self.block.group)
+        return (slice(start, start + step) for start in range(0, len(groups), step))
+
+    def _encode(self, groups: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantize groups [n, group] of the input type into codes, scale and metadata fields."""
         x = groups.double()
         bad = ~x.isfinite().all(-1, keepdim=True)
-        x = x.masked_fill(bad, 0.0)
-        codes, stored, fields = self.coder.encode(x, self._unit(unit, x.device), groups.dtype)
-        stored = torch.where(bad, self.coder.poison(stored), stored)
+        codes, stored, fields = self.coder.encode(x.masked_fill(bad, 0.0), unit, groups.dtype)
         return (
-            pack_bits(codes.masked_fill(bad, 0), self.block.element.bits),
+            codes.masked_fill(bad, 0),
+            torch.where(bad, self.coder.poison(stored), stored),
+            fields.masked_fill(bad, 0),
+        )
+
+    def _pack(self, groups: Tensor, unit: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantize groups [n, group] of the input type into bytes [n, code|scale|meta bytes]."""
+        codes, stored, fields = self._encode(groups, self._unit(unit, groups.device))
+        return (
+            pack_bits(codes, self.block.element.bits),
             self.coder.scales_to_bytes(stored),
-            pack_bits(fields.masked_fill(bad, 0), max(1, self.block.metadata.bits)),
+            pack_bits(fields, max(1, self.block.metadata.bits)),
         )
 
 

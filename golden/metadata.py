@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from m2xfp.formats import BF16, FP16, FP32, FloatElement, IntElement
+from m2xfp.formats import FloatElement, IntElement
 from m2xfp.golden.elements import decode, decode_magnitude, encode, encode_magnitude
 from m2xfp.golden.scales import SharedScale
 
@@ -108,7 +108,6 @@ class PairExponent:
 
 # Fraction bits from which the fixed-point search equals the exact one, for each input type.
 _EQUAL_FROM = {torch.bfloat16: 10, torch.float16: 13, torch.float32: 26}
-_TYPES = {torch.bfloat16: BF16, torch.float16: FP16, torch.float32: FP32}
 
 
 @dataclass(frozen=True)
@@ -142,6 +141,11 @@ class SubgroupScale:
     adaptive: bool = True
     search: str = "exact"
     fraction_bits: int | None = None
+
+    def is_exact(self, source: torch.dtype) -> bool:
+        """Whether the search equals the exact one: its view holds every |x| above scale / 8."""
+        bits = self.fraction_bits
+        return self.search == "exact" or bits is None or bits >= _EQUAL_FROM[source]
 
     def encode(
         self, x: Tensor, stored: Tensor, unit: Tensor, source: torch.dtype

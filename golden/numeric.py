@@ -78,14 +78,15 @@ def round_once(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Round float64 to ``dtype`` once: nearest, ties to even, overflow to infinity.
 
     PyTorch converts float64 to bfloat16 and float16 by way of float32, two roundings; the first is
-    made to odd here. Subnormal results are kept and zeros keep their sign.
+    made to odd here. Subnormal results are kept, zeros keep their sign, every NaN becomes the
+    positive quiet NaN without payload (PyTorch's conversions give several).
     """
     if dtype == torch.float64:
         return x
     single = x.to(torch.float32)
-    if dtype == torch.float32:
-        return single
-    return _to_odd(single, (x - single.double()).to(torch.float64)).to(dtype)
+    if dtype != torch.float32:
+        single = _to_odd(single, x - single.double())
+    return single.to(dtype).masked_fill(x.isnan(), float("nan"))
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:

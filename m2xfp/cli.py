@@ -14,6 +14,7 @@ __all__ = ["cli", "main"]
 # name -> one-line help. The module m2xfp.commands.<name> holds a click command called `command`.
 # The table stands here so that `m2xfp --help` needs neither torch nor Amaranth.
 COMMANDS = {
+    "bench": "Speed and memory of the golden model against a memory copy.",
     "demo": "The main job: real activations through the golden model and the emitted Verilog.",
     "eval": "Perplexity of a language model in number formats.",
     "explore": "Sweep a unit's parameters: area, energy and accuracy, on Dask.",

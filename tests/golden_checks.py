@@ -8,7 +8,7 @@ import reference
 import stimulus
 import torch
 
-from m2xfp.golden import Format, get_format
+from m2xfp.golden import Format, PackedTensor, computing, get_format
 from m2xfp.golden.bits import from_bits, to_bits
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,7 +39,9 @@ def check_bits(name: str, kind: str, raw: np.ndarray, **options: object) -> None
     spec = spec_of(name, **options)
     if options.get("search") == "fixed" and "fraction_bits" not in options:
         spec = replace(spec, fraction_bits={"bf16": 10, "fp16": 13, "fp32": 26}[kind])
-    packed = fmt.quantize(from_bits(kind, raw))
+    x = from_bits(kind, raw)
+    with computing("plain"):
+        packed = fmt.quantize(x)
     rows = [[reference.from_bits(kind, int(bits)) for bits in row] for row in raw]
     unit = Fraction(1)
     if options.get("tensor_scale") == "auto":
@@ -58,26 +60,27 @@ def check_bits(name: str, kind: str, raw: np.ndarray, **options: object) -> None
                 f"golden    {codes} {scales} {meta}\nreference {group}"
             )
     check_values(fmt, spec, packed.groups(), expected, unit, packed.tensor_scale)
-    fake = to_bits(fmt.fake_quantize(from_bits(kind, raw)))
-    assert np.array_equal(fake, to_bits(packed.dequantize(DTYPES[kind])))
+    for path in ("plain", "auto"):
+        with computing(path):
+            assert torch.equal(fmt.quantize(x).groups(), packed.groups())
+            fake = to_bits(fmt.fake_quantize(x))
+            assert np.array_equal(fake, to_bits(packed.dequantize(DTYPES[kind])))
 
 
 def check_values(fmt, spec, groups, expected, unit=Fraction(1), tensor_scale=None) -> None:
     """Dequantize to every type and compare with one rounding of the exact values."""
-    packed = type(fmt.quantize(torch.zeros(1))).from_groups(fmt, groups, tensor_scale=tensor_scale)
+    packed = PackedTensor.from_groups(fmt, groups, tensor_scale=tensor_scale)
     exact = [reference.dequantize(spec, group, unit) for group in expected]
     for kind, dtype in DTYPES.items():
-        values = to_bits(packed.dequantize(dtype)).reshape(len(exact), -1)
         wanted = np.array([[reference.to_bits(kind, v) for v in row] for row in exact])
-        infinity = reference.to_bits(kind, (0, None)) & ~(1 << (reference.IEEE[kind][1] - 1))
-        sign = 1 << (sum(reference.IEEE[kind]))
-        nan = (wanted & ~sign) > infinity
-        assert np.array_equal((values & ~np.array(sign, values.dtype)) > infinity, nan)
-        bad = np.argwhere((values != wanted) & ~nan)
-        assert not len(bad), (
-            f"{fmt.name} {fmt.options} as {kind}: group {bad[0]}: "
-            f"{values[tuple(bad[0])]:#x}, exactly {wanted[tuple(bad[0])]:#x}"
-        )
+        for path in ("plain", "auto"):
+            with computing(path):
+                values = to_bits(packed.dequantize(dtype)).reshape(len(exact), -1)
+            bad = np.argwhere(values != wanted)
+            assert not len(bad), (
+                f"{fmt.name} {fmt.options} as {kind}, {path}: group {bad[0]}: "
+                f"{values[tuple(bad[0])]:#x}, exactly {wanted[tuple(bad[0])]:#x}"
+            )
 
 
 def check_distribution(

@@ -8,7 +8,7 @@ import torch
 from golden_checks import check_bits, check_distribution, check_values, spec_of
 
 from m2xfp.errors import InputError, UnknownNameError
-from m2xfp.golden import PackedTensor, get_format
+from m2xfp.golden import PackedTensor, computing, get_format
 from m2xfp.golden.bits import from_bits, quantize_bits, to_bits
 
 NAMES = ("m2xfp-act", "mxfp4")
@@ -144,9 +144,13 @@ def test_strides_do_not_matter():
 
 def test_many_chunks_equal_one(monkeypatch):
     x = torch.randn(77, 64, generator=torch.Generator().manual_seed(4))
-    whole = get_format("m2xfp-act").quantize(x).groups()
-    monkeypatch.setattr("m2xfp.golden.format._CHUNK_VALUES", 96)
-    assert torch.equal(get_format("m2xfp-act").quantize(x).groups(), whole)
+    with computing("plain"):
+        whole = get_format("m2xfp-act").quantize(x)
+        values = whole.dequantize()
+        monkeypatch.setattr("m2xfp.golden.format._CHUNK_VALUES", {"cpu": 96})
+        assert torch.equal(get_format("m2xfp-act").quantize(x).groups(), whole.groups())
+        assert torch.equal(whole.dequantize(), values)
+        assert torch.equal(get_format("m2xfp-act").fake_quantize(x), values)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
