@@ -51,8 +51,8 @@ def expected(
     """
     from m2xfp.golden.bits import dot_bits
 
-    names = [block.name for block in formats(description)]
-    group, width = formats(description)[0].group, lanes(description)
+    act_block, weight_block = formats(description)
+    group, width = act_block.group, lanes(description)
     acc = np.zeros(act.shape[1], np.uint32)
     found = np.zeros((len(act), group // width, act.shape[1]), np.uint32)
     for t in range(len(act)):
@@ -62,9 +62,8 @@ def expected(
             mask = np.zeros(act.shape[2], np.uint8)
             mask[part * width // 2 : (part + 1) * width // 2] = 0xFF
             mask[group // 2 :] = 0xFF
-            acc = dot_bits(
-                *names, (act[t] & mask)[:, None], (weight[t] & mask)[:, None], "fp32", acc
-            )
+            one, other = (act[t] & mask)[:, None], (weight[t] & mask)[:, None]
+            acc = dot_bits(act_block.name, weight_block.name, one, other, "fp32", acc)
             found[t, part] = acc
     return found
 
