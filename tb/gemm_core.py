@@ -241,12 +241,12 @@ def linear_layers_by(
     layers = linear_layers(model)
     for layer in layers.values():
         weight = get_format("m2xfp-weight").quantize(layer.weight.detach())
-        layer.forward = _with_weight(compute, weight)  # type: ignore[method-assign]
+        layer.__dict__["forward"] = _with_weight(compute, weight)  # in front of the class's own
     try:
         yield
     finally:
         for layer in layers.values():
-            del layer.forward
+            del layer.__dict__["forward"]
 
 
 def compare_losses(
