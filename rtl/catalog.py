@@ -29,6 +29,7 @@ from m2xfp.rtl.dot_product import DotProduct
 from m2xfp.rtl.fp32_accumulator import Fp32Accumulator
 from m2xfp.rtl.gemm_core import GemmCore
 from m2xfp.rtl.group_dot import GroupDot
+from m2xfp.rtl.pe_tile import PeTile
 from m2xfp.rtl.weight_encoder import WeightEncoder
 
 __all__ = ["UNITS", "Unit", "find_unit", "select"]
@@ -166,6 +167,17 @@ UNITS: dict[str, Unit] = {
                 "nvfp4": {"act": NVFP4, "weight": NVFP4},
             },
             golden="m2xfp.golden.products.accumulate",
+        ),
+        Unit(
+            name="pe_tile",
+            purpose="eight lanes, one subgroup a clock, FP32 partial sums: the paper's tile",
+            component=PeTile,
+            configs={
+                "m2xfp": {},
+                "mxfp4": {"act": MXFP4, "weight": MXFP4},
+                "nvfp4": {"act": NVFP4, "weight": NVFP4},
+            },
+            golden="m2xfp.golden.bits.dot_bits",
         ),
         Unit(
             name="dot_product",
