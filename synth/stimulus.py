@@ -148,6 +148,7 @@ def _dot_product(description: Description, given: Tensors) -> Job:
 JOBS: dict[str, Callable[[Description, Tensors], Job]] = {
     "activation_quantizer": _values("activations"),
     "dot_product": _dot_product,
+    "pe_tile": _dot_product,
     "weight_encoder": _values("weights"),
 }
 
