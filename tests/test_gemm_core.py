@@ -297,7 +297,7 @@ def test_other_weights_are_noticed(sim_dir: Path) -> None:
 @pytest.mark.slow
 def test_perplexity(sim_dir: Path) -> None:
     """The bundled model with every linear layer in Verilog: the golden model's losses, exactly."""
-    windows = cut_windows(as_tokens(HELD_OUT.read_bytes()), 512)[:2]
+    windows = cut_windows(as_tokens(HELD_OUT.read_bytes()), 128)[:2]
     verilog, golden_losses, clocks = compare_losses(sim_dir, windows)
     assert torch.equal(verilog, golden_losses)
     assert perplexity(verilog) == perplexity(golden_losses)
