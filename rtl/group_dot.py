@@ -560,6 +560,7 @@ class GroupDot(Component):
         depth: int = 2,
     ) -> None:
         self.pair = DotPair(act, weight)
+        self._pipeline = ProductPipeline(self.pair, depth)
         self.depth = self.latency = depth
         self.macs_per_clock = self.pair.group
         super().__init__(
@@ -572,7 +573,7 @@ class GroupDot(Component):
     def build(self) -> Module:
         """Build the pipeline."""
         m = Module()
-        m.submodules.pipeline = pipeline = ProductPipeline(self.pair, self.depth)
+        m.submodules.pipeline = pipeline = self._pipeline
         m.submodules.skid = skid = Skid(packet(self.pair.product_layout))
         step = skid.i.ready
         m.d.comb += [

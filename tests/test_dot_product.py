@@ -277,9 +277,7 @@ FAULTS = [
         "clear = Signal(self.chains)",
     ),
     Mutation("chain out of turn", ACC, "steps.eq(self._chains - 1)", "steps.eq(0)"),
-    Mutation(
-        "down step at a power of two", DEC, "down & ~mantissa & exponent.any()", "Const(0, 1)"
-    ),
+    Mutation("down step at a power of two", DEC, "down & ~mantissa & exponent.any()", "down & 0"),
     Mutation(
         "metadata 0 beside code 0", DEC, "Mux(down, code.any(), self.meta != 1)", "self.meta != 1"
     ),
