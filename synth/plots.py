@@ -57,7 +57,7 @@ def plot_area(rows: Sequence[Row], pdk: Pdk, path: Path) -> None:
             left = [a + b for a, b in zip(left, widths, strict=True)]
         axes.invert_yaxis()
         axes.set_xlabel(f"area, um2 ({pdk.title}; hierarchy kept)")
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
 
     draw(path, (9, 1.6 + 0.3 * len(parts)), paint)
 
