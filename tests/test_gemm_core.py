@@ -1,6 +1,7 @@
 """The GEMM core's Verilog against golden matrix products, and its clocks against the model."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -164,9 +165,8 @@ def test_products(bench: GemmBench) -> None:
     regress(bench, 9, seed=1)
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-def test_clocks(bench: GemmBench) -> None:
-    """The cycle model's count, exactly, for one command and for commands in a row."""
+def check_clocks(bench: GemmBench, timing: GemmTiming) -> None:
+    """Play commands, alone and in a row; AssertionError if a count is not exact."""
     core = bench.core
     for n in range(25):
         products = random_products(core, 1 + n % 4, seed=100 + n)
@@ -175,8 +175,30 @@ def test_clocks(bench: GemmBench) -> None:
         ends = np.cumsum([count * len(p.acts) for count, p in zip(panels, products, strict=True)])
         taken = run.stamps["o"][ends - 1] - run.stamps["cmd"][0]
         sizes = [p.sizes for p in products]
-        assert taken.tolist() == bench.timing.finish(sizes), sizes
-        assert taken[0] == bench.timing.clocks(*sizes[0])
+        assert taken.tolist() == timing.finish(sizes), sizes
+        assert taken[0] == timing.clocks(*sizes[0])
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_clocks(bench: GemmBench) -> None:
+    """The cycle model's count, exactly, for one command and for commands in a row."""
+    check_clocks(bench, bench.timing)
+
+
+class OneSlot(GemmTiming):
+    """A model of a core with less room for results."""
+
+    result_slots = 1
+
+
+@pytest.mark.parametrize("config", ["m2xfp-2x2"])
+@pytest.mark.parametrize("kind", [GemmTiming, OneSlot])
+def test_miscounted_clocks_are_noticed(bench: GemmBench, kind: type[GemmTiming]) -> None:
+    facts = asdict(bench.timing)
+    if kind is GemmTiming:
+        facts["depth"] -= 1
+    with pytest.raises(AssertionError):
+        check_clocks(bench, kind(**facts))
 
 
 @pytest.mark.parametrize("config", ["m2xfp-2x2"])
