@@ -261,7 +261,11 @@ def test_verdicts(study: Callable[[Case], Tensor]) -> None:
         return line.split("|")[-2].strip()
 
     assert verdict("M2XFP is better than MXFP4") == "holds"  # 4.5 and 4.25 bits
-    assert verdict("M2XFP is better than NVFP4") == "within the noise"  # 4.5 both
+    # A difference on the expected side, much smaller than its spread.
+    noise = torch.randn(40, generator=torch.Generator().manual_seed(1)).double()
+    noise -= noise.mean() + 0.01
+    nats[results.CLAIMS[1].better] = nats[results.CLAIMS[1].worse] + noise
+    assert verdict("M2XFP is better than NVFP4") == "within the noise"
     nats[results.CLAIMS[0].better] = nats[results.CLAIMS[0].worse] + 0.1
     assert verdict("M2XFP is better than MXFP4") == "does not hold"
 

@@ -18,7 +18,7 @@ from m2xfp.golden.lm import (
     load_model,
     save_model,
 )
-from m2xfp.golden.train import TrainConfig, learning_rate, train
+from m2xfp.golden.train import TrainConfig, _windows, learning_rate, train
 
 SHAPE = ModelConfig(width=32, layers=2, heads=2, hidden=64, context=16)
 TEXT = b"the quick brown fox jumps over the lazy dog; " * 60
@@ -132,6 +132,20 @@ def test_training_learns_and_repeats(tmp_path: Path) -> None:
     again, _ = fit(tmp_path)
     for name, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_windows_depend_on_seed_and_step() -> None:
+    text = torch.arange(256, dtype=torch.uint8)
+
+    def drawn(step: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return _windows(text, step, TrainConfig(steps=1, batch=8, seed=seed), 16)
+
+    inputs, targets = drawn(3, 0)
+    assert inputs.shape == targets.shape == (8, 16)
+    assert torch.equal(inputs + 1, targets)
+    assert torch.equal(drawn(3, 0)[0], inputs)
+    assert not torch.equal(drawn(4, 0)[0], inputs)
+    assert not torch.equal(drawn(3, 1)[0], inputs)
 
 
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
