@@ -6,7 +6,7 @@ from amaranth.hdl import Array, Module, Mux, Signal
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
-from m2xfp.formats import BlockFormat, InputType
+from m2xfp.formats import BlockFormat, FloatElement, InputType
 from m2xfp.rtl.activation_quantizer import GroupPeak, SharedScale, normalise_bits
 from m2xfp.rtl.arith import jam
 from m2xfp.rtl.component import Component
@@ -89,9 +89,10 @@ class GroupFront(Component):
     def build(self) -> Module:
         """Build the store and its two counters."""
         m = Module()
-        kind, beats = self._stored, self._beats
+        kind, beats, element = self._stored, self._beats, self._block.element
+        assert isinstance(element, FloatElement)
         m.submodules.peak = peak = GroupPeak(kind, self._lanes)
-        m.submodules.shared = shared = SharedScale(kind, self._block.element)
+        m.submodules.shared = shared = SharedScale(kind, element)
 
         arriving = Signal(data.ArrayLayout(value_layout(kind), self._lanes))
         for n in range(self._lanes):
