@@ -117,7 +117,8 @@ class Format:
         groups = self._groups(x)
         fused = kernels(self, x.device, x.dtype)
         if fused is not None:
-            fused.quantize(groups, *planes, self.block.metadata.name, self._adaptive)
+            codes, scales, meta = planes
+            fused.quantize(groups, codes, scales, meta, self.block.metadata.name, self._adaptive)
         else:
             for part in self._parts(groups):
                 for plane, value in zip(planes, self._pack(groups[part], unit), strict=True):
@@ -142,8 +143,8 @@ class Format:
         values = torch.empty(len(planes[0]), self.block.group, dtype=dtype, device=packed.device)
         fused = kernels(self, packed.device, dtype) if dtype in INPUT_DTYPES else None
         if fused is not None:
-            planes = [plane.contiguous() for plane in planes]
-            fused.dequantize(*planes, values, self.block.metadata.name)
+            codes, scales, meta = (plane.contiguous() for plane in planes)
+            fused.dequantize(codes, scales, meta, values, self.block.metadata.name)
         else:
             for part in self._parts(values):
                 fields = self.unpack(*(plane[part] for plane in planes))

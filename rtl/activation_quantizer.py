@@ -29,13 +29,18 @@ from m2xfp.rtl.streams import Queue, packet, packet_stream
 __all__ = ["ActivationQuantizer", "refined_element"]
 
 
-def refined_element(block: BlockFormat) -> FloatElement:
-    """Return the element with the metadata's extra mantissa bits (E2M3 for E2M1 and two bits)."""
+def float_element(block: BlockFormat) -> FloatElement:
+    """Return the element of ``block``; InputError if it is no floating-point one."""
     if not isinstance(block.element, FloatElement):
         raise InputError(f"format {block.name}: the element must be a floating-point one")
+    return block.element
+
+
+def refined_element(block: BlockFormat) -> FloatElement:
+    """Return the element with the metadata's extra mantissa bits (E2M3 for E2M1 and two bits)."""
+    base = float_element(block)
     if not block.metadata.bits:
-        return block.element
-    base = block.element
+        return base
     extra = block.metadata.bits
     return FloatElement(
         f"{base.name}+{extra}",
@@ -125,7 +130,7 @@ class ActivationQuantizer(Component):
         kind = stored_type(self.input_type, block)
 
         m.submodules.peak = peak = GroupPeak(kind, self.lanes)
-        m.submodules.scale = shared = SharedScale(kind, block.element, clamp=False)
+        m.submodules.scale = shared = SharedScale(kind, float_element(block), clamp=False)
         m.submodules.queue = queue = Queue(packet(group_layout(block)))
 
         # Beat store: written at `fill`, read at `drain`. While a group drains, the next one fills
@@ -144,7 +149,7 @@ class ActivationQuantizer(Component):
         group_peak = Signal(GroupPeak.layout(kind), reset_less=True)  # of the group that drains
 
         # The search begins at the least reference, so that the scale needs no clamp.
-        start = 0 if normalise_bits(kind) else lowest_reference(kind, block.element)
+        start = 0 if normalise_bits(kind) else lowest_reference(kind, float_element(block))
 
         arriving = Signal(data.ArrayLayout(value_layout(kind), self.lanes))
         for n in range(self.lanes):
@@ -312,7 +317,7 @@ def place_layout(kind: InputType, block: BlockFormat) -> data.StructLayout:
 def subnormal_distances(kind: InputType, block: BlockFormat) -> range:
     """Return the distances at which a value can be subnormal and not round to zero."""
     window = sum(element_window(refined_element(block)))
-    return range(lowest_reference(kind, block.element), window)
+    return range(lowest_reference(kind, float_element(block)), window)
 
 
 def round_place(
@@ -525,7 +530,7 @@ class Lane(Component):
     def build(self) -> Module:
         """Build the lane."""
         m = Module()
-        value, place, element = self.value, self.place, self._block.element
+        value, place, element = self.value, self.place, float_element(self._block)
         low, fits = near_difference(m, self.reference, value.exponent, len(place.distance))
         fraction: Value = value.mantissa
         if len(self.normalise):

@@ -1,5 +1,6 @@
 """``m2xfp formats``: the table of formats, their quality, and where libraries disagree."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -14,7 +15,7 @@ SQNR_ROWS: tuple[tuple[str, dict[str, str]], ...] = tuple(
 )
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Return a markdown table, its columns aligned for reading as text."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = [
