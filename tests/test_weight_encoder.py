@@ -124,7 +124,7 @@ def test_attention_with_a_cache_from_the_hardware(player: Player) -> None:
 
     Keys are packed as they come, a vector after the other; values by channel, since the product
     with the probabilities sums over tokens. The output equals that of the golden attention bit for
-    bit, and is near the unquantized one.
+    bit, and is nearer to the unquantized one than MXFP4 is.
     """
     model = load_model().bfloat16()
     calls: list[tuple[torch.Tensor, ...]] = []
@@ -162,8 +162,12 @@ def test_attention_with_a_cache_from_the_hardware(player: Player) -> None:
         assert torch.equal(found, golden)
         plain = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         assert not torch.equal(found, plain)
-        error = (found.double() - plain.double()).square().mean()
-        assert error < 0.05 * plain.double().square().mean()
+        with QuantAttention("mxfp4", "mxfp4"):
+            coarse = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        error, coarse_error = (
+            float((x.double() - plain.double()).square().mean()) for x in (found, coarse)
+        )
+        assert error < 0.75 * coarse_error
 
 
 # --- streams --------------------------------------------------------------------------------------
