@@ -13,7 +13,6 @@ from m2xfp.rtl.arith import named, reduce_tree
 __all__ = [
     "leading_zeros",
     "normalise",
-    "select_sum",
     "shift_right",
     "signed_bits",
     "signed_total",
@@ -42,19 +41,6 @@ def signed_total(values: Sequence[Value], width: int) -> Value:
             terms.append(value)
     constant = -offset % (1 << width)
     return (reduce_tree(add, terms) + constant)[:width] if constant else reduce_tree(add, terms)
-
-
-def select_sum(m: Module, a: Value, b: Value, carry: Value, name: str) -> Value:
-    """Return a + b + carry for a and b of equal length, one bit longer than they are.
-
-    The upper half is added for a carry and for none, and the lower half's carry selects: half the
-    delay of a carry that ripples through, for half as many adders more.
-    """
-    middle = (len(a) + 1) // 2
-    low = named(m, f"{name}_low", a[:middle] + b[:middle] + carry)[: middle + 1]
-    without = named(m, f"{name}_without", a[middle:] + b[middle:])
-    with_carry = named(m, f"{name}_with", (a[middle:] + b[middle:] + 1)[: len(without)])
-    return Cat(low[:middle], Mux(low[middle], with_carry, without))
 
 
 def shift_right(

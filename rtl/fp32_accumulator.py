@@ -8,7 +8,7 @@ from m2xfp.errors import InputError
 from m2xfp.formats import FP32, M2XFP_ACT, M2XFP_WEIGHT, BlockFormat
 from m2xfp.rtl.arith import named
 from m2xfp.rtl.component import Component
-from m2xfp.rtl.fixed_point import leading_zeros, normalise, select_sum, shift_right
+from m2xfp.rtl.fixed_point import leading_zeros, normalise, shift_right
 from m2xfp.rtl.group_dot import DotPair, delayed, register
 from m2xfp.rtl.layouts import value_layout
 from m2xfp.rtl.streams import Skid, packet, packet_stream
@@ -268,8 +268,9 @@ class Round(Component):
             ((i.exponent + 1 - zeros) & (found & ~subnormal).replicate(10))[:9],
         )
         huge = named(m, "huge", exponent[8] | exponent[:8].all())
-        rounded = select_sum(m, mantissa, Const(0, mantissa_bits), up, "rounded")
-        raised = named(m, "raised", exponent[:8] + rounded[-1])
+        rounded = named(m, "rounded", mantissa + up)
+        # Both exponents are ready when the carry of the rounding, which comes last, chooses.
+        raised = Mux(rounded[-1], (exponent[:8] + 1)[:8], exponent[:8])
         m.d.comb += [
             self.acc.mantissa.eq(
                 (rounded[:-1] & (~(huge | i.nan)).replicate(mantissa_bits))

@@ -9,7 +9,6 @@ from amaranth.sim import Simulator
 from m2xfp.rtl.fixed_point import (
     leading_zeros,
     normalise,
-    select_sum,
     shift_right,
     signed_bits,
     signed_total,
@@ -53,14 +52,6 @@ def test_signed_total(width: int) -> None:
     for values, found in truth_table([a, b, c], m, signed_total([a, b, c], width)[:width]).items():
         wanted = as_signed(values[0], 3) + values[1] + as_signed(values[2], 2)
         assert found == wanted % (1 << width)
-
-
-@pytest.mark.parametrize("bits", [1, 2, 3, 4])
-def test_select_sum(bits: int) -> None:
-    a, b, carry = Signal(bits), Signal(bits), Signal()
-    m = Module()
-    for values, found in truth_table([a, b, carry], m, select_sum(m, a, b, carry, "s")).items():
-        assert found == sum(values)
 
 
 @pytest.mark.parametrize("filled", [False, True])
