@@ -396,6 +396,8 @@ FAULTS = [
         "group_last.eq(self.i.payload.last)",
         "group_last.eq(~self.i.payload.last)",
     ),
+    Mutation("tents one too low", SEARCH, 'if kind == "tent":', 'if kind == "none":'),
+    Mutation("no excess", SEARCH, "range(1, offset + 1)", "range(1, 1)"),
 ]
 
 PROTOCOL_FAULTS = [
