@@ -204,7 +204,7 @@ class ActivationQuantizer(Component):
             m.submodules[f"lane_{n}"] = lane
             m.d.comb += [
                 lane.value.eq(beat[n]),
-                lane.reference.eq(shared.reference),
+                lane.origin.eq(shared.reference),
                 lane.normalise.eq(shared.normalise),
                 lane.subnormal.eq(subnormal),
                 lane.poisoned.eq(shared.poisoned),
@@ -502,7 +502,9 @@ class Lane(Component):
     -------
     value : In(value_layout(kind))
         The value.
-    reference, normalise, poisoned
+    origin : In(exponent bits)
+        The reference of ``SharedScale``.
+    normalise, poisoned
         As ``SharedScale`` gives them.
     subnormal : In(number of subnormal_distances)
         For each of ``subnormal_distances``: the reference equals it.
@@ -517,7 +519,7 @@ class Lane(Component):
         super().__init__(
             {
                 "value": In(value_layout(kind)),
-                "reference": In(kind.exponent_bits),
+                "origin": In(kind.exponent_bits),
                 "normalise": In(normalise_bits(kind)),
                 "subnormal": In(len(subnormal_distances(kind, block))),
                 "poisoned": In(1),
@@ -531,7 +533,7 @@ class Lane(Component):
         """Build the lane."""
         m = Module()
         value, place, element = self.value, self.place, float_element(self._block)
-        low, fits = near_difference(m, self.reference, value.exponent, len(place.distance))
+        low, fits = near_difference(m, self.origin, value.exponent, len(place.distance))
         fraction: Value = value.mantissa
         if len(self.normalise):
             fraction = (fraction << self.normalise)[: len(fraction) + 1]
@@ -545,7 +547,9 @@ class Lane(Component):
             self.sign.eq(value.sign & ~self.poisoned),
         ]
         rounded = round_place(m, place, dict(zip(subnormal, self.subnormal, strict=True)), element)
-        m.d.comb += self.magnitude.eq(Mux(rounded > element.max_code, element.max_code, rounded))
+        m.d.comb += self.magnitude.eq(
+            Mux(rounded > element.max_code, element.max_code, rounded[:-1])
+        )
         return m
 
 

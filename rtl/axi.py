@@ -96,6 +96,11 @@ class AxiStream(Component):
         }
         super().__init__(members)
 
+    @property
+    def summary(self) -> str:
+        """What the unit does."""
+        return self.unit.summary
+
     def build(self) -> Module:
         """Build the shell."""
         m = Module()

@@ -28,6 +28,11 @@ class Component(wiring.Component):
     # Amaranth warns of components that are never elaborated; ours are also asked for their facts.
     _MustUse__silence = True
 
+    @property
+    def summary(self) -> str:
+        """What the component does, in one line: the first of its docstring."""
+        return (type(self).__doc__ or "").strip().splitlines()[0]
+
     @abstractmethod
     def build(self) -> Module:
         """Return the component's logic."""
@@ -63,7 +68,7 @@ class EmittedModule:
     ports
         Names of its ports in the order of the signature, clock and reset apart.
     summary
-        First line of the component's docstring.
+        What it does, in one line.
     """
 
     rtlil: str
@@ -117,7 +122,7 @@ class VerilogPlatform:
         return Instance(self._name_of[text], **ports)
 
     def _add(self, component: Component, name: str, rtlil_text: str) -> None:
-        summary = (type(component).__doc__ or "").strip().splitlines()[0]
+        summary = component.summary
         ports = tuple(port for port, _, _ in flat_ports(component))
         self.modules[name] = EmittedModule(rtlil_text, ports, summary)
 

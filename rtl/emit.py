@@ -4,6 +4,7 @@ The output is the same bytes every time: no dates, no paths, no addresses.
 """
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -88,11 +89,17 @@ def verilog_text(component: Component, top: str) -> str:
     platform = VerilogPlatform(top)
     platform.emit(AxiStream(component), top)
     design = "\n".join(module.rtlil for module in platform.modules.values())
-    # proc to opt_clean: plain assignments and flip-flops, without Amaranth's helper wires.
+    # A chip has no initial values; nothing may be simplified by them.
+    design = re.sub(r"^ *attribute \\init .*\n", "", design, flags=re.MULTILINE)
+    # Plain assignments without Amaranth's helper wires; flip-flops with enable and reset.
     script = "\n".join(
         [
             f"read_rtlil <<end_of_design\n{design}\nend_of_design",
             "proc",
+            "opt_expr",
+            "opt_merge -share_all",
+            "opt_clean -purge",
+            "opt_dff",
             "opt_expr",
             "opt_merge -share_all",
             "opt_clean -purge",
