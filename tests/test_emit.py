@@ -20,6 +20,7 @@ from m2xfp.rtl.axi import AxiStream
 from m2xfp.rtl.catalog import UNITS
 from m2xfp.rtl.component import Component, flat_ports
 from m2xfp.rtl.emit import emit, verilog_text
+from m2xfp.rtl.expression import parse, substitute
 from m2xfp.synth.flow import yosys_command
 
 UNIT, CONFIG = "activation_quantizer", "bf16x8"
@@ -231,3 +232,34 @@ def test_no_leftovers(small_text: str) -> None:
     assert "initial" not in small_text
     assert "(*" not in small_text
     assert max(map(len, small_text.splitlines())) <= 104
+
+
+@pytest.mark.parametrize(
+    ("use", "value", "width", "place", "folded"),
+    [
+        ("a & t", "~ b", 1, 1, "a & ~b"),
+        ("{ t, a }", "~ b", 1, 2, "{~b, a}"),
+        ("v + t", "a & b", 1, 4, None),  # not at its own width there
+        ("v + t", "~ b", 1, 4, None),  # would become four bits, three of them ones
+        ("v + t", "v == w", 1, 4, "v + (v == w)"),
+        ("v + w2", "v - w", 4, 5, None),
+        ("{ w2, a }", "v - w", 4, 5, "{v - w, a}"),
+        ("w2 == v", "v - w", 4, 1, "(v - w) == v"),
+        ("t ? v : w", "a | b", 1, 4, "(a | b) ? v : w"),
+        ("w2[1] & a", "v - w", 4, 1, None),  # no part of an expression
+        ("| { t, a }", "~ b", 1, 1, "~b | a"),
+    ],
+)
+def test_folding(use: str, value: str, width: int, place: int, folded: str | None) -> None:
+    widths = {"a": 1, "b": 1, "t": 1, "v": 4, "w": 4, "w2": 4}
+    outer, inner = parse(use, widths), parse(value, widths)
+    assert outer
+    assert inner
+    assert inner.width == width
+    result = substitute(outer, "t" if "t" in re.findall(r"\w+", use) else "w2", inner, place)
+    assert (str(result) if result else None) == folded
+
+
+@pytest.mark.parametrize("text", ["$signed(a) + $signed(b)", "f(a, b)", "- a", "a +", "other & a"])
+def test_unknown_forms_stay(text: str) -> None:
+    assert parse(text, {"a": 1, "b": 1}) is None
