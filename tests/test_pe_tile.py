@@ -6,6 +6,7 @@ from pathlib import Path
 import mac_stimulus
 import numpy as np
 import pytest
+from choices import usual_first
 
 from m2xfp.rtl.catalog import UNITS
 from m2xfp.rtl.emit import Emitted
@@ -16,7 +17,7 @@ from m2xfp.tb.player import Player
 UNIT = "pe_tile"
 
 
-@pytest.mark.parametrize("config", list(UNITS[UNIT].configs))
+@pytest.mark.parametrize("config", usual_first(UNITS[UNIT].configs, ["m2xfp"]))
 def test_values(emitted: Callable[[str, str], Emitted], sim_dir: Path, config: str) -> None:
     """Every beat of every distribution, then the arrays of `m2xfp simulate`."""
     player = Player(emitted(UNIT, config), build_dir=sim_dir)

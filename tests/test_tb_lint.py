@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from choices import usual_first
 
 from m2xfp.cli import main
 from m2xfp.commands.lint import lint_file
@@ -14,9 +15,15 @@ from m2xfp.rtl.emit import Emitted
 Emit = Callable[[str, str], Emitted]
 
 
-@pytest.mark.parametrize(("unit", "config"), [(unit.name, config) for unit, config in select()])
-def test_emitted_verilog_is_clean(emitted: Emit, unit: str, config: str) -> None:
-    files = emitted(unit, config)
+ALL = [(unit.name, config) for unit, config in select()]
+# The first configuration of every unit, and each input type of the first unit.
+USUAL = list({unit: (unit, config) for unit, config in reversed(ALL)}.values())
+USUAL += [("activation_quantizer", config) for config in ("bf16x8", "fp16x32", "fp32x32")]
+
+
+@pytest.mark.parametrize("names", usual_first(ALL, USUAL), ids=lambda names: "-".join(names))
+def test_emitted_verilog_is_clean(emitted: Emit, names: tuple[str, str]) -> None:
+    files = emitted(*names)
     assert lint_file(files.verilog, files.top) == []
 
 
