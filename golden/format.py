@@ -182,10 +182,12 @@ class Format:
             return None
         if self.level != "auto":
             return torch.tensor(self.level, dtype=torch.float32, device=x.device)
-        finite = torch.where(x.isfinite(), x, 0).abs()
-        amax = finite.amax().double() if x.numel() else torch.zeros((), dtype=torch.float64)
-        largest = float(self.block.element.max_value) * _grid_max(self.block.scale)
-        g = (amax / largest).to(device=x.device, dtype=torch.float32)
+        parts = x.reshape(-1).split(_chunk_values(x.device)) if x.numel() else ()
+        largest = [torch.where(part.isfinite(), part, 0).abs().amax().double() for part in parts]
+        zero = torch.zeros((), dtype=torch.float64, device=x.device)
+        amax = torch.stack([zero, *largest]).amax()
+        reach = float(self.block.element.max_value) * _grid_max(self.block.scale)
+        g = (amax / reach).to(torch.float32)
         return torch.where(g == 0, torch.ones_like(g), g)
 
     def _unit(self, tensor_scale: Tensor | None, device: torch.device) -> Tensor:
@@ -212,8 +214,7 @@ class Format:
 
     def _parts(self, groups: Tensor) -> Iterator[slice]:
         """Yield the row ranges that the plain path works on at a time."""
-        values = _CHUNK_VALUES.get(groups.device.type, _CHUNK_VALUES["cpu"])
-        step = max(1, values // self.block.group)
+        step = max(1, _chunk_values(groups.device) // self.block.group)
         return (slice(start, start + step) for start in range(0, len(groups), step))
 
     def _encode(self, groups: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -235,6 +236,11 @@ class Format:
             self.coder.scales_to_bytes(stored),
             pack_bits(fields, max(1, self.block.metadata.bits)),
         )
+
+
+def _chunk_values(device: torch.device) -> int:
+    """Return how many values the plain path works on at a time."""
+    return _CHUNK_VALUES.get(device.type, _CHUNK_VALUES["cpu"])
 
 
 def _grid_max(scale: Scale) -> float:

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from m2xfp.errors import InputError
-from m2xfp.formats import BlockFormat, FloatElement
+from m2xfp.formats import ALL_EXPONENTS, E8M0, BlockFormat, FloatElement, Window
 from m2xfp.golden.coder import ScaledCoder
 from m2xfp.golden.numeric import add_to_odd, exponent, power_of_two
 from m2xfp.golden.packed import PackedTensor
 
-__all__ = ["ACCUMULATORS", "accumulate", "dot", "matmul"]
+__all__ = ["ACCUMULATORS", "accumulate", "dot", "matmul", "running_exact"]
 
 ACCUMULATORS = ("fp32", "fp32_subgroup", "exact")
 _QUIET_NAN = 0x7FC00000
@@ -112,8 +112,11 @@ def _one_nan(x: Tensor) -> Tensor:
     return torch.where(x.isnan(), nan, x)
 
 
-def _fits(a: BlockFormat, w: BlockFormat, accumulator: str) -> bool:
-    """Whether the sum of a group's products is exact in float64; InputError if it has to be."""
+def _places(a: BlockFormat, w: BlockFormat) -> tuple[int, int]:
+    """Return the weight of the last bit of a sum of a group's products, and a bound above it.
+
+    Both as powers of two, without the scales: the sum is a multiple of the one, below the other.
+    """
     lowest, highest = 0, a.group.bit_length()
     for block in (a, w):
         element, metadata = block.element, block.metadata.name
@@ -124,6 +127,12 @@ def _fits(a: BlockFormat, w: BlockFormat, accumulator: str) -> bool:
         )
         lowest -= {"none": 0, "pair": 1, "elem-em": 2, "sg-em": 2}[metadata]
         highest += element.emax + 1 + (metadata == "sg-em")
+    return lowest, highest
+
+
+def _fits(a: BlockFormat, w: BlockFormat, accumulator: str) -> bool:
+    """Whether the sum of a group's products is exact in float64; InputError if it has to be."""
+    lowest, highest = _places(a, w)
     if highest - lowest <= 53:
         return True
     if accumulator != "exact":
@@ -177,7 +186,13 @@ class _ExactAccumulator:
                 index = (digit + offset + step).unsqueeze(0)
                 self._digits.scatter_add_(0, index, piece.unsqueeze(0))
 
-    def result(self) -> Tensor:
+    def clear(self, which: Tensor) -> None:
+        """Start again from zero where ``which`` is set."""
+        self._digits.masked_fill_(which, 0)
+        self._nan &= ~which
+
+    def total(self) -> Tensor:
+        """Return the sum as float64, rounded to odd: it can be rounded again or compared."""
         digits = list(self._digits)
         negative = torch.zeros_like(self._nan)
         for turn in range(2):  # the second turn, on the negated digits, gives the magnitude
@@ -195,8 +210,46 @@ class _ExactAccumulator:
         for i in reversed(range(self._DIGITS)):
             weight = 2.0 ** (self._LOWEST + self._DIGIT * i)
             value = add_to_odd(value, digits[i].double() * weight)
-        single = torch.where(negative, -value, value).to(torch.float32)
+        return torch.where(negative, -value, value)
+
+    def result(self) -> Tensor:
+        single = self.total().to(torch.float32)
         return _one_nan(single.masked_fill(self._nan, float("nan")))
+
+
+class _WindowAccumulator(_ExactAccumulator):
+    """The same in so many bits from a place on: what does not fit is flagged, see ``Window``.
+
+    Parameters
+    ----------
+    window
+        What fits.
+    unit
+        Weight of the last bit of a group's product, without the scales, as a power of two.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], device: torch.device, window: Window, unit: int
+    ) -> None:
+        super().__init__(shape, device)
+        self._window = window
+        self._limit = 2.0 ** (window.lowest - 2 * E8M0.bias + unit + window.bits - 1)
+        self.inexact = torch.zeros(shape, dtype=torch.bool, device=device)
+
+    def clear(self, which: Tensor) -> None:
+        super().clear(which)
+        self.inexact &= ~which
+
+    def add(self, products: Tensor, scale: Tensor) -> None:
+        there = (products != 0) & ~scale.isnan()
+        place = exponent(scale) + 2 * E8M0.bias
+        below, above = there & (place < self._window.lowest), there & (place > self._window.highest)
+        super().add(products.masked_fill(below | above, 0.0), scale)
+        total = self.total()  # to odd, so it compares with the limit as the exact sum does
+        lost = above | (total >= self._limit) | (total < -self._limit)
+        self._nan |= lost
+        self._digits.masked_fill_(lost, 0)  # NaN from here on, whatever else comes
+        self.inexact |= below | lost
 
 
 def _finish(acc: Tensor, a: _Operand, w: _Operand) -> Tensor:
@@ -279,6 +332,61 @@ def dot(
         initial = initial.reshape(-1)
     a, w = _operand(qa), _operand(qw)
     return _run(a, w, accumulator, lanes, outer=False, initial=initial).reshape(lead)
+
+
+@torch.no_grad()
+def running_exact(
+    qa: PackedTensor,
+    qw: PackedTensor,
+    first: Tensor | None = None,
+    window: Window = ALL_EXPONENTS,
+) -> tuple[Tensor, Tensor]:
+    """Return what the ``exact`` accumulation holds after each group: two tensors [..., groups].
+
+    Parameters
+    ----------
+    qa, qw
+        As for ``dot``, with E8M0 scales.
+    first
+        bool [..., groups]: start from zero before that group; by default at group 0 alone.
+    window
+        Exponents that the accumulator is built for.
+
+    Returns
+    -------
+    float32, the exact sum so far, rounded once, and bool: ``inexact``. A group whose exponent lies
+    below the window is left out, and ``inexact`` stays set from there on; one that lies above it,
+    or a sum that leaves the accumulator, also turns the result into NaN. Both end at the next
+    ``first``.
+
+    Raises
+    ------
+    TypeError, InputError
+        As for ``dot``; and for scales that are no E8M0 or a product too wide for float64.
+    """
+    _check(qa, qw, "fp32")
+    if qa.shape != qw.shape:
+        raise InputError(f"qa has shape {tuple(qa.shape)}, qw {tuple(qw.shape)}; pass one shape")
+    blocks = qa.format.block, qw.format.block
+    if any(block.scale is not E8M0 for block in blocks):
+        raise InputError(
+            f"{blocks[0].name} x {blocks[1].name}: a window is one of sums of E8M0 bytes; "
+            "pass formats with E8M0 scales"
+        )
+    a, w = _operand(qa), _operand(qw)
+    rows, groups = a.scales.shape
+    begins = None if first is None else first.reshape(rows, groups)
+    acc = _WindowAccumulator((rows,), a.scales.device, window, _places(*blocks)[0])
+    found, flags = [], []
+    for g in range(groups):
+        if begins is not None:
+            acc.clear(begins[:, g])
+        products = (a.elements[:, g] * w.elements[:, g]).sum(-1)
+        acc.add(products, a.scales[:, g] * w.scales[:, g])
+        found.append(acc.result())
+        flags.append(acc.inexact.clone())
+    shape = (*qa.shape[:-1], groups)
+    return torch.stack(found, -1).reshape(shape), torch.stack(flags, -1).reshape(shape)
 
 
 @torch.no_grad()

@@ -8,6 +8,10 @@ Rounding to E2M1 adds and subtracts a number whose last bit weighs one step of t
 adder rounds, to nearest with ties to even. y / multiplier has to be the correctly rounded quotient
 there: one fma gives the residual of the product with the reciprocal, a second corrects it
 (Markstein).
+
+bfloat16 without a search has kernels of its own (``_words_...``), which keep two values in a 32-bit
+word and compute on both at once: there the eight bits of a bfloat16 significand hold every
+intermediate value exactly, or round it as E2M1 wants.
 """
 
 import torch
@@ -300,8 +304,143 @@ def _dequantize_kernel(
     tl.store(out_ptr + offsets, _narrow(value, out_ptr.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def _fma2(a, b, c):
+    """Return a b + c of both bfloat16 halves of int32 words, rounded once; subnormals are kept."""
+    return tl.inline_asm_elementwise(
+        "fma.rn.bf16x2 $0, $1, $2, $3;", "=r,r,r,r", [a, b, c], dtype=tl.int32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def _max2(a, b):
+    return tl.inline_asm_elementwise(
+        "max.bf16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.int32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def _min2(a, b):
+    return tl.inline_asm_elementwise(
+        "min.bf16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.int32, is_pure=True, pack=1
+    )
+
+
+# Both halves of a word: -0, 1, 6, 96, -96 and 2^-126 as bfloat16.
+_MINUS_ZERO2 = tl.constexpr(-0x7FFF8000)
+_ONE2 = tl.constexpr(0x3F803F80)
+_SIX2 = tl.constexpr(0x40C040C0)
+_PIVOT2 = tl.constexpr(0x42C042C0)
+_MINUS_PIVOT2 = tl.constexpr(-0x3D3F3D40)
+_LEAST_NORMAL2 = tl.constexpr(0x00800080)
+
+
+@triton.jit
+def _larger_half(words):
+    """Return the largest half along the last axis, in the upper half; halves are not negative.
+
+    A word orders by its upper half first; what its lower half adds to that order is masked.
+    """
+    return tl.maximum(tl.max(words, 2) & 0x7FFF0000, tl.max(words << 16, 2))
+
+
+@triton.jit
+def _words_scaled(words):
+    """Return |x| / 2^(E - 127) of words [B, 4, 4], E and which groups are finite."""
+    magnitude = words & 0x7FFF7FFF
+    largest = tl.max(_larger_half(magnitude), 1)  # NaN orders above infinity
+    good = largest < 0x7F800000
+    fitted = tl.where(good, tl.maximum((largest >> 23) - 2, 0), 0)
+    inverse = (254 - fitted) * 0x00800080
+    y = _fma2(magnitude, inverse[:, None, None], _MINUS_ZERO2)
+    return y, fitted, good
+
+
+@triton.jit
+def _words_e2m1(y):
+    """Return the E2M1 values nearest to 0 <= y < 8, ties to even.
+
+    96 times the power of two at or below max(y, 1): the last bit of y + pivot weighs power / 2,
+    the step of the grid there, so the sum is rounded as E2M1 is.
+    """
+    power = _max2(y & 0x7F807F80, _ONE2)
+    return _min2(_fma2(power, _MINUS_PIVOT2, _fma2(power, _PIVOT2, y)), _SIX2)
+
+
+@triton.jit
+def _words_top(y, q):
+    """Return top-1 of each subgroup: its lane, E2M1 value and metadata field [B, 4], word mask."""
+    word = tl.arange(0, 4)[None, None, :]
+    # The last 3 bits of a half of q take 7 - lane, so the lowest index of equals is the largest.
+    top = _larger_half(q | (0x00060007 - 0x00020002 * word))
+    lane = 7 - ((top >> 16) & 7)
+    hit = word == (lane >> 1)[:, :, None]
+    pair = tl.sum(tl.where(hit, y, 0), 2)
+    y_top = _float(tl.where((lane & 1) == 1, pair & -65536, pair << 16))
+    q_top = _float(top & -0x80000)
+    fine = tl.minimum(tl.maximum(_e2m3_code(y_top) + 1 - _coarse(q_top), 0), 3)
+    return lane, q_top, fine, hit
+
+
+@triton.jit
+def _words_fake_kernel(x_ptr, out_ptr, count, metadata: tl.constexpr, rows: tl.constexpr):
+    _, offsets, exists = _word_offsets(count, rows)
+    mask = exists[:, None, None]
+    words = tl.load(x_ptr + offsets, mask=mask, other=0)
+    y, scale, good = _words_scaled(words)
+    value = _words_e2m1(y)
+    if metadata == _ELEM_EM:
+        lane, q_top, fine, hit = _words_top(y, value)
+        change = _bits(_refined(q_top, fine)) ^ _bits(q_top)  # in the upper half
+        change = tl.where((lane & 1) == 1, change, change >> 16)
+        value ^= tl.where(hit, change[:, :, None], 0)
+    power = tl.where(scale > 0, scale << 7, 0x40) * 0x00010001  # 2^-127 is a subnormal
+    value = _fma2(value | (words & -0x7FFF8000), power[:, None, None], _MINUS_ZERO2)
+    tl.store(out_ptr + offsets, tl.where(good[:, None, None], value, 0x7FC07FC0), mask=mask)
+
+
+@triton.jit
+def _words_quantize_kernel(
+    x_ptr, codes_ptr, scales_ptr, meta_ptr, count, metadata: tl.constexpr, rows: tl.constexpr
+):  # fmt: skip
+    group, offsets, exists = _word_offsets(count, rows)
+    mask = exists[:, None, None]
+    words = tl.load(x_ptr + offsets, mask=mask, other=0)
+    y, scale, good = _words_scaled(words)
+    q = _words_e2m1(y)
+    if metadata == _ELEM_EM:
+        _, _, field, _ = _words_top(y, q)
+        fields = tl.sum(field << (2 * tl.arange(0, 4)[None, :]), 1)
+        tl.store(meta_ptr + group, tl.where(good, fields, 0).to(tl.uint8), mask=exists)
+    tl.store(scales_ptr + group, tl.where(good, scale, 0xFF).to(tl.uint8), mask=exists)
+    # As subnormals and small numbers of bfloat16, E2M1 values are their codes, 6 bits up.
+    code = _fma2(q, _LEAST_NORMAL2, _MINUS_ZERO2)
+    low = ((code >> 6) & 7) | ((words >> 12) & 8)
+    high = ((code >> 18) & 0x70) | ((words >> 24) & 0x80)
+    byte = tl.where(good[:, None, None], low | high, 0)
+    tl.store(codes_ptr + offsets, byte.to(tl.uint8), mask=mask)
+
+
+@triton.jit
+def _word_offsets(count, rows: tl.constexpr):
+    """Return group numbers [B], offsets of words [B, 4, 4] and the mask of groups that exist."""
+    group = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
+    inner = tl.arange(0, 4)[:, None] * 4 + tl.arange(0, 4)[None, :]
+    return group, group[:, None, None] * 16 + inner[None, :, :], group < count
+
+
 def _grid(count: int) -> tuple[int]:
     return (triton.cdiv(count, _GROUPS_A_PROGRAM),)
+
+
+def _in_words(groups: Tensor, metadata: str) -> bool:
+    """Whether the kernels that hold two values a word serve: Ampere and later have the adder."""
+    return (
+        groups.dtype == torch.bfloat16
+        and metadata != "sg-em"
+        and groups.data_ptr() % 4 == 0
+        and torch.cuda.get_device_capability(groups.device) >= (8, 0)
+    )
 
 
 def _raw(x: Tensor) -> Tensor:
@@ -319,8 +458,15 @@ def quantize(
 ) -> None:
     """Quantize contiguous groups [n, 32] into contiguous planes [n, 16], [n, 1], [n, 0 or 1]."""
     count = len(groups)
-    if count:
-        with torch.cuda.device_of(groups):
+    if not count:
+        return
+    with torch.cuda.device_of(groups):
+        if _in_words(groups, metadata):
+            _words_quantize_kernel[_grid(count)](
+                groups.view(torch.int32), codes, scales, meta, count, _METADATA[metadata],
+                _GROUPS_A_PROGRAM, num_warps=2,
+            )  # fmt: skip
+        else:
             _quantize_kernel[_grid(count)](
                 _raw(groups), codes, scales, meta, count, _METADATA[metadata], adaptive,
                 _exact(groups.dtype), _GROUPS_A_PROGRAM, num_warps=2,
@@ -330,8 +476,15 @@ def quantize(
 def fake_quantize(groups: Tensor, values: Tensor, metadata: str, adaptive: bool) -> None:
     """Quantize and dequantize contiguous groups [n, 32] into ``values`` of the same type."""
     count = len(groups)
-    if count:
-        with torch.cuda.device_of(groups):
+    if not count:
+        return
+    with torch.cuda.device_of(groups):
+        if _in_words(groups, metadata):
+            _words_fake_kernel[_grid(count)](
+                groups.view(torch.int32), values.view(torch.int32), count, _METADATA[metadata],
+                _GROUPS_A_PROGRAM, num_warps=2,
+            )  # fmt: skip
+        else:
             _fake_kernel[_grid(count)](
                 _raw(groups), _raw(values), count, _METADATA[metadata], adaptive,
                 _exact(groups.dtype), _GROUPS_A_PROGRAM, num_warps=2,
