@@ -18,8 +18,8 @@ from m2xfp.rtl.expression import Expression, parse, substitute
 __all__ = ["tidy"]
 
 _MODULE = re.compile(r"^module (\S+?)\(.*?\);\n(.*?)^endmodule\n", re.MULTILINE | re.DOTALL)
-_MEMORY_CONTENTS = re.compile(
-    r"^  initial begin\n(?:    \S+ ?\[\d+\] = \d+'h[0-9a-f]+;\n)+  end\n", re.MULTILINE
+_MEMORY_OF_ZEROS = re.compile(
+    r"^  initial begin\n(?:    \S+ ?\[\d+\] = \d+'h0+;\n)+  end\n", re.MULTILINE
 )
 # A line that is indented by two, and the deeper ones and closing words after it.
 _ITEM = re.compile(r"^  (?!end|\)| ).*\n(?:(?:   |  end|  \)).*\n)*", re.MULTILINE)
@@ -65,8 +65,8 @@ def tidy(text: str, modules: dict[str, EmittedModule]) -> str:
     """Return Verilog ``text`` rewritten for people, the top module first.
 
     Ports are in the order of the signature, clk and rst first. Temporaries that remain are called
-    t0, t1, ...; other escaped names lose their special characters. Contents of memories are
-    dropped, since a chip's memory has none.
+    t0, t1, ...; other escaped names lose their special characters. Memories of zeros,
+    Amaranth's default, lose their contents, since a chip's memory has none; others are ROMs.
     """
     bodies = {match[1]: match[2] for match in _MODULE.finditer(text)}
     outputs = {
@@ -88,7 +88,7 @@ def _tidy_module(
     declared: set[str],
 ) -> str:
     body = _plain_names(
-        _MEMORY_CONTENTS.sub("", body), {"clk", "rst", *module.ports}, outputs, declared
+        _MEMORY_OF_ZEROS.sub("", body), {"clk", "rst", *module.ports}, outputs, declared
     )
     widths: dict[str, int] = {}
     directions: dict[str, str] = {}
