@@ -1,27 +1,103 @@
 """The design on a board: units behind one framed serial link."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from typing import Any
 
-from amaranth.hdl import Module
+from amaranth.hdl import ClockDomain, ClockSignal, DomainRenamer, Module, ResetSignal
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from m2xfp import __version__
 from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.formats import BF16
-from m2xfp.fpga.uart import UartReceiver, UartTransmitter, clocks_per_bit
+from m2xfp.fpga.gateway import ByteRom, Gateway, sinks, sources
+from m2xfp.fpga.link import Link
+from m2xfp.fpga.protocol import Command, Identity
+from m2xfp.fpga.uart import clocks_per_bit
 from m2xfp.rtl.activation_quantizer import ActivationQuantizer
 from m2xfp.rtl.component import Component
 from m2xfp.rtl.dot_product import DotProduct
 from m2xfp.rtl.gemm_core import GemmCore
 from m2xfp.rtl.weight_encoder import WeightEncoder
 
-__all__ = ["UNITS", "Design"]
+__all__ = ["BUFFER", "UNITS", "BoardUnit", "Design", "find_board_unit"]
 
-UNITS: Mapping[str, Callable[[], Component]] = {
-    "quantizer": lambda: ActivationQuantizer(input_type=BF16, lanes=8),
-    "dot": lambda: DotProduct(chains=1),
-    "gemm": lambda: GemmCore(rows=2, columns=2, max_k=1024),
-    "encoder": lambda: WeightEncoder(input_type=BF16, clocks_per_group=12),
+BUFFER = 2048
+"""Bytes of payload of a request and of an answer: four block RAMs each on an iCE40, one on an ECP5.
+
+Frames of this size spend 1 % on header, CRC and flags, and more would not make them better.
+"""
+
+
+@dataclass(frozen=True)
+class BoardUnit:
+    """A unit as it goes on a board.
+
+    A serial line brings about a beat in a hundred clocks, so units are as narrow as they come, and
+    accumulators need not overlap.
+
+    Members
+    -------
+    purpose
+        One line.
+    component
+        Called with ``options``, gives the unit.
+    options
+        Its keyword arguments.
+    """
+
+    purpose: str
+    component: type[Component]
+    options: Mapping[str, Any]
+
+    def build(self) -> Component:
+        """Return a new component."""
+        return self.component(**self.options)
+
+    @property
+    def configuration(self) -> str:
+        """Class, options and widths of the streams, on one line."""
+        unit = self.build()
+        values = ", ".join(f"{name}={_plain(value)}" for name, value in self.options.items())
+        ports = ", ".join(f"{p.member}:{p.data_width}" for p in (*sinks(unit), *sources(unit)))
+        return f"{self.component.__name__}({values}) {ports}"
+
+
+def _plain(value: Any) -> Any:
+    return value.name if is_dataclass(value) else value  # formats stand by their name
+
+
+UNITS: Mapping[str, BoardUnit] = {
+    "quantizer": BoardUnit(
+        "bfloat16 activations to packed M2XFP groups",
+        ActivationQuantizer,
+        {"input_type": BF16, "lanes": 8},
+    ),
+    "dot": BoardUnit(
+        "dot products of packed M2XFP groups, FP32 accumulation",
+        DotProduct,
+        {"chains": 1},
+    ),
+    "gemm": BoardUnit(
+        "matrix products of packed M2XFP groups, FP32 accumulation",
+        GemmCore,
+        {"rows": 2, "columns": 2, "max_k": 512, "chains": 1},
+    ),
+    "encoder": BoardUnit(
+        "bfloat16 weights to packed M2XFP groups",
+        WeightEncoder,
+        {"input_type": BF16, "clocks_per_group": 12},
+    ),
 }
+
+
+def find_board_unit(name: str) -> BoardUnit:
+    """Return the unit called ``name``; UnknownNameError lists those that exist."""
+    if name not in UNITS:
+        raise UnknownNameError("unit of a board", name, UNITS)
+    return UNITS[name]
 
 
 class Design(Component):
@@ -32,9 +108,11 @@ class Design(Component):
     clock_hz
         Clock of the domain ``sync``.
     baud
-        Bits a second on the line.
+        Bits a second on the line: 8 data bits, no parity, one stop bit.
     units
-        Names from ``UNITS``, each once.
+        Names from ``UNITS``, at least one, each once.
+    buffer
+        Bytes of payload that a request and an answer can have; a power of two.
 
     Members
     -------
@@ -42,28 +120,71 @@ class Design(Component):
         The serial line, high when idle.
     busy : Out(1)
         A request is being carried out or answered.
+    identity
+        What the design answers to ``Command.IDENTIFY``.
+
+    Raises
+    ------
+    InputError
+        No unit, a unit twice, a rate that the clock cannot make, or a buffer that is no power of
+        two or does not hold the identification.
+    UnknownNameError
+        A unit that does not exist.
     """
 
-    def __init__(self, clock_hz: float, baud: int, units: Sequence[str]) -> None:
-        for name in units:
-            if name not in UNITS:
-                raise UnknownNameError("unit", name, UNITS)
-        if len(set(units)) != len(units):
-            raise InputError(f"units={list(units)}: name each once")
+    def __init__(
+        self, clock_hz: float, baud: int, units: Sequence[str], *, buffer: int = BUFFER
+    ) -> None:
+        rows = [find_board_unit(name) for name in units]
+        if not rows or len(set(units)) != len(rows):
+            raise InputError(f"units={list(units)}: name at least one, and each once")
         self._divisor = clocks_per_bit(clock_hz, baud)
         self.units = tuple(units)
+        configurations = tuple((name, find_board_unit(name).configuration) for name in units)
+        self.identity = Identity(
+            __version__, round(clock_hz), baud, buffer, configurations
+        ).sealed()
+        least = max(256, 1 << math.ceil(math.log2(len(self.identity.payload()))))
+        if buffer & (buffer - 1) or not least <= buffer < 1 << 16:
+            raise InputError(f"buffer={buffer}: must be a power of two from {least} to {1 << 15}")
+        self._buffer = buffer
+        self._units = [row.build() for row in rows]
         super().__init__({"rx": In(1), "tx": Out(1, init=1), "busy": Out(1)})
 
     def build(self) -> Module:
-        """Build the link."""
+        """Build link, identification and units."""
         m = Module()
-        m.submodules.receiver = receiver = UartReceiver(self._divisor)
-        m.submodules.transmitter = transmitter = UartTransmitter(self._divisor)
+        m.submodules.link = link = Link(self._divisor, self._buffer)
+        m.d.comb += [link.rx.eq(self.rx), self.tx.eq(link.tx), self.busy.eq(link.busy)]
+
+        # Same clock; what is in it begins each request from reset.
+        m.domains.request = ClockDomain("request", local=True)
         m.d.comb += [
-            receiver.rx.eq(self.rx),
-            self.tx.eq(transmitter.tx),
-            self.busy.eq(~transmitter.i.ready),
-            transmitter.i.payload.eq(receiver.data),
-            transmitter.i.valid.eq(receiver.valid),
+            ClockSignal("request").eq(ClockSignal()),
+            ResetSignal("request").eq(~link.active),
         ]
+        in_request = DomainRenamer("request")
+
+        identification = ByteRom(self.identity.payload())
+        m.submodules.identification = in_request(identification)
+        gateways = [Gateway(unit) for unit in self._units]
+        for name, gateway in zip(self.units, gateways, strict=True):
+            m.submodules[name] = in_request(gateway)
+            m.d.comb += gateway.i.payload.eq(link.request.payload)
+        with m.Switch(link.command):
+            with m.Case(Command.IDENTIFY):
+                wiring.connect(m, identification.o, link.result)
+                m.d.comb += [link.known.eq(1), link.idle.eq(1), link.request.ready.eq(1)]
+            with m.Case(Command.ECHO):
+                wiring.connect(m, link.request, link.result)
+                m.d.comb += [link.known.eq(1), link.idle.eq(1)]
+            for n, gateway in enumerate(gateways):
+                with m.Case(Command.UNIT + n):
+                    wiring.connect(m, gateway.o, link.result)
+                    m.d.comb += [
+                        link.known.eq(1),
+                        link.idle.eq(gateway.idle),
+                        gateway.i.valid.eq(link.request.valid),
+                        link.request.ready.eq(gateway.i.ready),
+                    ]
         return m

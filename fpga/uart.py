@@ -2,7 +2,6 @@
 
 from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import stream
-from amaranth.lib.cdc import FFSynchronizer
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.errors import InputError
@@ -77,12 +76,14 @@ class UartReceiver(Component):
     def build(self) -> Module:
         """Build the sampler and the shift register."""
         m = Module()
-        line = Signal(init=1)
-        m.submodules.synchroniser = FFSynchronizer(self.rx, line, init=1)
-        samples = Signal(2, init=0b11)
+        # Where the line changes with the clock, the first flip-flop may waver; the second does not.
+        samples = Signal(4, init=0b1111)
+        settled = samples[1:]
         level = Signal()
-        m.d.sync += samples.eq(Cat(line, samples[0]))
-        m.d.comb += level.eq((line & samples[0]) | (line & samples[1]) | samples.all())
+        m.d.sync += samples.eq(Cat(self.rx, samples[:3]))
+        m.d.comb += level.eq(
+            (settled[0] & settled[1]) | (settled[0] & settled[2]) | (settled[1] & settled[2])
+        )
 
         timer = Signal(range(self._divisor))
         bits = Signal(range(10))  # still to be taken, the stop bit too
