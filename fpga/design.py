@@ -120,6 +120,8 @@ class Design(Component):
         The serial line, high when idle.
     busy : Out(1)
         A request is being carried out or answered.
+    divisor
+        Clocks a bit.
     identity
         What the design answers to ``Command.IDENTIFY``.
 
@@ -138,7 +140,7 @@ class Design(Component):
         rows = [find_board_unit(name) for name in units]
         if not rows or len(set(units)) != len(rows):
             raise InputError(f"units={list(units)}: name at least one, and each once")
-        self._divisor = clocks_per_bit(clock_hz, baud)
+        self.divisor = clocks_per_bit(clock_hz, baud)
         self.units = tuple(units)
         configurations = tuple((name, find_board_unit(name).configuration) for name in units)
         self.identity = Identity(
@@ -154,7 +156,7 @@ class Design(Component):
     def build(self) -> Module:
         """Build link, identification and units."""
         m = Module()
-        m.submodules.link = link = Link(self._divisor, self._buffer)
+        m.submodules.link = link = Link(self.divisor, self._buffer)
         m.d.comb += [link.rx.eq(self.rx), self.tx.eq(link.tx), self.busy.eq(link.busy)]
 
         # Same clock; what is in it begins each request from reset.

@@ -78,7 +78,9 @@ class FrameReceiver(Component):
     header : Out(header_layout)
         Of the frame that has come to its end.
     good, bad : Out(1)
-        A frame has come to its end, one clock: whole, with the right length and CRC, or not.
+        A frame has come to its end, one clock: whole, with the right length and CRC, or not. What
+        is shorter than any frame is passed over in silence (RFC 1662), so that noise between two
+        requests does not cost the second.
     crc : Out(crc_signature)
         To a ``Crc32``.
     """
@@ -112,14 +114,14 @@ class FrameReceiver(Component):
         head = Signal(8 * HEADER_BYTES, reset_less=True)
         position = Signal(len(count))  # in the payload
         flag, escape, clear = Signal(), Signal(), Signal(8)
-        empty, complete = Signal(), Signal()
+        short, complete = Signal(), Signal()
         m.d.comb += [
             flag.eq(self.data == FLAG),
             escape.eq(self.data == ESCAPE),
             clear.eq(Mux(escaped, self.data ^ FLIP, self.data)),
             position.eq(count - HEADER_BYTES),
             self.header.as_value().eq(head),
-            empty.eq((count == 0) & ~escaped & ~wrong),
+            short.eq(count < HEADER_BYTES + CRC_BYTES),
             complete.eq(count == self.header.length + (HEADER_BYTES + CRC_BYTES)),
             self.address.eq(position),
             self.write_data.eq(clear),
@@ -132,7 +134,7 @@ class FrameReceiver(Component):
             m.d.sync += wrong.eq(1)
         with m.Elif(self.valid & flag):
             ok = complete & crc.match_detected & ~escaped & ~wrong
-            m.d.comb += [self.good.eq(~empty & ok), self.bad.eq(~empty & ~ok), crc.start.eq(1)]
+            m.d.comb += [self.good.eq(ok), self.bad.eq(~short & ~ok), crc.start.eq(1)]
             m.d.sync += [count.eq(0), escaped.eq(0), wrong.eq(0)]
         with m.Elif(self.valid & escape):
             m.d.sync += [escaped.eq(1), wrong.eq(wrong | escaped)]
