@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from amaranth.hdl import ClockDomain, ClockSignal, DomainRenamer, Module, ResetSignal
@@ -22,13 +22,7 @@ from m2xfp.rtl.dot_product import DotProduct
 from m2xfp.rtl.gemm_core import GemmCore
 from m2xfp.rtl.weight_encoder import WeightEncoder
 
-__all__ = ["BUFFER", "UNITS", "BoardUnit", "Design", "find_board_unit"]
-
-BUFFER = 2048
-"""Bytes of payload of a request and of an answer: four block RAMs each on an iCE40, one on an ECP5.
-
-Frames of this size spend 1 % on header, CRC and flags, and more would not make them better.
-"""
+__all__ = ["UNITS", "BoardUnit", "Design", "design_identity", "find_board_unit"]
 
 
 @dataclass(frozen=True)
@@ -46,11 +40,15 @@ class BoardUnit:
         Called with ``options``, gives the unit.
     options
         Its keyword arguments.
+    buffer
+        Bytes of payload that a request and an answer should have: with 2048, four block RAMs each
+        on an iCE40, a frame spends 1 % on header, CRC and flags.
     """
 
     purpose: str
     component: type[Component]
     options: Mapping[str, Any]
+    buffer: int = 2048
 
     def build(self) -> Component:
         """Return a new component."""
@@ -66,7 +64,7 @@ class BoardUnit:
 
 
 def _plain(value: Any) -> Any:
-    return value.name if is_dataclass(value) else value  # formats stand by their name
+    return getattr(value, "name", value)  # formats stand by their name
 
 
 UNITS: Mapping[str, BoardUnit] = {
@@ -83,7 +81,8 @@ UNITS: Mapping[str, BoardUnit] = {
     "gemm": BoardUnit(
         "matrix products of packed M2XFP groups, FP32 accumulation",
         GemmCore,
-        {"rows": 2, "columns": 2, "max_k": 512, "chains": 1},
+        {"rows": 2, "columns": 2, "max_k": 4096, "chains": 1},
+        buffer=16384,  # four rows of activations and two of weights of the largest k
     ),
     "encoder": BoardUnit(
         "bfloat16 weights to packed M2XFP groups",
@@ -100,6 +99,12 @@ def find_board_unit(name: str) -> BoardUnit:
     return UNITS[name]
 
 
+def design_identity(clock_hz: float, baud: int, units: Sequence[str], buffer: int) -> Identity:
+    """Return what a design with these parameters says of itself; see ``Design``."""
+    configurations = tuple((name, find_board_unit(name).configuration) for name in units)
+    return Identity(__version__, round(clock_hz), baud, buffer, configurations).sealed()
+
+
 class Design(Component):
     """Units behind one serial link.
 
@@ -112,7 +117,8 @@ class Design(Component):
     units
         Names from ``UNITS``, at least one, each once.
     buffer
-        Bytes of payload that a request and an answer can have; a power of two.
+        Bytes of payload that a request and an answer can have, a power of two; by default the
+        largest that one of the units should have.
 
     Members
     -------
@@ -135,17 +141,15 @@ class Design(Component):
     """
 
     def __init__(
-        self, clock_hz: float, baud: int, units: Sequence[str], *, buffer: int = BUFFER
+        self, clock_hz: float, baud: int, units: Sequence[str], *, buffer: int | None = None
     ) -> None:
         rows = [find_board_unit(name) for name in units]
         if not rows or len(set(units)) != len(rows):
             raise InputError(f"units={list(units)}: name at least one, and each once")
         self.divisor = clocks_per_bit(clock_hz, baud)
         self.units = tuple(units)
-        configurations = tuple((name, find_board_unit(name).configuration) for name in units)
-        self.identity = Identity(
-            __version__, round(clock_hz), baud, buffer, configurations
-        ).sealed()
+        buffer = max(row.buffer for row in rows) if buffer is None else buffer
+        self.identity = design_identity(clock_hz, baud, units, buffer)
         least = max(256, 1 << math.ceil(math.log2(len(self.identity.payload()))))
         if buffer & (buffer - 1) or not least <= buffer < 1 << 16:
             raise InputError(f"buffer={buffer}: must be a power of two from {least} to {1 << 15}")

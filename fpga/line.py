@@ -38,7 +38,8 @@ def line_toggles(sent: bytes, clocks_per_bit: float, start: float = 0.0) -> NDAr
     data = np.unpackbits(octets[:, None], axis=1, bitorder="little")
     frames = np.concatenate([np.zeros_like(data[:, :1]), data, np.ones_like(data[:, :1])], axis=1)
     levels = np.concatenate([[1], frames.reshape(-1)])
-    return start + clocks_per_bit * np.flatnonzero(levels[1:] != levels[:-1])
+    bits = np.flatnonzero(levels[1:] != levels[:-1])
+    return np.float64(start) + np.float64(clocks_per_bit) * bits.astype(np.float64)
 
 
 def line_bytes(toggles: Sequence[int] | Clocks, clocks_per_bit: float) -> bytes:
@@ -164,6 +165,9 @@ class SimulatedPort:
         """Return at most ``size`` bytes."""
         taken, self._received = self._received[:size], self._received[size:]
         return taken
+
+    def flush(self) -> None:
+        """Do nothing; all is sent at once."""
 
     def reset_input_buffer(self) -> None:
         """Forget what was received."""
