@@ -5,12 +5,12 @@ import numpy.typing as npt
 import torch
 
 from m2xfp.errors import InputError
-from m2xfp.formats import input_type
+from m2xfp.formats import Window, input_type
 from m2xfp.golden.format import Format, get_format
 from m2xfp.golden.packed import PackedTensor
-from m2xfp.golden.products import dot
+from m2xfp.golden.products import dot, running_exact
 
-__all__ = ["dot_bits", "from_bits", "quantize_bits", "to_bits"]
+__all__ = ["dot_bits", "from_bits", "quantize_bits", "running_exact_bits", "to_bits"]
 
 _TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -85,9 +85,41 @@ def dot_bits(
     -------
     uint32 [n], float32 patterns.
     """
-    packed = []
-    for fmt, groups in ((fmt_a, groups_a), (fmt_w, groups_w)):
-        fmt = get_format(fmt) if isinstance(fmt, str) else fmt
-        packed.append(PackedTensor.from_groups(fmt, torch.from_numpy(groups.copy())))
     start = None if initial is None else from_bits("fp32", initial)
-    return to_bits(dot(packed[0], packed[1], accumulator, start)).view(np.uint32)
+    a, w = _from_groups(fmt_a, groups_a), _from_groups(fmt_w, groups_w)
+    return to_bits(dot(a, w, accumulator, start)).view(np.uint32)
+
+
+def running_exact_bits(
+    fmt_a: Format | str,
+    fmt_w: Format | str,
+    groups_a: npt.NDArray[np.uint8],
+    groups_w: npt.NDArray[np.uint8],
+    first: npt.NDArray[np.bool_],
+    window: Window,
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
+    """Return ``running_exact`` of packed groups, any bytes: float32 patterns, and ``inexact``.
+
+    Parameters
+    ----------
+    fmt_a, fmt_w
+        Formats, or their names.
+    groups_a, groups_w
+        uint8 [n, G, bytes a group].
+    first
+        bool [n, G]: start from zero before that group.
+    window
+        Exponents that the accumulator is built for.
+
+    Returns
+    -------
+    uint32 [n, G] and bool [n, G].
+    """
+    a, w = _from_groups(fmt_a, groups_a), _from_groups(fmt_w, groups_w)
+    acc, inexact = running_exact(a, w, torch.from_numpy(first.copy()), window)
+    return to_bits(acc).view(np.uint32), inexact.numpy()
+
+
+def _from_groups(fmt: Format | str, groups: npt.NDArray[np.uint8]) -> PackedTensor:
+    fmt = get_format(fmt) if isinstance(fmt, str) else fmt
+    return PackedTensor.from_groups(fmt, torch.from_numpy(groups.copy()))

@@ -10,9 +10,10 @@ Sources: OCP Microscaling Formats (MX) v1.0; M2XFP, ASPLOS 2026, arXiv 2601.1921
 from dataclasses import dataclass
 from fractions import Fraction
 
-from m2xfp.errors import UnknownNameError
+from m2xfp.errors import InputError, UnknownNameError
 
 __all__ = [
+    "ALL_EXPONENTS",
     "AMXFP4",
     "BF16",
     "BLOCK_FORMATS",
@@ -50,14 +51,18 @@ __all__ = [
     "SM3",
     "SMX4",
     "TIES",
+    "USUAL_EXPONENTS",
+    "WINDOWS",
     "BlockFormat",
     "FloatElement",
     "InputType",
     "IntElement",
     "Metadata",
     "Scale",
+    "Window",
     "block_format",
     "input_type",
+    "window",
 ]
 
 
@@ -420,6 +425,64 @@ BLOCK_FORMATS = {
         INT4_ASYM,
     )
 }
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a fixed-point accumulator of group products has room for.
+
+    A group's product is D * 2^(Ex + Ew - 254) in units of its format. The accumulator holds
+    integers of ``bits`` bits in two's complement, whose last bit is that of a product with
+    Ex + Ew = ``lowest``. Its rules are in docs/format.md, section 7.
+
+    Members
+    -------
+    name
+        For messages and for the description of a unit.
+    lowest, highest
+        Sums Ex + Ew of two E8M0 bytes, 0..508, that it takes.
+    bits
+        Bits of the sum. What they have beyond the widest product at ``highest`` is room to grow.
+
+    Raises
+    ------
+    InputError
+        If the exponents are none, or the bits do not even cover them.
+    """
+
+    name: str
+    lowest: int
+    highest: int
+    bits: int
+
+    def __post_init__(self) -> None:
+        """Refuse what is no window."""
+        if not 0 <= self.lowest <= self.highest <= 2 * 254:
+            raise InputError(
+                f"window {self.lowest}..{self.highest}: sums of two E8M0 bytes are 0..508, the "
+                "lowest first"
+            )
+        if self.bits <= self.highest - self.lowest + 1:
+            raise InputError(
+                f"window {self.lowest}..{self.highest}: {self.bits} bits do not hold a sign and "
+                f"one bit at each of its exponents; give more than "
+                f"{self.highest - self.lowest + 1}"
+            )
+
+
+# M2XFP: 508 + 19 bits hold any one group, the other 21 the sum of 2^21 of the largest.
+ALL_EXPONENTS = Window("all", 0, 508, 548)
+# Scales whose product is 2^-46..2^17: those of language models, with room on both sides. 63 + 19
+# bits hold any one M2XFP group, the other 14 the sum of 2^14 of the largest.
+USUAL_EXPONENTS = Window("usual", 208, 271, 96)
+WINDOWS = {window.name: window for window in (ALL_EXPONENTS, USUAL_EXPONENTS)}
+
+
+def window(name: str) -> Window:
+    """Return the window called ``name``; UnknownNameError lists those that exist."""
+    if name not in WINDOWS:
+        raise UnknownNameError("window", name, WINDOWS)
+    return WINDOWS[name]
 
 
 def input_type(name: str) -> InputType:

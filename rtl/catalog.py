@@ -10,6 +10,7 @@ from typing import Any
 
 from m2xfp.errors import UnknownNameError
 from m2xfp.formats import (
+    ALL_EXPONENTS,
     BF16,
     FP16,
     FP32,
@@ -21,11 +22,13 @@ from m2xfp.formats import (
     MXFP8_E4M3,
     MXFP8_E5M2,
     NVFP4,
+    USUAL_EXPONENTS,
 )
 from m2xfp.rtl.activation_decoder import ActivationDecoder
 from m2xfp.rtl.activation_quantizer import ActivationQuantizer
 from m2xfp.rtl.component import Component
 from m2xfp.rtl.dot_product import DotProduct
+from m2xfp.rtl.exact_accumulator import ExactAccumulator
 from m2xfp.rtl.fp32_accumulator import Fp32Accumulator
 from m2xfp.rtl.gemm_core import GemmCore
 from m2xfp.rtl.group_dot import GroupDot
@@ -169,6 +172,16 @@ UNITS: dict[str, Unit] = {
             golden="m2xfp.golden.products.accumulate",
         ),
         Unit(
+            name="exact_accumulator",
+            purpose="accumulation of exact group products in fixed point, one rounding a result",
+            component=ExactAccumulator,
+            configs={
+                "m2xfp": {"window": USUAL_EXPONENTS},
+                "m2xfp-all": {"window": ALL_EXPONENTS},
+            },
+            golden="m2xfp.golden.products.running_exact",
+        ),
+        Unit(
             name="pe_tile",
             purpose="eight lanes, one subgroup a clock, FP32 partial sums: the paper's tile",
             component=PeTile,
@@ -187,6 +200,8 @@ UNITS: dict[str, Unit] = {
                 "m2xfp-fp32": {},
                 "m2xfp-fp32-single": {"chains": 1},
                 "m2xfp-fp32_subgroup": {"lanes": 8},
+                "m2xfp-exact": {"chains": 1, "window": USUAL_EXPONENTS},
+                "m2xfp-exact-all": {"chains": 1, "window": ALL_EXPONENTS},
                 "mxfp4-fp32": {"act": MXFP4, "weight": MXFP4},
                 "nvfp4-fp32": {"act": NVFP4, "weight": NVFP4},
                 "m2nvfp4-fp32": {"act": M2NVFP4_ACT, "weight": M2NVFP4_WEIGHT},

@@ -4,9 +4,11 @@ from amaranth.hdl import Module
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from m2xfp.formats import FP32, M2XFP_ACT, M2XFP_WEIGHT, BlockFormat
+from m2xfp.errors import InputError
+from m2xfp.formats import FP32, M2XFP_ACT, M2XFP_WEIGHT, BlockFormat, Window
 from m2xfp.rtl.arith import named
 from m2xfp.rtl.component import Component
+from m2xfp.rtl.exact_accumulator import ExactPipeline, exact_layout
 from m2xfp.rtl.fp32_accumulator import AccumulatorPipeline, Turnstile
 from m2xfp.rtl.group_dot import DotPair, ProductPipeline, delayed
 from m2xfp.rtl.layouts import value_layout
@@ -26,6 +28,9 @@ class DotProduct(Component):
     are under way, one group of each in turn, and each clock finishes one. If the input pauses, the
     next group waits until its chain comes round, ``chains - 1`` clocks at most.
 
+    With a ``window`` nothing is rounded before the result is: the accumulation is that of
+    ``ExactAccumulator``, which has one chain.
+
     Parameters
     ----------
     act, weight
@@ -38,6 +43,8 @@ class DotProduct(Component):
         Register stages before the exact product, 1 or 2.
     chains
         Independent accumulators, 1 to 3: the register stages of the accumulation.
+    window
+        Exponents that the exact accumulation takes; None accumulates in FP32.
 
     Members
     -------
@@ -45,7 +52,7 @@ class DotProduct(Component):
         Activation group, weight group, and ``first``: clear the chain to +0 before this group.
         Reset clears all chains.
     o : Out(packet_stream(32))
-        The chain's accumulator after each group.
+        The chain's accumulator after each group; with a ``window`` beside ``inexact``.
     latency
         Clocks from a group's acceptance to its accumulator at the output, when nothing stalls.
     macs_per_clock
@@ -54,7 +61,8 @@ class DotProduct(Component):
     Raises
     ------
     InputError
-        If the formats do not go together, or depth or chains are out of range.
+        If the formats do not go together, depth or chains are out of range, or the window is not
+        one for the formats.
     """
 
     beats_per_group = 1
@@ -67,20 +75,28 @@ class DotProduct(Component):
         lanes: int | None = None,
         depth: int = 2,
         chains: int = 3,
+        window: Window | None = None,
     ) -> None:
         self.pair = DotPair(act, weight)
         if lanes is not None:
             self.pair = self.pair.narrowed(lanes)
         self.depth, self.chains = depth, chains
         self._product = ProductPipeline(self.pair, depth)
-        self._accumulator = AccumulatorPipeline(self.pair, chains)
+        self._accumulator: AccumulatorPipeline | ExactPipeline
+        if window is None:
+            self._accumulator = AccumulatorPipeline(self.pair, chains)
+        elif chains == 1:
+            self._accumulator = ExactPipeline(self.pair, window)
+        else:
+            raise InputError(f"chains={chains}: the exact accumulation has one chain, chains=1")
+        self._result = value_layout(FP32) if window is None else exact_layout
         self.latency = depth + self._accumulator.latency
         self.macs_per_clock = self.pair.group
         operands = self.pair.operand_layout
         super().__init__(
             {
                 "i": In(packet_stream(data.StructLayout({"operands": operands, "first": 1}))),
-                "o": Out(packet_stream(value_layout(FP32))),
+                "o": Out(packet_stream(self._result)),
             }
         )
 
@@ -90,7 +106,7 @@ class DotProduct(Component):
         m.submodules.turnstile = turnstile = Turnstile(self.chains)
         m.submodules.product = product = self._product
         m.submodules.accumulator = accumulator = self._accumulator
-        m.submodules.skid = skid = Skid(packet(value_layout(FP32)))
+        m.submodules.skid = skid = Skid(packet(self._result))
         step = skid.i.ready
         accepted = named(m, "accepted", self.i.valid & turnstile.open)
         valid = delayed(m, step, "product_valid", accepted, self.depth, reset=True)
@@ -104,7 +120,7 @@ class DotProduct(Component):
             accumulator.i.eq(product.o),
             accumulator.valid.eq(valid),
             accumulator.first.eq(delayed(m, step, "first", self.i.payload.data.first, self.depth)),
-            skid.i.payload.data.eq(accumulator.acc),
+            skid.i.payload.data.eq(accumulator.o),
             skid.i.payload.last.eq(delayed(m, step, "last", self.i.payload.last, self.latency)),
             skid.i.valid.eq(delayed(m, step, "acc_valid", valid, accumulator.latency, reset=True)),
         ]

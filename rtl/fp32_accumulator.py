@@ -13,7 +13,17 @@ from m2xfp.rtl.group_dot import DotPair, delayed, register
 from m2xfp.rtl.layouts import value_layout
 from m2xfp.rtl.streams import Skid, packet, packet_stream
 
-__all__ = ["Accumulator", "AccumulatorPipeline", "Addend", "Fp32Accumulator", "Turnstile"]
+__all__ = [
+    "Accumulator",
+    "AccumulatorPipeline",
+    "Addend",
+    "Fp32Accumulator",
+    "Normalise",
+    "Round",
+    "Turnstile",
+    "normalised_layout",
+    "summed_layout",
+]
 
 # The significand of an aligned operand: 24 bits, guard, round and sticky. One rounding needs no
 # more, since a cancellation of more than one bit happens only when nothing was shifted out.
@@ -97,17 +107,32 @@ _aligned_layout = data.StructLayout(
     }
 )
 
-# Between addition and rounding: the magnitude of the sum, one's complement if ``borrowed``.
-_summed_layout = data.StructLayout(
-    {
-        "magnitude": _ALIGNED + 1,
-        "borrowed": 1,
-        "subtract": 1,
-        "exponent": 9,
-        "negative": 1,
-        "nan": 1,
-    }
+
+def summed_layout(bits: int) -> data.StructLayout:
+    """Return the fields of a sum before its rounding: a magnitude of ``bits`` bits.
+
+    It is one short of the true one if ``borrowed``. The top bit weighs 2^(exponent + 1 - 127).
+    ``subtract``: if the sum is zero, it is a difference, +0.
+    """
+    return data.StructLayout(
+        {
+            "magnitude": bits,
+            "borrowed": 1,
+            "subtract": 1,
+            "exponent": 9,
+            "negative": 1,
+            "nan": 1,
+        }
+    )
+
+
+# Between normalisation and rounding: FP32 rounded down, and whether it is to be rounded up.
+# The exponent field is not yet limited to 255.
+normalised_layout = data.StructLayout(
+    {"mantissa": FP32.mantissa_bits, "exponent": 9, "sign": 1, "up": 1, "nan": 1}
 )
+
+_summed_layout = summed_layout(_ALIGNED + 1)
 
 
 class Align(Component):
@@ -219,56 +244,81 @@ class Add(Component):
         return m
 
 
-class Round(Component):
-    """Last step: normalise and round to nearest even; combinational.
+class Normalise(Component):
+    """Bring a sum to FP32's exponent and mantissa, and decide its rounding; combinational.
+
+    Parameters
+    ----------
+    bits
+        Of the magnitude, more than the 24 of FP32's significand.
 
     Members
     -------
-    i : In
+    i : In(summed_layout(bits))
         The sum.
-    acc : Out(32)
-        FP32: subnormals kept, overflow to infinity, 0x7FC00000 for a NaN; an exact difference of
-        zero is +0, any other result that rounds to zero keeps its sign.
+    o : Out(normalised_layout)
+        Its fields rounded down, and ``up``, to nearest even. An exact difference of zero is +0, any
+        other sum that is rounded to zero keeps its sign.
 
     Notes
     -----
-    The top bit of ``magnitude`` weighs 2^(top - 127), top = exponent + 1. It is shifted up by its
-    leading zeros, but by no more than ``exponent``, where the subnormals begin. Where the magnitude
-    is one short (``borrowed``) ones are shifted in from below, so that it is still short by one
-    unit of its last place, and the rounding decides on magnitude + 1. A carry out of the mantissa
-    leaves zeros behind, so the next binade, the smallest normal number and infinity come out by
-    themselves. Source: IEEE 754-2019, 4.3.1, 6.3, 7.4.
+    The magnitude is shifted up by its leading zeros, but by no more than ``exponent``, where the
+    subnormals begin. Where it is one short (``borrowed``) ones are shifted in from below, so that
+    it is still short by one unit of its last place, and the rounding decides on magnitude + 1.
+    Source: IEEE 754-2019, 4.3.1, 6.3.
     """
 
-    def __init__(self) -> None:
-        super().__init__({"i": In(_summed_layout), "acc": Out(value_layout(FP32))})
+    def __init__(self, bits: int) -> None:
+        super().__init__({"i": In(summed_layout(bits)), "o": Out(normalised_layout)})
 
     def build(self) -> Module:
-        """Build normalisation and rounding."""
+        """Build the leading-zero count, the shift and the decision."""
         m = Module()
-        i = self.i
-        mantissa_bits = FP32.mantissa_bits
+        i, o = self.i, self.o
         zeros, found = leading_zeros(m, i.magnitude, "zeros")
-        subnormal = named(m, "subnormal", ~i.exponent[5:].any() & (i.exponent[:5] < zeros))
-        shift = named(m, "shift", Mux(subnormal, i.exponent[:5], zeros))
+        near, far = i.exponent[: len(zeros)], i.exponent[len(zeros) :]
+        subnormal = named(m, "subnormal", ~far.any() & (near < zeros))
+        shift = named(m, "shift", Mux(subnormal, near, zeros))
         bits = normalise(m, i.magnitude, shift, "normalised", fill=i.borrowed)
         below = len(bits) - _SIGNIFICAND
         mantissa = bits[below:-1]
         guard, rest, odd = bits[below - 1], bits[: below - 1], mantissa[0]
-        up = named(
-            m,
-            "up",
-            guard & (odd | rest.any() | i.borrowed) | (i.borrowed & odd & rest.all()),
-        )
-        # Before rounding; 0 for subnormals. If nothing is found the sum is zero or, borrowed, one
-        # unit far below the last place of a subnormal.
-        exponent = named(
-            m,
-            "exponent_found",
-            ((i.exponent + 1 - zeros) & (found & ~subnormal).replicate(10))[:9],
-        )
+        m.d.comb += [
+            o.mantissa.eq(mantissa),
+            o.up.eq(guard & (odd | rest.any() | i.borrowed) | (i.borrowed & odd & rest.all())),
+            # 0 for subnormals. If nothing is found the sum is zero or, borrowed, one unit far below
+            # the last place of a subnormal.
+            o.exponent.eq((i.exponent + 1 - zeros) & (found & ~subnormal).replicate(10)),
+            o.sign.eq((i.negative ^ i.borrowed) & (found | i.borrowed | ~i.subtract)),
+            o.nan.eq(i.nan),
+        ]
+        return m
+
+
+class Round(Component):
+    """Last step: round to nearest even; combinational.
+
+    A carry out of the mantissa leaves zeros behind, so the next binade, the smallest normal number
+    and infinity come out by themselves. Source: IEEE 754-2019, 4.3.1, 7.4.
+
+    Members
+    -------
+    i : In(normalised_layout)
+        The sum, rounded down.
+    acc : Out(32)
+        FP32: subnormals kept, overflow to infinity, 0x7FC00000 for a NaN.
+    """
+
+    def __init__(self) -> None:
+        super().__init__({"i": In(normalised_layout), "acc": Out(value_layout(FP32))})
+
+    def build(self) -> Module:
+        """Build the increment."""
+        m = Module()
+        i = self.i
+        mantissa_bits, exponent = FP32.mantissa_bits, i.exponent
         huge = named(m, "huge", exponent[8] | exponent[:8].all())
-        rounded = named(m, "rounded", mantissa + up)
+        rounded = named(m, "rounded", i.mantissa + i.up)
         # Both exponents are ready when the carry of the rounding, which comes last, chooses.
         raised = Mux(rounded[-1], (exponent[:8] + 1)[:8], exponent[:8])
         m.d.comb += [
@@ -277,9 +327,7 @@ class Round(Component):
                 | Cat(Const(0, mantissa_bits - 1), i.nan)
             ),
             self.acc.exponent.eq(raised | (huge | i.nan).replicate(8)),
-            self.acc.sign.eq(
-                (i.negative ^ i.borrowed) & (found | i.borrowed | ~i.subtract) & ~i.nan
-            ),
+            self.acc.sign.eq(i.sign & ~i.nan),
         ]
         return m
 
@@ -324,6 +372,7 @@ class Accumulator(Component):
         m = Module()
         m.submodules.align = align = Align(self.pair)
         m.submodules.add = add = Add()
+        m.submodules.normalise = normalised = Normalise(len(add.o.magnitude))
         m.submodules.round = round_ = Round()
         held = register(m, self.enable, "acc_held", Value.cast(round_.acc))
         aligned, summed = Value.cast(align.o), Value.cast(add.o)
@@ -336,7 +385,8 @@ class Accumulator(Component):
             align.acc.eq(held & (~self.first).replicate(len(held))),
             align.addend.eq(self.addend),
             add.i.eq(aligned),
-            round_.i.eq(summed),
+            normalised.i.eq(summed),
+            round_.i.eq(normalised.o),
         ]
         return m
 
@@ -361,7 +411,7 @@ class AccumulatorPipeline(Component):
         There is one; otherwise the chain stays as it is.
     first : In(1)
         Clear the chain to +0 first. Reset clears all chains.
-    acc : Out(32)
+    o : Out(32)
         The chain after the addend of ``latency`` steps ago.
     """
 
@@ -376,7 +426,7 @@ class AccumulatorPipeline(Component):
                 "i": In(pair.product_layout),
                 "valid": In(1),
                 "first": In(1),
-                "acc": Out(value_layout(FP32)),
+                "o": Out(value_layout(FP32)),
             }
         )
 
@@ -396,7 +446,7 @@ class AccumulatorPipeline(Component):
             accumulator.enable.eq(self.enable),
             accumulator.addend.eq(register(m, self.enable, "addend_held", gated.as_value())),
             accumulator.first.eq(clear[0]),
-            self.acc.eq(accumulator.acc),
+            self.o.eq(accumulator.acc),
         ]
         with m.If(self.enable):
             m.d.sync += clear.eq((clear >> 1) | (self.first & self.valid))
@@ -517,7 +567,7 @@ class Fp32Accumulator(Component):
             pipeline.i.eq(self.i.payload.data.product),
             pipeline.valid.eq(accepted),
             pipeline.first.eq(self.i.payload.data.first),
-            skid.i.payload.data.eq(pipeline.acc),
+            skid.i.payload.data.eq(pipeline.o),
             skid.i.payload.last.eq(delayed(m, step, "last", self.i.payload.last, self.latency)),
             skid.i.valid.eq(delayed(m, step, "valid", accepted, self.latency, reset=True)),
         ]

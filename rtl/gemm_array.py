@@ -173,7 +173,7 @@ class Cell(Component):
             accumulator.i.eq(register(m, self.enable, "product_held", product.o.as_value())),
             accumulator.valid.eq(self.valid),
             accumulator.first.eq(self.first),
-            self.acc.eq(accumulator.acc),
+            self.acc.eq(accumulator.o),
         ]
         return m
 

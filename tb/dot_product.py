@@ -6,17 +6,20 @@ import cocotb
 import numpy as np
 from numpy.typing import NDArray
 
+from m2xfp.formats import window
 from m2xfp.tb.description import Description
 from m2xfp.tb.job import Beats, Job
-from m2xfp.tb.mac_arrays import beats_of_pairs, formats, lanes
+from m2xfp.tb.mac_arrays import beats_of_pairs, chains, formats, lanes
 from m2xfp.tb.protocol import Bench
 
-__all__ = ["expected", "make_job", "pairs"]
+__all__ = ["Bools", "Bytes", "expected", "make_job", "pairs"]
 
 Arrays = dict[str, NDArray[Any]]
+Bytes = NDArray[np.uint8]
+Bools = NDArray[np.bool_]
 
 
-def pairs(act: NDArray[np.uint8], weight: NDArray[np.uint8], description: Description) -> Arrays:
+def pairs(act: Bytes, weight: Bytes, description: Description) -> Arrays:
     """Split packed groups [n, bytes] of both sides into the fields of a user's file."""
     arrays: Arrays = {}
     for side, block, groups in zip("aw", formats(description), (act, weight), strict=True):
@@ -29,11 +32,11 @@ def pairs(act: NDArray[np.uint8], weight: NDArray[np.uint8], description: Descri
 
 
 def expected(
-    act: NDArray[np.uint8],
-    weight: NDArray[np.uint8],
-    first: NDArray[np.bool_],
+    act: Bytes,
+    weight: Bytes,
+    first: Bools,
     description: Description,
-) -> NDArray[np.uint32]:
+) -> NDArray[np.unsignedinteger]:
     """Return the accumulators that the golden model has after each beat.
 
     Parameters
@@ -47,11 +50,21 @@ def expected(
 
     Returns
     -------
-    uint32 [T, beats a group, n]
+    uint32 [T, beats a group, n], with ``inexact`` in bit 32, as uint64, of an exact accumulation.
     """
-    from m2xfp.golden.bits import dot_bits
+    from m2xfp.golden.bits import dot_bits, running_exact_bits
 
     act_block, weight_block = formats(description)
+    if "window" in description.keywords:
+        acc, inexact = running_exact_bits(
+            act_block.name,
+            weight_block.name,
+            act.swapaxes(0, 1),
+            weight.swapaxes(0, 1),
+            first.T,
+            window(description.keywords["window"]),
+        )
+        return (acc.T | inexact.T.astype(np.uint64) << np.uint64(32))[:, None]
     group, width = act_block.group, lanes(description)
     acc = np.zeros(act.shape[1], np.uint32)
     found = np.zeros((len(act), group // width, act.shape[1]), np.uint32)
@@ -70,9 +83,9 @@ def expected(
 
 def make_job(
     description: Description,
-    act: NDArray[np.uint8],
-    weight: NDArray[np.uint8],
-    first: NDArray[np.bool_],
+    act: Bytes,
+    weight: Bytes,
+    first: Bools,
     seed: int = 0,
 ) -> Job:
     """Return the beats for dot products that take turns, and the accumulators that must come out.
@@ -82,7 +95,7 @@ def make_job(
     of the job is one such set, so its first groups must have ``first``. TLAST is random in every
     beat and must come out with it.
     """
-    chains = int(description.keywords.get("chains", 3))
+    turns = chains(description)
     steps, count = first.shape
     beats = formats(description)[0].group // lanes(description)
     arrays = pairs(
@@ -93,15 +106,17 @@ def make_job(
 
     def interleaved(rows: NDArray[Any]) -> NDArray[Any]:
         """[T, beats, n, bytes] to rows in the order of the stream."""
-        sets = rows.reshape(steps, beats, count // chains, chains, -1)
+        sets = rows.reshape(steps, beats, count // turns, turns, -1)
         return np.ascontiguousarray(
             sets.transpose(2, 0, 1, 3, 4).reshape(steps * beats * count, -1)
         )
 
     rows = interleaved(table.reshape(steps, count, beats, -1).transpose(0, 2, 1, 3))
-    out = interleaved(acc.astype("<u4")[..., None].view(np.uint8))
+    size = description.outputs[0].bytes
+    patterns = acc.astype("<u8")[..., None].view(np.uint8)[..., :size]
+    out = interleaved(patterns)
     last = np.random.default_rng(seed).random(len(rows)) < 0.5
-    return Job({"i": Beats(rows, last)}, {"o": Beats(out, last)}, count // chains)
+    return Job({"i": Beats(rows, last)}, {"o": Beats(out, last)}, count // turns)
 
 
 @cocotb.test()

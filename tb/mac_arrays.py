@@ -15,6 +15,7 @@ from m2xfp.tb.job import Beats
 
 __all__ = [
     "beats_of_pairs",
+    "chains",
     "decode_accumulators",
     "encode_pairs",
     "formats",
@@ -42,6 +43,11 @@ def lanes(description: Description) -> int:
     if number is None:
         number = 8 if description.unit == "pe_tile" else formats(description)[0].group
     return int(number)
+
+
+def chains(description: Description) -> int:
+    """Return the dot products that take turns in a MAC unit."""
+    return 1 if "window" in description.keywords else int(description.keywords.get("chains", 3))
 
 
 def _fields(description: Description) -> dict[str, tuple[int, ...]]:
@@ -169,7 +175,7 @@ def _slots(arrays: Arrays, description: Description) -> NDArray[np.int64]:
     beats = formats(description)[0].group // lanes(description)
     first = np.zeros(len(arrays["first"]) * beats, bool)
     first[::beats] = arrays["first"]
-    return schedule(first, int(description.keywords.get("chains", 3)))
+    return schedule(first, chains(description))
 
 
 def encode_pairs(arrays: Arrays, description: Description) -> dict[str, Beats]:
@@ -186,7 +192,10 @@ def encode_pairs(arrays: Arrays, description: Description) -> dict[str, Beats]:
 def decode_accumulators(
     beats: Mapping[str, Beats], arrays: Arrays, description: Description
 ) -> Arrays:
-    """Return ``acc``, uint32 [n]: the accumulator's FP32 pattern after each pair of groups."""
+    """Return ``acc``, uint32 [n]: the accumulator's FP32 pattern after each pair of groups.
+
+    From an exact accumulation ``inexact``, bool [n], as well.
+    """
     out = beats[description.outputs[0].name].data
     count = len(arrays["first"])
     parts = formats(description)[0].group // lanes(description)
@@ -195,4 +204,6 @@ def decode_accumulators(
     found[slots[slots >= 0]] = out[slots >= 0]
     final = np.ascontiguousarray(found.reshape(count, parts, -1)[:, -1])
     result: Arrays = {"acc": np.ascontiguousarray(final[:, :4]).view("<u4")[:, 0].copy()}
+    if "window" in description.keywords:
+        result["inexact"] = final[:, 4].astype(bool)
     return result

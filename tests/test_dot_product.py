@@ -265,7 +265,7 @@ FAULTS = [
     Mutation("no far sticky", ACC, "Mux(far, chosen.any(), lost)", "Mux(far, 0, lost)"),
     Mutation("rounding of a borrow", ACC, "| (i.borrowed & odd & rest.all())", ""),
     Mutation("zeros shifted in after a borrow", ACC, "fill=i.borrowed", "fill=None"),
-    Mutation("subnormals flushed", ACC, "Mux(subnormal, i.exponent[:5], zeros)", "zeros"),
+    Mutation("subnormals flushed", ACC, "Mux(subnormal, near, zeros)", "zeros"),
     Mutation("hidden bit of subnormals", ACC, "acc.exponent[0] | ~hidden", "acc.exponent[0]"),
     Mutation("overflow wraps", ACC, "exponent[8] | exponent[:8].all()", "Const(0, 1)"),
     Mutation("infinity does not stay", ACC, "addend.nonzero & ~special", "addend.nonzero"),
