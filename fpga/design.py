@@ -1,8 +1,7 @@
 """The design on a board: units behind one framed serial link."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from amaranth.hdl import ClockDomain, ClockSignal, DomainRenamer, Module, ResetSignal
@@ -11,84 +10,68 @@ from amaranth.lib.wiring import In, Out
 
 from m2xfp import __version__
 from m2xfp.errors import InputError, UnknownNameError
-from m2xfp.formats import BF16
 from m2xfp.fpga.gateway import ByteRom, Gateway, sinks, sources
 from m2xfp.fpga.link import Link
 from m2xfp.fpga.protocol import Command, Identity
 from m2xfp.fpga.uart import clocks_per_bit
-from m2xfp.rtl.activation_quantizer import ActivationQuantizer
+from m2xfp.rtl.catalog import find_unit
 from m2xfp.rtl.component import Component
-from m2xfp.rtl.dot_product import DotProduct
-from m2xfp.rtl.gemm_core import GemmCore
-from m2xfp.rtl.weight_encoder import WeightEncoder
 
 __all__ = ["UNITS", "BoardUnit", "Design", "design_identity", "find_board_unit"]
 
 
 @dataclass(frozen=True)
 class BoardUnit:
-    """A unit as it goes on a board.
+    """A unit of the catalog as it goes on a board.
 
     A serial line brings about a beat in a hundred clocks, so units are as narrow as they come, and
     accumulators need not overlap.
 
     Members
     -------
-    purpose
-        One line.
-    component
-        Called with ``options``, gives the unit.
-    options
-        Its keyword arguments.
+    unit, config
+        Its name and configuration in the catalog.
+    changes
+        Keyword arguments that differ from the configuration's.
     buffer
         Bytes of payload that a request and an answer should have: with 2048, four block RAMs each
         on an iCE40, a frame spends 1 % on header, CRC and flags.
     """
 
-    purpose: str
-    component: type[Component]
-    options: Mapping[str, Any]
+    unit: str
+    config: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
     buffer: int = 2048
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the component."""
+        return {**find_unit(self.unit).configs[self.config], **self.changes}
 
     def build(self) -> Component:
         """Return a new component."""
-        return self.component(**self.options)
+        return find_unit(self.unit).component(**self.options)
 
     @property
-    def configuration(self) -> str:
-        """Class, options and widths of the streams, on one line."""
+    def summary(self) -> str:
+        """Unit, options and widths of the streams, on one line: what a build's hash covers."""
         unit = self.build()
-        values = ", ".join(f"{name}={_plain(value)}" for name, value in self.options.items())
-        ports = ", ".join(f"{p.member}:{p.data_width}" for p in (*sinks(unit), *sources(unit)))
-        return f"{self.component.__name__}({values}) {ports}"
-
-
-def _plain(value: Any) -> Any:
-    return getattr(value, "name", value)  # formats stand by their name
+        # Formats stand by their name.
+        values = ",".join(f"{name}={getattr(v, 'name', v)}" for name, v in self.options.items())
+        ports = ",".join(f"{p.member}:{p.data_width}" for p in (*sinks(unit), *sources(unit)))
+        return f"{self.unit}({values}) {ports}"
 
 
 UNITS: Mapping[str, BoardUnit] = {
-    "quantizer": BoardUnit(
-        "bfloat16 activations to packed M2XFP groups",
-        ActivationQuantizer,
-        {"input_type": BF16, "lanes": 8},
-    ),
-    "dot": BoardUnit(
-        "dot products of packed M2XFP groups, FP32 accumulation",
-        DotProduct,
-        {"chains": 1},
-    ),
+    "quantizer": BoardUnit("activation_quantizer", "bf16x8"),
+    "dot": BoardUnit("dot_product", "m2xfp-fp32-single"),
     "gemm": BoardUnit(
-        "matrix products of packed M2XFP groups, FP32 accumulation",
-        GemmCore,
-        {"rows": 2, "columns": 2, "max_k": 4096, "chains": 1},
+        "gemm_core",
+        "m2xfp-2x2",
+        {"max_k": 4096, "chains": 1},
         buffer=16384,  # four rows of activations and two of weights of the largest k
     ),
-    "encoder": BoardUnit(
-        "bfloat16 weights to packed M2XFP groups",
-        WeightEncoder,
-        {"input_type": BF16, "clocks_per_group": 12},
-    ),
+    "encoder": BoardUnit("weight_encoder", "bf16-adaptive-12"),
 }
 
 
@@ -101,7 +84,7 @@ def find_board_unit(name: str) -> BoardUnit:
 
 def design_identity(clock_hz: float, baud: int, units: Sequence[str], buffer: int) -> Identity:
     """Return what a design with these parameters says of itself; see ``Design``."""
-    configurations = tuple((name, find_board_unit(name).configuration) for name in units)
+    configurations = tuple((name, find_board_unit(name).summary) for name in units)
     return Identity(__version__, round(clock_hz), baud, buffer, configurations).sealed()
 
 
@@ -150,7 +133,7 @@ class Design(Component):
         self.units = tuple(units)
         buffer = max(row.buffer for row in rows) if buffer is None else buffer
         self.identity = design_identity(clock_hz, baud, units, buffer)
-        least = max(256, 1 << math.ceil(math.log2(len(self.identity.payload()))))
+        least = max(256, 1 << (len(self.identity.payload()) - 1).bit_length())
         if buffer & (buffer - 1) or not least <= buffer < 1 << 16:
             raise InputError(f"buffer={buffer}: must be a power of two from {least} to {1 << 15}")
         self._buffer = buffer

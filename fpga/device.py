@@ -20,7 +20,6 @@ from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.formats import BF16, M2XFP_ACT, M2XFP_WEIGHT
 from m2xfp.fpga.operands import (
     PAIR_BYTES,
-    SEED_PAIRS,
     blocks,
     pair_records,
     seed_pairs,
@@ -368,37 +367,49 @@ class Device:
         groups = torch.from_numpy(data.reshape(*x.shape[:-1], count, width))
         return PackedTensor.from_groups(fmt, groups.to(x.device), tuple(x.shape))
 
-    def _dots(self, pairs: Bytes, progress: bool) -> NDArray[np.uint32]:
-        """Return the accumulators of [rows, G, PAIR_BYTES] pairs of groups.
+    def accumulate(
+        self, pairs: Bytes, first: NDArray[np.bool_], *, progress: bool = False
+    ) -> NDArray[np.uint32]:
+        """Return the FP32 accumulator after each pair of groups, as patterns, uint32 [n].
 
-        A request has as many rows as fit; of rows that are longer than a buffer, a stretch, begun
-        with what the last stretch came to.
+        Unit ``dot``. Where a request ends within a dot product, the next one begins with groups
+        that make its running sum, see ``operands``.
+
+        Parameters
+        ----------
+        pairs
+            uint8 [n, 36]: an activation group and a weight group, 18 bytes each.
+        first
+            bool [n]: a dot product begins here; row 0 begins one in any case.
+        progress
+            Show a bar.
         """
-        rows, depth, _ = pairs.shape
+        from tqdm import tqdm
+
+        acc = np.zeros(len(pairs), np.uint32)
         most = self.identity.buffer // (2 + PAIR_BYTES)
-        acc = np.zeros(rows, np.uint32)
-        stretches = blocks(depth, most if depth <= most else most - SEED_PAIRS)
-
-        def ask(part: tuple[slice, slice]) -> None:
-            chosen, stretch = part
-            runs = [
-                seed_pairs(int(acc[row])) + [pair.tobytes() for pair in pairs[row, stretch]]
-                for row in range(chosen.start, chosen.stop)
-            ]
-            records = [record for run in runs for record in pair_records(run)]
-            found = _counted("dot", self._rows("dot", records, 4), len(records))
-            ends = np.cumsum([len(run) for run in runs]) - 1
-            acc[chosen] = found[ends].copy().view("<u4")[:, 0]
-
-        parts = [
-            (chosen, stretch)
-            for stretch in stretches
-            for chosen in blocks(
-                rows, most // (stretch.stop - stretch.start + SEED_PAIRS * (stretch.start > 0))
-            )
-        ]
-        _in_parts(ask, parts, "dot", progress)
+        at = 0
+        with tqdm(total=len(pairs), desc="dot", unit="group", disable=not progress) as bar:
+            while at < len(pairs):
+                seeds = [] if first[at] or not at else seed_pairs(int(acc[at - 1]))
+                stop = min(len(pairs), at + most - len(seeds))
+                beats = [*seeds, *(pair.tobytes() for pair in pairs[at:stop])]
+                clear = np.concatenate([np.zeros(len(seeds), bool), first[at:stop]])
+                clear[0] = True
+                found = self._rows("dot", pair_records(beats, clear), 4)
+                acc[at:stop] = _counted("dot", found, len(beats)).view("<u4")[len(seeds) :, 0]
+                bar.update(stop - at)
+                at = stop
         return acc
+
+    def _dots(self, pairs: Bytes, progress: bool) -> NDArray[np.uint32]:
+        """Return the final accumulators of [rows, G, PAIR_BYTES] pairs of groups."""
+        rows, depth, width = pairs.shape
+        if not depth:
+            return np.zeros(rows, np.uint32)
+        first = np.arange(rows * depth) % depth == 0
+        acc = self.accumulate(pairs.reshape(-1, width), first, progress=progress)
+        return acc.reshape(rows, depth)[:, -1]
 
     def _products(
         self, gemm: _Gemm, acts: Bytes, weights: Bytes, progress: bool

@@ -15,16 +15,13 @@ from numpy.typing import NDArray
 from m2xfp.formats import E2M1, M2XFP_ACT
 from m2xfp.fpga.protocol import Record
 
-__all__ = ["PAIR_BYTES", "SEED_PAIRS", "blocks", "pair_records", "seed_pairs", "value_records"]
+__all__ = ["PAIR_BYTES", "blocks", "pair_records", "seed_pairs", "value_records"]
 
 Bytes = NDArray[np.uint8]
 
 GROUP_BYTES = sum(M2XFP_ACT.group_bytes)
 PAIR_BYTES = 2 * GROUP_BYTES
 """An activation group and a weight group."""
-
-SEED_PAIRS = 2
-"""Pairs of groups that bring any accumulator along."""
 
 # Twice the magnitudes of E2M1, whose products are whole numbers: 0 1 2 3 4 6 8 12.
 _DOUBLED = [int(2 * E2M1.magnitude(code)) for code in range(E2M1.max_code + 1)]
@@ -43,9 +40,11 @@ def value_records(raw: NDArray[np.uint16], lanes: int) -> list[Record]:
     return [Record(0, beat.tobytes()) for beat in beats]
 
 
-def pair_records(pairs: Sequence[bytes]) -> list[Record]:
-    """Return one dot product, pairs of groups in rising k, as beats; the first one clears."""
-    return [Record(0, pair + bytes([number == 0])) for number, pair in enumerate(pairs)]
+def pair_records(pairs: Sequence[bytes], first: NDArray[np.bool_]) -> list[Record]:
+    """Return pairs of groups as beats; ``first`` says which of them clear the accumulator."""
+    return [
+        Record(0, pair + bytes([clear])) for pair, clear in zip(pairs, first.tolist(), strict=True)
+    ]
 
 
 @cache
@@ -84,7 +83,7 @@ def _pair(number: int, negative: bool, exponent: int) -> bytes:
 def seed_pairs(pattern: int) -> list[bytes]:
     """Return pairs of groups that take an accumulator from +0 to the float32 ``pattern``.
 
-    At most ``SEED_PAIRS``. A NaN becomes 0x7FC00000, as in every accumulator.
+    Two at most, none for +0. A NaN becomes 0x7FC00000, as in every accumulator.
     """
     negative, field, mantissa = bool(pattern >> 31), pattern >> 23 & 0xFF, pattern & 0x7FFFFF
     if field == 0xFF and mantissa:
