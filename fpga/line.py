@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from m2xfp.files import write_atomic
 from m2xfp.fpga.design import Design
+from m2xfp.fpga.requester import MOST_BYTES
 from m2xfp.rtl.emit import verilog_text
 from m2xfp.tb.cache import BUILD_DIR, cached_build
 from m2xfp.tb.verilator import find_verilator
@@ -102,17 +103,17 @@ class SimulatedLine:
         self._library.line_delete(self._model)
         self._model = ctypes.c_void_p(None)
 
-    def run(self, toggles: Iterable[float], *, quiet: int | None = None) -> Clocks:
+    def run(self, toggles: Iterable[float], *, longest: int = MOST_BYTES) -> Clocks:
         """Change ``rx`` at these clocks; return the clocks at which ``tx`` changed.
 
         Both count from the start of the run, which begins and ends with both lines idle: it goes on
-        until nothing has changed for ``quiet`` clocks (two bytes by default) and the design rests.
-        RuntimeError if it never does.
+        until nothing has changed for the time of two bytes and the design rests. RuntimeError if
+        that takes the time of ``longest`` bytes.
         """
         at = np.ceil(np.sort(np.fromiter(toggles, np.float64))).astype(np.uint64)
-        quiet = 2 * FRAME_BITS * self.divisor if quiet is None else quiet
-        # The longest answer is two buffers' worth of escaped bytes.
-        limit = (int(at[-1]) if len(at) else 0) + quiet + 4 * FRAME_BITS * self.divisor * 65536
+        byte = FRAME_BITS * self.divisor
+        quiet = 2 * byte
+        limit = (int(at[-1]) if len(at) else 0) + quiet + byte * longest
         before = self.clocks
         self.clocks = self._library.line_run(self._model, at.ctypes.data, len(at), quiet, limit)
         if self.clocks - before >= limit:

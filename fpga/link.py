@@ -260,8 +260,8 @@ class FrameSender(Component):
                     m.d.sync += [queue.eq(queue[8:]), left.eq(left - 1)]
                     with m.If(left == 1):
                         m.next = "close"
-            with m.State("close"):
-                m.d.comb += [self.o.valid.eq(1), self.o.payload.eq(FLAG)]
+            with m.State("close"):  # and leave the CRC ready for the next request
+                m.d.comb += [self.o.valid.eq(1), self.o.payload.eq(FLAG), crc.start.eq(1)]
                 with m.If(self.o.ready):
                     m.next = "idle"
         return m

@@ -94,7 +94,8 @@ class UartReceiver(Component):
 
         m.d.sync += [self.valid.eq(0), self.broken.eq(0)]
         with m.If(waiting):
-            m.d.sync += [timer.eq(self._divisor // 2 - 1), high.eq(high | level)]
+            # An edge is seen up to a clock late, so half a bit is rounded down.
+            m.d.sync += [timer.eq((self._divisor - 1) // 2 - 1), high.eq(high | level)]
             with m.If(high & ~level):
                 m.d.sync += [waiting.eq(0), starting.eq(1), bits.eq(9)]
         with m.Elif(timer != 0):
