@@ -1,7 +1,8 @@
 """The committed figures in docs/results: what a run changed against them, and accepting it.
 
 One JSON file a library holds the rows of every unit and configuration that were accepted, with the
-flow that measured them; the table and the plots beside it are drawn from it.
+flow that measured them; the table and the plots beside it are drawn from it. Figures with clock
+gates have files of their own, named ``...-gated``.
 """
 
 import json
@@ -66,8 +67,8 @@ class Change:
         )
 
 
-def _file(folder: Path, pdk: Pdk, suffix: str) -> Path:
-    return folder / f"synth-{pdk.name}.{suffix}"
+def _name(pdk: Pdk, options: FlowOptions) -> str:
+    return pdk.name + "-gated" * options.clock_gating
 
 
 def load(folder: Path, pdk: Pdk, options: FlowOptions) -> list[Row]:
@@ -78,7 +79,7 @@ def load(folder: Path, pdk: Pdk, options: FlowOptions) -> list[Row]:
     InputError
         The file is damaged, or was measured by another flow: figures would not compare.
     """
-    path = _file(folder, pdk, "json")
+    path = folder / f"synth-{_name(pdk, options)}.json"
     if not path.exists():
         return []
     try:
@@ -134,9 +135,10 @@ def accept(
         "flow": flow_facts(pdk, options),
         "rows": [asdict(row) for row in kept],
     }
+    name = _name(pdk, options)
     files = [
-        write_atomic(_file(folder, pdk, "json"), json.dumps(report, indent=1) + "\n"),
-        write_atomic(_file(folder, pdk, "md"), markdown_table(kept, pdk, options)),
+        write_atomic(folder / f"synth-{name}.json", json.dumps(report, indent=1) + "\n"),
+        write_atomic(folder / f"synth-{name}.md", markdown_table(kept, pdk, options)),
     ]
     macs = {
         (unit, config): facts["macs_per_clock"]
@@ -144,9 +146,9 @@ def accept(
         if "macs_per_clock" in (facts := describe(find_unit(unit), config))
     }
     if compared := paper_table(kept, pdk, macs):
-        files.append(write_atomic(folder / f"paper-{pdk.name}.md", compared))
-    for name, plot in (("area", plot_area), ("tradeoff", plot_tradeoff)):
-        path = folder / f"synth-{pdk.name}-{name}.svg"
+        files.append(write_atomic(folder / f"paper-{name}.md", compared))
+    for ending, plot in (("area", plot_area), ("tradeoff", plot_tradeoff)):
+        path = folder / f"synth-{name}-{ending}.svg"
         plot(kept, pdk, path)
         files.append(path)
     return files

@@ -1,11 +1,11 @@
 """Map Verilog onto a standard-cell library with yosys, and refuse a netlist that is not whole.
 
-The flow: read, check, flatten, ``synth``, flip-flops, ``abc`` with a buffer driving every input and
-four NAND2 inputs on every output, tie cells, check again. Initial values are dropped, since silicon
-has none: what a unit needs after power-up it gets from reset. Wire-load models are removed from
-the library. A run fails on an unresolved or empty module, a latch, a combinational loop, an
-undriven net or a cell that the library does not have, because each of them would otherwise count
-as no area.
+The flow: read, check, flatten, ``synth``, clock gates if asked for, flip-flops, ``abc`` with a
+buffer driving every input and four NAND2 inputs on every output, tie cells, check again. Initial
+values are dropped, since silicon has none: what a unit needs after power-up it gets from reset.
+Wire-load models are removed from the library. A run fails on an unresolved or empty module, a
+latch, a combinational loop, an undriven net or a cell that the library does not have, because each
+of them would otherwise count as no area.
 
 Runs are cached by the hash of everything that decides the result.
 """
@@ -51,6 +51,8 @@ ABC_SCRIPTS: dict[str, str | None] = {
     ),
 }
 
+GATED_FLOPS = 8  # flip-flops on one enable from which on they get a clock gate
+
 _WIRE_LOAD = re.compile(r"^[ \t]*default_wire_load\w*\s*:[^;\n]*;?[ \t]*$", re.MULTILINE)
 # OpenSTA does not know the word; in a netlist of gates it means nothing.
 _SIGNED = re.compile(r"^(\s*(?:input|output|inout|wire) )signed ", re.MULTILINE)
@@ -79,12 +81,16 @@ class FlowOptions:
         Clock target: what ``speed`` sizes gates for and what slack is counted against.
     booth
         Booth-encode multipliers.
+    clock_gating
+        Registers of ``GATED_FLOPS`` bits or more with an enable get a clock gate instead of a
+        multiplexer a bit.
     """
 
     flatten: bool = True
     abc: str = "default"
     clock_ns: float = 1.0
     booth: bool = False
+    clock_gating: bool = False
 
     def __post_init__(self) -> None:
         """Refuse an abc script that does not exist and a clock that is no period."""
@@ -108,7 +114,7 @@ class Netlist:
     gate_equivalents, logic_gate_equivalents
         These areas over the area of the smallest two-input NAND.
     cells, flops
-        Counts.
+        Counts; a clock gate is no flip-flop.
     cell_counts
         Count by library cell, in name order.
     module_area_um2
@@ -182,6 +188,21 @@ def yosys_command() -> tuple[tuple[str, ...], str]:
     raise MissingToolError("yosys (Python package pyosys)", 'pip install "m2xfp[synth]"')
 
 
+def _gating(pdk: Pdk) -> str:
+    """Return the pass that puts clock gates in front of registers with an enable.
+
+    It leaves out registers whose reset goes before their enable: those need the clock for either.
+    """
+    cell = pdk.clock_gate_cell
+    pins = cell.clock_gate
+    assert pins is not None
+    test = f" -tie_lo {pins.test}" if pins.test else ""
+    return (
+        f"clockgate -pos {cell.name} {pins.enable}:{pins.clock}:{pins.gated}{test} "
+        f"-min_net_size {GATED_FLOPS}"
+    )
+
+
 def _script(top: str, pdk: Pdk, options: FlowOptions, sources: Sequence[str], build: Path) -> str:
     """Return the yosys script; it runs in the folder that holds the sources."""
     # Two folders up, because a run takes place in <build>/<scratch>/run.
@@ -200,6 +221,7 @@ def _script(top: str, pdk: Pdk, options: FlowOptions, sources: Sequence[str], bu
         "setattr -unset init w:*",
         "check -assert",
         f"synth -top {top}{' -flatten' * options.flatten}{' -booth' * options.booth}",
+        *([_gating(pdk)] if options.clock_gating else []),
         # Flip-flops named after the registers they hold, before inverters come between.
         "rename -wire t:$_*DFF*",
         f"dfflibmap {liberty} {banned}",
@@ -265,7 +287,8 @@ def _measure(top: str, pdk: Pdk, options: FlowOptions, yosys: str, folder: Path)
         for instance, cell in modules[name]["cells"].items():
             kind = cell["type"]
             if kind in library:
-                if library[kind].is_stateful and not library[kind].is_flop:
+                gate = options.clock_gating and library[kind] is pdk.clock_gate_cell
+                if library[kind].is_stateful and not library[kind].is_flop and not gate:
                     raise SynthesisError(
                         f"{top}: {instance!r} in {name} is a latch ({kind}); give every branch "
                         "of combinational code a value"

@@ -1,8 +1,10 @@
 """Gate-level simulation of a mapped netlist: thousands of independent runs at once, with numpy.
 
 Every net holds one 64-bit word for 64 runs (lanes), and a gate is its Liberty function on whole
-arrays of them. Delays are zero, so a net changes at most once a clock (no glitches); the clock
-itself is not simulated, all flip-flops move together. Registers start from random bits, so that a
+arrays of them. Delays are zero, so a net changes at most once a clock (no glitches). The value of a
+clock net is whether it has a pulse at the coming edge: the clock itself always, one behind a clock
+gate where the gate is enabled, since the gate's latch holds at the edge what stood before it. All
+flip-flops whose clock has a pulse move together. Registers start from random bits, so that a
 reset which does not reach everything it should is seen.
 """
 
@@ -74,8 +76,24 @@ class Batch:
         return len(self.names)
 
     @cached_property
+    def clock(self) -> str:
+        """Name of the clock pin of flip-flops and clock gates, empty for other cells."""
+        if gate := self.cell.clock_gate:
+            return gate.clock
+        return self.state[2] if self.cell.is_flop else ""
+
+    @cached_property
+    def gated(self) -> str:
+        """Name of the pin where a clock gate gives the gated clock, empty for other cells."""
+        gate = self.cell.clock_gate
+        return gate.gated if gate else ""
+
+    @cached_property
     def functions(self) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
         """Function of each output pin; of a flip-flop in terms of its state names."""
+        if gate := self.cell.clock_gate:
+            enable = f"{gate.enable} | {gate.test}" if gate.test else gate.enable
+            return {gate.gated: function_of(f"{gate.clock} & ({enable})")}
         return {
             name: function_of(self.cell.pins[name].function)
             for name in self.cell.outputs
@@ -83,8 +101,8 @@ class Batch:
         }
 
     @cached_property
-    def state(self) -> tuple[str, str, Callable[[Mapping[str, Any]], Any], str]:
-        """Names of a flip-flop's state and of its inverse, next state, and the clock pin.
+    def state(self) -> tuple[str, str, str, Callable[[Mapping[str, Any]], Any]]:
+        """Names of a flip-flop's state, of its inverse and of the clock pin, and the next state.
 
         Raises
         ------
@@ -99,7 +117,7 @@ class Batch:
                 "reset can be simulated"
             )
         name, inverse = group.arguments[:2]
-        return name, inverse, function_of(group.values["next_state"]), clock
+        return name, inverse, clock, function_of(group.values["next_state"])
 
 
 class Gates:
@@ -124,11 +142,14 @@ class Gates:
         (cell name, indices of instances) for all gates, each after those that drive it.
     clock
         Net of the clock, None without flip-flops.
+    clocks
+        That net and those behind clock gates.
 
     Raises
     ------
     SynthesisError
-        The netlist has a loop, several clocks, or a cell without function.
+        The netlist has a loop, several clocks, a gate in the clock that is no integrated clock
+        gate, or a cell without function.
     """
 
     def __init__(self, netlist: Netlist, pdk: Pdk) -> None:
@@ -164,7 +185,7 @@ class Gates:
             name: [net(bit) for bit in entry["bits"]] for name, entry in module["netnames"].items()
         }
         self.nets = len(numbers) - 1
-        self.clock = self._clock()
+        self.clock, self.clocks = self._clocks()
         self.order = tuple(self._levels())
 
     def names(self) -> dict[str, int]:
@@ -175,16 +196,25 @@ class Gates:
             for index, bit in enumerate(bits)
         }
 
-    def _clock(self) -> int | None:
-        clocks = {
+    def _nets_of(self, pin_of: Callable[[Batch], str]) -> frozenset[int]:
+        """Return the nets on one pin of each cell that has it."""
+        return frozenset(
             int(net)
             for batch in self.batches.values()
-            if batch.cell.is_flop
-            for net in batch.nets[batch.state[3]]
-        }
-        if len(clocks) > 1:
+            if (pin := pin_of(batch))
+            for net in batch.nets[pin]
+        )
+
+    def _clocks(self) -> tuple[int | None, list[int]]:
+        gated = self._nets_of(lambda batch: batch.gated)
+        clocks = self._nets_of(lambda batch: batch.clock)
+        if len(clocks - gated) > 1:
             raise SynthesisError("flip-flops on several clocks, or behind a gate in the clock")
-        return clocks.pop() if clocks else None
+        for kind, batch in self.batches.items():
+            for pin in batch.cell.inputs:
+                if pin != batch.clock and not clocks.isdisjoint(batch.nets[pin]):
+                    raise SynthesisError(f"pin {pin} of a {kind} reads a clock as data")
+        return next(iter(clocks - gated), None), sorted(clocks)
 
     def _levels(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
         level = np.full(self.nets, -1, np.int64)
@@ -222,6 +252,8 @@ class Gates:
 
     def settle(self, values: Words) -> None:
         """Evaluate all gates on ``values``, uint64 [nets, words], in place."""
+        if self.clock is not None:
+            values[self.clock] = ALL
         for kind, indices in self.order:
             batch = self.batches[kind]
             pins = {pin: values[batch.nets[pin][indices]] for pin in batch.cell.inputs}
@@ -241,11 +273,10 @@ class Gates:
         following = {}
         for kind, state in states.items():
             batch = self.batches[kind]
-            name, inverse, function, _ = batch.state
+            name, inverse, clock, function = batch.state
             pins = {pin: values[batch.nets[pin]] for pin in batch.cell.inputs}
-            following[kind] = np.broadcast_to(
-                function(pins | {name: state, inverse: ~state}), state.shape
-            )
+            moved = function(pins | {name: state, inverse: ~state}) ^ state
+            following[kind] = state ^ (moved & pins[clock])
         return following
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from m2xfp.errors import InputError
 
-__all__ = ["Cell", "Group", "Library", "Pin", "parse", "parse_function", "read_text"]
+__all__ = ["Cell", "ClockGate", "Group", "Library", "Pin", "parse", "parse_function", "read_text"]
 
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 _STATEMENT = re.compile(
@@ -204,6 +204,25 @@ class Pin:
     group: Group = field(repr=False, compare=False)
 
 
+@dataclass(frozen=True)
+class ClockGate:
+    """Pins of an integrated clock gate: a latch, open while the clock is low, and an AND.
+
+    Members
+    -------
+    clock, enable, gated
+        Clock in, enable, clock out. The clock that comes out has those pulses before which the
+        enable was 1.
+    test
+        Lets the clock through as well, for scan; empty if the cell has none.
+    """
+
+    clock: str
+    enable: str
+    gated: str
+    test: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class Cell:
     """A cell of a library.
@@ -237,6 +256,22 @@ class Cell:
     def is_flop(self) -> bool:
         """Whether the cell has an edge-triggered state."""
         return any(self.group.of("ff", "ff_bank"))
+
+    @cached_property
+    def clock_gate(self) -> ClockGate | None:
+        """The pins of a clock gate for flip-flops on the rising edge; None for any other cell."""
+        kind = self.group.values.get("clock_gating_integrated_cell", "")
+        if kind not in {"latch_posedge", "latch_posedge_precontrol", "latch_posedge_postcontrol"}:
+            return None
+        roles = {
+            role: pin.name
+            for role in ("clock", "enable", "out", "test")
+            for pin in self.pins.values()
+            if pin.group.values.get(f"clock_gate_{role}_pin") == "true"
+        }
+        if not {"clock", "enable", "out"} <= roles.keys():
+            return None
+        return ClockGate(roles["clock"], roles["enable"], roles["out"], roles.get("test", ""))
 
     @property
     def is_stateful(self) -> bool:

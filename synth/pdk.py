@@ -48,8 +48,9 @@ class Pdk:
         Where to get it.
     liberty
         The files; empty until found.
-    nand2, driver
-        Cell names; empty means the smallest cell of that function.
+    nand2, driver, gate
+        Cell names; empty means the smallest cell of that function. The gate is the integrated
+        clock gate.
     dont_use
         Patterns of cells that the mapper must not take, beside those the library itself marks.
     """
@@ -62,6 +63,7 @@ class Pdk:
     liberty: tuple[Path, ...] = ()
     nand2: str = ""
     driver: str = ""
+    gate: str = ""
     dont_use: tuple[str, ...] = ()
 
     @property
@@ -90,6 +92,31 @@ class Pdk:
     def driver_cell(self) -> Cell:
         """The buffer that drives every input."""
         return self._cell(self.driver, _BUFFER, "DRIVER")
+
+    @cached_property
+    def clock_gate_cell(self) -> Cell:
+        """The integrated clock gate; banned or not, since no mapper chooses it by function.
+
+        Raises
+        ------
+        InputError
+            The library has none, or the cell named for it is none.
+        """
+        cells = self.library.cells
+        if self.gate:
+            if not cells[self.gate].clock_gate:
+                raise InputError(
+                    f"GATE={self.gate} is no integrated clock gate for the rising edge by "
+                    f"library {self.library.name!r}"
+                )
+            return cells[self.gate]
+        found = [(cell.area, cell.name) for cell in cells.values() if cell.clock_gate]
+        if not found:
+            raise InputError(
+                f"library {self.library.name!r} has no integrated clock gate (latch_posedge); "
+                "map onto it without --clock-gating"
+            )
+        return cells[min(found)[1]]
 
     @cached_property
     def flop_area_um2(self) -> float:
@@ -270,7 +297,8 @@ def pdk_from_liberty(files: Sequence[Path | str], cells: Mapping[str, str] | Non
     files
         Liberty files that together make the library.
     cells
-        Cell names for the roles ``NAND2`` and ``DRIVER``, instead of the smallest by function.
+        Cell names for the roles ``NAND2``, ``DRIVER`` and ``GATE``, instead of the smallest by
+        function.
 
     Raises
     ------
@@ -283,11 +311,11 @@ def pdk_from_liberty(files: Sequence[Path | str], cells: Mapping[str, str] | Non
     library = _library(paths)
     known = (pdk for pdk in PDKS.values() if re.fullmatch(pdk.library_name, library.name))
     pdk = replace(next(known, Pdk(library.name, library.name)), liberty=paths)
-    chosen = {"NAND2": pdk.nand2, "DRIVER": pdk.driver}
+    chosen = {"NAND2": pdk.nand2, "DRIVER": pdk.driver, "GATE": pdk.gate}
     for role, cell in (cells or {}).items():
         if role not in chosen:
             raise UnknownNameError("cell role", role, chosen)
         if cell not in library.cells:
             raise UnknownNameError(f"cell of {library.name}", cell, library.cells)
         chosen[role] = cell
-    return replace(pdk, nand2=chosen["NAND2"], driver=chosen["DRIVER"])
+    return replace(pdk, nand2=chosen["NAND2"], driver=chosen["DRIVER"], gate=chosen["GATE"])

@@ -12,23 +12,26 @@ How the tables are read:
 - An input transition is charged by the group whose condition holds after it, by the group without
   condition where none does. A condition that names an output must hold before it too: where the
   output changed, the output's own table has the energy.
-- A condition on the clock holds for half of the time, since the clock is high for half of it.
+- A condition on the clock holds for half of the time, since the clock is high for half of it; on a
+  gated clock, for half of those clocks in which it has a pulse.
+- A clock gate's energy is in the tables of its clock pin where no pulse comes out, and in those of
+  its output where one does. Conditions hold before a rising and after a falling edge of the clock.
 - A library that gives energy for supply and ground rails (ASAP7) measures the same charge twice, on
   its way in and on its way out; the supply's figures count.
 
-Slews come from the library's own tables, the slowest arc of each pin as in static timing; ideal
-clock. Not in it: glitches (delays are zero), wires, a clock tree, and what drives the inputs.
+Slews come from the library's own tables, the slowest arc of each pin as in static timing. The clock
+is ideal, before and behind clock gates. Not in it: glitches (delays are zero), wires, a clock tree,
+and what drives the inputs.
 """
 
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,8 +161,8 @@ def _arcs(pin: Pin, library: Library) -> Iterator[tuple[str, str, str, Table]]:
 def net_slews(gates: Gates, pdk: Pdk, loads: Mapping[str, Floats]) -> dict[str, Floats]:
     """Return the slowest transition of each net, in the library's time unit, by edge.
 
-    Inputs are driven by the library's buffer with an ideal step at its own input; the clock is
-    ideal.
+    Inputs are driven by the library's buffer with an ideal step at its own input; the clock and
+    the clocks behind clock gates are ideal.
     """
     library = pdk.library
     scaled = {edge: load / library.capacitance_ff for edge, load in loads.items()}
@@ -191,7 +194,9 @@ def net_slews(gates: Gates, pdk: Pdk, loads: Mapping[str, Floats]) -> dict[str, 
     for batch in gates.batches.values():
         if batch.cell.is_flop:
             drive(batch, np.arange(len(batch)), arcs_of(batch.cell))
-    arcs = {kind: arcs_of(batch.cell) for kind, batch in gates.batches.items()}
+    arcs = {
+        kind: [] if batch.gated else arcs_of(batch.cell) for kind, batch in gates.batches.items()
+    }
     for kind, indices in gates.order:
         drive(gates.batches[kind], indices, arcs[kind])
     return slews
@@ -204,13 +209,12 @@ def _count(words: Words) -> Floats:
 
 
 def toggle_counts(gates: Gates, history: Words) -> Floats:
-    """Return the transitions of each net in a run, all lanes together; of the clock two a clock."""
+    """Return the transitions of each net in a run, all lanes together; of clocks two a pulse."""
     counts = np.zeros(gates.nets)
     for first in range(0, gates.nets, 1024):
         part = history[:, first : first + 1024]
         counts[first : first + 1024] = _count(part[1:] ^ part[:-1])
-    if gates.clock is not None:
-        counts[gates.clock] = 2.0 * (len(history) - 1) * history.shape[2] * 64
+    counts[gates.clocks] = 2 * _count(history[:-1, gates.clocks])
     return counts
 
 
@@ -223,7 +227,7 @@ class Power:
     switching_pj, internal_pj
         Energy a clock.
     clock_pj
-        The part of both that the clock net and the clock pins take.
+        The part of both that the clock nets, the clock gates and the clock pins take.
     leakage_uw
         Leakage.
     """
@@ -258,55 +262,60 @@ def _groups(owner: Group, kind: str, cell: Cell) -> list[Group]:
 
 
 class _Activity:
-    """What the instances of one cell saw: words of each pin before and after each transition."""
+    """What the instances of one cell saw: words of each pin before and after each transition.
+
+    Of clocks, in and out, the words say whether they had a pulse between the two.
+    """
 
     def __init__(self, batch: Batch, history: Words) -> None:
         self.batch = batch
-        self.clock = batch.state[3] if batch.cell.is_flop else ""  # no pin has no name
-        pins = {pin: history[:, nets] for pin, nets in batch.nets.items() if pin != self.clock}
-        self.before = {pin: words[:-1] for pin, words in pins.items()}
-        self.after = {pin: words[1:] for pin, words in pins.items()}
+        self.before = {pin: history[:-1, nets] for pin, nets in batch.nets.items()}
+        self.clocks = {pin: self.before[pin] for pin in (batch.clock, batch.gated) if pin}
+        self.after = {pin: history[1:, nets] for pin, nets in batch.nets.items()} | self.clocks
         (shape,) = {words.shape for words in self.after.values()}
         self.everywhere = np.full(shape, ALL)
 
     def edge(self, pin: str, edge: str) -> Words:
-        """Return where a pin rises or falls."""
+        """Return where a pin rises or falls; a clock does both."""
+        if pin in self.clocks:
+            return self.clocks[pin]
         before, after = self.before[pin], self.after[pin]
         return ~before & after if edge == "rise" else before & ~after
 
-    def conditions(self, when: str | None, strict: bool) -> list[tuple[float, Words]]:
-        """Return where a condition holds, as (weight, words): twice by half if it names the clock.
+    def conditions(
+        self, when: str | None, pin: str = "", edge: str = "", strict: bool = False
+    ) -> list[tuple[float, Words]]:
+        """Return where a condition holds, as (weight, words): twice by half if it names a clock.
 
-        With ``strict`` a condition that names an output must hold before the transition too.
+        Of an edge of a clock it is what held before it rose or after it fell. With ``strict`` a
+        condition that names an output must hold before any other transition too.
         """
         if when is None:
             return [(1.0, self.everywhere)]
         function = function_of(when)
+        if pin in self.clocks:
+            return [(1.0, self._spread(function(self.before if edge == "rise" else self.after)))]
         names = set(re.findall(r"[A-Za-z_]\w*", when))
-        levels: list[dict[str, Any]] = [{}]
-        if self.clock in names:
-            levels = [{self.clock: np.uint64(0)}, {self.clock: ALL}]
+        levels: list[dict[str, Words]] = [{}]
+        if not names.isdisjoint(self.clocks):
+            levels = [dict.fromkeys(self.clocks, ~self.everywhere), self.clocks]
         found = []
         for level in levels:
             words = function(self.after | level)
             if strict and names & set(self.batch.cell.outputs):
                 words = words & function(self.before | level)
-            found.append((1 / len(levels), np.broadcast_to(words, self.everywhere.shape)))
+            found.append((1 / len(levels), self._spread(words)))
         return found
 
-    def share(self, events: Words, when: str | None, strict: bool) -> Floats:
+    def _spread(self, words: Words) -> Words:
+        return np.broadcast_to(words, self.everywhere.shape)
+
+    def share(self, events: Words, conditions: Iterable[tuple[float, Words]]) -> Floats:
         """Count the events at which a condition holds."""
         return sum(
-            (w * _count(events & words) for w, words in self.conditions(when, strict)),
+            (weight * _count(events & words) for weight, words in conditions),
             np.zeros(len(self.batch)),
         )
-
-    def unmatched(self, events: Words, conditions: list[str]) -> Words:
-        """Return the events at which none of the conditions can hold."""
-        for when in conditions:
-            for _, words in self.conditions(when, strict=False):
-                events = events & ~words
-        return events
 
 
 def _energy(group: Group, edge: str, library: Library, slew: Floats, load: Floats) -> Floats | None:
@@ -324,9 +333,10 @@ def _input_energy(
     conditional = [g.values["when"] for g in groups if "when" in g.values]
     total = np.zeros(len(batch))
     for edge in _EDGES:
-        clock = pin == activity.clock
-        events = activity.everywhere if clock else activity.edge(pin, edge)
-        default = activity.unmatched(events, conditional)
+        events = default = activity.edge(pin, edge)
+        for condition in conditional:
+            for _, words in activity.conditions(condition, pin, edge):
+                default = default & ~words
         slew = slews[edge][batch.nets[pin]]
         for group in groups:
             energy = _energy(group, edge, library, slew, np.zeros(len(batch)))
@@ -335,10 +345,9 @@ def _input_energy(
             when = group.values.get("when")
             if when is None:
                 total += energy * _count(default)
-            elif clock and edge == "rise":  # the flip-flop sees what stood before the edge
-                total += energy * _count(events & function_of(when)(activity.before))
             else:
-                total += energy * activity.share(events, when, strict=not clock)
+                held = activity.conditions(when, pin, edge, strict=True)
+                total += energy * activity.share(events, held)
     return total
 
 
@@ -362,7 +371,7 @@ def _output_energy(
             related = group.values.get("related_pin", "").split()
             slew = np.zeros(len(batch))
             moved = activity.everywhere
-            if related and related[0] != activity.clock:
+            if related and related[0] != batch.clock:
                 moved = np.zeros_like(activity.everywhere)
                 for name in related:
                     moved = moved | (activity.before[name] ^ activity.after[name])
@@ -371,7 +380,8 @@ def _output_energy(
             energy = _energy(group, edge, library, slew, load)
             if energy is None:
                 continue
-            weight = activity.share(events & moved, group.values.get("when"), strict=False)
+            held = activity.conditions(group.values.get("when"), pin, edge)
+            weight = activity.share(events & moved, held)
             weighted += weight * energy
             weights += weight
             plain += energy
@@ -392,7 +402,8 @@ def _leakage(activity: _Activity) -> Floats:
     for group in groups:
         if "when" not in group.values:
             continue
-        share = activity.share(activity.everywhere, group.values["when"], strict=False) / samples
+        held = activity.conditions(group.values["when"])
+        share = activity.share(activity.everywhere, held) / samples
         total += group.number("value") * share
         covered += share
     rest = [group.number("value") for group in groups if "when" not in group.values]
@@ -431,11 +442,13 @@ def estimate_power(gates: Gates, pdk: Pdk, history: Words) -> Power:
         for pin in batch.cell.inputs:
             energy = float(_input_energy(activity, pin, library, slews).sum())
             internal += energy
-            clock += energy if pin == activity.clock else 0.0
+            clock += energy if pin == batch.clock else 0.0
         for pin in batch.cell.outputs:
-            internal += float(_output_energy(activity, pin, library, slews, loads).sum())
+            energy = float(_output_energy(activity, pin, library, slews, loads).sum())
+            internal += energy
+            clock += energy if pin == batch.gated else 0.0
         leakage += float(_leakage(activity).sum())
-    clock_switching = 0.0 if gates.clock is None else float(switching[gates.clock])
+    clock_switching = float(switching[gates.clocks].sum())
     return Power(
         switching_pj=float(switching.sum()) / clocks,
         internal_pj=internal * library.energy_pj / clocks,

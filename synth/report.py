@@ -213,6 +213,7 @@ def flow_facts(pdk: Pdk, options: FlowOptions) -> dict[str, Any]:
         "nand2": pdk.nand2_cell.name,
         "nand2_area_um2": pdk.nand2_cell.area,
         "flop_area_um2": pdk.flop_area_um2,
+        "clock_gate": pdk.clock_gate_cell.name if options.clock_gating else None,
         "driver": pdk.driver_cell.name,
         "load_ff": round(pdk.load_ff, 6),
         "dont_use": list(pdk.dont_use),
@@ -278,7 +279,8 @@ def markdown_table(rows: Sequence[Row], pdk: Pdk, options: FlowOptions) -> str:
         )
     how = (
         f"{pdk.title}; {yosys_command()[1]}, abc script {options.abc!r}, "
-        f"{'flat' if options.flatten else 'hierarchical'}; no wires, no clock tree; "
+        f"{'flat' if options.flatten else 'hierarchical'}"
+        f"{', clock gates' * options.clock_gating}; no wires, no clock tree; "
         f"GE = {pdk.nand2_cell.area:g} um2 ({pdk.nand2_cell.name})."
     )
     return f"{how}\n\n{aligned_table(table)}"

@@ -1,9 +1,9 @@
 """Static timing of a mapped netlist with OpenSTA: critical path, slack, and its ends in RTL names.
 
-Ideal clock, no wires (the library's wire-load model is removed), every data input driven by the
-library's buffer and arriving at the clock edge, every output loaded with four NAND2 inputs and
-required at the next edge. OpenSTA goes on after an error with what is left of the netlist and still
-exits with 0, so its log is read: any error or warning fails the run.
+Ideal clock, before and behind clock gates; no wires (the library's wire-load model is removed),
+every data input driven by the library's buffer and arriving at the clock edge, every output loaded
+with four NAND2 inputs and required at the next edge. OpenSTA goes on after an error with what is
+left of the netlist and still exits with 0, so its log is read: any error or warning fails the run.
 """
 
 import json
@@ -55,7 +55,8 @@ class Timing:
     slack_ns
         Worst slack at the clock target.
     start, end
-        Register or port of the RTL where the path begins and ends.
+        Register or port of the RTL where the path begins and ends; "enable of" a register if it
+        ends at a clock gate.
     stages
         The path.
     """
@@ -141,10 +142,26 @@ def time_netlist(netlist: Netlist, pdk: Pdk, build: Path = BUILD) -> Timing:
             told = "; ".join(complaints[:3]) or f"exit {done.returncode} before the end"
             raise SynthesisError(f"OpenSTA on {netlist.top}: {told} (log: {failed})")
         write_atomic(log, done.stdout)
-    return _parse(log.read_text(), netlist)
+    return _parse(log.read_text(), netlist, pdk)
 
 
-def _parse(text: str, netlist: Netlist) -> Timing:
+def _end_name(instance: str, netlist: Netlist, pdk: Pdk) -> str:
+    """Return what a path ends at: a register, a port, or the enable of registers."""
+    module = json.loads(netlist.json.read_text())["modules"][netlist.top]
+    kind = module["cells"].get(instance, {}).get("type")
+    gate = pdk.library.cells[kind].clock_gate if kind in pdk.library.cells else None
+    if not gate:
+        return _rtl_name(instance) or instance
+    clock = module["cells"][instance]["connections"][gate.gated]
+    registers = [
+        _rtl_name(name)
+        for name, cell in module["cells"].items()
+        if clock in cell["connections"].values() and name != instance
+    ]
+    return f"enable of {min(registers, key=lambda name: (len(name), name))}"
+
+
+def _parse(text: str, netlist: Netlist, pdk: Pdk) -> Timing:
     worst = re.search(r"^worst slack (-?[\d.]+)$", text, re.MULTILINE)
     start = re.search(r"^Startpoint: (\S+)", text, re.MULTILINE)
     end = re.search(r"^Endpoint: (\S+)", text, re.MULTILINE)
@@ -161,6 +178,6 @@ def _parse(text: str, netlist: Netlist) -> Timing:
         fmax_mhz=round(1e3 / path, 3),
         slack_ns=slack,
         start=_rtl_name(start[1]) or start[1],
-        end=_rtl_name(end[1]) or end[1],
+        end=_end_name(end[1], netlist, pdk),
         stages=stages,
     )

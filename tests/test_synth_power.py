@@ -2,21 +2,19 @@
 
 import json
 import re
-import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from icarus import VENDOR, random_run, run_icarus
 
 from m2xfp.synth.flow import FlowOptions, Netlist, synthesize
 from m2xfp.synth.gates import ALL, ONE, Gates, MismatchError, pack_bits, play, unpack_bits
 from m2xfp.synth.liberty import Library, parse
 from m2xfp.synth.pdk import find_pdk, pdk_from_liberty
 from m2xfp.synth.power import Table, estimate_power, net_loads, net_slews, toggle_counts
-
-VENDOR = Path("/usr/share/qflow/tech/osu018/osu018_stdcells.v")
 
 
 @pytest.fixture(scope="module")
@@ -61,99 +59,12 @@ def make_job(description, groups, seed=0):
     return make_job(description, raw)
 
 
-def random_run(gates: Gates, clocks: int, seed: int):
-    """Drive every input of 64 lanes with random bits; reset in the first four clocks."""
-    rng = np.random.default_rng(seed)
-    values = np.zeros((gates.nets, 1), np.uint64)
-    values[ONE] = ALL
-    states = {
-        kind: rng.integers(0, 1 << 64, (len(batch), 1), np.uint64)
-        for kind, batch in gates.batches.items()
-        if batch.cell.is_flop
-    }
-    gates.set_flops(values, states)
-    history = []
-    for clock in range(clocks):
-        for name in gates.inputs:
-            if name != "clk":
-                size = (len(gates.ports[name]), 1)
-                values[gates.ports[name]] = rng.integers(0, 1 << 64, size, np.uint64)
-        values[gates.ports["rst"]] = ALL if clock < 4 else 0
-        gates.settle(values)
-        history.append(values.copy())
-        states = gates.next_states(values, states)
-        gates.set_flops(values, states)
-    return np.array(history)
-
-
-def vcd_toggles(path: Path) -> dict[str, int]:
-    """Count the changes of each bit of each variable after the first dump of values."""
-    names: dict[str, tuple[str, int, int]] = {}
-    values: dict[str, str] = {}
-    counts: dict[str, int] = {}
-    for line in path.read_text().splitlines():
-        if found := re.match(r"\s*\$var \w+ +(\d+) (\S+) (\S+)(?: \[(\d+):(\d+)\])? \$end", line):
-            width, code, name, _, low = found.groups()
-            names.setdefault(code, (name.lstrip("\\"), int(width), int(low or 0)))
-        elif found := re.match(r"(?:b(\w+) |([01]))(\S+)$", line):
-            vector, bit, code = found.groups()
-            name, width, low = names[code]
-            text = (vector or bit).zfill(width)
-            before = values.get(code)
-            values[code] = text
-            for index in range(width):
-                key = name if width == 1 else f"{name}[{low + index}]"
-                changed = before is not None and before[-1 - index] != text[-1 - index]
-                counts[key] = counts.get(key, 0) + changed
-    return counts
-
-
-def bench_text(gates: Gates, top: str, clocks: int, warm: int) -> str:
-    """Return a testbench that drives every input from a file and dumps from clock ``warm`` on.
-
-    Inputs change with the clock edge, so that every net settles once a clock.
-    """
-    inputs = [name for name in gates.inputs if name != "clk"]
-    vector = "{" + ", ".join(reversed(inputs)) + "}"
-    declared = [f"reg [{len(gates.ports[n]) - 1}:0] {n};" for n in inputs]
-    declared += [f"wire [{len(gates.ports[n]) - 1}:0] {n};" for n in gates.outputs]
-    ports = ", ".join(f".{n}({n})" for n in (*inputs, "clk", *gates.outputs))
-    width = sum(len(gates.ports[n]) for n in inputs)
-    return f"""
-module bench;
-  reg clk = 0; integer i = 0;
-  reg [{width - 1}:0] stimulus [0:{clocks - 1}];
-  {" ".join(declared)}
-  {top} dut ({ports});
-  always @(posedge clk) begin {vector} <= stimulus[i + 1]; i <= i + 1; end
-  initial begin
-    $readmemh("stimulus.hex", stimulus);
-    {vector} = stimulus[0];
-    while (i < {clocks - 1}) begin
-      if (i == {warm}) begin $dumpfile("run.vcd"); $dumpvars(1, dut); end
-      #5 clk = 1; #5 clk = 0;
-    end
-    #5 $finish;
-  end
-endmodule
-"""
-
-
 def test_toggle_counts_equal_those_of_icarus_on_the_vendors_cells(netlist, gates, build):
     """The same netlist and stimulus in an event simulator, with the library's own Verilog."""
-    assert shutil.which("iverilog"), "apt-get install iverilog"
-    warm, clocks = 60, 260
-    history = random_run(gates, clocks, seed=1) & np.uint64(1)
-    nets = np.concatenate([gates.ports[name] for name in gates.inputs if name != "clk"])
-    bits = history[:, nets, 0].astype(int)
-    rows = ("".join(map(str, row[::-1])) for row in bits)
-    (build / "stimulus.hex").write_text("".join(f"{int(row, 2):x}\n" for row in rows))
-    (build / "bench.v").write_text(bench_text(gates, netlist.top, clocks, warm))
-    files = ["bench.v", str(netlist.verilog), str(VENDOR)]
-    for command in (["iverilog", "-o", "bench", *files], ["vvp", "bench"]):
-        subprocess.run(command, cwd=build, check=True, capture_output=True)
-    theirs = vcd_toggles(build / "run.vcd")
-
+    warm = 60
+    history = random_run(gates, 260, seed=1) & np.uint64(1)
+    sources = [netlist.verilog, VENDOR]
+    theirs = run_icarus(gates, history, netlist.top, sources, build, warm=warm).toggles
     ours = (history[warm + 1 :] ^ history[warm:-1]).sum(axis=(0, 2))
     named = gates.names()
     assert len(theirs) > 1000

@@ -36,8 +36,8 @@ def _roles(
     multiple=True,
     callback=_roles,
     metavar="ROLE=CELL",
-    help="With --liberty: the cell for NAND2 (gate equivalents) or DRIVER (of every input), where "
-    "the smallest by function shall not be taken.",
+    help="With --liberty: the cell for NAND2 (gate equivalents), DRIVER (of every input) or GATE "
+    "(of the clock), where the smallest by function shall not be taken.",
 )
 @click.option(
     "--abc",
@@ -50,6 +50,11 @@ def _roles(
     "--clock-ns", default=1.0, show_default=True, help="Clock target, for slack and for speed."
 )
 @click.option("--booth", is_flag=True, help="Booth-encode multipliers.")
+@click.option(
+    "--clock-gating",
+    is_flag=True,
+    help="Registers of 8 bits or more with an enable get the library's clock gate.",
+)
 @click.option("--hierarchy", is_flag=True, help="Keep submodules instead of flattening.")
 @click.option(
     "--json",
@@ -89,6 +94,7 @@ def command(
     abc: str,
     clock_ns: float,
     booth: bool,
+    clock_gating: bool,
     hierarchy: bool,
     json_file: Path | None,
     markdown_file: Path | None,
@@ -130,7 +136,13 @@ def command(
     from m2xfp.synth.report import markdown_table, measure_all, to_json
 
     chosen = [pair for unit in units or (None,) for pair in select(unit, config)]
-    options = FlowOptions(flatten=not hierarchy, abc=abc, clock_ns=clock_ns, booth=booth)
+    options = FlowOptions(
+        flatten=not hierarchy,
+        abc=abc,
+        clock_ns=clock_ns,
+        booth=booth,
+        clock_gating=clock_gating,
+    )
     library = pdk_from_liberty(liberty, roles) if liberty else find_pdk(pdk or DEFAULT_PDK)
     baseline_rows = baseline.load(baseline.RESULTS, library, options) if check or accept else []
     rows = measure_all(chosen, library, options, power=power, breakdown=accept)
