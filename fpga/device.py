@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -523,7 +524,7 @@ def _check_pair(qa: PackedTensor, qw: PackedTensor) -> None:
 def _groups(packed: PackedTensor) -> Bytes:
     """Return the packed groups of all rows, [rows, G, bytes]."""
     groups: Bytes = packed.groups().detach().cpu().numpy()
-    return groups.reshape(-1, *groups.shape[-2:])
+    return groups.reshape(math.prod(groups.shape[:-2]), *groups.shape[-2:])
 
 
 def _floats(patterns: NDArray[np.uint32], shape: Sequence[int], like: PackedTensor) -> Tensor:

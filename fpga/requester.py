@@ -26,6 +26,14 @@ SETTLE_SECONDS = 0.05
 MOST_BYTES = 1 << 17
 """No answer is longer, escapes counted; who says more is no device of ours."""
 
+try:
+    import termios
+except ImportError:  # not a Unix
+    GONE: tuple[type[Exception], ...] = (OSError,)
+else:
+    GONE = (OSError, termios.error)
+"""What pyserial raises when a port disappears; its own SerialException is an OSError."""
+
 
 class DeviceError(M2xfpError, RuntimeError):
     """Base of all that can go wrong with a device."""
@@ -160,7 +168,7 @@ class Requester:
                 received += count
                 if answer is not None:
                     return self._checked(answer)
-        except OSError as error:  # serial.SerialException is one
+        except GONE as error:
             raise NoDeviceError(f"port {self.name}: the device has gone ({error})") from error
         tries = f"{self._retries + 1} attempt{'s' if self._retries else ''}"
         if not received:

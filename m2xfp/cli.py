@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": "The main job: real activations through the golden model and the emitted Verilog.",
     "eval": "Perplexity of a language model in number formats.",
     "explore": "Sweep a unit's parameters: area, energy and accuracy, on Dask.",
+    "fpga": "Boards: designs, bitstreams and running arrays on one.",
     "fractions": "What the fraction bits of the weight encoder cost and what they buy.",
     "formats": "The table of number formats, with bits per value.",
     "gemm": "Clocks of a GEMM core on the layers of language models.",
