@@ -8,6 +8,7 @@ it does to a board.
 import ctypes
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -181,9 +182,9 @@ class SimulatedPort:
 def _build(design: Design, build_dir: Path) -> Path:
     """Return the shared library, building it unless it is there already."""
     top = f"board_{'_'.join(design.units)}"
-    verilog = write_atomic(
-        build_dir / "verilog" / f"{top}_{design.identity.build}.v", verilog_text(design, top)
-    )
+    text = verilog_text(design, top)
+    name = f"{top}_{sha256(text.encode()).hexdigest()[:16]}.v"
+    verilog = write_atomic(build_dir / "verilog" / name, text)
     verilator = find_verilator()
     arguments = [
         *("--cc", "--exe", "--build", "-O3", "--x-assign", "unique", "--x-initial", "unique"),

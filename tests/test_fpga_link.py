@@ -1,6 +1,8 @@
 """The link: CRC, frames, UART pins and the device's end, held against zlib and exhausted faults."""
 
 import itertools
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +16,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
 from hypothesis import given
 from hypothesis import strategies as st
+from mutation import Mutation
 
 from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.fpga.design import UNITS, Design
@@ -449,3 +452,57 @@ def test_escapes_are_those_of_rfc_1662() -> None:
     assert (FLAG, ESCAPE, FLIP) == (0x7E, 0x7D, 0x20)
     assert encode(Frame(1, 0, b"\x7e"))[7:9] == b"\x7d\x5e"
     assert encode(Frame(1, 0, b"\x7d"))[7:9] == b"\x7d\x5d"
+
+
+# Faults in the hardware and in the vocabulary, which these tests must notice
+
+LINK, UART = "m2xfp.fpga.link", "m2xfp.fpga.uart"
+MUTANTS = [
+    Mutation("no CRC", LINK, "complete & crc.match_detected &", "complete &"),
+    Mutation("no length", LINK, "ok = complete & ", "ok = "),
+    Mutation("escape before a flag", LINK, "match_detected & ~escaped", "match_detected"),
+    Mutation("double escape", LINK, "wrong.eq(wrong | escaped)", "wrong.eq(wrong)"),
+    Mutation("low stop bits pass", LINK, "Elif(self.broken)", "Elif(0)"),
+    Mutation("a long frame passes", LINK, "(count == whole)", "(count == 2 * whole)"),
+    Mutation("noise is answered", LINK, "self.bad.eq(~short & ~ok)", "self.bad.eq(~ok)"),
+    Mutation("escapes stay", LINK, "clear ^ FLIP, ESCAPE)", "clear, ESCAPE)"),
+    Mutation("CRC not begun anew", LINK, ".eq(FLAG), crc.start.eq(1)]", ".eq(FLAG)]"),
+    Mutation("overflow is hidden", LINK, "overflow | (count == capacity)", "overflow"),
+    Mutation("half records pass", LINK, "Elif(waiting | ~self.idle)", "Elif(waiting)"),
+    Mutation("stalls are hidden", LINK, "Elif(waiting | ~self.idle)", "Elif(0)"),
+    Mutation("unknown commands pass", LINK, "If(exhausted | ~self.known)", "If(exhausted)"),
+    Mutation("sequence", LINK, "sequence.eq(header.sequence)", "sequence.eq(0)"),
+    Mutation("no reset", "m2xfp.fpga.design", ".eq(~link.active)", ".eq(ResetSignal())"),
+    Mutation("one sample", UART, "(settled[0] & settled[1]) |", "settled[0] |"),
+    Mutation("start bits are not checked", UART, "waiting.eq(level)", "waiting.eq(0)"),
+    Mutation("stop bits are not checked", UART, "self.valid.eq(level)", "self.valid.eq(1)"),
+    Mutation("late samples", UART, "- 1) // 2 - 1)", "- 1) // 2 + 1)"),
+    Mutation("a pause", UART, "bits.eq(10)", "bits.eq(11)"),
+    Mutation("last is lost", "m2xfp.fpga.gateway", "Cat(bits, tag[7])", "Cat(bits, tag[6])"),
+    Mutation("any stream", "m2xfp.fpga.gateway", "(tag[:7] == n)", "(tag[:1] >= n)"),
+]
+WITH_MUTANT = """
+import sys, pytest
+sys.path.insert(0, "tests")
+from mutation import _load_mutated
+_load_mutated(*sys.argv[1:5])
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "tests/test_fpga_link.py"]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_mutants_are_noticed(mutant: Mutation, pytestconfig: pytest.Config) -> None:
+    """One of the normal tests above fails."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", WITH_MUTANT),
+            *(mutant.module, mutant.old, mutant.new, mutant.scope),
+        ],
+        cwd=pytestconfig.rootpath,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
+    assert "AssertionError: " not in done.stderr  # the mutation applied
