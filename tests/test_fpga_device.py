@@ -495,8 +495,8 @@ def test_right_or_an_error_over_a_bad_cable(line: SimulatedLine, rate: float, se
         except DeviceError:
             wrong += 1
     assert right > 20
-    assert wrong > 1
-    assert min(cable.faults for cable in cables) > 1
+    assert wrong > 1 or rate < 0.001
+    assert min(cable.faults for cable in cables) > 0
     port._to_device = port._from_device = bytes
     device._requester._retries = 3
     assert device.self_test(groups=4).groups["dot"] == 4

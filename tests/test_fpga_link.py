@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutation import Mutation
 
+from m2xfp.commands.lint import lint_file
 from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.fpga.design import UNITS, Design
 from m2xfp.fpga.line import SimulatedLine, line_bytes, line_toggles
@@ -38,6 +39,7 @@ from m2xfp.fpga.protocol import (
 )
 from m2xfp.fpga.uart import clocks_per_bit
 from m2xfp.rtl.component import Component
+from m2xfp.rtl.emit import verilog_text
 from m2xfp.rtl.streams import packet_stream
 
 BAUD = 1_000_000
@@ -144,6 +146,18 @@ def test_no_small_damage_makes_another_frame() -> None:
     assert broken > 10000
 
 
+def with_length(length: int) -> bytes:
+    """A frame with a payload of five bytes and a good CRC, whatever its length field says."""
+    body = b"\x01\x00\x34\x12" + length.to_bytes(2, "little") + b"abcde"
+    return bytes([FLAG]) + body + zlib.crc32(body).to_bytes(4, "little") + bytes([FLAG])
+
+
+def test_the_length_counts_even_if_the_crc_is_right() -> None:
+    assert list(Decoder().feed(with_length(5))) == [Frame(Command.ECHO, 0x1234, b"abcde")]
+    for length in (0, 4, 6, 5 + 256, 65535):
+        assert list(Decoder().feed(with_length(length))) == [None]
+
+
 def test_records() -> None:
     records = [Record(0, b"ab"), Record(1, b"cde", last=True), Record(0, b"fg")]
     payload = pack_records(records)
@@ -217,6 +231,16 @@ def test_designs_that_are_refused(units: list[str], options: dict[str, int], mes
 def test_unknown_units_are_refused_with_the_known_ones() -> None:
     with pytest.raises(UnknownNameError, match=r"'nosuch'; there are: quantizer, dot, gemm"):
         Design(CLOCK, BAUD, ["nosuch"])
+
+
+@pytest.mark.parametrize("units", [["repeater"], pytest.param(list(UNITS), marks=pytest.mark.slow)])
+def test_the_emitted_design_is_clean(
+    units: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Verilator's and yosys' checks, as for every emitted file."""
+    monkeypatch.setitem(UNITS, "repeater", RepeaterRow())  # type: ignore[arg-type]
+    (verilog := tmp_path / "board.v").write_text(verilog_text(Design(CLOCK, BAUD, units), "board"))
+    assert lint_file(verilog, "board") == []
 
 
 # The CRC in hardware
@@ -317,6 +341,14 @@ def test_a_request_longer_than_the_buffer_is_broken(line: SimulatedLine) -> None
     assert answer is not None
     assert answer.status == Status.BAD_FRAME
     assert ask(line, Command.ECHO, bytes(512)).payload == bytes(512)
+
+
+def test_the_device_checks_the_length_too(line: SimulatedLine) -> None:
+    for length in (0, 4, 5, 6, 5 + 256, 65535):
+        (answer,) = answers(line, with_length(length))
+        assert answer is not None
+        assert answer.status == (Status.OK if length == 5 else Status.BAD_FRAME)
+        assert answer.payload == (b"abcde" if length == 5 else b"")
 
 
 def device_damage() -> Iterator[bytes]:
