@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,14 @@ from m2xfp.rtl.emit import verilog_text
 from m2xfp.tb.cache import BUILD_DIR, cached_build
 from m2xfp.tb.verilator import find_verilator
 
-__all__ = ["FRAME_BITS", "SimulatedLine", "SimulatedPort", "line_bytes", "line_toggles"]
+__all__ = [
+    "FRAME_BITS",
+    "Exchanger",
+    "SimulatedLine",
+    "SimulatedPort",
+    "line_bytes",
+    "line_toggles",
+]
 
 SOURCE = Path(__file__).with_name("line.cpp")
 
@@ -128,6 +136,13 @@ class SimulatedLine:
         return line_bytes(self.run(line_toggles(sent, self.divisor)), self.divisor)
 
 
+class Exchanger(Protocol):
+    """Whatever takes bytes on a serial line and answers with bytes."""
+
+    def exchange(self, sent: bytes, /) -> bytes:
+        """Send bytes and return what comes back."""
+
+
 class SimulatedPort:
     """A simulated line with the interface of an open ``serial.Serial``, as far as it is used.
 
@@ -137,14 +152,14 @@ class SimulatedPort:
     Parameters
     ----------
     line
-        The simulation.
+        The simulation: a ``SimulatedLine``, or any other that exchanges bytes.
     to_device, from_device
         What the cable does to the bytes, both ways; nothing by default.
     """
 
     def __init__(
         self,
-        line: SimulatedLine,
+        line: Exchanger,
         to_device: Callable[[bytes], bytes] = bytes,
         from_device: Callable[[bytes], bytes] = bytes,
     ) -> None:

@@ -15,14 +15,13 @@ __all__ = ["PATIENCE", "FrameReceiver", "FrameSender", "Link", "header_layout"]
 PATIENCE = 256
 """Clocks without a byte moving after which a unit has given all that it will give.
 
-Far more than any unit's latency, and a fraction of the time of a byte on the line.
+Several times the latency of any unit, and at most the time of three bytes on the line.
 """
 
 header_layout = data.StructLayout(
     {"command": 8, "status": 8, "sequence": unsigned(16), "length": unsigned(16)}
 )
 assert header_layout.size == 8 * HEADER_BYTES
-
 
 crc_signature = wiring.Signature(
     {"start": Out(1), "data": Out(8), "valid": Out(1), "crc": In(32), "match_detected": In(1)}
