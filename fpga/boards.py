@@ -40,6 +40,8 @@ class Board:
         What is built if nothing is asked for: all that fits together with margin.
     capacity
         Cells by nextpnr's type name: logic cells, block RAM, multipliers.
+    loader
+        Program that loads a bitstream, with its options.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Board:
     baud: int
     units: tuple[str, ...]
     capacity: Mapping[str, int]
+    loader: str
 
     def load_platform(self) -> Any:
         """Return a new platform object.
@@ -85,6 +88,7 @@ BOARDS: dict[str, Board] = {
             baud=1_000_000,
             units=("quantizer",),
             capacity={"ICESTORM_LC": 5280, "ICESTORM_RAM": 30, "ICESTORM_DSP": 8},
+            loader="iceprog",
         ),
         Board(
             name="ice40-hx8k",
@@ -96,6 +100,7 @@ BOARDS: dict[str, Board] = {
             baud=1_000_000,
             units=("quantizer",),
             capacity={"ICESTORM_LC": 7680, "ICESTORM_RAM": 32},
+            loader="iceprog -S",
         ),
         Board(
             name="ulx3s-25f",
@@ -107,6 +112,7 @@ BOARDS: dict[str, Board] = {
             baud=1_000_000,
             units=("quantizer", "dot"),
             capacity=_ECP5_25,
+            loader="openFPGALoader --board ulx3s",
         ),
         Board(
             name="ulx3s-85f",
@@ -118,6 +124,7 @@ BOARDS: dict[str, Board] = {
             baud=1_000_000,
             units=("quantizer", "dot", "gemm"),
             capacity=_ECP5_85,
+            loader="openFPGALoader --board ulx3s",
         ),
     )
 }

@@ -68,16 +68,14 @@ class Family:
     Members
     -------
     synthesis
-        The yosys command that maps to the family, without its output. No multiplier cells: they
-        cannot be read back from a bitstream, and the units' small products need none.
+        The yosys command that maps to the family, without its output. No multiplier cells, since
+        icestorm cannot read them back from a bitstream and products of a few bits need none.
     constraints
         Suffix of the constraints file.
     nextpnr, packer
         Programs.
     routed
         (option, file) for nextpnr's result, which the packer reads.
-    netlist
-        (option, file) for the routed netlist, where the simulation starts from that.
     pack
         Arguments of the packer, with ``{routed}`` and ``{bitstream}``.
     bitstream
@@ -93,7 +91,6 @@ class Family:
     nextpnr: str
     packer: str
     routed: tuple[str, str]
-    netlist: tuple[str, ...]
     pack: tuple[str, ...]
     bitstream: str
     flip_flops: str
@@ -107,19 +104,17 @@ FAMILIES: dict[str, Family] = {
         nextpnr="nextpnr-ice40",
         packer="icepack",
         routed=("--asc", "top.asc"),
-        netlist=(),
         pack=("{routed}", "{bitstream}"),
         bitstream="top.bin",
         flip_flops=r"SB_DFF\w*",
         cells={"luts": "ICESTORM_LC", "block_ram": "ICESTORM_RAM", "dsp": "ICESTORM_DSP"},
     ),
     "ecp5": Family(
-        synthesis="synth_ecp5 -nodsp -top top",
+        synthesis="synth_ecp5 -nodsp -nolutram -top top",
         constraints="lpf",
         nextpnr="nextpnr-ecp5",
         packer="ecppack",
         routed=("--textcfg", "top.config"),
-        netlist=("--write", "routed.json"),
         pack=("--input", "{routed}", "--bit", "{bitstream}"),
         bitstream="top.bit",
         flip_flops="TRELLIS_FF",
@@ -376,7 +371,7 @@ def build(
             step(f"place and route, seed {seed}")
             command = [nextpnr, "--quiet", "--log", "nextpnr.log", *board.device]
             command += ["--json", "top.json", f"--{family.constraints}", constraints]
-            command += [*family.routed, *family.netlist, "--report", "nextpnr.json"]
+            command += [*family.routed, "--write", "routed.json", "--report", "nextpnr.json"]
             command += ["--seed", str(seed), "--timing-allow-fail"]
             status = _run(command, folder, "nextpnr.out")
             log = (folder / "nextpnr.log").read_text()

@@ -1,4 +1,6 @@
-"""``m2xfp fpga``: boards."""
+"""``m2xfp fpga``: boards, bitstreams, their proof and their figures."""
+
+from pathlib import Path
 
 import click
 
@@ -6,10 +8,157 @@ from m2xfp.commands.fpga_run import command as run
 
 __all__ = ["command"]
 
+_UNIT = click.option(
+    "--unit",
+    "units",
+    multiple=True,
+    metavar="NAME",
+    help="Unit to build in; repeat for several. The board's default if left out.",
+)
+_BAUD = click.option(
+    "--baud",
+    type=click.IntRange(min=1),
+    help="Rate of the serial link; the board's default if left out.",
+)
+_FOLDER = click.option(
+    "-o",
+    "--output",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for everything that is built (default: build/fpga/BOARD/UNITS).",
+)
+
 
 @click.group("fpga")
 def command() -> None:
     """Build for boards, prove bitstreams, and run arrays on a board."""
+
+
+@command.command("boards")
+def boards() -> None:
+    """List the boards, what their devices hold and what is built for them by default."""
+    from m2xfp.fpga.boards import BOARDS
+    from m2xfp.fpga.build import FAMILIES
+    from m2xfp.fpga.design import UNITS
+
+    for board in BOARDS.values():
+        cells = FAMILIES[board.family].cells
+        capacity = ", ".join(
+            f"{board.capacity[cell]} {name}"
+            for name, cell in cells.items()
+            if cell in board.capacity
+        )
+        click.echo(
+            f"{board.name:<12}{board.title}, {board.clock_hz / 1e6:g} MHz, {board.baud} baud"
+        )
+        click.echo(f"{'':<12}{capacity}; default: {', '.join(board.units)}")
+    click.echo(f"units: {', '.join(UNITS)}")
+
+
+@command.command("build")
+@click.argument("board")
+@_UNIT
+@_BAUD
+@_FOLDER
+def build_command(
+    board: str, units: tuple[str, ...], baud: int | None, folder: Path | None
+) -> None:
+    r"""Build the bitstream for BOARD, with a report of cells and timing beside it.
+
+    A design that does not fit or does not meet the board's clock is an error with the figures. The
+    same tools write the same bytes; a finished build is not run again.
+
+    \b
+    m2xfp fpga build icebreaker
+    m2xfp fpga build ulx3s-85f --unit dot --unit gemm
+    """
+    from m2xfp.fpga.boards import find_board
+    from m2xfp.fpga.build import build
+
+    report, folder = build(board, units or None, baud=baud, folder=folder)
+    for name, count in report.cells.items():
+        click.echo(f"{name:<12}{count.used:>7} of {count.available}")
+    click.echo(
+        f"{'clock':<12}{report.fmax_mhz:7.2f} MHz reached, {report.constraint_mhz:.2f} MHz needed"
+    )
+    click.echo(f"{folder / report.bitstream}")
+    click.echo(f"load it: {find_board(board).loader} {folder / report.bitstream}")
+
+
+@command.command("simulate")
+@click.argument("board")
+@_UNIT
+@_BAUD
+@_FOLDER
+@click.option(
+    "--groups",
+    type=click.IntRange(min=12),
+    default=240,
+    show_default=True,
+    help="About how many groups each unit computes.",
+)
+@click.option(
+    "--faults",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="How many wrong LUTs to try, each of which should be noticed.",
+)
+@click.option(
+    "--whole", is_flag=True, help="Invert whole LUTs, instead of one bit of the table each."
+)
+@click.option("--seed", default=0, show_default=True, help="Of the values and the faults.")
+def simulate_command(
+    board: str,
+    units: tuple[str, ...],
+    baud: int | None,
+    folder: Path | None,
+    groups: int,
+    faults: int,
+    whole: bool,
+    seed: int,
+) -> None:
+    r"""Prove the chip of BOARD without a board: bytes in, bytes out, against the golden model.
+
+    For iCE40 the bitstream itself is unpacked into LUTs, flip-flops and memories and simulated; for
+    ECP5 the netlist that was placed and routed. The host library drives its serial line as on a
+    board. With --faults, single bits of LUTs are inverted, and each should change an answer.
+
+    \b
+    m2xfp fpga simulate icebreaker
+    m2xfp fpga simulate icebreaker --faults 630
+    """
+    from m2xfp.fpga.proof import simulate
+
+    proof = simulate(
+        board,
+        units or None,
+        baud=baud,
+        folder=folder,
+        groups=groups,
+        faults=faults,
+        seed=seed,
+        whole=whole,
+    )
+    click.echo(proof.summary())
+    for survivor in proof.faults.survivors if proof.faults else ():
+        click.echo(f"  {survivor.reason}: {survivor.fault} ({survivor.cell})")
+
+
+@command.command("table")
+@click.option(
+    "--results",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("docs/results"),
+    show_default=True,
+    help="Folder for fpga.md and fpga.json.",
+)
+def table(results: Path) -> None:
+    """Build every board with every unit that fits, and write the table of figures (slow)."""
+    from m2xfp.fpga.report import write_results
+
+    for path in write_results(results):
+        click.echo(f"written: {path}")
 
 
 command.add_command(run)

@@ -1,0 +1,64 @@
+// Memories of the FPGAs for several machines at once: each signal is a word with a bit, a lane, for
+// each machine; packed arrays have the word last. Only what designs here use is modelled, and
+// anything else is an elaboration error.
+
+// iCE40 block RAM: 256 x 16, 512 x 8, 1024 x 4 or 2048 x 2 on each side (mode 0 to 3), read on the
+// clock. Narrow words use every 2nd, 4th or 8th data pin, starting at pin 0, 1 or 3; the address
+// bits from 8 up choose one of the row's bits behind each such pin. MASK keeps bits, in mode 0.
+module SB_RAM40_4K #(
+    parameter LANES = 1, READ_MODE = 0, WRITE_MODE = 0,
+    parameter [255:0] INIT_0 = 0, INIT_1 = 0, INIT_2 = 0, INIT_3 = 0, INIT_4 = 0, INIT_5 = 0,
+        INIT_6 = 0, INIT_7 = 0, INIT_8 = 0, INIT_9 = 0, INIT_A = 0, INIT_B = 0, INIT_C = 0,
+        INIT_D = 0, INIT_E = 0, INIT_F = 0
+) (
+    input WCLK, RCLK,
+    input [0:0][LANES-1:0] WE, WCLKE, RE, RCLKE,
+    input [10:0][LANES-1:0] WADDR, RADDR,
+    input [15:0][LANES-1:0] WDATA, MASK,
+    output reg [15:0][LANES-1:0] RDATA
+);
+    function automatic [3:0] first_pin(input [1:0] mode);
+        first_pin = mode == 3 ? 3 : mode == 2 ? 1 : 0;
+    endfunction
+    localparam WRITE_STEP = 1 << WRITE_MODE, READ_STEP = 1 << READ_MODE;
+    localparam [4095:0] INIT = {INIT_F, INIT_E, INIT_D, INIT_C, INIT_B, INIT_A, INIT_9, INIT_8,
+                                INIT_7, INIT_6, INIT_5, INIT_4, INIT_3, INIT_2, INIT_1, INIT_0};
+
+    reg [15:0] memory [0:256*LANES-1];
+    integer i, l, p, r;
+    reg [10:0] address;
+    reg [3:0] place;
+
+    initial begin
+        RDATA = 0;
+        for (i = 0; i < 256 * LANES; i = i + 1) memory[i] = INIT[16 * (i % 256) +: 16];
+    end
+
+    always @(posedge WCLK)
+        if (|(WE & WCLKE))
+            for (l = 0; l < LANES; l = l + 1)
+                if (WE[0][l] & WCLKE[0][l]) begin
+                    for (p = 0; p < 11; p = p + 1) address[p] = WADDR[p][l];
+                    for (p = 0; p < 16; p = p + WRITE_STEP) begin
+                        place = p[3:0] + (4'(address >> 8) & 4'(WRITE_STEP - 1));
+                        if (WRITE_MODE != 0 || !MASK[p][l])
+                            memory[256 * l + 32'(address[7:0])][place] <=
+                                WDATA[p[3:0] + first_pin(WRITE_MODE)][l];
+                    end
+                end
+
+    reg [10:0] read_address;
+    reg [3:0] read_place;
+    integer a, q;
+    always @(posedge RCLK)
+        if (|(RE & RCLKE))
+            for (r = 0; r < LANES; r = r + 1)
+                if (RE[0][r] & RCLKE[0][r]) begin
+                    for (a = 0; a < 11; a = a + 1) read_address[a] = RADDR[a][r];
+                    for (q = 0; q < 16; q = q + READ_STEP) begin
+                        read_place = q[3:0] + (4'(read_address >> 8) & 4'(READ_STEP - 1));
+                        RDATA[q[3:0] + first_pin(READ_MODE)][r] <=
+                            memory[256 * r + 32'(read_address[7:0])][read_place];
+                    end
+                end
+endmodule
