@@ -143,14 +143,6 @@ class Exchanger(Protocol):
         """Send bytes and return what comes back."""
 
 
-class Line(Protocol):
-    """What answers bytes with bytes."""
-
-    def exchange(self, sent: bytes) -> bytes:
-        """Send bytes and return what comes back."""
-        ...
-
-
 class SimulatedPort:
     """A simulated line with the interface of an open ``serial.Serial``, as far as it is used.
 
