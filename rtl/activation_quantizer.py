@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import data, wiring
@@ -71,6 +72,8 @@ class ActivationQuantizer(Component):
         Values a beat; divides the group and is a multiple of the subgroup.
     block
         The target: a floating-point element with an E8M0 scale, without metadata or with Elem-EM.
+    stages
+        3, or 4 for a higher clock: the top elements are then chosen a clock after the codes.
 
     Members
     -------
@@ -87,19 +90,26 @@ class ActivationQuantizer(Component):
     Raises
     ------
     InputError
-        If the lanes do not fit the group or the format is none that this unit can produce.
+        If the lanes do not fit the group, the format is none that this unit can produce, or the
+        stages are neither 3 nor 4.
 
     Notes
     -----
-    Two stages. The first stores the beats and finds the largest exponent: the floor rule needs no
-    more of amax, and NaN and infinity show in it too (exponent field all ones). The second takes a
-    beat a clock from the store, shifts each significand by its distance from the largest exponent
-    and rounds it; only the winner of each subgroup goes on to the finer rounding. The codes of
-    earlier beats wait in ``assembled``, and the last beat completes the group into a queue.
+    The first stage stores the beats and finds the largest exponent: the floor rule needs no more of
+    amax, and NaN and infinity show in it too (exponent field all ones). The second takes a beat a
+    clock from the store, shifts each significand by its distance from the largest exponent, rounds
+    it, and chooses the top element of each subgroup, which with four stages is a stage of its own.
+    The last rounds the top elements finer. The codes of earlier beats wait in ``codes``, and the
+    last beat completes the group into a queue.
     """
 
     def __init__(
-        self, *, input_type: InputType = BF16, lanes: int = 32, block: BlockFormat = M2XFP_ACT
+        self,
+        *,
+        input_type: InputType = BF16,
+        lanes: int = 32,
+        block: BlockFormat = M2XFP_ACT,
+        stages: int = 3,
     ) -> None:
         if block.scale.name != "e8m0" or block.metadata.name not in ("none", "elem-em"):
             raise InputError(
@@ -112,10 +122,12 @@ class ActivationQuantizer(Component):
                 f"lanes={lanes}: must divide the group of {block.group} and be a multiple of the "
                 f"subgroup of {step}"
             )
+        if stages not in (3, 4):
+            raise InputError(f"stages={stages}: ActivationQuantizer has 3 or 4")
         refined_element(block)
-        self.input_type, self.lanes, self.block = input_type, lanes, block
+        self.input_type, self.lanes, self.block, self.stages = input_type, lanes, block, stages
         self.beats_per_group = block.group // lanes
-        self.latency = self.beats_per_group + 2
+        self.latency = self.beats_per_group + stages - 1
         super().__init__(
             {
                 "i": In(packet_stream(data.ArrayLayout(value_layout(input_type), lanes))),
@@ -209,7 +221,27 @@ class ActivationQuantizer(Component):
                 lane.subnormal.eq(subnormal),
                 lane.poisoned.eq(shared.poisoned),
             ]
-        beat_codes = Cat(part for lane in lanes for part in (lane.magnitude, lane.sign))
+
+        # With four stages, all that the choice of top elements takes is a clock later.
+        placed, placed_ends, choose = draining, drain_ends, step
+        if self.stages == 4:
+            placed, placed_ends, choose = Signal(), Signal(), Signal()
+            m.d.comb += choose.eq(placed & queue.i.ready)
+            with m.If(queue.i.ready):
+                m.d.sync += [placed.eq(draining), placed_ends.eq(drain_ends)]
+
+        def staged(name: str, value: Any) -> Any:
+            """Return ``value`` as the stage of the choice sees it."""
+            if self.stages == 3:
+                return value
+            held = Signal(value.shape(), name=f"placed_{name}", reset_less=True)
+            with m.If(step):
+                m.d.sync += held.eq(value)
+            return held
+
+        magnitudes = [staged(f"magnitude_{n}", lane.magnitude) for n, lane in enumerate(lanes)]
+        signs = [staged(f"sign_{n}", lane.sign) for n, lane in enumerate(lanes)]
+        beat_codes = Cat(*(Cat(pair) for pair in zip(magnitudes, signs, strict=True)))
 
         # What is encoded waits a clock for its metadata. Codes and metadata of a group gather from
         # the low end up, a beat a clock.
@@ -221,27 +253,31 @@ class ActivationQuantizer(Component):
         last = Signal(reset_less=True)
         codes = Signal(beats * len(beat_codes), reset_less=True)
         with m.If(queue.i.ready):
-            m.d.sync += [encoded.eq(draining), complete.eq(draining & drain_ends)]
-        with m.If(step):
+            m.d.sync += [encoded.eq(placed), complete.eq(placed & placed_ends)]
+        placed_scale = staged("scale", shared.scale)
+        placed_poisoned = staged("poisoned", shared.poisoned)
+        placed_subnormal, placed_last = staged("subnormal", subnormal), staged("last", group_last)
+        with m.If(choose):
             m.d.sync += [
                 codes.eq(Cat(codes, beat_codes)[len(beat_codes) :]),
-                scale.eq(shared.scale),
-                poisoned.eq(shared.poisoned),
-                encoded_subnormal.eq(subnormal),
-                last.eq(group_last),
+                scale.eq(placed_scale),
+                poisoned.eq(placed_poisoned),
+                encoded_subnormal.eq(placed_subnormal),
+                last.eq(placed_last),
             ]
         fields: list[Value] = []
         size = block.metadata.subgroup
+        places = [staged(f"place_{n}", lane.place) for n, lane in enumerate(lanes) if size]
         for s in range(self.lanes // size if size else 0):
             m.submodules[f"top_element_{s}"] = chooser = TopElement(kind, block)
             m.submodules[f"refiner_{s}"] = refiner = Refiner(kind, block)
             top = Signal(top_layout(kind, block), name=f"top_{s}", reset_less=True)
             for n in range(size):
                 m.d.comb += [
-                    chooser.magnitudes[n].eq(lanes[s * size + n].magnitude),
-                    chooser.places[n].eq(lanes[s * size + n].place),
+                    chooser.magnitudes[n].eq(magnitudes[s * size + n]),
+                    chooser.places[n].eq(places[s * size + n]),
                 ]
-            with m.If(step):
+            with m.If(choose):
                 m.d.sync += top.eq(chooser.top)
             m.d.comb += [
                 refiner.top.eq(top),

@@ -51,45 +51,59 @@ def named(m: Module, name: str, value: ValueLike) -> Signal:
     return signal
 
 
-def race(m: Module, values: Sequence[Value], name: str) -> tuple[Value, Value]:
-    """Return the largest of some unsigned values of equal length, and which of them equal it.
-
-    From the top bit down: if any value that is still in the race has the bit, the maximum has it,
-    and those without it drop out. That takes two small gates a bit and value; a tree of comparisons
-    and choices takes twice the area.
-    """
-    width = len(values[0])
-    if any(len(value) != width for value in values):
+def _of_one_length(values: Sequence[Value]) -> int:
+    """Return the common length of some values; ValueError if there is none."""
+    if len({len(value) for value in values}) != 1:
         raise ValueError(f"values of {[len(value) for value in values]} bits; all must be alike")
-    racing: Value = Const((1 << len(values)) - 1, len(values))
-    largest: list[Value] = []
-    for bit in reversed(range(width)):
-        column = named(m, f"{name}_{bit}_column", Cat(value[bit] for value in values))
-        found = named(m, f"{name}_{bit}", (racing & column).any())
-        out = Mux(found, ~column, 0)
-        racing = named(m, f"{name}_{bit}_racing", racing & ~out)
-        largest.append(found)
-    return Cat(reversed(largest)), racing
+    return len(values[0])
 
 
-def maximum(m: Module, values: Sequence[Value], name: str = "max", heat: int = 12) -> Value:
+def maximum(m: Module, values: Sequence[Value], name: str = "max") -> Value:
     """Return the largest of some unsigned values of equal length.
 
-    More values than ``heat`` race in heats, and their winners again: each bit of a race waits for
-    all that take part, so short ones are quicker and long ones smaller.
+    Values race from the top down: if any that is still in the race has the bit, the maximum has it,
+    and those without it drop out. That takes few small gates a bit and value; a tree of comparisons
+    and choices takes twice the area. Two bits make a step, since each search waits for all values:
+    the lower bit is looked for under both assumptions about the upper one. If no racing value has
+    the upper bit, all that have the lower one count, otherwise those that have both.
     """
-    if len(values) <= heat:
-        return race(m, values, name)[0]
-    winners = [
-        race(m, values[n : n + heat], f"{name}_heat_{n}")[0] for n in range(0, len(values), heat)
+    width = _of_one_length(values)
+    columns = [
+        named(m, f"{name}_{bit}_column", Cat(value[bit] for value in values))
+        for bit in range(width)
     ]
-    return maximum(m, winners, name, heat)
+    racing: Value = Const((1 << len(values)) - 1, len(values))
+    largest: list[Value] = []
+    if width % 2:
+        found = named(m, f"{name}_{width - 1}", columns[-1].any())
+        racing = named(m, f"{name}_{width - 1}_racing", columns[-1] | ~found.replicate(len(values)))
+        largest.append(found)
+    for bit in reversed(range(0, width - 1, 2)):
+        upper, lower = columns[bit + 1], columns[bit]
+        found = named(m, f"{name}_{bit + 1}", (racing & upper).any())
+        both = named(m, f"{name}_{bit}_both", (racing & upper & lower).any())
+        alone = named(m, f"{name}_{bit}_alone", (racing & lower).any())
+        found_lower = named(m, f"{name}_{bit}", Mux(found, both, alone))
+        out = Mux(found, ~upper, 0) | Mux(found_lower, ~lower, 0)
+        racing = named(m, f"{name}_{bit}_racing", racing & ~out)
+        largest += [found, found_lower]
+    return Cat(reversed(largest))
 
 
 def first_maximum(m: Module, values: Sequence[Value], name: str = "max") -> tuple[Value, Value]:
-    """Return the largest of some unsigned values and, one-hot, which it is: the first of equals."""
-    largest, equal = race(m, values, name)
-    return largest, named(m, f"{name}_first", (equal & -equal)[: len(equal)])
+    """Return the largest of some unsigned values and, one-hot, which it is: the first of equals.
+
+    A race as in ``maximum``, a bit a step: few values of few bits are soon through.
+    """
+    racing: Value = Const((1 << len(values)) - 1, len(values))
+    largest: list[Value] = []
+    for bit in reversed(range(_of_one_length(values))):
+        column = named(m, f"{name}_{bit}_column", Cat(value[bit] for value in values))
+        found = named(m, f"{name}_{bit}", (racing & column).any())
+        racing = named(m, f"{name}_{bit}_racing", racing & ~Mux(found, ~column, 0))
+        largest.append(found)
+    first = named(m, f"{name}_first", (racing & -racing)[: len(values)])
+    return Cat(reversed(largest)), first
 
 
 def one_hot_mux(select: Value | Sequence[Value], values: Sequence[Value]) -> Value:

@@ -25,11 +25,11 @@ from m2xfp.tb.player import Player, SimulationError
 UNIT = "activation_quantizer"
 CONFIGS = list(UNITS[UNIT].configs)
 # What the normal run plays: every input type, whole and part groups, no metadata.
-USUAL = ["bf16x32", "bf16x8", "fp16x32", "fp32x32", "mxfp4-bf16x32"]
+USUAL = ["bf16x32", "bf16x32-fast", "bf16x8", "fp16x32", "fp32x32", "mxfp4-bf16x32"]
 MODULES = ("m2xfp.tb.protocol", "m2xfp.tb.activation_quantizer")
 
-# Five usual configurations, fifteen distributions: over a million groups in the normal run.
-GROUPS = 14_000
+# Six usual configurations, fifteen distributions: over a million groups in the normal run.
+GROUPS = 12_000
 SLOW_GROUPS = 400_000
 
 # Largest magnitudes around which all patterns of a 16-bit type are played: powers of two, values
@@ -121,7 +121,7 @@ def protocol_job(emitted: Emitted) -> Job:
     [
         pytest.param(
             config,
-            marks=[] if config in ("bf16x32", "fp16x8", "fp32x8") else [pytest.mark.slow],
+            marks=[] if config in ("bf16x32", "fp16x8", "fp32x8-fast") else [pytest.mark.slow],
         )
         for config in CONFIGS
     ],
@@ -170,6 +170,7 @@ FAULTS = [
     Mutation("ties to zero", ARITH, ROUNDING, "guard & rest"),
     Mutation("no sticky", ARITH, ROUNDING, "guard & code[0]"),
     Mutation("highest index of equals", ARITH, "", HIGHEST_INDEX),
+    Mutation("lower bit of those without the upper one", ARITH, "Mux(found, both, alone)", "alone"),
     Mutation("NaN ignored", QUANTIZER, "self.poisoned.eq(exponent.all())", "self.poisoned.eq(0)"),
     Mutation(
         "beat lost on a stall",
@@ -222,6 +223,35 @@ def test_regression_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> N
     player = Player(mutant, build_dir=sim_dir)
     with pytest.raises((AssertionError, SimulationError)):
         regress(player, make_job, 500, seed=5)
+
+
+FOURTH_STAGE_FAULTS = [
+    Mutation(
+        "choice runs through a stall",
+        QUANTIZER,
+        "choose.eq(placed & queue.i.ready)",
+        "choose.eq(placed)",
+    ),
+    Mutation(
+        "metadata of the next group",
+        QUANTIZER,
+        """staged("poisoned", shared.poisoned)""",
+        "shared.poisoned",
+    ),
+    Mutation("last of the next group", QUANTIZER, """staged("last", group_last)""", "group_last"),
+]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    usual_first(FOURTH_STAGE_FAULTS, ["choice runs through a stall"]),
+    ids=lambda fault: fault.name,
+)
+def test_fourth_stage_is_noticed(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
+    mutant = emit_mutant(fault, UNIT, "fp32x8-fast", tmp_path)
+    player = Player(mutant, build_dir=sim_dir)
+    with pytest.raises((AssertionError, SimulationError)):
+        regress(player, make_job, 500, seed=6)
 
 
 @pytest.mark.parametrize(
