@@ -28,11 +28,14 @@ def check_window(pair: DotPair, window: Window) -> None:
         raise InputError(
             f"{pair.act.name}: scale {pair.act.scale.name}; the exact accumulation takes e8m0"
         )
-    least = window.highest - window.lowest + len(Signal(pair.product_shape))
+    # The rounding needs a guard bit and one below it.
+    least = max(
+        window.highest - window.lowest + len(Signal(pair.product_shape)), FP32.mantissa_bits + 3
+    )
     if window.bits < least:
         raise InputError(
             f"window {window.name}: {window.bits} bits; one group of {pair.act.name} x "
-            f"{pair.weight.name} at any of its exponents needs {least}"
+            f"{pair.weight.name} at any of its exponents, rounded to FP32, needs {least}"
         )
     # From the smallest normal number on, and what is beyond the largest must not wrap.
     if not 0 < _top_exponent(pair, window) < 511:

@@ -250,7 +250,7 @@ class Normalise(Component):
     Parameters
     ----------
     bits
-        Of the magnitude, more than the 24 of FP32's significand.
+        Of the magnitude, two more than the 24 of FP32's significand at least.
 
     Members
     -------

@@ -17,6 +17,8 @@ from m2xfp.tb.job import Job
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from m2xfp.tb.dot_product import Bytes
+
 __all__ = ["JOBS", "SOURCES", "Tensors", "job_for", "tensors"]
 
 _WINDOWS = 8  # windows of held-out text that the bundled model reads
@@ -120,35 +122,60 @@ def _values(which: str) -> Callable[[Description, Tensors], Job]:
     return job
 
 
-def _dot_product(description: Description, given: Tensors) -> Job:
-    """Return dot products of as many steps as a lane has groups; see ``make_job`` of the unit."""
-    import numpy as np
+def _packed(description: Description, given: Tensors, count: int) -> list["Bytes"]:
+    """Return ``count`` packed groups of activations and of weights, uint8 [count, bytes] each.
+
+    Over again from the start, where there are not so many.
+    """
     import torch
 
     from m2xfp.golden import get_format
-    from m2xfp.tb.dot_product import make_job
     from m2xfp.tb.mac_arrays import formats
 
-    chains = int(description.keywords.get("chains", 3))
-    steps = -(-given.depth // chains)
-    products = given.lanes * chains
     sides = []
     for block, values in zip(formats(description), (given.activations, given.weights), strict=True):
         packed = get_format(block.name).quantize(values).groups()
-        # Over again from the start, where the steps of all chains need more than there are.
         rows = packed.reshape(-1, packed.shape[-1])
-        chosen = rows[torch.arange(steps * products) % len(rows)].numpy()
-        sides.append(np.ascontiguousarray(chosen.reshape(products, steps, -1).swapaxes(0, 1)))
-    first = np.zeros((steps, products), bool)
-    first[0] = True
-    activations, weights = sides
-    return make_job(description, activations, weights, first)
+        sides.append(rows[torch.arange(count) % len(rows)].numpy())
+    return sides
+
+
+def _group_dot(description: Description, given: Tensors) -> Job:
+    """Return the exact products of activations with weights."""
+    from m2xfp.tb.group_dot import make_job
+
+    return make_job(description, *_packed(description, given, given.lanes * given.depth))
+
+
+def _sums(bench: str) -> Callable[[Description, Tensors], Job]:
+    """Return the job of a unit that accumulates, of as many steps as a lane has groups."""
+
+    def job(description: Description, given: Tensors) -> Job:
+        import numpy as np
+
+        from m2xfp.tb.mac_arrays import chains
+
+        turns = chains(description)
+        steps, count = -(-given.depth // turns), given.lanes * turns
+        sides = [
+            np.ascontiguousarray(rows.reshape(count, steps, -1).swapaxes(0, 1))
+            for rows in _packed(description, given, steps * count)
+        ]
+        first = np.zeros((steps, count), bool)
+        first[0] = True
+        made: Job = import_module(bench).make_job(description, *sides, first)
+        return made
+
+    return job
 
 
 JOBS: dict[str, Callable[[Description, Tensors], Job]] = {
     "activation_quantizer": _values("activations"),
-    "dot_product": _dot_product,
-    "pe_tile": _dot_product,
+    "dot_product": _sums("m2xfp.tb.dot_product"),
+    "exact_accumulator": _sums("m2xfp.tb.fp32_accumulator"),
+    "fp32_accumulator": _sums("m2xfp.tb.fp32_accumulator"),
+    "group_dot": _group_dot,
+    "pe_tile": _sums("m2xfp.tb.dot_product"),
     "weight_encoder": _values("weights"),
 }
 

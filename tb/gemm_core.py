@@ -137,8 +137,8 @@ class LinearRun:
 
     Members
     -------
-    layer
-        Name in the model.
+    layer, config
+        Name in the model, and configuration of the core.
     m, n, k
         Tokens, outputs and inputs.
     clocks, utilisation
@@ -150,6 +150,7 @@ class LinearRun:
     """
 
     layer: str
+    config: str
     m: int
     n: int
     k: int
@@ -157,6 +158,11 @@ class LinearRun:
     utilisation: float
     mismatches: int
     groups_mismatched: int
+
+    @property
+    def equal(self) -> bool:
+        """Whether nothing differs."""
+        return not (self.mismatches or self.groups_mismatched)
 
 
 def run_linear(
@@ -211,6 +217,7 @@ def run_linear(
     again = quantize_bits("m2xfp-act", "bf16", to_bits(expected).reshape(-1, 32))
     return LinearRun(
         layer,
+        config,
         len(x),
         n,
         k,

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +10,13 @@ from click.testing import CliRunner
 import m2xfp.golden.bits
 import m2xfp.golden.lm
 import m2xfp.synth.pdk
+import m2xfp.tb.gemm_core
 from m2xfp.cli import cli
 from m2xfp.commands import demo
 from m2xfp.errors import MissingToolError, UnknownNameError
 from m2xfp.golden.lm import LanguageModel, ModelConfig
 from m2xfp.rtl.emit import Emitted
+from m2xfp.tb.gemm_core import LinearRun
 
 
 @pytest.fixture
@@ -107,6 +110,21 @@ def test_a_mismatch_ends_with_status_1(
     assert "SQNR" not in result.stdout
 
 
+@pytest.mark.parametrize("wrong", [(1, 0), (0, 1)])
+def test_a_wrong_linear_layer_ends_with_status_1(
+    sim_dir: Path, model: LanguageModel, monkeypatch: pytest.MonkeyPatch, wrong: tuple[int, int]
+) -> None:
+    def run(*_, layer: str, tokens: int) -> LinearRun:
+        return LinearRun(layer, "m2xfp", tokens, 96, 64, 5000, 0.98, *wrong)
+
+    monkeypatch.setattr(m2xfp.golden.lm, "load_model", lambda: model)
+    monkeypatch.setattr(m2xfp.tb.gemm_core, "run_linear", run)
+    result = CliRunner().invoke(cli, ["demo", "--build-dir", str(sim_dir.parent)])
+    assert result.exit_code == 1
+    assert "98.0% of peak: {} and {} mismatches".format(*wrong) in result.stdout
+    assert "SQNR" not in result.stdout
+
+
 @pytest.mark.parametrize("config", ["bf16x33", "mxfp4-bf16x32"])
 def test_unknown_configuration(config: str) -> None:
     result = CliRunner().invoke(cli, ["demo", "--config", config])
@@ -135,6 +153,7 @@ def test_the_main_job(sim_dir: Path) -> None:
     lines = result.stdout.splitlines()
     assert "49152 groups" in lines[0]
     assert ": 0 mismatches" in lines[0]
+    assert re.match(r"gemm_core .* of peak: 0 and 0 mismatches$", lines[1])
 
     def figures(start: str) -> list[float]:
         line = next(line for line in lines if line.strip().startswith(start))

@@ -49,7 +49,7 @@ Words = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 NARROW = Window("narrow", 250, 257, 27)  # overflow after a few groups; three bits in a last digit
 LOW = Window("low", 90, 120, 80)  # subnormal results, and sums that round to zero
 HIGH = Window("high", 330, 377, 96)  # infinite results
-ONE = Window("one", 254, 254, 24)  # a single exponent, a digit of one bit
+ONE = Window("one", 254, 254, 48)  # a single exponent, a digit of one bit
 WINDOWS = (USUAL_EXPONENTS, ALL_EXPONENTS, NARROW, LOW, HIGH, ONE)
 
 
@@ -160,8 +160,8 @@ def test_accumulation(find_player: Callable[[Window], Player], taken: Window) ->
 @pytest.mark.slow
 def test_accumulation_at_length(find_player: Callable[[Window], Player]) -> None:
     for taken in WINDOWS:
-        for seed in range(2, 12):
-            check(find_player(taken), taken, 50_000, seed)
+        for seed in range(2, 6):
+            check(find_player(taken), taken, 30_000, seed)
 
 
 def test_carries_through_all_digits(find_player: Callable[[Window], Player]) -> None:
@@ -243,12 +243,16 @@ def test_all_exponents_equal_the_plain_exact_product(names: tuple[str, str]) -> 
 
 
 def test_language_model_fits_the_usual_window() -> None:
-    """No group of the bundled model's layers on held-out text lies outside of it."""
+    """The groups of the bundled model's layers on held-out text, eight exponents from its ends."""
     from m2xfp.synth.stimulus import tensors
 
     given = tensors("model", 1, 5_000)
     a = get_format("m2xfp-act").quantize(given.activations.reshape(100, -1))
     w = get_format("m2xfp-weight").quantize(given.weights.reshape(100, -1))
+    there = (a.codes.unflatten(-1, (-1, 16)) & 0x77 != 0).any(-1)
+    sums = (a.scales.int() + w.scales.int())[there]
+    assert USUAL_EXPONENTS.lowest + 8 <= sums.min()
+    assert sums.max() <= USUAL_EXPONENTS.highest - 8
     acc, inexact = running_exact(a, w, window=USUAL_EXPONENTS)
     assert not inexact.any()
     assert np.array_equal(to_bits(acc[:, -1]), to_bits(dot(a, w, accumulator="exact")))
@@ -306,6 +310,7 @@ def test_unknown_window() -> None:
     ("keywords", "message"),
     [
         ({"window": Window("short", 208, 271, 81)}, "needs 82"),
+        ({"window": Window("tiny", 254, 254, 25)}, "needs 26"),
         ({"window": Window("below", 0, 20, 60)}, "top must lie"),
         ({"window": Window("above", 400, 508, 300), "act": MXFP4, "weight": MXFP4}, "2\\^383"),
         ({"act": NVFP4, "weight": NVFP4}, "e8m0"),

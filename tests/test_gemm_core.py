@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 import stimulus
 import torch
+from click.testing import CliRunner
 from mutation import Mutation, emit_mutant
 
+from m2xfp.cli import cli
 from m2xfp.commands import gemm
 from m2xfp.errors import InputError
 from m2xfp.formats import BF16, E2M1, E8M0, MXFP4, BlockFormat, Metadata
 from m2xfp.golden import PackedTensor, get_format, matmul
 from m2xfp.golden.bits import from_bits, to_bits
 from m2xfp.golden.evaluate import cut_windows, perplexity
-from m2xfp.golden.lm import HELD_OUT, as_tokens
+from m2xfp.golden.lm import HELD_OUT, as_tokens, load_model
 from m2xfp.rtl.catalog import Unit, find_unit
 from m2xfp.rtl.emit import emit
 from m2xfp.rtl.gemm_core import GemmCore
@@ -216,7 +218,7 @@ BAD = [
     ((3, 3, 0), ["bad_k"]),
     ((3, 3, 31), ["bad_k"]),
     ((3, 3, 33), ["bad_k"]),
-    ((3, 3, 384 + 32), ["bad_k"]),
+    ((3, 3, 512 + 32), ["bad_k"]),
     ((3, 3, (1 << 20) - 32), ["bad_k"]),
     ((0, 0, 0), ["bad_m", "bad_n", "bad_k"]),
 ]
@@ -226,7 +228,7 @@ BAD = [
 @pytest.mark.parametrize("stall", [0.0, 0.5])
 def test_bad_sizes(bench: GemmBench, stall: float) -> None:
     """Each is refused with its status and nothing else; the commands around it are computed."""
-    assert bench.core.max_k == 384
+    assert bench.core.max_k == 512
     good = [product(bench.core, 3, 3, 2, seed=n) for n in range(len(BAD) + 1)]
     inputs = bench.streams.inputs(good)
     rows = [command_row(*good[0].sizes)]
@@ -297,8 +299,10 @@ def test_published_page() -> None:
 def test_linear_layer(sim_dir: Path) -> None:
     """A layer of the bundled model: quantized, multiplied and quantized again in Verilog."""
     run = run_linear(sim_dir, layer="layers.1.self_attn.q_proj", tokens=96)
-    assert (run.m, run.n, run.k) == (96, 128, 128)
+    width = load_model().config.width
+    assert (run.m, run.n, run.k) == (96, width, width)
     assert run.mismatches == run.groups_mismatched == 0
+    assert run.equal
     assert run.utilisation > 0.98
 
 
@@ -325,6 +329,23 @@ def test_perplexity(sim_dir: Path) -> None:
     assert perplexity(verilog) == perplexity(golden_losses)
     assert 2 < perplexity(verilog) < 8
     assert clocks > 1_000_000
+
+
+@pytest.mark.parametrize("last_bit", [0, 1])
+def test_perplexity_command(monkeypatch: pytest.MonkeyPatch, last_bit: int) -> None:
+    """Both perplexities are printed in full, and one bit of one window decides the exit status."""
+    golden = torch.tensor([1.0, 1.25], dtype=torch.float64)
+    verilog = golden + last_bit * torch.tensor([0.0, 2.0**-52], dtype=torch.float64)
+
+    def losses(_: Path, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+        assert windows.shape == (2, 128)
+        return verilog, golden, 77
+
+    monkeypatch.setattr("m2xfp.tb.gemm_core.compare_losses", losses)
+    done = CliRunner().invoke(cli, ["gemm", "--perplexity", "2"])
+    assert done.exit_code == last_bit
+    assert f"golden   {perplexity(golden)!r}" in done.stdout
+    assert ("NOT equal" in done.stdout) == bool(last_bit)
 
 
 def fields(core: GemmCore, m: int, n: int, groups: int) -> dict[str, np.ndarray]:
@@ -378,8 +399,8 @@ def test_user_errors(
 
 @pytest.mark.parametrize("config", ["m2xfp-2x2"])
 def test_user_sizes(bench: GemmBench, tmp_path: Path) -> None:
-    np.savez(tmp_path / "in.npz", **fields(bench.core, 1, 1, 13))
-    with pytest.raises(InputError, match="k=416"):
+    np.savez(tmp_path / "in.npz", **fields(bench.core, 1, 1, 17))
+    with pytest.raises(InputError, match="k=544"):
         find_adapter(UNIT).load(tmp_path / "in.npz", bench.player.description)
 
 

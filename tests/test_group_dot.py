@@ -7,12 +7,14 @@ import mac_stimulus
 import numpy as np
 import pytest
 import torch
+from choices import usual_first
 
 from m2xfp.errors import InputError
 from m2xfp.formats import E2M1, E2M3, BlockFormat
 from m2xfp.rtl.catalog import UNITS
 from m2xfp.rtl.emit import Emitted
 from m2xfp.rtl.group_dot import DotPair, GroupDot
+from m2xfp.synth.stimulus import job_for
 from m2xfp.tb.job import Beats
 from m2xfp.tb.player import Player
 
@@ -129,6 +131,28 @@ def test_accumulation(emitted: Emit, sim_dir: Path, config: str) -> None:
         acc = accumulate(acc, torch.from_numpy(value[step]))
         wanted = to_bits(acc)[:chains]
         assert np.array_equal(found[step], wanted), (step, found[step], wanted)
+
+
+JOBS = [
+    ("group_dot", "m2xfp"),
+    ("group_dot", "nvfp4"),
+    ("fp32_accumulator", "m2xfp"),
+    ("fp32_accumulator", "m2xfp-single"),
+    ("fp32_accumulator", "nvfp4"),
+    ("exact_accumulator", "m2xfp"),
+]
+
+
+@pytest.mark.parametrize("names", usual_first(JOBS, [JOBS[0], JOBS[2]]), ids="-".join)
+def test_jobs_for_power(emitted: Emit, sim_dir: Path, names: tuple[str, str]) -> None:
+    """What power is measured on: the golden model's results are those of the Verilog."""
+    player = Player(emitted(*names), build_dir=sim_dir)
+    job = job_for(player.description, "random", lanes=64, depth=7)
+    assert job is not None
+    assert job.groups >= 64
+    out = player.run(job.inputs, stall=0.1).outputs["o"]
+    assert np.array_equal(out.data, job.outputs["o"].data)
+    assert np.array_equal(out.last, job.outputs["o"].last)
 
 
 def test_depth_is_refused() -> None:

@@ -17,12 +17,17 @@ if TYPE_CHECKING:
     from m2xfp.golden import Format
     from m2xfp.golden.lm import LanguageModel
     from m2xfp.rtl.emit import Emitted
+    from m2xfp.tb.gemm_core import LinearRun
 
 __all__ = ["Comparison", "command", "compare", "layer_inputs"]
 
 UNIT = "activation_quantizer"
 FORMATS = ("mxfp4", "m2xfp-act")
 TYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+# The layer that goes through the GEMM core's Verilog, and bytes of text: a second of simulation.
+LAYER = "layers.0.mlp.gate_proj"
+LAYER_TOKENS = 64
 
 # What the linear layers of a block read; queries, keys and values read one tensor, gate and up too.
 READERS = {
@@ -119,6 +124,17 @@ def compare(emitted: Emitted, raw: NDArray[Any], build: Path) -> Comparison:
     wrong = np.flatnonzero(differ)
     first = int(wrong[0]) if len(wrong) else None
     return Comparison(facts.config, len(raw), run.cycles, len(wrong), first, emitted.verilog)
+
+
+def _linear_line(run: LinearRun) -> str:
+    """Say what a linear layer through the Verilog of the GEMM core gave."""
+    groups = run.m * run.n // 32
+    return (
+        f"gemm_core {run.config}: {run.layer}, [{run.m}, {run.k}] x [{run.n}, {run.k}], from bf16 "
+        f"to bf16 and to packed groups again: {run.m * run.n} results and {groups} groups compared "
+        f"bit for bit in {run.clocks} clocks, {run.utilisation:.1%} of peak: {run.mismatches} and "
+        f"{run.groups_mismatched} mismatches"
+    )
 
 
 def _rows(planes: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
@@ -253,8 +269,9 @@ def command(
 
     The bundled language model reads held-out text. What its linear layers read is quantized to
     M2XFP twice: by the golden model in PyTorch, and by the Verilog of the activation quantizer
-    under Verilator. Then: what MXFP4 and M2XFP do to these tensors (SQNR) and to the model
-    (perplexity), and the area of the unit. Exit status 1 if a single bit differs.
+    under Verilator. A whole linear layer follows, through the Verilog of the GEMM core: quantized,
+    multiplied, quantized again. Then: what MXFP4 and M2XFP do to these tensors (SQNR) and to the
+    model (perplexity), and the area of the unit. Exit status 1 if a single bit differs.
 
     \b
     m2xfp demo
@@ -272,6 +289,7 @@ def command(
     from m2xfp.golden.lm import HELD_OUT, as_tokens, load_model
     from m2xfp.rtl.catalog import find_unit
     from m2xfp.rtl.emit import emit
+    from m2xfp.tb.gemm_core import run_linear
 
     known = {
         name: keywords["input_type"].name
@@ -304,6 +322,10 @@ def command(
         if result.first is not None:
             click.echo(f"  first mismatch: group {result.first}")
     if any(result.mismatches for result in results):
+        sys.exit(1)
+    linear = run_linear(build_dir / "sim", layer=LAYER, tokens=LAYER_TOKENS)
+    click.echo(_linear_line(linear))
+    if not linear.equal:
         sys.exit(1)
 
     click.echo(f"\nSQNR in dB of the activations in {known[configs[-1]]}")

@@ -68,6 +68,10 @@ MODELS = {
 }
 
 
+# Bytes of text that the model reads at a time in Verilog: some 20 s of simulation.
+_WINDOW = 128
+
+
 def layer_rows(timing: GemmTiming, tokens: int) -> Iterator[tuple[str, ...]]:
     """Yield a row for each layer, and one for each model as a whole."""
     for model, layers in MODELS.items():
@@ -143,7 +147,8 @@ def area_report(pdk_name: str, build: Path) -> str:
     """Return what a row's decoders and a cell cost in M2XFP and in MXFP4, as markdown.
 
     Arrays of one row and one and two columns are mapped; their difference is a cell, the rest is
-    what the columns of a row share. All registers are counted, weight buffers and results not.
+    what the columns of a row share. All registers are counted, weight buffers and results not:
+    a second table has the weight buffers, and those of the paper, by a model.
     """
     from tqdm import tqdm
 
@@ -151,10 +156,13 @@ def area_report(pdk_name: str, build: Path) -> str:
     from m2xfp.formats import M2XFP_ACT, M2XFP_WEIGHT, MXFP4
     from m2xfp.rtl.emit import verilog_text
     from m2xfp.rtl.gemm_array import GemmArray
+    from m2xfp.rtl.gemm_cycles import GemmTiming
     from m2xfp.rtl.group_dot import DotPair
     from m2xfp.synth.flow import FlowOptions, synthesize
+    from m2xfp.synth.paper import BUFFERS
     from m2xfp.synth.pdk import find_pdk
     from m2xfp.synth.report import aligned_table
+    from m2xfp.synth.sram import Buffer, buffer_table
 
     pdk, options = find_pdk(pdk_name), FlowOptions()
     pairs = {"mxfp4": DotPair(MXFP4, MXFP4), "m2xfp": DotPair(M2XFP_ACT, M2XFP_WEIGHT)}
@@ -187,10 +195,36 @@ def area_report(pdk_name: str, build: Path) -> str:
             ]
         )
     titles = ["format", "shared by a row um2", "cell um2", *(f"1 x {n} um2" for n in sizes)]
+    columns, core = sizes[-1], f"the 1 x {sizes[-1]} array in M2XFP"
+    own = [
+        Buffer(f"both weight buffers for k up to {k}", GemmTiming(1, columns, k).weight_bytes)
+        for k in (4096, 11008, max(layer.k for layers in MODELS.values() for layer in layers))
+    ]
     return (
         f"{pdk.title}: arrays of one row, FP32 accumulators included, over that of MXFP4.\n\n"
-        f"{aligned_table([titles, *rows])}"
+        f"{aligned_table([titles, *rows])}\n"
+        f"{buffer_table(pdk.name, [*own, *BUFFERS], arrays[-1], core)}"
     )
+
+
+def perplexity_report(windows: int, build: Path) -> tuple[str, bool]:
+    """Return what the bundled model's perplexity is in Verilog and in golden, and if it is one."""
+    import torch
+
+    from m2xfp.golden.evaluate import cut_windows, perplexity, spread
+    from m2xfp.golden.lm import HELD_OUT, as_tokens
+    from m2xfp.tb.gemm_core import compare_losses
+
+    text = spread(cut_windows(as_tokens(HELD_OUT.read_bytes()), _WINDOW), windows)
+    verilog, golden, clocks = compare_losses(build, text)
+    equal = torch.equal(verilog, golden)
+    return (
+        f"Perplexity a byte on {windows} windows of {_WINDOW} bytes, every linear layer with "
+        "M2XFP activations and weights:\n"
+        f"  Verilog  {perplexity(verilog)!r} in {clocks} clocks\n"
+        f"  golden   {perplexity(golden)!r}\n"
+        f"{'equal' if equal else 'NOT equal'} to the last bit, window by window\n"
+    ), equal
 
 
 @click.command()
@@ -215,13 +249,33 @@ def area_report(pdk_name: str, build: Path) -> str:
     help="Instead: area of the array in M2XFP and MXFP4 on a library of `m2xfp synth --list`.",
 )
 @click.option(
+    "--mac",
+    metavar="PDK",
+    help="Instead: area of the dot product by module, in both formats, and energy a MAC.",
+)
+@click.option(
+    "--perplexity",
+    "windows",
+    type=click.IntRange(1),
+    metavar="WINDOWS",
+    help="Instead: the bundled model's perplexity on so many windows of 128 bytes of held-out "
+    "text, every linear layer in Verilog, and in the golden model.",
+)
+@click.option(
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write the tables to this file instead of printing them.",
 )
 def command(
-    rows: int, columns: int, chains: int, tokens: int, pdk: str | None, output: Path | None
+    rows: int,
+    columns: int,
+    chains: int,
+    tokens: int,
+    pdk: str | None,
+    mac: str | None,
+    windows: int | None,
+    output: Path | None,
 ) -> None:
     r"""Print how many clocks a GEMM core needs for the linear layers of language models.
 
@@ -233,11 +287,27 @@ def command(
     m2xfp gemm --rows 4 --columns 8 --tokens 512
     m2xfp gemm -o docs/results/gemm.md              the page in the documentation
     m2xfp gemm --area osu018                        what the metadata costs in the array
+    m2xfp gemm --mac osu018                         what it costs in one dot product; energy
+    m2xfp gemm --perplexity 2                       the Verilog's perplexity, and golden's
     """
-    text = area_report(pdk, Path("build/synth")) if pdk else report(rows, columns, chains, tokens)
+    if sum(map(bool, (pdk, mac, windows))) > 1:
+        raise click.UsageError("--area, --mac and --perplexity exclude each other; give one")
+    equal = True
+    if windows:
+        text, equal = perplexity_report(windows, Path("build/sim"))
+    elif mac:
+        from m2xfp.synth.mac_report import mac_report
+
+        text = mac_report(mac, Path("build/synth"))
+    elif pdk:
+        text = area_report(pdk, Path("build/synth"))
+    else:
+        text = report(rows, columns, chains, tokens)
     if output is None:
         click.echo(text, nl=False)
-        return
-    from m2xfp.files import write_atomic
+    else:
+        from m2xfp.files import write_atomic
 
-    write_atomic(output, text)
+        write_atomic(output, text)
+    if not equal:
+        raise SystemExit(1)
