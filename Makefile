@@ -43,8 +43,8 @@ bench: $(READY) ## speed of the golden model
 eval: $(READY) ## perplexity of the bundled language model in the main formats
 	$(M2XFP) eval
 
-results: $(READY) ## the study of the bundled model in docs/results (slow)
-	$(M2XFP) eval --results docs/results --windows 64
+results: $(READY) ## the study of the bundled model in docs/results (hours without a GPU)
+	$(M2XFP) eval --results docs/results
 
 train: $(READY) ## train the bundled language model again
 	$(M2XFP) train

@@ -2,7 +2,7 @@
 
 RMSNorm before each block, rotary position embedding, SwiGLU, tied embeddings, no biases; module
 names are those of Hugging Face's Llama checkpoints. The vocabulary is the 256 byte values. Every
-linear layer reads a multiple of 128 values, so that groups of 16 and 32 fit without padding.
+linear layer reads a multiple of 64 values, so that groups of 16 and 32 fit without padding.
 """
 
 import json
@@ -52,10 +52,10 @@ class ModelConfig:
         Base of the rotary frequencies, rope_base^(-2i / head width).
     """
 
-    width: int = 128
+    width: int = 192
     layers: int = 4
-    heads: int = 4
-    hidden: int = 384
+    heads: int = 6
+    hidden: int = 512
     context: int = 512
     vocabulary: int = 256
     rope_base: float = 10_000.0
@@ -118,17 +118,18 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Attention, then feed-forward, each on a normalised copy of the residual stream."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, dropout: float) -> None:
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.width, eps=1e-5)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = nn.RMSNorm(config.width, eps=1e-5)
         self.mlp = FeedForward(config)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Map [batch, length, width] to the same shape."""
-        x = x + self.self_attn(self.input_layernorm(x), rotary)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), rotary))
+        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
 
 
 class LanguageModel(nn.Module):
@@ -138,13 +139,15 @@ class LanguageModel(nn.Module):
     ----------
     config
         Its shape.
+    dropout
+        Share of what a block adds to the residual stream that is dropped in training.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, dropout: float = 0.0) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(Block(config, dropout) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=1e-5)
         residual = 0.02 / (2 * config.layers) ** 0.5
         for name, parameter in self.named_parameters():

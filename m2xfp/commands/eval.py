@@ -229,7 +229,7 @@ def command(
 
     target = _device(device)
     if results is not None:
-        _study(results, target, windows)
+        _study(results, target, windows, batch or 4)
         return
     if (max_memory or offload) and not device_map:
         raise click.UsageError("--max-memory and --offload go with --device-map")
@@ -303,7 +303,7 @@ def _report(outcomes: Sequence[Outcome], facts: dict[str, Any], output: Path | N
         click.echo(f"\nwritten to {output}")
 
 
-def _study(folder: Path, device: torch.device, count: int | None) -> None:
+def _study(folder: Path, device: torch.device, count: int | None, batch: int) -> None:
     """Run the study on the held-out text, or on some windows of it; keep losses in build/eval."""
     from tqdm import tqdm
 
@@ -318,12 +318,17 @@ def _study(folder: Path, device: torch.device, count: int | None) -> None:
     def losses(case: Case) -> Tensor:
         with tqdm(total=len(windows), desc=case.label, unit="window", leave=False) as bar:
             kept = Path("build/eval")
-            return bundled_losses(case, windows, kept, report=bar.update, device=device)
+            return bundled_losses(case, windows, kept, batch, bar.update, device)
 
     protocol = {
         "model": f"bundled, byte level, in float32 on {device.type}",
         "text": f"held out, {len(text)} bytes",
         "windows": f"{len(windows)} of the {len(whole)}, each {windows.shape[1]} bytes",
     }
-    for path in write_study(folder, losses, protocol, lambda cases: tqdm(cases, desc="study")):
+    # The page names the folder where it belongs, wherever this run writes it.
+    line = f"m2xfp eval --results docs/results --device {device.type} --batch {batch}"
+    if count is not None:
+        line += f" --windows {count}"
+    found = write_study(folder, losses, protocol, line, lambda cases: tqdm(cases, desc="study"))
+    for path in found:
         click.echo(path)
