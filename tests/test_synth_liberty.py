@@ -135,6 +135,16 @@ def test_osu018(osu018):
     assert osu018.flop_area_um2 == 96.0
 
 
+def test_a_pad_is_no_gate(tmp_path):
+    """osu035 has one whose output follows a pin that is both input and output."""
+    path = tmp_path / "pads.lib"
+    pad = cell("PAD", 0.5, "P", more="pin (P) { direction : inout; }")
+    path.write_text(library(pad, cell("ND", 1, "!(A B)"), cell("BF", 1, "A", "A")))
+    pdk = pdk_from_liberty([path])
+    assert pdk.library.cells["PAD"].truth_table() is None
+    assert (pdk.nand2_cell.name, pdk.driver_cell.name) == ("ND", "BF")
+
+
 def test_a_library_is_found_where_users_have_it(tmp_path, monkeypatch):
     for variable in ("PDK_ROOT", "FLOW_HOME"):
         monkeypatch.delenv(variable, raising=False)
