@@ -30,6 +30,17 @@ COMMANDS = {
 }
 
 
+def _with_marks(command: click.Command) -> click.Command:
+    """Return ``command``, help texts with click's mark of paragraphs that keep their lines.
+
+    The mark is a backspace character. Docstrings are raw, so there it is a backslash and a b.
+    """
+    command.help = (command.help or "").replace("\\b\n", "\b\n")
+    for inner in getattr(command, "commands", {}).values():
+        _with_marks(inner)
+    return command
+
+
 class LazyGroup(click.Group):
     """A click group that imports a subcommand's module only when that subcommand is used."""
 
@@ -42,7 +53,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         loaded: click.Command = importlib.import_module(f"m2xfp.commands.{cmd_name}").command
-        return loaded
+        return _with_marks(loaded)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -68,6 +79,9 @@ def cli() -> None:
     m2xfp simulate activation_quantizer --config bf16x32 --input x.npy --output y.npz
     m2xfp synth activation_quantizer    area on the osu018 library
     """
+
+
+_with_marks(cli)
 
 
 def main() -> NoReturn:
