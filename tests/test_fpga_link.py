@@ -502,7 +502,7 @@ MUTANTS = [
     Mutation("overflow is hidden", LINK, "overflow | (count == capacity)", "overflow"),
     Mutation("half records pass", LINK, "Elif(waiting | ~self.idle)", "Elif(waiting)"),
     Mutation("stalls are hidden", LINK, "Elif(waiting | ~self.idle)", "Elif(0)"),
-    Mutation("unknown commands pass", LINK, "If(exhausted | ~self.known)", "If(exhausted)"),
+    Mutation("unknown commands pass", LINK, "Status.UNKNOWN_COMMAND", "Status.OK"),
     Mutation("sequence", LINK, "sequence.eq(header.sequence)", "sequence.eq(0)"),
     Mutation("no reset", "m2xfp.fpga.design", ".eq(~link.active)", ".eq(ResetSignal())"),
     Mutation("one sample", UART, "(settled[0] & settled[1]) |", "settled[0] |"),
