@@ -434,6 +434,17 @@ def test_glitches_of_one_sample_change_nothing(line: SimulatedLine) -> None:
         assert answer.payload == payload
 
 
+def test_a_pulse_shorter_than_half_a_bit_is_no_start_bit(line: SimulatedLine) -> None:
+    """It passes the majority, and is over in the middle of the bit that it would begin."""
+    request = encode(Frame(Command.ECHO, 5, b"abc"))
+    for before in range(10, 60, 7):
+        toggles = line_toggles(request, line.divisor, start=100)
+        pulse = [100 - before, 103 - before]
+        (answer,) = Decoder().feed(line_bytes(line.run([*pulse, *toggles]), line.divisor))
+        assert answer is not None
+        assert answer.payload == b"abc"
+
+
 def test_stop_bits_that_are_low_break_the_frame(line: SimulatedLine) -> None:
     """A break, and a frame in the middle of which the line falls for two bytes."""
     request = encode(Frame(Command.ECHO, 5, bytes(20)))
@@ -507,7 +518,7 @@ MUTANTS = [
     Mutation("no reset", "m2xfp.fpga.design", ".eq(~link.active)", ".eq(ResetSignal())"),
     Mutation("one sample", UART, "(settled[0] & settled[1]) |", "settled[0] |"),
     Mutation("start bits are not checked", UART, "waiting.eq(level)", "waiting.eq(0)"),
-    Mutation("stop bits are not checked", UART, "self.valid.eq(level)", "self.valid.eq(1)"),
+    Mutation("stop bits are not checked", UART, "self.broken.eq(~level)", "self.broken.eq(0)"),
     Mutation("late samples", UART, "- 1) // 2 - 1)", "- 1) // 2 + 1)"),
     Mutation("a pause", UART, "bits.eq(10)", "bits.eq(11)"),
     Mutation("last is lost", "m2xfp.fpga.gateway", "Cat(bits, tag[7])", "Cat(bits, tag[6])"),
