@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from m2xfp.errors import UnknownNameError
+from m2xfp.formats import BlockFormat
 from m2xfp.tb.description import Description
 from m2xfp.tb.job import Job
 
@@ -122,7 +123,7 @@ def _values(which: str) -> Callable[[Description, Tensors], Job]:
     return job
 
 
-def _packed(description: Description, given: Tensors, count: int) -> list["Bytes"]:
+def _packed(description: Description, given: Tensors, count: int) -> tuple["Bytes", "Bytes"]:
     """Return ``count`` packed groups of activations and of weights, uint8 [count, bytes] each.
 
     Over again from the start, where there are not so many.
@@ -132,19 +133,21 @@ def _packed(description: Description, given: Tensors, count: int) -> list["Bytes
     from m2xfp.golden import get_format
     from m2xfp.tb.mac_arrays import formats
 
-    sides = []
-    for block, values in zip(formats(description), (given.activations, given.weights), strict=True):
+    def side(block: BlockFormat, values: "Tensor") -> "Bytes":
         packed = get_format(block.name).quantize(values).groups()
         rows = packed.reshape(-1, packed.shape[-1])
-        sides.append(rows[torch.arange(count) % len(rows)].numpy())
-    return sides
+        return rows[torch.arange(count) % len(rows)].numpy()
+
+    act, weight = formats(description)
+    return side(act, given.activations), side(weight, given.weights)
 
 
 def _group_dot(description: Description, given: Tensors) -> Job:
     """Return the exact products of activations with weights."""
     from m2xfp.tb.group_dot import make_job
 
-    return make_job(description, *_packed(description, given, given.lanes * given.depth))
+    act, weight = _packed(description, given, given.lanes * given.depth)
+    return make_job(description, act, weight)
 
 
 def _sums(bench: str) -> Callable[[Description, Tensors], Job]:

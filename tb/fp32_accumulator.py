@@ -26,12 +26,13 @@ def make_job(
     steps, count = first.shape
     turns = chains(description)
     pair = DotPair(*blocks)
-    flat = (groups.reshape(steps * count, -1) for groups in (act, weight))
-    words = product_words(*products(*flat, blocks), pair)
+    rows = steps * count
+    found = products(act.reshape(rows, -1), weight.reshape(rows, -1), blocks)
+    words = product_words(*found, pair)
     words |= first.reshape(-1).astype(np.uint64) << np.uint64(
         pair.product_shape.width + pair.exponent_bits + 1
     )
     order = words.reshape(steps, count // turns, turns).swapaxes(0, 1).reshape(-1, 1)
-    rows = order.astype("<u8").view(np.uint8)[:, : description.inputs[0].bytes]
-    beats = Beats(np.ascontiguousarray(rows), job.outputs["o"].last)
+    table = order.astype("<u8").view(np.uint8)[:, : description.inputs[0].bytes]
+    beats = Beats(np.ascontiguousarray(table), job.outputs["o"].last)
     return Job({"i": beats}, job.outputs, job.groups)

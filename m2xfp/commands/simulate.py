@@ -16,7 +16,7 @@ __all__ = ["command"]
     "source",
     required=True,
     type=click.Path(path_type=Path),
-    help="What goes in (.npy).",
+    help="What goes in (.npy or .npz).",
 )
 @click.option(
     "--output",
@@ -67,12 +67,18 @@ def command(
     the configuration's input type, or float16 for fp16, float32 for fp32, and float32 for bf16 if
     every value is a bfloat16. The output holds codes (n, 16), scales (n,) and meta (n,), all uint8.
 
+    dot_product, pe_tile: the input is an .npz file of pairs of packed groups, a_codes, a_scales,
+    a_meta, w_codes, w_scales, w_meta (uint8) and first (bool, clears the accumulator); the output
+    is acc, the accumulator's FP32 patterns, and for an exact configuration inexact (docs/mac.md).
+    gemm_core takes matrices in the same planes (docs/gemm.md).
+
     The first run of a configuration compiles its simulation model; later runs find it.
 
     \b
     m2xfp simulate activation_quantizer --config bf16x32 --input x.npy --output y.npz
     m2xfp simulate activation_quantizer --config fp16x8 --input x.npy --output y.npz \
         --stall 0.3 --seed 1 --waves y.fst
+    m2xfp simulate dot_product --config m2xfp-exact --input pairs.npz --output acc.npz
     """
     import numpy as np
 
