@@ -10,7 +10,8 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,10 @@ def parse_icebox(text: str) -> Netlist:
             aliases.append(Alias(m[1], _net(m[2])))
         else:
             raise BuildError(f"cannot read back what icebox_vlog calls {line[:200]!r}")
-    return Netlist(tuple(luts), tuple(flip_flops), tuple(carries), tuple(aliases), tuple(memories))
+    netlist = Netlist(
+        tuple(luts), tuple(flip_flops), tuple(carries), tuple(aliases), tuple(memories)
+    ).folded()
+    return replace(netlist, memories=tuple(map(_still, netlist.memories)))
 
 
 def _net(text: str) -> str:
@@ -190,16 +194,24 @@ def _memory(model: str, parameters: str, ports: str) -> Memory:
         port: tuple(_net(net) for net in (text or single[port]).split(", "))
         for port, text in connected.items()
     }
-    clocks = ("RCLK", "WCLK")
-    if any(nets[port] != ("clk",) for port in clocks):
-        raise BuildError(f"cannot read back a memory with the clocks {[nets[p] for p in clocks]}")
+    clocks = [port for port in ("RCLK", "WCLK") if nets[port] == ("clk",)]
+    # The write clock of a memory that is only read hangs on some constant; `_still` checks it.
     return Memory(
         model=model,
         settings=dict(re.findall(r"\.(\w+)\(([^)]*)\)", parameters)),
         inputs={port: value for port, value in nets.items() if port not in (*clocks, "RDATA")},
         outputs={"RDATA": tuple(None if net.startswith("open") else net for net in nets["RDATA"])},
-        clocks=clocks,
+        clocks=tuple(clocks),
     )
+
+
+def _still(memory: Memory) -> Memory:
+    """Stop the clocks that are constant; BuildError for one that is another net."""
+    others = {port: memory.inputs[port] for port in ("RCLK", "WCLK") if port in memory.inputs}
+    if not set(others.values()) <= {(ZERO,), (ONE,)}:
+        raise BuildError(f"cannot read back a memory with the clocks {others}")
+    inputs = {port: nets for port, nets in memory.inputs.items() if port not in others}
+    return replace(memory, inputs=inputs, stopped=tuple(others))
 
 
 def parse_routed(module: Mapping[str, Any]) -> Netlist:
@@ -253,7 +265,7 @@ class _Ecp5:
             (),
             tuple(self._aliases),
             tuple(self._memories),
-        )
+        ).folded()
 
     def _net(self, cell: Mapping[str, Any], port: str, default: str = ONE) -> str:
         return _connected(cell, port, default, self._nets)
@@ -275,10 +287,9 @@ class _Ecp5:
         table = int(parameters["INITVAL"], 2)
         inputs = tuple(self._net(cell, port) for port in "ABCD")
         place = " ".join(re.findall(r"X(\d+)/Y(\d+)/(\S+)", cell["attributes"]["NEXTPNR_BEL"])[0])
-        used = [net for net in inputs if net != ONE]
         f = self._net(cell, "F", f"{own}_f")
         plain = f if mode == "LOGIC" else f"{own}_lut"
-        self._luts.append(Lut(place, plain, tuple(used), _reduced(table, inputs)))
+        self._luts.append(Lut(place, plain, inputs, table))
         if mode == "CCU2":
             carry = self._net(cell, "FCI", ZERO)
             first = parameters["CCU2_INJECT1"] == "YES"
@@ -342,14 +353,3 @@ class _Ecp5:
 
     def gsr(self, name: str, cell: Mapping[str, Any]) -> None:
         """Pass over the reset that reaches all flip-flops: they have it already."""
-
-
-def _reduced(table: int, inputs: Sequence[str]) -> int:
-    """Return a table without the inputs that are always 1."""
-    kept = [n for n, net in enumerate(inputs) if net != ONE]
-    fixed = sum(1 << n for n, net in enumerate(inputs) if net == ONE)
-    reduced = 0
-    for row in range(1 << len(kept)):
-        full = fixed | sum((row >> i & 1) << n for i, n in enumerate(kept))
-        reduced |= (table >> full & 1) << row
-    return reduced

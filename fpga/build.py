@@ -68,8 +68,8 @@ class Family:
     Members
     -------
     synthesis
-        The yosys command that maps to the family, without its output. No multiplier cells, since
-        icestorm cannot read them back from a bitstream and products of a few bits need none.
+        The yosys commands that map to the family, the last without its output. No multiplier cells:
+        icestorm cannot read them back from a bitstream, and products of a few bits need none.
     constraints
         Suffix of the constraints file.
     nextpnr, packer
@@ -110,7 +110,13 @@ FAMILIES: dict[str, Family] = {
         cells={"luts": "ICESTORM_LC", "block_ram": "ICESTORM_RAM", "dsp": "ICESTORM_DSP"},
     ),
     "ecp5": Family(
-        synthesis="synth_ecp5 -nodsp -nolutram -top top",
+        # abc between the labels, in place of abc9: with dot_product, abc9 of yosys 0.70 stops at an
+        # assertion of its own (rtlil.cc: GetSize(conn.first) == GetSize(conn.second)).
+        synthesis="synth_ecp5 -nodsp -nolutram -top top -run begin:map_luts\n"
+        "techmap -map +/lattice/latches_map.v\n"
+        "abc -dress -lut 4:7\n"
+        "clean\n"
+        "synth_ecp5 -nodsp -nolutram -top top -run map_cells:",
         constraints="lpf",
         nextpnr="nextpnr-ecp5",
         packer="ecppack",

@@ -5,7 +5,7 @@ each machine. In one run, lane 0 computes without a fault and each other lane wi
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 __all__ = ["ONE", "ZERO", "Alias", "Carry", "Fault", "FlipFlop", "Lut", "Memory", "Netlist"]
@@ -67,7 +67,7 @@ class Carry:
     """A carry cell: the majority of three nets."""
 
     output: str
-    inputs: tuple[str, str, str]
+    inputs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,8 @@ class Memory:
         Port -> nets, most significant first; None where nothing is connected.
     clocks
         Ports that have the clock.
+    stopped
+        Clock ports that never change: of a memory that is only read.
     """
 
     model: str
@@ -99,6 +101,7 @@ class Memory:
     inputs: Mapping[str, tuple[str, ...]]
     outputs: Mapping[str, tuple[str | None, ...]]
     clocks: tuple[str, ...]
+    stopped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,37 @@ class Netlist:
             sources = tuple(net for nets in memory.inputs.values() for net in nets)
             reads |= {net: sources for nets in memory.outputs.values() for net in nets if net}
         return reads
+
+    def folded(self) -> "Netlist":
+        """Return the netlist with constants in place of the nets that are constant."""
+        constant = {ZERO: 0, ONE: 1}
+        luts, aliases = list(self.luts), list(self.aliases)
+        known = 0
+        while known < len(constant):
+            known = len(constant)
+            luts = [_restricted(lut, constant) for lut in luts]
+            constant |= {lut.output: lut.table for lut in luts if not lut.inputs}
+            constant |= {a.output: constant[a.source] for a in aliases if a.source in constant}
+
+        def net(name: str) -> str:
+            return (ZERO, ONE)[constant[name]] if name in constant else name
+
+        def nets(names: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(map(net, names))
+
+        return Netlist(
+            tuple(luts),
+            tuple(
+                replace(ff, data=net(ff.data), enable=net(ff.enable), reset=net(ff.reset))
+                for ff in self.flip_flops
+            ),
+            tuple(replace(c, inputs=nets(c.inputs)) for c in self.carries),
+            tuple(Alias(alias.output, net(alias.source)) for alias in aliases),
+            tuple(
+                replace(m, inputs={port: nets(given) for port, given in m.inputs.items()})
+                for m in self.memories
+            ),
+        )
 
     def used_luts(self) -> list[Lut]:
         """Return the LUTs that ``tx`` can depend on, through any number of clocks.
@@ -266,6 +300,19 @@ class Netlist:
             yield f"hit_{number}", " & ".join(terms)
 
 
+def _restricted(lut: Lut, constant: Mapping[str, int]) -> Lut:
+    """Return a LUT without the inputs that are constant or change nothing."""
+    inputs, table = lut.inputs, lut.table
+    for n in reversed(range(len(inputs))):
+        rows = [row for row in range(1 << len(inputs)) if not row >> n & 1]
+        low = sum((table >> row & 1) << i for i, row in enumerate(rows))
+        high = sum((table >> (row | 1 << n) & 1) << i for i, row in enumerate(rows))
+        if inputs[n] in constant or low == high:
+            table = high if constant.get(inputs[n]) else low
+            inputs = inputs[:n] + inputs[n + 1 :]
+    return replace(lut, inputs=inputs, table=table)
+
+
 def _selected(inputs: tuple[str, ...], row: int, value: Mapping[str, int], everything: int) -> int:
     """Return the states in which ``inputs`` select a row of a table."""
     states = everything
@@ -315,6 +362,7 @@ def _instance(number: int, memory: Memory, lanes: int) -> list[str]:
     """Return the lines of a memory; its ports are arrays of words."""
     parameters = {"LANES": str(lanes), **memory.settings}
     ports = [f".{port}(clk)" for port in memory.clocks]
+    ports += [f".{port}(1'b0)" for port in memory.stopped]
     for port, nets in memory.inputs.items():
         ports.append(f".{port}({{{', '.join(map(_net, nets))}}})")
     unused: list[str] = []

@@ -105,7 +105,7 @@ def build_command(
     help="How many wrong LUTs to try, each of which should be noticed.",
 )
 @click.option(
-    "--whole", is_flag=True, help="Invert whole LUTs, instead of one bit of the table each."
+    "--bits", is_flag=True, help="Invert one bit of a LUT's table each, instead of whole LUTs."
 )
 @click.option("--seed", default=0, show_default=True, help="Of the values and the faults.")
 def simulate_command(
@@ -115,18 +115,18 @@ def simulate_command(
     folder: Path | None,
     groups: int,
     faults: int,
-    whole: bool,
+    bits: bool,
     seed: int,
 ) -> None:
     r"""Prove the chip of BOARD without a board: bytes in, bytes out, against the golden model.
 
     For iCE40 the bitstream itself is unpacked into LUTs, flip-flops and memories and simulated; for
     ECP5 the netlist that was placed and routed. The host library drives its serial line as on a
-    board. With --faults, single bits of LUTs are inverted, and each should change an answer.
+    board. With --faults, LUTs are inverted one at a time, and each should change an answer.
 
     \b
     m2xfp fpga simulate icebreaker
-    m2xfp fpga simulate icebreaker --faults 630
+    m2xfp fpga simulate icebreaker --faults 315
     """
     from m2xfp.fpga.proof import simulate
 
@@ -138,7 +138,7 @@ def simulate_command(
         groups=groups,
         faults=faults,
         seed=seed,
-        whole=whole,
+        whole=not bits,
     )
     click.echo(proof.summary())
     for survivor in proof.faults.survivors if proof.faults else ():
