@@ -43,6 +43,9 @@ bench: $(READY) ## speed of the golden model
 eval: $(READY) ## perplexity of the bundled language model in the main formats
 	$(M2XFP) eval
 
+fpga: $(READY) ## bitstream for BOARD (icebreaker if left out), with its report; UNITS="dot gemm" chooses
+	$(M2XFP) fpga build $(or $(BOARD),icebreaker) $(addprefix --unit ,$(UNITS))
+
 results: $(READY) ## the study of the bundled model in docs/results (hours without a GPU)
 	$(M2XFP) eval --results docs/results
 
