@@ -395,8 +395,8 @@ class Device:
                 seeds = [] if first[at] or not at else seed_pairs(int(acc[at - 1]))
                 stop = min(len(pairs), at + most - len(seeds))
                 beats = [*seeds, *(pair.tobytes() for pair in pairs[at:stop])]
+                # The unit begins each request at +0.
                 clear = np.concatenate([np.zeros(len(seeds), bool), first[at:stop]])
-                clear[0] = True
                 found = self._rows("dot", pair_records(beats, clear), 4)
                 acc[at:stop] = _counted("dot", found, len(beats)).view("<u4")[len(seeds) :, 0]
                 bar.update(stop - at)
