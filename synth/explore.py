@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 EXPLORED = Path("build/explore")
+_ANY = "any"  # value of a parameter that plays no part
 WINDOWS = 8  # windows of 512 bytes that perplexities are measured on
 
 
@@ -85,6 +86,7 @@ def _quantizer_keywords(given: Mapping[str, str]) -> dict[str, Any]:
         "input_type": formats.input_type(given["input_type"]),
         "lanes": _whole("lanes", given["lanes"]),
         "block": block,
+        "stages": _whole("stages", given["stages"]),
     }
 
 
@@ -111,6 +113,40 @@ def _encoder_golden(given: Mapping[str, str]) -> tuple[str, str]:
     return f"m2xfp-weight:{','.join(options)}", "none"
 
 
+# Formats of activations and weights that go together in a dot product.
+_PAIRS = {
+    "mxfp4": ("mxfp4", "mxfp4"),
+    "nvfp4": ("nvfp4", "nvfp4"),
+    "m2xfp": ("m2xfp-act", "m2xfp-weight"),
+}
+
+
+def _pair(given: Mapping[str, str]) -> tuple[str, str]:
+    if given["format"] not in _PAIRS:
+        raise UnknownNameError("format of a dot product", given["format"], _PAIRS)
+    return _PAIRS[given["format"]]
+
+
+def _accumulator_keywords(given: Mapping[str, str]) -> dict[str, Any]:
+    act, weight = map(formats.block_format, _pair(given))
+    return {"act": act, "weight": weight, "chains": _whole("chains", given["chains"])}
+
+
+def _dot_keywords(given: Mapping[str, str]) -> dict[str, Any]:
+    windows = {"fp32": None, "exact": formats.USUAL_EXPONENTS}
+    if given["accumulator"] not in windows:
+        raise UnknownNameError("accumulator", given["accumulator"], windows)
+    return _accumulator_keywords(given) | {
+        "depth": _whole("depth", given["depth"]),
+        "window": windows[given["accumulator"]],
+    }
+
+
+def _dot_golden(given: Mapping[str, str]) -> tuple[str, str]:
+    act, weight = _pair(given)
+    return weight, act
+
+
 SPACES: dict[str, Space] = {
     "activation_quantizer": Space(
         {
@@ -118,6 +154,7 @@ SPACES: dict[str, Space] = {
             "lanes": ("8", "16", "32"),
             "block": ("mxfp4", "m2xfp-act"),
             "subgroup": ("4", "8"),
+            "stages": ("3", "4"),
         },
         _quantizer_keywords,
         _quantizer_golden,
@@ -131,6 +168,19 @@ SPACES: dict[str, Space] = {
         },
         _encoder_keywords,
         _encoder_golden,
+    ),
+    "dot_product": Space(
+        {
+            "format": tuple(_PAIRS),
+            "accumulator": ("fp32", "exact"),
+            "chains": ("1", "3"),
+            "depth": ("1", "2"),
+        },
+        _dot_keywords,
+        _dot_golden,
+    ),
+    "fp32_accumulator": Space(
+        {"format": tuple(_PAIRS), "chains": ("1", "2", "3")}, _accumulator_keywords, _dot_golden
     ),
 }
 
@@ -201,7 +251,7 @@ def points_of(unit: str, sweep: Mapping[str, Sequence[str]]) -> list[Point]:
     """Return the points of a sweep that the unit can be built for, in order, each once.
 
     A combination that the component refuses is left out, as is one that differs from another in a
-    parameter that plays no part in it.
+    parameter that plays no part in it, which then is ``any``.
     """
     found: dict[str, Point] = {}
     for values in itertools.product(*sweep.values()):
@@ -211,7 +261,15 @@ def points_of(unit: str, sweep: Mapping[str, Sequence[str]]) -> list[Point]:
             row.build(point.label)
         except InputError:
             continue
-        found.setdefault(repr(row.configs[point.label]), point)
+        what = repr(row.configs[point.label])
+        same = found.get(what, point)
+        found[what] = Point(
+            unit,
+            tuple(
+                (name, value if value == other else _ANY)
+                for (name, value), (_, other) in zip(point.parameters, same.parameters, strict=True)
+            ),
+        )
     if not found:
         raise InputError(f"{unit} can be built for none of the combinations of this sweep")
     return list(found.values())

@@ -34,18 +34,28 @@ def _figure(outcome: Outcome, name: str) -> float | None:
     return None if value is None else float(value)
 
 
-def _label(outcome: Outcome) -> str:
-    return " ".join(outcome.parameters.values())
+def _varied(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return the parameters that not all points have alike."""
+    return [
+        name
+        for name in outcomes[0].parameters
+        if len({outcome.parameters[name] for outcome in outcomes}) > 1
+    ]
 
 
 def write_report(outcomes: Sequence[Outcome], folder: Path) -> Iterator[str]:
-    """Write points.json, a table and the plots of every library; yield the lines to print."""
+    """Write the points as JSON, and of every library a table and plots; yield lines to print.
+
+    The files are ``explore-<unit>.json``, ``explore-<unit>-<pdk>.md`` and
+    ``explore-<unit>-<pdk>-<plot>.svg``.
+    """
+    name = f"explore-{outcomes[0].unit}"
     text = json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n"
-    yield f"{len(outcomes)} points: {write_atomic(folder / 'points.json', text)}"
+    yield f"{len(outcomes)} points: {write_atomic(folder / f'{name}.json', text)}"
     for pdk in dict.fromkeys(outcome.pdk for outcome in outcomes):
         own = [outcome for outcome in outcomes if outcome.pdk == pdk]
         table = _table(own)
-        write_atomic(folder / f"points-{pdk}.md", table)
+        write_atomic(folder / f"{name}-{pdk}.md", table)
         yield f"\n{pdk}\n\n{table}"
         for ending, across, up in _PLOTS:
             points = [(_figure(outcome, across[0]), _figure(outcome, up[0])) for outcome in own]
@@ -55,7 +65,7 @@ def write_report(outcomes: Sequence[Outcome], folder: Path) -> Iterator[str]:
                 if x is not None and y is not None
             ]
             if known:
-                path = folder / f"{ending}-{pdk}.svg"
+                path = folder / f"{name}-{pdk}-{ending}.svg"
                 _plot(known, across[1], up[1], path)
                 yield f"plot: {path}"
 
@@ -84,6 +94,7 @@ def _plot(
 ) -> None:
     points = [point for _, point in known]
     best = front(points)
+    varied = _varied([outcome for outcome, _ in known])
 
     def paint(axes: Any) -> None:
         axes.scatter(*zip(*points, strict=True), color="0.6", label="points")
@@ -93,7 +104,7 @@ def _plot(
         for index in best:
             outcome, point = known[index]
             axes.annotate(
-                _label(outcome),
+                " ".join(outcome.parameters[name] for name in varied),
                 point,
                 fontsize="x-small",
                 textcoords="offset points",
@@ -101,7 +112,8 @@ def _plot(
             )
         axes.set_xlabel(across)
         axes.set_ylabel(up)
-        axes.set_title(f"{known[0][0].unit.replace('_', ' ')}, {known[0][0].pdk}")
+        unit, pdk = known[0][0].unit.replace("_", " "), known[0][0].pdk
+        axes.set_title("; ".join(filter(None, (f"{unit}, {pdk}", ", ".join(varied)))))
         axes.legend(fontsize="small")
 
     draw(path, (8, 5.5), paint)

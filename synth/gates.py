@@ -107,17 +107,22 @@ class Batch:
         Raises
         ------
         SynthesisError
-            It is not a plain flip-flop on the rising edge.
+            It is not a flip-flop on the rising edge.
         """
         (group,) = self.cell.group.of("ff")
         clock = group.values["clocked_on"].strip("() ")
-        if {"clear", "preset"} & group.values.keys() or clock not in self.cell.pins:
+        if clock not in self.cell.pins:
             raise SynthesisError(
-                f"{self.cell.name}: only flip-flops on the rising edge without asynchronous set or "
-                "reset can be simulated"
+                f"{self.cell.name}: only flip-flops on the rising edge can be simulated"
             )
         name, inverse = group.arguments[:2]
         return name, inverse, clock, function_of(group.values["next_state"])
+
+    @cached_property
+    def asynchronous(self) -> list[Callable[[Mapping[str, Any]], Any]]:
+        """What sets or clears a flip-flop without a clock."""
+        (group,) = self.cell.group.of("ff")
+        return [function_of(group.values[k]) for k in ("clear", "preset") if k in group.values]
 
 
 class Gates:
@@ -269,12 +274,21 @@ class Gates:
                 values[batch.nets[pin]] = function({name: state, inverse: ~state})
 
     def next_states(self, values: Words, states: Mapping[str, Words]) -> dict[str, Words]:
-        """Return the states after a rising clock edge."""
+        """Return the states after a rising clock edge.
+
+        Raises
+        ------
+        SynthesisError
+            A flip-flop is set or cleared without a clock: libraries that have only such flip-flops
+            are used with these inputs tied off.
+        """
         following = {}
         for kind, state in states.items():
             batch = self.batches[kind]
             name, inverse, clock, function = batch.state
             pins = {pin: values[batch.nets[pin]] for pin in batch.cell.inputs}
+            if any(np.any(active(pins)) for active in batch.asynchronous):
+                raise SynthesisError(f"a {kind} is set or cleared without a clock")
             moved = function(pins | {name: state, inverse: ~state}) ^ state
             following[kind] = state ^ (moved & pins[clock])
         return following

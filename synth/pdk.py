@@ -120,15 +120,18 @@ class Pdk:
 
     @cached_property
     def flop_area_um2(self) -> float:
-        """Area of the smallest plain flip-flop: one clock edge, data, no set, reset or enable."""
-        areas = [
-            cell.area
+        """Area of the smallest plain flip-flop: one clock edge, data, no set, reset or enable.
+
+        Of a library without such a one, the smallest of those with the fewest pins.
+        """
+        flops = [
+            (len(cell.inputs), cell.area)
             for cell in self.library.cells.values()
-            if cell.is_flop and len(cell.inputs) == 2 and not self.bans(cell)
+            if cell.is_flop and not self.bans(cell)
         ]
-        if not areas:
-            raise InputError(f"library {self.library.name!r} has no plain flip-flop")
-        return min(areas)
+        if not flops:
+            raise InputError(f"library {self.library.name!r} has no flip-flop")
+        return min(flops)[1]
 
     @cached_property
     def load_ff(self) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from icarus import VENDOR, random_run, run_icarus
 
-from m2xfp.synth.flow import FlowOptions, Netlist, synthesize
+from m2xfp.synth.flow import FlowOptions, Netlist, SynthesisError, synthesize
 from m2xfp.synth.gates import ALL, ONE, Gates, MismatchError, pack_bits, play, unpack_bits
 from m2xfp.synth.liberty import Library, parse
 from m2xfp.synth.pdk import find_pdk, pdk_from_liberty
@@ -259,6 +259,40 @@ def test_flip_flop_power_by_hand(osu018, build):
     switching = (27.9235 + 27.4634) / 2 * 1e-3 * 1.8**2
     assert power.clock_pj == pytest.approx(rise + fall + switching, rel=1e-4)
     assert power.energy_pj > power.clock_pj
+
+
+def test_flip_flops_whose_set_and_reset_are_tied_off(osu018, build):
+    """As in ihp-sg13g2, which has no others; here osu018 with nothing but DFFSR."""
+    text = osu018.liberty[0].read_text()
+    path = build / "resets.lib"
+    path.write_text(re.sub(r"cell \((DFFPOSX1|DFFNEGX1)\)", r"cell (\1_GONE)", text))
+    gone = ("DFF*_GONE",)
+    pdk = replace(pdk_from_liberty([path]), name="resets", dont_use=gone)
+    assert pdk.flop_area_um2 == pdk.library.cells["DFFSR"].area > osu018.flop_area_um2
+    source = (
+        "module count (input clk, input rst, input step, output reg [3:0] value);"
+        " always @(posedge clk) value <= rst ? 4'd0 : value + step; endmodule"
+    )
+    netlist = synthesize_text(source, "count", pdk, build)
+    assert netlist.cell_counts["DFFSR"] == netlist.flops == 4
+    gates = Gates(netlist, pdk)
+    history = random_run(gates, 40, seed=1)
+    bits = history[4:, gates.ports["value"], 0] & np.uint64(1)
+    step = history[4:, gates.ports["step"][0], 0] & np.uint64(1)
+    value = bits @ (np.uint64(1) << np.arange(4, dtype=np.uint64))
+    assert (value[1:] == np.cumsum(step)[:-1] % 16).all()
+    assert estimate_power(gates, pdk, history).clock_pj > 0
+
+    design = json.loads(netlist.json.read_text())
+    cells = design["modules"]["count"]["cells"].values()
+    next(cell for cell in cells if cell["type"] == "DFFSR")["connections"]["R"] = [
+        design["modules"]["count"]["ports"]["step"]["bits"][0]
+    ]
+    folder = build / "asynchronous"
+    folder.mkdir()
+    (folder / "netlist.json").write_text(json.dumps(design))
+    with pytest.raises(SynthesisError, match="DFFSR is set or cleared without a clock"):
+        random_run(Gates(replace(netlist, folder=folder), pdk), 40, seed=1)
 
 
 def test_tables_in_either_order_and_beyond_their_ends():

@@ -46,7 +46,12 @@ __all__ = ["command"]
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("build/explore"),
     show_default=True,
-    help="Folder for the table, the plots and everything that is kept.",
+    help="Folder for everything that is kept, and for table and plots.",
+)
+@click.option(
+    "--results",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Another folder for table and plots alone.",
 )
 @click.option("--list", "listing", is_flag=True, help="Show what is swept of UNIT and stop.")
 def command(
@@ -60,6 +65,7 @@ def command(
     scheduler: str | None,
     workers: int,
     output: Path,
+    results: Path | None,
     listing: bool,
 ) -> None:
     r"""Measure UNIT for every combination of parameter values and plot what is worth building.
@@ -70,6 +76,7 @@ def command(
     \b
     m2xfp explore activation_quantizer
     m2xfp explore activation_quantizer --sweep lanes=8,32 --sweep input_type=bf16 --pdk osu035
+    m2xfp explore dot_product --sweep format=mxfp4,m2xfp --sweep depth=2
     m2xfp explore weight_encoder --scheduler tcp://cluster:8786 -o results/
     """
     from m2xfp.synth.explore import explore, parse_sweep, points_of
@@ -97,5 +104,5 @@ def command(
         workers=workers,
         folder=output,
     )
-    for line in write_report(outcomes, output):
+    for line in write_report(outcomes, results or output):
         click.echo(line)
