@@ -322,7 +322,7 @@ class _Ecp5:
             "LSR_OVER_CE",
             "LSR",
         )
-        if modes != ("CLK", "LSR") or not own or parameters["CEMUX"] not in ("CE", "1"):
+        if modes != ("CLK", "LSR") or not own or parameters["CEMUX"] not in ("CE", "INV", "1"):
             raise BuildError(f"cannot simulate the flip-flop {name}: {parameters}")
         if parameters["GSR"] == "ENABLED":
             reset = self._gate(f"r{len(self._luts)}", (reset, "in_reset"), lambda a, b: a or b)
@@ -331,11 +331,64 @@ class _Ecp5:
             FlipFlop(
                 output=self._net(cell, "Q"),
                 data=self._net(cell, "M" if parameters["SD"] == "0" else "DI"),
-                enable=self._net(cell, "CE") if parameters["CEMUX"] == "CE" else ONE,
+                enable=self._pin(cell, "CE"),
                 reset=reset,
                 value=value,
                 start=value,
                 reset_first=True,
+            )
+        )
+
+    def _pin(self, cell: Mapping[str, Any], port: str) -> str:
+        """Return the net behind the multiplexer of a pin: the pin, its inverse, 0 or 1."""
+        chosen = str(cell["parameters"].get(f"{port}MUX", port)).strip()
+        if chosen in ("0", "1"):
+            return (ZERO, ONE)[int(chosen)]
+        net = self._net(cell, port)
+        if chosen == "INV":
+            return self._gate(f"i{len(self._luts)}", (net,), lambda n: not n)
+        return net
+
+    def dp16kd(self, name: str, cell: Mapping[str, Any]) -> None:
+        """Add a block RAM."""
+        parameters = {key: str(value).strip() for key, value in cell["parameters"].items()}
+        known = {"REGMODE": "NOREG", "WRITEMODE": "READBEFOREWRITE", "CSDECODE": "0b000"}
+        inputs: dict[str, tuple[str, ...]] = {}
+        outputs: dict[str, tuple[str | None, ...]] = {}
+        for side in "AB":
+            found = {key: parameters[f"{key}_{side}"] for key in known}
+            # Selected always and reset never: nothing at these pins, which reads 1, inverted.
+            fixed = [f"{pin}{side}{n}" for pin, n in (("CS", 0), ("CS", 1), ("CS", 2), ("RST", ""))]
+            low = all(
+                parameters[f"{pin}MUX"] == "INV" and not cell["connections"].get(pin)
+                for pin in fixed
+            )
+            if found != known or parameters[f"CLK{side}MUX"] != f"CLK{side}" or not low:
+                raise BuildError(f"cannot simulate the memory {name}: {parameters}")
+            inputs |= {f"{pin}{side}": (self._pin(cell, f"{pin}{side}"),) for pin in ("CE", "WE")}
+            for pin, width in (("AD", 14), ("DI", 18)):
+                bits = [self._pin(cell, f"{pin}{side}{n}") for n in reversed(range(width))]
+                inputs[f"{pin}{side}"] = tuple(bits)
+            outputs[f"DO{side}"] = tuple(
+                self._net(cell, f"DO{side}{n}", "") or None for n in reversed(range(18))
+            )
+        contents = "".join(
+            parameters.get(f"INITVAL_{n:02X}", "").replace("x", "0").zfill(320)
+            for n in reversed(range(64))
+        )
+        self._memories.append(
+            Memory(
+                model="DP16KD",
+                settings={
+                    **{
+                        f"DATA_WIDTH_{side}": str(int(parameters[f"DATA_WIDTH_{side}"], 2))
+                        for side in "AB"
+                    },
+                    "INITIAL": f"20480'h{int(contents, 2):x}",
+                },
+                inputs=inputs,
+                outputs=outputs,
+                clocks=("CLKA", "CLKB"),
             )
         )
 

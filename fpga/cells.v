@@ -62,3 +62,74 @@ module SB_RAM40_4K #(
                     end
                 end
 endmodule
+
+// ECP5 block RAM: 16 Kbit and parity, two ports, words of 1, 2, 4, 9 or 18 bits, the same on both.
+// A writing port puts out what was there before. Each 20 bits of the initial contents hold a word of 18.
+module DP16KD #(
+    parameter LANES = 1, DATA_WIDTH_A = 18, DATA_WIDTH_B = 18,
+    parameter [20479:0] INITIAL = 0
+) (
+    input CLKA, CLKB,
+    input [0:0][LANES-1:0] CEA, CEB, WEA, WEB,
+    input [13:0][LANES-1:0] ADA, ADB,
+    input [17:0][LANES-1:0] DIA, DIB,
+    output reg [17:0][LANES-1:0] DOA, DOB
+);
+    localparam W = DATA_WIDTH_A;
+    localparam SHIFT = W == 18 ? 4 : W == 9 ? 3 : W == 4 ? 2 : W == 2 ? 1 : 0;
+    localparam DEPTH = 16384 >> SHIFT;
+    generate
+        if (DATA_WIDTH_B != W || (W < 9 && INITIAL != 0)) begin : unsupported
+            $error("DP16KD: widths %0d and %0d are not modelled", W, DATA_WIDTH_B);
+        end
+    endgenerate
+
+    reg [W-1:0] memory [0:DEPTH*LANES-1];
+    integer i, l, b;
+    integer row;
+    reg [13:0] address;
+    reg [W-1:0] word, old;
+
+    initial begin
+        DOA = 0;
+        DOB = 0;
+        for (i = 0; i < DEPTH * LANES; i = i + 1)
+            memory[i] = W == 18 ? W'(INITIAL[20 * (i % DEPTH) +: 18])
+                      : W == 9 ? W'(INITIAL[20 * (i % DEPTH / 2) + 9 * (i % 2) +: 9]) : '0;
+    end
+
+    always @(posedge CLKA) begin
+        if (|CEA)
+            for (l = 0; l < LANES; l = l + 1)
+                if (CEA[0][l]) begin
+                    for (b = 0; b < 14; b = b + 1) address[b] = ADA[b][l];
+                    for (b = 0; b < W; b = b + 1) word[b] = DIA[b][l];
+                    row = DEPTH * l + 32'(address >> SHIFT);
+                    // Words of 18 bits have their halves enabled by the low address bits.
+                    old = memory[row];
+                    for (b = 0; b < W; b = b + 1) DOA[b][l] <= old[b];
+                    if (W == 18 && !address[0]) word[W/2-1:0] = old[W/2-1:0];
+                    if (W == 18 && !address[1]) word[W-1:W/2] = old[W-1:W/2];
+                    if (WEA[0][l]) memory[row] <= word;
+                end
+    end
+
+    integer m, d;
+    integer line;
+    reg [13:0] place;
+    reg [W-1:0] value, before;
+    always @(posedge CLKB) begin
+        if (|CEB)
+            for (m = 0; m < LANES; m = m + 1)
+                if (CEB[0][m]) begin
+                    for (d = 0; d < 14; d = d + 1) place[d] = ADB[d][m];
+                    for (d = 0; d < W; d = d + 1) value[d] = DIB[d][m];
+                    line = DEPTH * m + 32'(place >> SHIFT);
+                    before = memory[line];
+                    for (d = 0; d < W; d = d + 1) DOB[d][m] <= before[d];
+                    if (W == 18 && !place[0]) value[W/2-1:0] = before[W/2-1:0];
+                    if (W == 18 && !place[1]) value[W-1:W/2] = before[W-1:W/2];
+                    if (WEB[0][m]) memory[line] <= value;
+                end
+    end
+endmodule

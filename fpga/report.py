@@ -1,9 +1,10 @@
 """The table of figures: what each board holds, how fast, and what that means in groups and MACs."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from m2xfp.files import write_atomic
 from m2xfp.fpga.boards import BOARDS
@@ -12,7 +13,7 @@ from m2xfp.fpga.design import UNITS
 from m2xfp.fpga.gateway import sinks
 from m2xfp.rtl.component import Component
 
-__all__ = ["markdown_table", "unit_rates", "write_results"]
+__all__ = ["markdown_table", "proof_table", "unit_rates", "write_results"]
 
 GROUP = 32
 """Values in a group: multiplications that a pair of groups takes."""
@@ -94,14 +95,54 @@ def markdown_table(reports: Sequence[BuildReport]) -> str:
     return "\n".join([*lines, "", f"Tools: {', '.join(tools)}.", ""])
 
 
+def proof_table(proofs: Sequence[Mapping[str, Any]]) -> str:
+    """Return what simulations of these builds have shown, as `m2xfp.fpga.proof.Proof` has it."""
+    lines = [
+        "What `m2xfp fpga simulate` has shown of these builds; every answer is the golden model's.",
+        "",
+        "| board | read back from | LUTs | flip-flops | memories | requests | bytes both ways | "
+        "groups | faults | detected |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    survivors = []
+    for proof in proofs:
+        board, faults = proof["build"]["board"], proof["faults"]
+        groups = ", ".join(f"{unit} {count}" for unit, count in proof["groups"].items())
+        found = "| |"
+        if faults:
+            kind = "LUTs inverted" if faults["kind"] == "lut" else "LUT bits inverted"
+            found = f"| {faults['faults']} {kind} | {faults['detected'] / faults['faults']:.1%} |"
+            survivors += [f"| {board} | {s['cell']} | {s['reason']} |" for s in faults["survivors"]]
+        lines.append(
+            f"| {board} | {proof['source']} | {proof['luts']} | {proof['flip_flops']} | "
+            f"{proof['memories']} | {proof['requests']} | "
+            f"{proof['bytes_sent'] + proof['bytes_received']} | {groups} {found}"
+        )
+    if survivors:
+        lines += ["", "Faults that changed no byte:", "", "| board | LUT | why |", "|---|---|---|"]
+    return "\n".join([*lines, *survivors, ""])
+
+
 def write_results(folder: Path) -> tuple[Path, Path]:
     """Build each board's default units and write ``fpga.md`` and ``fpga.json``; return their paths.
 
-    Raises what `m2xfp.fpga.build.build` does.
+    Proofs that lie beside the builds are tabulated too, if they are of these very builds. Raises
+    what `m2xfp.fpga.build.build` does.
     """
-    reports = [build(name)[0] for name in BOARDS]
-    facts = [{k: v for k, v in asdict(report).items() if k != "key"} for report in reports]
+    reports, proofs = [], []
+    for name in BOARDS:
+        report, built = build(name)
+        reports.append(report)
+        proof_file = built / "proof.json"
+        if proof_file.exists():
+            proof = json.loads(proof_file.read_text())
+            if proof["build"]["key"] == report.key:
+                proofs.append(proof)
+    text = markdown_table(reports)
+    if proofs:
+        text += f"\n{proof_table(proofs)}"
+    facts = {"builds": [asdict(report) for report in reports], "proofs": proofs}
     return (
-        write_atomic(folder / "fpga.md", markdown_table(reports)),
+        write_atomic(folder / "fpga.md", text),
         write_atomic(folder / "fpga.json", json.dumps(facts, indent=1) + "\n"),
     )
