@@ -58,6 +58,9 @@ __all__ = [
 DEFAULT_BAUD = 1_000_000
 """Rate of all boards unless their design is built for another."""
 
+MOST_PAIRS = 1 << 16
+"""Pairs of groups that ``matmul`` writes out at a time: 2.4 MB, minutes on the line."""
+
 Bytes = NDArray[np.uint8]
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -211,9 +214,13 @@ class Device:
                 )
         elif "dot" not in names:
             raise MissingUnitError(self._missing("gemm or dot"))
-        m, n = len(acts), len(weights)
-        pairs = np.concatenate([np.repeat(acts, n, axis=0), np.tile(weights, (m, 1, 1))], axis=2)
-        return _floats(self._dots(pairs, progress), shape, qa)
+        n, depth = weights.shape[:2]
+        found = [np.zeros(0, np.uint32)]
+        for rows in blocks(len(acts), max(1, MOST_PAIRS // max(1, n * depth))):
+            count = rows.stop - rows.start
+            pairs = [np.repeat(acts[rows], n, axis=0), np.tile(weights, (count, 1, 1))]
+            found.append(self._dots(np.concatenate(pairs, axis=2), progress))
+        return _floats(np.concatenate(found), shape, qa)
 
     def self_test(self, groups: int = 256, *, seed: int = 0, progress: bool = False) -> SelfTest:
         """Send random bytes through the link and random groups through every unit, and compare.

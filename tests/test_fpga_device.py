@@ -193,11 +193,15 @@ def test_every_accumulator_is_reported(device: Device) -> None:
     assert device.accumulate(pairs, first).tolist() == expected
 
 
-def test_matmul_by_dot_products(device: Device) -> None:
+@pytest.mark.parametrize("most", [1 << 16, 30, 1])
+def test_matmul_by_dot_products(device: Device, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("m2xfp.fpga.device.MOST_PAIRS", most)
     x = torch.randn(2, 3, 70, generator=torch.Generator().manual_seed(1))
     w = torch.randn(4, 70, generator=torch.Generator().manual_seed(2))
     qa, qw = ACT.quantize(x), WEIGHT.quantize(w)
     assert same_bits(device.matmul(qa, qw), matmul(qa, qw))
+    none = ACT.quantize(x[:0])
+    assert same_bits(device.matmul(none, qw), matmul(none, qw))
 
 
 @pytest.mark.slow
