@@ -59,7 +59,7 @@ DEFAULT_BAUD = 1_000_000
 """Rate of all boards unless their design is built for another."""
 
 MOST_PAIRS = 1 << 16
-"""Pairs of groups that ``matmul`` writes out at a time: 2.4 MB, minutes on the line."""
+"""Pairs of groups that ``matmul`` writes out at a time, 36 bytes each."""
 
 Bytes = NDArray[np.uint8]
 Part = TypeVar("Part")
