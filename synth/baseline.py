@@ -7,7 +7,7 @@ gates have files of their own, named ``...-gated``.
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +147,9 @@ def accept(
     }
     if compared := paper_table(kept, pdk, macs):
         files.append(write_atomic(folder / f"paper-{name}.md", compared))
+    drawn = replace(pdk, title=f"{pdk.title}, clock gates") if options.clock_gating else pdk
     for ending, plot in (("area", plot_area), ("tradeoff", plot_tradeoff)):
         path = folder / f"synth-{name}-{ending}.svg"
-        plot(kept, pdk, path)
+        plot(kept, drawn, path)
         files.append(path)
     return files

@@ -134,6 +134,7 @@ def test_kept_points_are_not_measured_again(osu018, tmp_path, monkeypatch):
         (["activation_quantizer", "--pdk", "nonesuch"], "'nonesuch'"),
         (["activation_quantizer", "--workers", "0"], "--workers"),
         (["activation_quantizer", "--sweep", "lanes=7"], "none of the combinations"),
+        (["activation_quantizer", "--clock-gating"], "no integrated clock gate"),
     ],
 )
 def test_command_refuses(arguments, words, tmp_path, monkeypatch, capsys):

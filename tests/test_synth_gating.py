@@ -15,11 +15,13 @@ from icarus import VENDOR, random_run, run_icarus
 from m2xfp.errors import InputError
 from m2xfp.rtl.catalog import find_unit
 from m2xfp.rtl.emit import emit
+from m2xfp.synth import baseline
 from m2xfp.synth.flow import FlowOptions, SynthesisError, synthesize
 from m2xfp.synth.gates import ALL, ONE, Gates, MismatchError, play
 from m2xfp.synth.liberty import ClockGate
 from m2xfp.synth.pdk import find_pdk, pdk_from_liberty
 from m2xfp.synth.power import estimate_power, net_slews, toggle_counts
+from m2xfp.synth.report import Row
 from m2xfp.synth.timing import time_netlist
 from m2xfp.tb.activation_quantizer import make_job
 from m2xfp.tb.description import Description
@@ -281,6 +283,28 @@ def test_paths_through_clock_gates_are_timed(name, condition, result, start, end
     assert timing.critical_path_ns - arrival > 0.05
     if name == "into":
         assert timing.critical_path_ns - arrival == pytest.approx(0.5, abs=1e-5)
+
+
+def test_gated_figures_are_accepted_beside_the_others(pdk, tmp_path):
+    row = Row(
+        "activation_quantizer",
+        "bf16x8",
+        pdk.name,
+        *(1.0, 1.0, 1.0, 1.0, 1, 1, 1.0, 1.0, 1.0, "", "", 1.0),
+        module_area_um2={"lane": 1.0},
+    )
+    known = [(row.unit, row.config)]
+    plain, gated = replace(row, area_um2=2.0), row
+    baseline.accept(tmp_path, [], [plain], known, pdk, FlowOptions())
+    files = baseline.accept(tmp_path, [], [gated], known, pdk, GATED)
+    assert all(path.name.startswith("synth-gated018-gated") for path in files)
+    assert baseline.load(tmp_path, pdk, FlowOptions()) == [plain]
+    assert baseline.load(tmp_path, pdk, GATED) == [gated]
+    report = json.loads((tmp_path / "synth-gated018-gated.json").read_text())
+    assert (report["flow"]["clock_gating"], report["flow"]["clock_gate"]) == (True, "CG1")
+    assert "clock gates" in (tmp_path / "synth-gated018-gated.md").read_text()
+    with pytest.raises(InputError, match="clock_gate"):
+        baseline.load(tmp_path, replace(pdk, gate="CG4"), GATED)
 
 
 def test_power_of_a_clock_gate_by_hand(pdk, build):

@@ -27,6 +27,7 @@ __all__ = ["command"]
 @click.option(
     "--clock-ns", default=1.0, show_default=True, help="Clock target of the speed script."
 )
+@click.option("--clock-gating", is_flag=True, help="Clock gates, as for synth.")
 @click.option(
     "--accuracy/--no-accuracy",
     default=True,
@@ -61,6 +62,7 @@ def command(
     liberty: tuple[Path, ...],
     abc: str,
     clock_ns: float,
+    clock_gating: bool,
     accuracy: bool,
     scheduler: str | None,
     workers: int,
@@ -91,10 +93,13 @@ def command(
         return
     if workers < 1:
         raise click.UsageError(f"--workers {workers}: at least 1")
-    options = FlowOptions(abc=abc, clock_ns=clock_ns)
+    options = FlowOptions(abc=abc, clock_ns=clock_ns, clock_gating=clock_gating)
     libraries = [find_pdk(name) for name in pdks or (() if liberty else (DEFAULT_PDK,))]
     if liberty:
         libraries.append(pdk_from_liberty(liberty))
+    if clock_gating:  # a library without a gate is refused before any worker starts
+        for library in libraries:
+            _ = library.clock_gate_cell
     outcomes = explore(
         points_of(unit, sweep),
         libraries,
