@@ -14,7 +14,7 @@ import m2xfp.tb.gemm_core
 from m2xfp.cli import cli
 from m2xfp.commands import demo
 from m2xfp.errors import MissingToolError, UnknownNameError
-from m2xfp.golden.lm import LanguageModel, ModelConfig
+from m2xfp.golden.lm import LanguageModel, ModelConfig, load_model
 from m2xfp.rtl.emit import Emitted
 from m2xfp.tb.gemm_core import LinearRun
 
@@ -151,7 +151,7 @@ def test_the_main_job(sim_dir: Path) -> None:
     result = CliRunner().invoke(cli, [*arguments, "--build-dir", str(sim_dir.parent)])
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    size = m2xfp.golden.lm.load_model().config
+    size = load_model().config
     groups = size.context * size.layers * (3 * size.width + size.hidden) // 32
     assert f"{groups} groups" in lines[0]
     assert ": 0 mismatches" in lines[0]
