@@ -64,7 +64,7 @@ module SB_RAM40_4K #(
 endmodule
 
 // ECP5 block RAM: 16 Kbit and parity, two ports, words of 1, 2, 4, 9 or 18 bits, the same on both.
-// A writing port puts out what was there before. Each 20 bits of the initial contents hold a word of 18.
+// A writing port puts out what was there. Each 20 bits of the initial contents hold a word of 18.
 module DP16KD #(
     parameter LANES = 1, DATA_WIDTH_A = 18, DATA_WIDTH_B = 18,
     parameter [20479:0] INITIAL = 0
@@ -117,7 +117,7 @@ module DP16KD #(
     integer m, d;
     integer line;
     reg [13:0] place;
-    reg [W-1:0] value, before;
+    reg [W-1:0] value, earlier;
     always @(posedge CLKB) begin
         if (|CEB)
             for (m = 0; m < LANES; m = m + 1)
@@ -125,10 +125,10 @@ module DP16KD #(
                     for (d = 0; d < 14; d = d + 1) place[d] = ADB[d][m];
                     for (d = 0; d < W; d = d + 1) value[d] = DIB[d][m];
                     line = DEPTH * m + 32'(place >> SHIFT);
-                    before = memory[line];
-                    for (d = 0; d < W; d = d + 1) DOB[d][m] <= before[d];
-                    if (W == 18 && !place[0]) value[W/2-1:0] = before[W/2-1:0];
-                    if (W == 18 && !place[1]) value[W-1:W/2] = before[W-1:W/2];
+                    earlier = memory[line];
+                    for (d = 0; d < W; d = d + 1) DOB[d][m] <= earlier[d];
+                    if (W == 18 && !place[0]) value[W/2-1:0] = earlier[W/2-1:0];
+                    if (W == 18 && !place[1]) value[W-1:W/2] = earlier[W-1:W/2];
                     if (WEB[0][m]) memory[line] <= value;
                 end
     end
