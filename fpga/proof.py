@@ -397,7 +397,7 @@ def simulate(
     proof = Proof(
         build=report,
         source="bitstream" if board.family == "ice40" else "routed netlist",
-        luts=len(netlist.luts),
+        luts=sum(bool(lut.place) for lut in netlist.luts),
         flip_flops=len(netlist.flip_flops),
         memories=len(netlist.memories),
         requests=len(tap.exchanges),

@@ -123,14 +123,14 @@ def proof_table(proofs: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines, *survivors, ""])
 
 
-def write_results(folder: Path) -> tuple[Path, Path]:
-    """Build each board's default units and write ``fpga.md`` and ``fpga.json``; return their paths.
+def write_results(folder: Path, boards: Sequence[str] = tuple(BOARDS)) -> tuple[Path, Path]:
+    """Build boards' default units and write ``fpga.md`` and ``fpga.json``; return their paths.
 
     Proofs that lie beside the builds are tabulated too, if they are of these very builds. Raises
     what `m2xfp.fpga.build.build` does.
     """
     reports, proofs = [], []
-    for name in BOARDS:
+    for name in boards:
         report, built = build(name)
         reports.append(report)
         proof_file = built / "proof.json"

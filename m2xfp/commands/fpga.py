@@ -146,6 +146,7 @@ def simulate_command(
 
 
 @command.command("table")
+@click.argument("boards", nargs=-1, metavar="[BOARD]...")
 @click.option(
     "--results",
     type=click.Path(file_okay=False, path_type=Path),
@@ -153,11 +154,15 @@ def simulate_command(
     show_default=True,
     help="Folder for fpga.md and fpga.json.",
 )
-def table(results: Path) -> None:
-    """Build every board with every unit that fits, and write the table of figures (slow)."""
+def table(boards: tuple[str, ...], results: Path) -> None:
+    """Build each BOARD, or every board, with its default units; write the table of figures (slow).
+
+    What `m2xfp fpga simulate` has shown of these builds is tabulated beside them.
+    """
+    from m2xfp.fpga.boards import BOARDS, find_board
     from m2xfp.fpga.report import write_results
 
-    for path in write_results(results):
+    for path in write_results(results, [find_board(name).name for name in boards or BOARDS]):
         click.echo(f"written: {path}")
 
 
