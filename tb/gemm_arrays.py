@@ -95,7 +95,10 @@ class GemmStreams:
         padded[:m] = acts
         # [blocks, chains, rows, groups, bytes] to one beat a (block, group, chain)
         order = padded.reshape(-1, core.chains, core.rows, groups, width).transpose(0, 3, 1, 2, 4)
-        beats = order.reshape(-1, core.rows * width)
+        # The rows of a beat lie bit by bit beside each other, also where a group is no whole bytes.
+        size = 8 * width if core.activations else core.pair.act.group_bits
+        bits = np.unpackbits(order.reshape(-1, core.rows, width), axis=2, bitorder="little")
+        beats = np.packbits(bits[..., :size].reshape(len(bits), -1), axis=1, bitorder="little")
         first_row = np.arange(0, len(padded), core.rows).reshape(-1, 1, core.chains)
         wanted = np.broadcast_to(first_row < m, order.shape[:3]).reshape(-1)
         panels = -(-n // core.columns)

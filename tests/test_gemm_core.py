@@ -21,6 +21,7 @@ from m2xfp.golden import PackedTensor, get_format, matmul
 from m2xfp.golden.bits import from_bits, to_bits
 from m2xfp.golden.evaluate import cut_windows, perplexity
 from m2xfp.golden.lm import HELD_OUT, as_tokens, load_model
+from m2xfp.golden.numeric import round_once
 from m2xfp.rtl.catalog import Unit, find_unit
 from m2xfp.rtl.emit import emit
 from m2xfp.rtl.gemm_core import GemmCore
@@ -125,7 +126,7 @@ def golden(core: GemmCore, operands: Product) -> np.ndarray:
     if core.results == "packed":
         return act.quantize(out).groups().numpy()
     if core.results == "bf16":
-        out = out.to(torch.bfloat16)
+        out = round_once(out.double(), torch.bfloat16)  # torch's own gives several NaNs
     bits = to_bits(out)
     return np.ascontiguousarray(bits).view(np.uint8).reshape(*bits.shape, -1)
 
