@@ -1,15 +1,19 @@
 """Boards, builds and the proof of a built chip. Building takes minutes: it is in the slow set."""
 
+import json
 import random
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from m2xfp.cli import cli
 from m2xfp.errors import InputError, M2xfpError, UnknownNameError
 from m2xfp.fpga import build as build_module
+from m2xfp.fpga import proof
 from m2xfp.fpga.bitstream import parse_icebox, parse_routed
 from m2xfp.fpga.boards import BOARDS, find_board
 from m2xfp.fpga.build import (
@@ -18,14 +22,18 @@ from m2xfp.fpga.build import (
     BuildReport,
     Cells,
     FitError,
+    TimingError,
     build,
     parse_timing,
     parse_utilisation,
 )
 from m2xfp.fpga.design import Design
 from m2xfp.fpga.netlist import ONE, ZERO, Alias, Carry, Fault, FlipFlop, Lut, Netlist
-from m2xfp.fpga.proof import simulate, values
+from m2xfp.fpga.proof import ProofError, simulate, values
+from m2xfp.fpga.protocol import Command, Frame, Status, encode
 from m2xfp.fpga.report import markdown_table, unit_rates
+
+RNG = np.random.default_rng(0)
 
 LOG = """Info: Device utilisation:
 Info: \t         ICESTORM_LC:    6131/   5280   116%
@@ -113,6 +121,36 @@ def test_a_design_that_does_not_fit_says_what_it_needs_and_has(monkeypatch, tmp_
     with pytest.raises(FitError, match=r"needs 6131 of 5280 ICESTORM_LC; choose fewer units"):
         build("icebreaker", folder=tmp_path)
     assert not (tmp_path / "report.json").exists()
+
+
+@pytest.mark.parametrize(("fmax", "needed"), [((10.0, 11.0, 12.5), 3), ((11.0,) * 8, None)])
+def test_placements_are_tried_until_one_meets_the_clock(monkeypatch, tmp_path, fmax, needed):
+    monkeypatch.setattr(build_module, "find_tool", lambda name: (name, "1"))
+    placed = []
+
+    def run(command, folder, log):
+        (folder / "top.json").write_text('{"modules": {"top": {"cells": {}}}}')
+        if str(command[0]).startswith("nextpnr"):
+            clock = {"achieved": fmax[len(placed)], "constraint": 12.0}
+            placed.append(command[command.index("--seed") + 1])
+            (folder / "nextpnr.log").write_text("")
+            used = {"ICESTORM_LC": {"used": 5, "available": 5280}}
+            text = json.dumps({"fmax": {"clk": clock}, "utilization": used})
+            (folder / "nextpnr.json").write_text(text)
+        return 0
+
+    monkeypatch.setattr(build_module, "_run", run)
+    if needed is None:
+        with pytest.raises(TimingError, match=r"reaches 11\.00 MHz and the clock is 12\.00 MHz"):
+            build("icebreaker", folder=tmp_path)
+        assert not (tmp_path / "report.json").exists()
+        return
+    report, folder = build("icebreaker", folder=tmp_path)
+    assert placed == ["1", "2", "3"]
+    assert (report.seed, report.fmax_mhz, report.cells["luts"]) == (3, 12.5, Cells(5, 5280))
+    (folder / report.bitstream).write_bytes(b"")
+    assert build("icebreaker", folder=tmp_path)[0] == report
+    assert len(placed) == 3  # the finished build was taken
 
 
 def test_the_clock_with_the_least_margin_counts():
@@ -327,16 +365,52 @@ def test_values_exercise_a_quantizer():
     assert counts.min() > 0.01 * counts.sum()
 
 
+def test_one_wrong_bit_is_no_proof():
+    from m2xfp.golden import PackedTensor, get_format
+
+    class Board:
+        """Quantizes as the golden model does, and turns one bit of the eleventh group."""
+
+        identity = SimpleNamespace(names=("quantizer",))
+        asked = 0
+
+        def quantize(self, x):
+            kind = get_format("m2xfp-act")
+            groups = kind.quantize(x).groups().clone()
+            self.asked += len(groups)
+            if self.asked >= 11:
+                groups[0, 0, -1] ^= 1
+            return PackedTensor.from_groups(kind, groups)
+
+    with pytest.raises(ProofError, match="quantizer differs"):
+        proof._traffic(Board(), None, 48, 0)
+    proof._check("quantizer", *[get_format("m2xfp-act").quantize(values(RNG, 1)).groups()] * 2)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda sent: b"",
+        lambda sent: encode(Frame(Command.ECHO, 1, b"x")),
+        lambda sent: encode(Frame(0, 0, status=Status.BAD_FRAME)),
+    ],
+    ids=["silence", "consent", "always bad"],
+)
+def test_what_must_be_refused_is(answer):
+    with pytest.raises(ProofError, match="is answered with"):
+        proof._refusals(SimpleNamespace(exchange=answer))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_icebreaker_bitstream_computes_and_faults_show(tmp_path):
-    proof = simulate("icebreaker", folder=tmp_path, groups=48, faults=63)
-    assert proof.source == "bitstream"
-    assert proof.build.fmax_mhz >= proof.build.constraint_mhz
-    assert proof.groups["quantizer"] >= 40
-    assert proof.faults is not None
+    shown = simulate("icebreaker", folder=tmp_path, groups=48, faults=63)
+    assert shown.source == "bitstream"
+    assert shown.build.fmax_mhz >= shown.build.constraint_mhz
+    assert shown.groups["quantizer"] >= 40
+    assert shown.faults is not None
     # 57 of 63 were detected when this was written; docs/fpga.md says why the others cannot be.
-    assert proof.faults.detected >= 55
-    assert {survivor.reason for survivor in proof.faults.survivors} <= {"no effect"}
+    assert shown.faults.detected >= 55
+    assert {survivor.reason for survivor in shown.faults.survivors} <= {"no effect"}
     again = build("icebreaker", folder=Path(tmp_path) / "again")[1] / "top.bin"
     assert again.read_bytes() == (tmp_path / "top.bin").read_bytes()
