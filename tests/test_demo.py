@@ -165,5 +165,5 @@ def test_the_main_job(sim_dir: Path) -> None:
     assert 15 < mxfp4 < mxfp4 + 1.5 < m2xfp < 25
     (fp32,) = figures("fp32")
     assert 2.0 < fp32 < figures("m2xfp-act")[0] < figures("mxfp4")[0] < 4.0
-    assert any("osu018" in line or "not measured" in line for line in lines)
+    assert any("OSU 0.18 um" in line or "not measured" in line for line in lines)
     assert "activation_quantizer_bf16x32.v" in lines[-1]
