@@ -122,7 +122,7 @@ BOARDS: dict[str, Board] = {
             device=("--85k", "--package", "CABGA381", "--speed", "6"),
             clock_hz=25e6,
             baud=1_000_000,
-            units=("quantizer", "dot", "gemm"),
+            units=("quantizer", "dot"),
             capacity=_ECP5_85,
             loader="openFPGALoader --board ulx3s",
         ),
