@@ -43,14 +43,16 @@ class _Steps:
     def __init__(self, latency: int, slots: int) -> None:
         self._latency = latency
         self._stalls = 0  # clocks in which the array stood still so far
-        self._expected: deque[tuple[int, int, int]] = deque()  # step of arrival, rows, command
+        # step of arrival, rows, command, whether it is the command's last
+        self._expected: deque[tuple[int, int, int, bool]] = deque()
         self._free = deque([0] * slots)  # when each slot can take a result, the next one first
         self._drained = 0  # clock in which the last row so far left
+        self._reported = 0  # clock in which the last status so far left
         self.finished: dict[int, int] = {}  # clock of each command's last row
 
-    def expect(self, step: int, rows: int, command: int) -> None:
+    def expect(self, step: int, rows: int, command: int, last: bool) -> None:
         """Note that the groups of ``step`` complete a result of so many rows."""
-        self._expected.append((step + self._latency, rows, command))
+        self._expected.append((step + self._latency, rows, command, last))
 
     def clock(self, step: int) -> int:
         """Return the clock of a step, once all results that arrive until then are known."""
@@ -70,10 +72,13 @@ class _Steps:
             self._arrive()
 
     def _arrive(self) -> None:
-        step, rows, command = self._expected.popleft()
+        step, rows, command, last = self._expected.popleft()
         arrival = max(step + self._stalls, self._free.popleft())
         self._stalls = arrival - step
-        self._drained = max(arrival, self._drained) + rows
+        # A command's last result waits until the status of the command before has left.
+        self._drained = max(arrival, self._drained, self._reported if last else 0) + rows
+        if last:
+            self._reported = self._drained + 1
         self._free.append(self._drained + 1)
         self.finished[command] = self._drained
 
@@ -191,7 +196,9 @@ class GemmTiming:
                 step = steps.not_before(step, max(loaded + 1, earliest))
                 for block in range(blocks - 1 if quiet else 0, blocks):
                     if final or not quiet:
-                        self._expect(steps, command, step + block * block_steps, block, m, groups)
+                        self._expect(
+                            steps, command, step + block * block_steps, block, m, groups, final
+                        )
                 step += blocks * block_steps
                 released[panel % 2] = steps.clock(step - 1)
                 earliest = released[panel % 2] + 1
@@ -201,11 +208,11 @@ class GemmTiming:
         return [steps.finished[n] + self.output_latency for n in sorted(steps.finished)]
 
     def _expect(
-        self, steps: _Steps, command: int, step: int, block: int, m: int, groups: int
+        self, steps: _Steps, command: int, step: int, block: int, m: int, groups: int, final: bool
     ) -> None:
         """Note the results of a block of rows that begins with ``step``."""
         for chain in range(self.chains):
             left = m - (block * self.chains + chain) * self.rows
             if left > 0:
                 last = step + (groups - 1) * self.chains + chain
-                steps.expect(last, min(left, self.rows), command)
+                steps.expect(last, min(left, self.rows), command, final and left <= self.rows)

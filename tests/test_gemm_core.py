@@ -182,18 +182,7 @@ def check_clocks(bench: GemmBench, timing: GemmTiming) -> None:
         assert taken[0] == timing.clocks(*sizes[0])
 
 
-# Arrays with more rows than some of the commands have groups.
-SHORT = pytest.mark.xfail(strict=True, reason="a clock short, see docs/gemm.md, Clocks")
-TIMED = [
-    *NORMAL,
-    *(
-        pytest.param(name, marks=[pytest.mark.slow, *([SHORT] if name in SLOW[:2] else [])])
-        for name in SLOW
-    ),
-]
-
-
-@pytest.mark.parametrize("config", TIMED)
+@pytest.mark.parametrize("config", CONFIGS)
 def test_clocks(bench: GemmBench) -> None:
     """The cycle model's count, exactly, for one command and for commands in a row."""
     check_clocks(bench, bench.timing)
