@@ -1,6 +1,8 @@
-"""Searches of one subgroup as single combinational modules, to hold one way against another.
+"""Searches of one subgroup as single modules, to hold one way against another.
 
 No unit is made of these: they show what the search in ``multiplier_search`` saves, and check it.
+Registers stand between their stages as in the encoder: without them synthesis tries for hours to
+share logic along the whole chain.
 """
 
 from itertools import pairwise
@@ -11,6 +13,7 @@ from amaranth.lib.wiring import In, Out
 
 from m2xfp.rtl.arith import named, one_hot_mux
 from m2xfp.rtl.component import Component
+from m2xfp.rtl.group_dot import register
 from m2xfp.rtl.multiplier_search import (
     BestMultiplier,
     CandidateGains,
@@ -22,7 +25,12 @@ from m2xfp.rtl.multiplier_search import (
     total,
 )
 
-__all__ = ["GainSearch", "SquareSearch"]
+__all__ = ["LATENCY", "GainSearch", "SquareSearch"]
+
+LATENCY = 3
+"""Clocks from a subgroup to its multipliers."""
+
+ALWAYS = Const(1, 1)
 
 
 class GainSearch(Component):
@@ -60,9 +68,9 @@ class GainSearch(Component):
         m.submodules.best = best = BestMultiplier(self._ladder)
         m.d.comb += [
             sums.u.eq(self.u),
-            coarse.sums.eq(sums.sums),
-            gains.coarse.eq(coarse.gains),
-            best.gains.eq(gains.gains),
+            coarse.sums.eq(register(m, ALWAYS, "held_sums", sums.sums)),
+            gains.coarse.eq(register(m, ALWAYS, "held_coarse", coarse.gains)),
+            best.gains.eq(register(m, ALWAYS, "held_gains", gains.gains)),
         ]
         for offset in range(self._ladder.offsets):
             m.d.comb += self.k[offset].eq(best.best[f"k_{offset}"])
@@ -110,7 +118,7 @@ class SquareSearch(Component):
                     self._square(m, f"{name}_{n}", self.u[n], multiplier, lower)
                     for n in range(size)
                 ]
-                error = named(m, f"error_{name}", total(squares))
+                error = register(m, ALWAYS, f"error_{name}", total(squares))
                 # The first of the smallest is the first of the largest complements.
                 entries.append(Cat(~error, Const(k, ladder.block.metadata.bits)))
             bits = len(entries[0]) - ladder.block.metadata.bits
@@ -119,7 +127,7 @@ class SquareSearch(Component):
         return m
 
     def _square(self, m: Module, name: str, u: Value, multiplier: int, lower: int) -> Signal:
-        """Return (u - q)^2, q the nearest value of the multiplier ``lower`` offsets down."""
+        """Return (u - q)^2, two clocks later; q is the nearest value ``lower`` offsets down."""
         ladder = self._ladder
         unit = multiplier << (ladder.shift - lower)  # half of a step
         values = [multiple * 2 * unit for multiple in ladder.multiples]
@@ -130,5 +138,5 @@ class SquareSearch(Component):
         q = named(
             m, f"q_{name}", one_hot_mux(chosen, [Const(v) for v in values[1 : len(marks) + 1]])
         )
-        away = named(m, f"away_{name}", u - q).as_signed()
-        return named(m, f"square_{name}", (away * away)[: 2 * ladder.width])
+        away = register(m, ALWAYS, f"away_{name}", u - q).as_signed()
+        return register(m, ALWAYS, f"square_{name}", (away * away)[: 2 * ladder.width])

@@ -24,7 +24,7 @@ from m2xfp.golden.models import QuantAttention
 from m2xfp.rtl.catalog import UNITS, find_unit
 from m2xfp.rtl.emit import Emitted
 from m2xfp.rtl.multiplier_search import Ladder, LaneTerms, lane_layout
-from m2xfp.rtl.search_study import GainSearch, SquareSearch
+from m2xfp.rtl.search_study import LATENCY, GainSearch, SquareSearch
 from m2xfp.rtl.weight_encoder import SubgroupCodes, WeightEncoder
 from m2xfp.tb.adapters import find_adapter
 from m2xfp.tb.description import Description
@@ -294,14 +294,17 @@ def test_search_equals_one_with_squares() -> None:
             for n, u in enumerate(rng.integers(0, rng.choice([8, 30, 100, 256]), 8)):
                 ctx.set(gains.u[n], int(u))
                 ctx.set(squares.u[n], int(u))
+            await ctx.tick().repeat(LATENCY)
             for offset in range(3):
                 assert ctx.get(gains.k[offset]) == ctx.get(squares.k[offset])
 
-    simulate(m, bench)
+    simulate(m, bench, clocked=True)
 
 
-def simulate(dut, bench) -> None:  # type: ignore[no-untyped-def]
+def simulate(dut, bench, clocked: bool = False) -> None:  # type: ignore[no-untyped-def]
     simulator = Simulator(dut)
+    if clocked:
+        simulator.add_clock(1e-6)
     simulator.add_testbench(bench)
     simulator.run()
 

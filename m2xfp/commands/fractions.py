@@ -95,7 +95,7 @@ def _unit(fraction_bits: Sequence[int]) -> Unit:
 
 
 def _searches(pdk: Pdk, build: Path) -> list[tuple[str, float]]:
-    """Return ways to search a subgroup of bfloat16, all offsets, and their area in um2."""
+    """Return ways to search a subgroup of bfloat16, and the area of their logic in um2."""
     from tqdm import tqdm
 
     from m2xfp.files import write_atomic
@@ -120,7 +120,7 @@ def _searches(pdk: Pdk, build: Path) -> list[tuple[str, float]]:
         for index, part in enumerate(parts):
             top = f"search_{number}_{index}"
             verilog = write_atomic(build / "verilog" / f"{top}.v", verilog_text(part, top))
-            area += synthesize(verilog, top, pdk, build=build).area_um2
+            area += synthesize(verilog, top, pdk, build=build).logic_area_um2
         areas.append((name, area))
     return areas
 
@@ -175,7 +175,8 @@ def _text(
             "",
             f"![area, energy and error against F]({STEM}.svg)",
             "",
-            "The search of one subgroup, 12 candidates, without registers, in three ways:",
+            "The search of one subgroup, 12 candidates, in three ways; area less that of the "
+            "registers between its stages:",
             "",
             *_table(ways),
             "",
