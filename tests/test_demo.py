@@ -105,8 +105,10 @@ def test_a_mismatch_ends_with_status_1(
     monkeypatch.setattr(m2xfp.golden.lm, "load_model", lambda: model)
     result = CliRunner().invoke(cli, ["demo", "--build-dir", str(sim_dir.parent)])
     assert result.exit_code == 1
-    assert "1 mismatches" in result.stdout
-    assert "first mismatch: group 5" in result.stdout
+    for unit in ("activation_quantizer bf16x32", "weight_encoder bf16-kv"):
+        assert re.search(
+            rf"^{unit}: .*: 1 mismatches, first: group 5$", result.stdout, re.MULTILINE
+        )
     assert "SQNR" not in result.stdout
 
 
@@ -155,7 +157,10 @@ def test_the_main_job(sim_dir: Path) -> None:
     groups = size.context * size.layers * (3 * size.width + size.hidden) // 32
     assert f"{groups} groups" in lines[0]
     assert ": 0 mismatches" in lines[0]
-    assert re.match(r"gemm_core .* of peak: 0 and 0 mismatches$", lines[1])
+    weights = size.layers * size.width * (4 * size.width + 3 * size.hidden) // 32
+    assert f"weight_encoder bf16-kv: {weights} groups" in lines[1]
+    assert lines[1].endswith(": 0 mismatches")
+    assert re.match(r"gemm_core .* of peak: 0 and 0 mismatches$", lines[2])
 
     def figures(start: str) -> list[float]:
         line = next(x for x in lines if x.strip().startswith(start) and re.search(r"\d\.\d", x))

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Comparison", "command", "compare", "layer_inputs"]
 
 UNIT = "activation_quantizer"
+ENCODER, ENCODER_CONFIG = "weight_encoder", "bf16-kv"
+TARGETS = {UNIT: "m2xfp-act", ENCODER: "m2xfp-weight"}  # what a unit's groups are
 FORMATS = ("mxfp4", "m2xfp-act")
 TYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -74,8 +76,8 @@ class Comparison:
 
     Members
     -------
-    config
-        Configuration of the unit.
+    unit, config
+        What was compared.
     groups, clocks
         Groups compared, and clocks that the Verilog took.
     mismatches
@@ -86,6 +88,7 @@ class Comparison:
         The emitted file.
     """
 
+    unit: str
     config: str
     groups: int
     clocks: int
@@ -100,7 +103,7 @@ def compare(emitted: Emitted, raw: NDArray[Any], build: Path) -> Comparison:
     Parameters
     ----------
     emitted
-        A configuration of the activation quantizer.
+        A configuration of the activation quantizer or of the weight encoder.
     raw
         uint16 or uint32 [n, 32]: patterns of the configuration's input type.
     build
@@ -113,17 +116,41 @@ def compare(emitted: Emitted, raw: NDArray[Any], build: Path) -> Comparison:
     from m2xfp.tb.player import Player
 
     player = Player(emitted, build_dir=build)
-    facts, adapter = player.description, find_adapter(UNIT)
+    facts = player.description
+    adapter = find_adapter(facts.unit)
     run = player.run(adapter.encode({"x": raw}, facts), progress=True)
     planes = adapter.decode(run.outputs, {"x": raw}, facts)
     found = _rows([planes["codes"], planes["scales"], planes["meta"]])
-    expected = _rows(list(quantize_bits("m2xfp-act", facts.keywords["input_type"], raw)))
+    expected = _rows(list(quantize_bits(TARGETS[facts.unit], facts.keywords["input_type"], raw)))
     differ = np.ones(len(raw), dtype=bool)
     if len(found) == len(expected):
         differ = (found != expected).any(axis=1)
     wrong = np.flatnonzero(differ)
     first = int(wrong[0]) if len(wrong) else None
-    return Comparison(facts.config, len(raw), run.cycles, len(wrong), first, emitted.verilog)
+    return Comparison(
+        facts.unit, facts.config, len(raw), run.cycles, len(wrong), first, emitted.verilog
+    )
+
+
+def layer_weights(model: LanguageModel) -> dict[str, Tensor]:
+    """Return the weights [out, in] of all linear layers, by the layer's name."""
+    from torch import nn
+
+    return {
+        name: layer.weight.detach()
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear)
+    }
+
+
+def _comparison_line(result: Comparison, tensors: str) -> str:
+    """Say what a comparison gave."""
+    first = "" if result.first is None else f", first: group {result.first}"
+    return (
+        f"{result.unit} {result.config}: {result.groups} groups from {tensors} of the model, "
+        f"{result.groups * 32} values, compared bit for bit in {result.clocks} clocks: "
+        f"{result.mismatches} mismatches{first}"
+    )
 
 
 def _linear_line(run: LinearRun) -> str:
@@ -269,9 +296,11 @@ def command(
 
     The bundled language model reads held-out text. What its linear layers read is quantized to
     M2XFP twice: by the golden model in PyTorch, and by the Verilog of the activation quantizer
-    under Verilator. A whole linear layer follows, through the Verilog of the GEMM core: quantized,
-    multiplied, quantized again. Then: what MXFP4 and M2XFP do to these tensors (SQNR) and to the
-    model (perplexity), and the area of the unit. Exit status 1 if a single bit differs.
+    under Verilator. Its weights are encoded twice in the same way, by the exact search and by the
+    Verilog of the weight encoder. A whole linear layer follows, through the Verilog of the GEMM
+    core: quantized, multiplied, quantized again. Then: what MXFP4 and M2XFP do to these tensors
+    (SQNR) and to the model (perplexity), and the area of the unit. Exit status 1 if a single bit
+    differs.
 
     \b
     m2xfp demo
@@ -300,6 +329,7 @@ def command(
         if config not in known:
             raise UnknownNameError(f"M2XFP configuration of {UNIT}", config, known)
     model = load_model()
+    weights = layer_weights(model)
     text = cut_windows(as_tokens(HELD_OUT.read_bytes()), model.config.context)
     # Evenly spread, so that several files and authors are in it.
     compared = spread(text, windows)
@@ -314,14 +344,14 @@ def command(
     del model
 
     for result in results:
-        click.echo(
-            f"{UNIT} {result.config}: {result.groups} groups from {len(inputs)} tensors of the "
-            f"model, {result.groups * 32} values, compared bit for bit in {result.clocks} clocks: "
-            f"{result.mismatches} mismatches"
-        )
-        if result.first is not None:
-            click.echo(f"  first mismatch: group {result.first}")
-    if any(result.mismatches for result in results):
+        click.echo(_comparison_line(result, f"{len(inputs)} activation tensors"))
+    encoded = compare(
+        emit(find_unit(ENCODER), ENCODER_CONFIG, build_dir / "verilog"),
+        np.concatenate([to_bits(w.bfloat16()).reshape(-1, 32) for w in weights.values()]),
+        build_dir / "sim",
+    )
+    click.echo(_comparison_line(encoded, f"{len(weights)} weight matrices"))
+    if any(result.mismatches for result in (*results, encoded)):
         sys.exit(1)
     linear = run_linear(build_dir / "sim", layer=LAYER, tokens=LAYER_TOKENS)
     click.echo(_linear_line(linear))
