@@ -2,7 +2,6 @@
 
 import os
 import random
-from types import TracebackType
 from typing import Protocol
 
 from m2xfp.errors import InputError, M2xfpError, MissingToolError
@@ -126,17 +125,6 @@ class Requester:
         self._port = _open(port, baud, timeout) if isinstance(port, str) else port
         # A late answer to another program's request is most likely none to ours.
         self._sequence = random.randrange(1 << 16)
-
-    def __enter__(self) -> "Requester":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the port."""

@@ -1,9 +1,4 @@
-"""Holding every fused path against the plain path, on every kind of stimulus, bit for bit.
-
-Run as a program it checks the machine's CUDA device and measures it: no pytest and no click needed.
-
-    python tests/fused_checks.py [FOLDER for bench-cuda-*.md and .json]
-"""
+"""Holding every fused path against the plain path, on every kind of stimulus, bit for bit."""
 
 import numpy as np
 import stimulus
