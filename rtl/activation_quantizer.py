@@ -25,7 +25,7 @@ from m2xfp.rtl.arith import (
 )
 from m2xfp.rtl.component import Component
 from m2xfp.rtl.layouts import group_layout, value_layout
-from m2xfp.rtl.streams import Queue, packet, packet_stream
+from m2xfp.rtl.streams import Queue, Slot, packet, packet_stream
 
 __all__ = ["ActivationQuantizer", "refined_element"]
 
@@ -143,7 +143,12 @@ class ActivationQuantizer(Component):
 
         m.submodules.peak = peak = GroupPeak(kind, self.lanes)
         m.submodules.scale = shared = SharedScale(kind, float_element(block), clamp=False)
-        m.submodules.queue = queue = Queue(packet(group_layout(block)))
+        payload = packet(group_layout(block))
+        queue = Slot(payload) if beats > 1 else Queue(payload)
+        m.submodules.queue = queue
+        advance: Value = queue.i.ready
+        if beats > 1:  # only a finished group that the slot cannot take holds the pipeline
+            advance = named(m, "advance", ~queue.i.valid | queue.i.ready)
 
         # Beat store: written at `fill`, read at `drain`. While a group drains, the next one fills
         # the places that it has left, so `fill` never passes `drain` and one store is enough.
@@ -177,8 +182,8 @@ class ActivationQuantizer(Component):
         fill_ends = Signal()
         drain_ends = Signal()
         m.d.comb += [
-            step.eq(draining & queue.i.ready),
-            self.i.ready.eq(~draining | (fill != drain) | queue.i.ready),
+            step.eq(draining & advance),
+            self.i.ready.eq(~draining | (fill != drain) | advance),
             accept.eq(self.i.valid & self.i.ready),
             fill_ends.eq(fill == beats - 1),
             drain_ends.eq(drain == beats - 1),
@@ -226,8 +231,8 @@ class ActivationQuantizer(Component):
         placed, placed_ends, choose = draining, drain_ends, step
         if self.stages == 4:
             placed, placed_ends, choose = Signal(), Signal(), Signal()
-            m.d.comb += choose.eq(placed & queue.i.ready)
-            with m.If(queue.i.ready):
+            m.d.comb += choose.eq(placed & advance)
+            with m.If(advance):
                 m.d.sync += [placed.eq(draining), placed_ends.eq(drain_ends)]
 
         def staged(name: str, value: Any) -> Any:
@@ -252,7 +257,7 @@ class ActivationQuantizer(Component):
         encoded_subnormal = Signal(len(distances), reset_less=True)
         last = Signal(reset_less=True)
         codes = Signal(beats * len(beat_codes), reset_less=True)
-        with m.If(queue.i.ready):
+        with m.If(advance):
             m.d.sync += [encoded.eq(placed), complete.eq(placed & placed_ends)]
         placed_scale = staged("scale", shared.scale)
         placed_poisoned = staged("poisoned", shared.poisoned)
@@ -289,7 +294,7 @@ class ActivationQuantizer(Component):
         if beats > 1:
             held = Signal((beats - 1) * len(meta), reset_less=True)
             gathered_meta = Cat(held, meta)
-            with m.If(queue.i.ready & encoded):
+            with m.If(advance & encoded):
                 m.d.sync += held.eq(gathered_meta[len(meta) :])
             meta = gathered_meta
         m.d.comb += [

@@ -69,7 +69,10 @@ def describe(unit: Unit, config: str) -> dict[str, Any]:
         "clock": "clk",
         "reset": "rst",
     }
-    for name in ("latency", "beats_per_group", "clocks_per_group", "macs_per_clock"):
+    for name in (
+        *("latency", "beats_per_group", "clocks_per_group", "clocks_per_block"),
+        *("groups_per_clock", "macs_per_clock"),
+    ):
         if hasattr(component, name):
             facts[name] = getattr(component, name)
     return facts

@@ -342,6 +342,10 @@ class GemmCore(Component):
         nothing stalls.
     macs_per_clock
         Multiplications a clock at most.
+    groups_per_clock
+        Pairs of groups that are multiplied in a clock, at most.
+    clocks_per_block
+        Clocks that a block of rows takes at the largest k.
 
     Raises
     ------
@@ -418,7 +422,9 @@ class GemmCore(Component):
         self.output_latency = self._requantizer.latency if self._requantizer else 0
         self.array_latency = self._array.latency
         self.latency = self.input_latency + self.array_latency + 1 + self.output_latency
-        self.macs_per_clock = rows * columns * pair.group
+        self.groups_per_clock = rows * columns
+        self.macs_per_clock = self.groups_per_clock * pair.group
+        self.clocks_per_block = chains * max_k // pair.group
         incoming = (
             data.ArrayLayout(value_layout(activations), pair.group)
             if activations

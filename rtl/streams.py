@@ -12,7 +12,7 @@ from amaranth.lib.wiring import In, Out
 
 from m2xfp.rtl.component import Component
 
-__all__ = ["Queue", "Skid", "packet", "packet_stream"]
+__all__ = ["Queue", "Skid", "Slot", "packet", "packet_stream"]
 
 
 def packet(shape: ShapeLike) -> data.StructLayout:
@@ -113,4 +113,44 @@ class Skid(Component):
         with m.If(~spare_valid):
             m.d.sync += spare.eq(incoming)
         m.d.sync += spare_valid.eq(~self.o.ready & self.o.valid)
+        return m
+
+
+class Slot(Component):
+    """One-entry queue: registered in every direction, a beat every other clock.
+
+    Half the registers of a ``Queue``, for results that are never a clock apart: while one is on its
+    way to a reader that is ready, the next cannot be there yet.
+
+    Parameters
+    ----------
+    shape
+        Shape of the payload.
+
+    Members
+    -------
+    i, o
+        Input and output stream. Latency 1, throughput one beat in two clocks.
+    """
+
+    latency = 1
+
+    def __init__(self, shape: ShapeLike) -> None:
+        self._shape = shape
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
+
+    def build(self) -> Module:
+        """Build the register."""
+        m = Module()
+        held = Signal(Shape.cast(self._shape).width, reset_less=True)  # meaningless until full
+        full = Signal()
+        m.d.comb += [
+            self.i.ready.eq(~full),
+            self.o.valid.eq(full),
+            Value.cast(self.o.payload).eq(held),
+        ]
+        with m.If(full):
+            m.d.sync += full.eq(~self.o.ready)
+        with m.Elif(self.i.valid):
+            m.d.sync += [full.eq(1), held.eq(Value.cast(self.i.payload))]
         return m

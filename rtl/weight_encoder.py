@@ -24,7 +24,7 @@ from m2xfp.rtl.multiplier_search import (
     threshold_bits,
     total,
 )
-from m2xfp.rtl.streams import Queue, packet, packet_stream
+from m2xfp.rtl.streams import Queue, Slot, packet, packet_stream
 
 __all__ = ["FRACTION_BITS", "WeightEncoder"]
 
@@ -313,7 +313,9 @@ class WeightEncoder(Component):
         integer_bits = element.emax + 1
 
         m.submodules.front = front = GroupFront(self.input_type, kind, self.lanes, block)
-        m.submodules.queue = queue = Queue(packet(group_layout(block)))
+        payload = packet(group_layout(block))
+        queue = Slot(payload) if self.clocks_per_group > 1 else Queue(payload)
+        m.submodules.queue = queue
         wiring.connect(m, wiring.flipped(self.i), front.i)
         wiring.connect(m, queue.o, wiring.flipped(self.o))
         # Only a finished group that the queue cannot take holds the pipeline.

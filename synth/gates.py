@@ -320,7 +320,8 @@ class Played:
         Settled value of each net in consecutive clocks of full activity, uint64
         [clocks, nets, words]; at most the length asked for.
     window_groups
-        Groups whose worth of beats the first input took in the transitions of ``history``.
+        Groups whose worth of beats the input with most of them took in the transitions of
+        ``history``.
     """
 
     groups: int
@@ -422,6 +423,7 @@ def play(
         clock()
     values[port("rst")] = 0
 
+    busiest = max(sources, key=lambda side: side.per_lane)
     history: list[Words] = []
     accepted = idle = clocks = 0
     while any(side.left.any() for side in (*sources, *sinks)):
@@ -450,7 +452,7 @@ def play(
         for side in sources:
             ready = unpack_bits(values[port(side.stream.ports[2])])[:, 0].astype(bool)
             taken = side.active & ready
-            if recording and side is sources[0] and len(history) > 1:
+            if recording and side is busiest and len(history) > 1:
                 accepted += int(taken.sum())
             side.active &= ~taken
             side.position += taken

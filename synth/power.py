@@ -488,13 +488,14 @@ def lanes_for(netlist: Netlist) -> int:
 
 def depth_for(description: Description) -> int:
     """Return how many groups each lane of a job for ``unit_power`` needs."""
-    filling = -(-description.latency // description.clocks_per_group)
-    return _window_groups(description) + filling + _SPARE
+    clocks = _transitions(description) + description.latency
+    return -(-clocks // description.clocks_per_group) + _SPARE
 
 
-def _window_groups(description: Description) -> int:
-    """Return how many groups are recorded: whole ones, since a group's clocks are not alike."""
-    return -(-_TRANSITIONS // description.clocks_per_group)
+def _transitions(description: Description) -> int:
+    """Return how many clocks count: whole groups and blocks, since their clocks are not alike."""
+    period = description.clocks_per_block
+    return -(-_TRANSITIONS // period) * period
 
 
 def unit_power(netlist: Netlist, pdk: Pdk, description: Description, job: Job) -> UnitPower:
@@ -505,7 +506,7 @@ def unit_power(netlist: Netlist, pdk: Pdk, description: Description, job: Job) -
     MismatchError
         The netlist gives a beat that the golden model does not.
     """
-    window = 1 + _window_groups(description) * description.clocks_per_group
+    window = 1 + _transitions(description)
     key = sha256(repr((window, lanes_for(netlist), description)).encode())
     for source in ("gates.py", "power.py", "liberty.py"):
         key.update((Path(__file__).parent / source).read_bytes())

@@ -46,7 +46,7 @@ class Row:
     path_start, path_end
         Ends of the critical path in names of the RTL.
     groups_per_clock
-        Throughput when nothing stalls.
+        Throughput when nothing stalls; of units that multiply, pairs of groups.
     power_mw
         At ``fmax_mhz`` and full rate on tensors of the bundled model, leakage included. This and
         the figures below are None where power was not asked for or the unit has no stimulus.
@@ -121,7 +121,7 @@ def measure(
         slack_ns=timing.slack_ns,
         path_start=timing.start,
         path_end=timing.end,
-        groups_per_clock=1 / description.clocks_per_group,
+        groups_per_clock=facts.get("groups_per_clock", 1 / description.clocks_per_group),
     )
     if breakdown:
         whole = replace(options, flatten=False)
@@ -156,13 +156,19 @@ def _with_power(
 
     model = found["model"]
     macs = facts.get("macs_per_clock")
-    full_rate = model.groups_per_clock * description.clocks_per_group
+
+    def rate(source: str) -> float:
+        """Share of the unit's full rate at which it worked."""
+        return found[source].groups_per_clock * description.clocks_per_group
+
     return replace(
         row,
         power_mw=_figures(energy("model") * row.fmax_mhz * 1e-3),
-        energy_pj_per_group=_figures(energy("model") / model.groups_per_clock),
-        energy_pj_per_mac=_figures(energy("model") / (macs * full_rate)) if macs else None,
-        energy_pj_per_group_random=_figures(energy("random") / found["random"].groups_per_clock),
+        energy_pj_per_group=_figures(energy("model") / (row.groups_per_clock * rate("model"))),
+        energy_pj_per_mac=_figures(energy("model") / (macs * rate("model"))) if macs else None,
+        energy_pj_per_group_random=_figures(
+            energy("random") / (row.groups_per_clock * rate("random"))
+        ),
         clock_energy_pj=_figures(model.power.clock_pj),
         leakage_uw=_figures(model.power.leakage_uw),
         gate_level_groups=sum(part.groups for part in found.values()),

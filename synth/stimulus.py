@@ -172,11 +172,62 @@ def _sums(bench: str) -> Callable[[Description, Tensors], Job]:
     return job
 
 
+def _gemm(description: Description, given: Tensors) -> Job:
+    """Return four products a lane: recorded is the second, in which every cell multiplies.
+
+    The first lets every output deliver a beat. The last two keep all inputs waiting, with one group
+    of weights to load: beside a product of many rows the weights rest.
+    """
+    import numpy as np
+    import torch
+
+    from m2xfp.golden import get_format
+    from m2xfp.golden.bits import to_bits
+    from m2xfp.rtl.catalog import find_unit
+    from m2xfp.rtl.gemm_core import GemmCore
+    from m2xfp.tb.gemm_arrays import Product
+    from m2xfp.tb.gemm_core import make_job
+
+    core = find_unit(description.unit).build(description.config)
+    assert isinstance(core, GemmCore)
+    pair = core.pair
+    blocks = 3  # one of them whole within the record, wherever that begins
+    small = (1, 1, 1)
+    large = (blocks * core.rows * core.chains, core.columns, core.max_k // pair.group)
+    sizes = [small, large, small, small] * given.lanes
+
+    def cut(groups: "Bytes", shapes: list[tuple[int, int]]) -> list["Bytes"]:
+        """Return matrices of groups, over again from the start where there are not so many."""
+        ends = np.cumsum([rows * length for rows, length in shapes])
+        return [
+            groups.take(range(end - rows * length, end), axis=0, mode="wrap").reshape(
+                rows, length, groups.shape[-1]
+            )
+            for end, (rows, length) in zip(ends, shapes, strict=True)
+        ]
+
+    weights = get_format(pair.weight.name).quantize(given.weights).groups()
+    if core.activations:
+        kind = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+        raw = to_bits(given.activations.to(kind[core.activations.name]))
+        acts = np.ascontiguousarray(raw).view(np.uint8)
+    else:
+        packed = get_format(pair.act.name).quantize(given.activations).groups()
+        acts = packed.reshape(-1, packed.shape[-1]).numpy()
+    pieces = zip(
+        cut(acts, [(m, k) for m, _, k in sizes]),
+        cut(weights.reshape(-1, weights.shape[-1]).numpy(), [(n, k) for _, n, k in sizes]),
+        strict=True,
+    )
+    return make_job(core, [Product(a, w, a.shape[1] * pair.group) for a, w in pieces], given.lanes)
+
+
 JOBS: dict[str, Callable[[Description, Tensors], Job]] = {
     "activation_quantizer": _values("activations"),
     "dot_product": _sums("m2xfp.tb.dot_product"),
     "exact_accumulator": _sums("m2xfp.tb.fp32_accumulator"),
     "fp32_accumulator": _sums("m2xfp.tb.fp32_accumulator"),
+    "gemm_core": _gemm,
     "group_dot": _group_dot,
     "pe_tile": _sums("m2xfp.tb.dot_product"),
     "weight_encoder": _values("weights"),

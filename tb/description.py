@@ -88,6 +88,8 @@ class Description:
     clocks_per_group
         Clocks that a group takes when nothing pauses; more than its beats if the unit is slower
         than its stream.
+    clocks_per_block
+        Clocks after which a unit that is kept busy has done everything it does, results included.
     """
 
     unit: str
@@ -99,6 +101,7 @@ class Description:
     latency: int
     beats_per_group: int
     clocks_per_group: int
+    clocks_per_block: int
 
     @classmethod
     def load(cls, path: Path) -> "Description":
@@ -118,6 +121,7 @@ class Description:
             )
             for stream in facts["streams"]
         )
+        clocks_per_group = facts.get("clocks_per_group", facts["beats_per_group"])
         taken = {facts["clock"], facts["reset"]}.union(*(stream.ports for stream in streams))
         signals = tuple(
             PortDescription(port["name"], port["direction"] == "input", port["width"])
@@ -133,7 +137,8 @@ class Description:
             signals=signals,
             latency=facts["latency"],
             beats_per_group=facts["beats_per_group"],
-            clocks_per_group=facts.get("clocks_per_group", facts["beats_per_group"]),
+            clocks_per_group=clocks_per_group,
+            clocks_per_block=facts.get("clocks_per_block", clocks_per_group),
         )
 
     @property

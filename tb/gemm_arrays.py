@@ -115,6 +115,22 @@ class GemmStreams:
         }
         return beats | {"cmd": Beats(np.stack([command_row(*p.sizes) for p in products]))}
 
+    def outputs(self, results: list[Bytes]) -> dict[str, Beats]:
+        """Return the beats of all output streams that have these results, all commands done."""
+        core, parts = self.core, []
+        for rows in results:
+            if core.results != "packed":  # columns beyond n are 0
+                m, n, size = rows.shape
+                wide = np.zeros((m, -(-n // core.columns) * core.columns, size), np.uint8)
+                wide[:, :n] = rows
+                rows = wide.reshape(m, -1, core.columns * size)
+            parts.append(rows.transpose(1, 0, 2).reshape(-1, rows.shape[-1]))
+        statuses = np.zeros((len(results), 1), np.uint8)
+        return {
+            "o": Beats(np.concatenate(parts), np.concatenate([end_mark(len(x)) for x in parts])),
+            "status": Beats(statuses, np.ones(len(results), bool)),
+        }
+
     def results(self, out: Beats, products: list[Product]) -> Iterator[Bytes]:
         """Cut the output beats into results, uint8 [m, n, bytes a value] or [m, groups, bytes].
 

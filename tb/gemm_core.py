@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from m2xfp.rtl.emit import emit
 from m2xfp.rtl.gemm_core import GemmCore
 from m2xfp.rtl.gemm_cycles import GemmTiming
 from m2xfp.tb.gemm_arrays import Bytes, GemmStreams, Product, status_names
+from m2xfp.tb.job import Job
 from m2xfp.tb.player import Player, Run
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ __all__ = [
     "compare_losses",
     "find_bench",
     "golden_linear",
+    "golden_product",
+    "make_job",
     "run_linear",
 ]
 
@@ -114,6 +117,45 @@ class GemmBench:
         self.clocks += int(run.stamps["o"][-1] - run.stamps["cmd"][0])
         bits = np.ascontiguousarray(found).view(np.uint32 if core.results == "fp32" else np.uint16)
         return from_bits(core.results, bits[..., 0]).reshape(*x.shape[:-1], -1)
+
+
+def golden_product(core: GemmCore, operands: Product) -> Bytes:
+    """Return what the core must deliver, as ``GemmStreams.results`` gives it."""
+    import torch
+
+    from m2xfp.golden import PackedTensor, get_format, matmul
+    from m2xfp.golden.bits import from_bits, to_bits
+    from m2xfp.golden.numeric import round_once
+
+    act, weight = (
+        get_format(block.name, **({} if block.group == 32 else {"group": block.group}))
+        for block in (core.pair.act, core.pair.weight)
+    )
+    acts = torch.from_numpy(operands.acts)
+    if core.activations is None:
+        left = PackedTensor.from_groups(act, acts)
+    else:
+        kind = core.activations
+        raw = operands.acts.view(f"uint{kind.width}").reshape(len(acts), -1)
+        left = act.quantize(from_bits(kind.name, raw))
+    out = matmul(left, PackedTensor.from_groups(weight, torch.from_numpy(operands.weights)))
+    if core.results == "packed":
+        packed: Bytes = act.quantize(out).groups().numpy()
+        return packed
+    if core.results == "bf16":
+        out = round_once(out.double(), torch.bfloat16)  # torch's own gives several NaNs
+    bits = to_bits(out)
+    return np.ascontiguousarray(bits).view(np.uint8).reshape(*bits.shape, -1)
+
+
+def make_job(core: GemmCore, products: Sequence[Product], groups: int) -> Job:
+    """Return products and their golden results as a job of so many equal pieces."""
+    streams = GemmStreams(core)
+    return Job(
+        streams.inputs(list(products)),
+        streams.outputs([golden_product(core, operands) for operands in products]),
+        groups,
+    )
 
 
 def golden_linear(x: Tensor, weight: PackedTensor) -> Tensor:

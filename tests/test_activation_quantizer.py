@@ -172,19 +172,12 @@ FAULTS = [
     Mutation("highest index of equals", ARITH, "", HIGHEST_INDEX),
     Mutation("lower bit of those without the upper one", ARITH, "Mux(found, both, alone)", "alone"),
     Mutation("NaN ignored", QUANTIZER, "self.poisoned.eq(exponent.all())", "self.poisoned.eq(0)"),
+    Mutation("result lost on a stall", STREAMS, "full.eq(~self.o.ready)", "full.eq(0)", "Slot"),
     Mutation(
-        "beat lost on a stall",
-        STREAMS,
-        "spare_valid.eq(self.i.valid)",
-        "spare_valid.eq(0)",
-        scope="Queue",
+        "result changes on a stall", STREAMS, "m.Elif(self.i.valid)", "m.If(self.i.valid)", "Slot"
     ),
     Mutation(
-        "payload changes on a stall",
-        STREAMS,
-        "m.If(self.o.ready | ~front_valid)",
-        "m.If(self.o.ready | ~front_valid | self.i.valid)",
-        scope="Queue",
+        "pipeline runs through a stall", QUANTIZER, "~queue.i.valid | queue.i.ready", "Const(1)"
     ),
     Mutation(
         "TLAST inverted",
@@ -204,9 +197,9 @@ PROTOCOL_FAULTS = [
     Mutation(
         "ready follows ready",
         STREAMS,
-        "self.i.ready.eq(~spare_valid)",
-        "self.i.ready.eq(~spare_valid | self.o.ready)",
-        scope="Queue",
+        "self.i.ready.eq(~full)",
+        "self.i.ready.eq(~full | self.o.ready)",
+        scope="Slot",
     ),
 ]
 
@@ -214,7 +207,7 @@ PROTOCOL_FAULTS = [
 @pytest.mark.parametrize(
     "fault",
     usual_first(
-        FAULTS, ["ties away", "no sticky", "highest index of equals", "beat lost on a stall"]
+        FAULTS, ["ties away", "no sticky", "highest index of equals", "result lost on a stall"]
     ),
     ids=lambda fault: fault.name,
 )
@@ -225,11 +218,41 @@ def test_regression_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> N
         regress(player, make_job, 500, seed=5)
 
 
+QUEUE_FAULTS = [
+    Mutation(
+        "beat lost on a stall",
+        STREAMS,
+        "spare_valid.eq(self.i.valid)",
+        "spare_valid.eq(0)",
+        "Queue",
+    ),
+    Mutation(
+        "payload changes on a stall",
+        STREAMS,
+        "m.If(self.o.ready | ~front_valid)",
+        "m.If(self.o.ready | ~front_valid | self.i.valid)",
+        "Queue",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    usual_first(QUEUE_FAULTS, ["beat lost on a stall"]),
+    ids=lambda fault: fault.name,
+)
+def test_faulty_queue_is_noticed(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
+    mutant = emit_mutant(fault, UNIT, "bf16x32", tmp_path)
+    player = Player(mutant, build_dir=sim_dir)
+    with pytest.raises((AssertionError, SimulationError)):
+        regress(player, make_job, 500, seed=7)
+
+
 FOURTH_STAGE_FAULTS = [
     Mutation(
         "choice runs through a stall",
         QUANTIZER,
-        "choose.eq(placed & queue.i.ready)",
+        "choose.eq(placed & advance)",
         "choose.eq(placed)",
     ),
     Mutation(

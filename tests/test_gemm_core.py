@@ -17,15 +17,14 @@ from m2xfp.cli import cli
 from m2xfp.commands import gemm
 from m2xfp.errors import InputError
 from m2xfp.formats import BF16, E2M1, E8M0, MXFP4, BlockFormat, Metadata
-from m2xfp.golden import PackedTensor, get_format, matmul
-from m2xfp.golden.bits import from_bits, to_bits
+from m2xfp.golden import get_format
 from m2xfp.golden.evaluate import cut_windows, perplexity
 from m2xfp.golden.lm import HELD_OUT, as_tokens, load_model
-from m2xfp.golden.numeric import round_once
 from m2xfp.rtl.catalog import Unit, find_unit
 from m2xfp.rtl.emit import emit
 from m2xfp.rtl.gemm_core import GemmCore
 from m2xfp.rtl.gemm_cycles import GemmTiming
+from m2xfp.synth.stimulus import job_for
 from m2xfp.tb.adapters import find_adapter
 from m2xfp.tb.gemm_arrays import Product, command_row, status_names
 from m2xfp.tb.gemm_core import (
@@ -33,6 +32,7 @@ from m2xfp.tb.gemm_core import (
     compare_losses,
     find_bench,
     golden_linear,
+    golden_product,
     run_linear,
 )
 from m2xfp.tb.job import Beats
@@ -109,28 +109,6 @@ def product(core: GemmCore, m: int, n: int, groups: int, seed: int) -> Product:
     return Product(acts, weights, groups * group)
 
 
-def golden(core: GemmCore, operands: Product) -> np.ndarray:
-    """Return what the core must deliver, in the shape that the bench gives."""
-    act, weight = (
-        get_format(block.name, **({} if block.group == 32 else {"group": block.group}))
-        for block in (core.pair.act, core.pair.weight)
-    )
-    acts = torch.from_numpy(operands.acts)
-    if core.activations is None:
-        left = PackedTensor.from_groups(act, acts)
-    else:
-        kind = core.activations
-        raw = operands.acts.view(f"uint{kind.width}").reshape(len(acts), -1)
-        left = act.quantize(from_bits(kind.name, raw))
-    out = matmul(left, PackedTensor.from_groups(weight, torch.from_numpy(operands.weights)))
-    if core.results == "packed":
-        return act.quantize(out).groups().numpy()
-    if core.results == "bf16":
-        out = round_once(out.double(), torch.bfloat16)  # torch's own gives several NaNs
-    bits = to_bits(out)
-    return np.ascontiguousarray(bits).view(np.uint8).reshape(*bits.shape, -1)
-
-
 def random_products(core: GemmCore, count: int, seed: int) -> list[Product]:
     """Return products of random sizes that exercise every edge of the tiles."""
     rng = np.random.default_rng(seed)
@@ -147,7 +125,7 @@ def check(bench: GemmBench, products: list[Product], stall: float, seed: int) ->
     """Run the products; AssertionError with the first result whose bits differ."""
     results, _ = bench.run(products, stall=stall, seed=seed)
     for index, (operands, found) in enumerate(zip(products, results, strict=True)):
-        expected = golden(bench.core, operands)
+        expected = golden_product(bench.core, operands)
         wrong = np.argwhere((found != expected).any(-1))
         assert not len(wrong), (
             f"product {index} {operands.sizes}: {len(wrong)} of {found[..., 0].size} results "
@@ -225,6 +203,28 @@ BAD = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("config", "source"),
+    [
+        ("m2xfp-2x2", "random"),
+        pytest.param("m2xfp-bf16-2x2", "model", marks=pytest.mark.slow),
+    ],
+)
+def test_power_job(bench: GemmBench, source: str) -> None:
+    """What a gate-level run plays is what the Verilog gives, with a beat a clock in the middle."""
+    lanes = 3
+    job = job_for(bench.player.description, source, lanes, depth=20)
+    assert job is not None
+    assert job.groups == lanes
+    run = bench.player.run(job.inputs, stamps=True)
+    for name, beats in job.outputs.items():
+        assert np.array_equal(run.outputs[name].data, beats.data)
+        assert np.array_equal(run.outputs[name].last, beats.last)
+    clocks = bench.core.clocks_per_block
+    steps = np.diff(run.stamps["acts"])
+    assert (steps[1 : 1 + 3 * clocks] == 1).sum() >= 3 * clocks - 1
+
+
 @pytest.mark.parametrize("config", ["m2xfp-2x2"])
 @pytest.mark.parametrize("stall", [0.0, 0.5])
 def test_bad_sizes(bench: GemmBench, stall: float) -> None:
@@ -239,7 +239,7 @@ def test_bad_sizes(bench: GemmBench, stall: float) -> None:
     names = [status_names(row[0]) for row in run.outputs["status"].data]
     assert names == [[], *(row for _, status in BAD for row in (status, []))]
     for operands, found in zip(good, bench.streams.results(run.outputs["o"], good), strict=True):
-        assert np.array_equal(found, golden(bench.core, operands))
+        assert np.array_equal(found, golden_product(bench.core, operands))
 
 
 @pytest.mark.parametrize("config", ["m2xfp-2x2"])
@@ -369,7 +369,7 @@ def test_user_files(bench: GemmBench, tmp_path: Path) -> None:
     arrays = adapter.load(tmp_path / "in.npz", description)
     run = bench.player.run(adapter.encode(arrays, description), stall=0.2)
     out = adapter.decode(run.outputs, arrays, description)["out"]
-    expected = golden(bench.core, product(bench.core, 5, 7, 3, seed=2))
+    expected = golden_product(bench.core, product(bench.core, 5, 7, 3, seed=2))
     assert out.shape == (5, 7)
     assert np.array_equal(out, expected.view(np.uint32)[..., 0])
 
