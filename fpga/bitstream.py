@@ -21,7 +21,18 @@ from m2xfp.fpga.boards import Board
 from m2xfp.fpga.build import BuildError, find_tool
 from m2xfp.fpga.netlist import ONE, ZERO, Alias, Carry, FlipFlop, Lut, Memory, Netlist
 
-__all__ = ["cell_names", "parse_icebox", "parse_routed", "read_back", "unpack_ice40"]
+__all__ = [
+    "SOURCES",
+    "cell_names",
+    "parse_icebox",
+    "parse_routed",
+    "read_back",
+    "unpack_ice40",
+]
+
+SOURCES = {"ice40": "bitstream", "ecp5": "routed netlist"}
+"""What is read back of a family's chips."""
+
 
 # What the ports are called in the netlist -> pattern of what amaranth-boards calls them.
 PORTS = {

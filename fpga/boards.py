@@ -27,7 +27,7 @@ class Board:
     platform
         Dotted name of its class in amaranth-boards.
     family
-        ``ice40`` or ``ecp5``: which tools place it.
+        ``ice40``, ``ecp5`` or ``gowin``: which tools place it.
     device
         Options that tell nextpnr the device.
     clock_hz
@@ -125,6 +125,18 @@ BOARDS: dict[str, Board] = {
             units=("quantizer", "dot"),
             capacity=_ECP5_85,
             loader="openFPGALoader --board ulx3s",
+        ),
+        Board(
+            name="tang-nano-9k",
+            title="Sipeed Tang Nano 9K, GW1NR-9C",
+            platform="amaranth_boards.tang_nano_9k.TangNano9kPlatform",
+            family="gowin",
+            device=("--device", "GW1NR-LV9QN88PC6/I5"),
+            clock_hz=27e6,
+            baud=1_000_000,
+            units=("quantizer",),
+            capacity={"LUT4": 8640, "DFF": 6480, "BSRAM": 26, "MULT18X18": 20},
+            loader="openFPGALoader --board tangnano9k",
         ),
     )
 }

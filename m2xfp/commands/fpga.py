@@ -44,14 +44,14 @@ def boards() -> None:
     for board in BOARDS.values():
         cells = FAMILIES[board.family].cells
         capacity = ", ".join(
-            f"{board.capacity[cell]} {name}"
-            for name, cell in cells.items()
-            if cell in board.capacity
+            f"{board.capacity[kinds[0]]} {name}"
+            for name, kinds in cells.items()
+            if kinds[0] in board.capacity
         )
         click.echo(
-            f"{board.name:<12}{board.title}, {board.clock_hz / 1e6:g} MHz, {board.baud} baud"
+            f"{board.name:<14}{board.title}, {board.clock_hz / 1e6:g} MHz, {board.baud} baud"
         )
-        click.echo(f"{'':<12}{capacity}; default: {', '.join(board.units)}")
+        click.echo(f"{'':<14}{capacity}; default: {', '.join(board.units)}")
     click.echo(f"units: {', '.join(UNITS)}")
 
 
@@ -157,6 +157,7 @@ def simulate_command(
 def table(boards: tuple[str, ...], results: Path) -> None:
     """Build each BOARD, or every board, with its default units; write the table of figures (slow).
 
+    A board that holds the GEMM core is built with that as well.
     What `m2xfp fpga simulate` has shown of these builds is tabulated beside them.
     """
     from m2xfp.fpga.boards import BOARDS, find_board
