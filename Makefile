@@ -34,8 +34,8 @@ verilog: $(READY) ## every unit and configuration as Verilog, into build/verilog
 lint: $(READY) ## Verilator and yosys checks of all emitted Verilog
 	$(M2XFP) lint
 
-synth: $(READY) ## area, timing and power of every unit, and what changed against docs/results
-	$(M2XFP) synth --check
+synth: $(READY) ## area, timing and power, and what changed against docs/results; UNITS="pe_tile" chooses
+	$(M2XFP) synth $(UNITS) --check
 
 bench: $(READY) ## speed of the golden model
 	$(M2XFP) bench
