@@ -215,7 +215,7 @@ def test_emitted_equals_amaranths_own(small_text: str, tmp_path: Path) -> None:
     [
         ("if (rst)", "if (1'h0)"),
         ("~poisoned", "poisoned"),
-        ("o__ready | ~o__valid", "o__ready | o__valid"),
+        ("o__valid ? ~o__ready", "o__valid ? o__ready"),
     ],
 )
 def test_the_proof_notices(small_text: str, tmp_path: Path, old: str, new: str) -> None:
