@@ -363,40 +363,44 @@ class _Ecp5:
     def dp16kd(self, name: str, cell: Mapping[str, Any]) -> None:
         """Add a block RAM."""
         parameters = {key: str(value).strip() for key, value in cell["parameters"].items()}
-        known = {"REGMODE": "NOREG", "WRITEMODE": "READBEFOREWRITE", "CSDECODE": "0b000"}
+        widths = {side: int(parameters[f"DATA_WIDTH_{side}"], 2) for side in "AB"}
+        wide = 36 in widths.values()  # then A only writes, and B only reads
+
+        def low(pin: str) -> bool:
+            """Whether nothing is at a pin, which reads 1, and it is inverted."""
+            return parameters[f"{pin}MUX"] == "INV" and not cell["connections"].get(pin)
+
+        known = {"REGMODE": "NOREG", "CSDECODE": "0b000"}
+        known |= {} if wide else {"WRITEMODE": "READBEFOREWRITE"}
         inputs: dict[str, tuple[str, ...]] = {}
         outputs: dict[str, tuple[str | None, ...]] = {}
         for side in "AB":
             found = {key: parameters[f"{key}_{side}"] for key in known}
-            # Selected always and reset never: nothing at these pins, which reads 1, inverted.
+            # Selected always and reset never.
             fixed = [f"{pin}{side}{n}" for pin, n in (("CS", 0), ("CS", 1), ("CS", 2), ("RST", ""))]
-            low = all(
-                parameters[f"{pin}MUX"] == "INV" and not cell["connections"].get(pin)
-                for pin in fixed
-            )
-            if found != known or parameters[f"CLK{side}MUX"] != f"CLK{side}" or not low:
+            if found != known or parameters[f"CLK{side}MUX"] != f"CLK{side}":
                 raise BuildError(f"cannot simulate the memory {name}: {parameters}")
-            inputs |= {f"{pin}{side}": (self._pin(cell, f"{pin}{side}"),) for pin in ("CE", "WE")}
+            if not all(map(low, fixed)):
+                raise BuildError(f"cannot simulate the memory {name}: {', '.join(fixed)} not low")
+            enables = ("CE",) if wide and side == "B" else ("CE", "WE")
+            inputs |= {f"{pin}{side}": (self._pin(cell, f"{pin}{side}"),) for pin in enables}
             for pin, width in (("AD", 14), ("DI", 18)):
                 bits = [self._pin(cell, f"{pin}{side}{n}") for n in reversed(range(width))]
                 inputs[f"{pin}{side}"] = tuple(bits)
             outputs[f"DO{side}"] = tuple(
                 self._net(cell, f"DO{side}{n}", "") or None for n in reversed(range(18))
             )
+        if wide and not (widths == {"A": 36, "B": 36} and low("WEB")):
+            raise BuildError(f"cannot simulate the memory {name}: widths {widths}, or B writes")
         contents = "".join(
             parameters.get(f"INITVAL_{n:02X}", "").replace("x", "0").zfill(320)
             for n in reversed(range(64))
         )
+        sizes = {} if wide else {f"DATA_WIDTH_{side}": str(widths[side]) for side in "AB"}
         self._memories.append(
             Memory(
-                model="DP16KD",
-                settings={
-                    **{
-                        f"DATA_WIDTH_{side}": str(int(parameters[f"DATA_WIDTH_{side}"], 2))
-                        for side in "AB"
-                    },
-                    "INITIAL": f"20480'h{int(contents, 2):x}",
-                },
+                model="DP16KD_36" if wide else "DP16KD",
+                settings={**sizes, "INITIAL": f"20480'h{int(contents, 2):x}"},
                 inputs=inputs,
                 outputs=outputs,
                 clocks=("CLKA", "CLKB"),

@@ -133,3 +133,65 @@ module DP16KD #(
                 end
     end
 endmodule
+
+// A DP16KD of 36 bits: port A writes, with an enable for each byte of nine, and port B reads.
+module DP16KD_36 #(
+    parameter LANES = 1,
+    parameter [20479:0] INITIAL = 0
+) (
+    input CLKA, CLKB,
+    input [0:0][LANES-1:0] CEA, CEB, WEA,
+    input [13:0][LANES-1:0] ADA, ADB,
+    input [17:0][LANES-1:0] DIA, DIB,
+    output reg [17:0][LANES-1:0] DOA, DOB
+);
+    localparam DEPTH = 512;
+    generate
+        if (INITIAL != 0) begin : unsupported
+            $error("DP16KD_36: contents are not modelled");
+        end
+    endgenerate
+
+    reg [35:0] memory [0:DEPTH*LANES-1];
+    integer i, l, b;
+    integer row;
+    reg [13:0] address;
+    reg [35:0] word;
+
+    initial begin
+        DOA = 0;
+        DOB = 0;
+        for (i = 0; i < DEPTH * LANES; i = i + 1) memory[i] = 0;
+    end
+
+    always @(posedge CLKA) begin
+        if (|CEA)
+            for (l = 0; l < LANES; l = l + 1)
+                if (CEA[0][l] & WEA[0][l]) begin
+                    for (b = 0; b < 14; b = b + 1) address[b] = ADA[b][l];
+                    row = DEPTH * l + 32'(address >> 5);
+                    word = memory[row];
+                    for (b = 0; b < 18; b = b + 1) begin
+                        if (address[b / 9]) word[b] = DIA[b][l];
+                        if (address[2 + b / 9]) word[18 + b] = DIB[b][l];
+                    end
+                    memory[row] <= word;
+                end
+    end
+
+    integer m, d;
+    reg [13:0] place;
+    reg [35:0] value;
+    always @(posedge CLKB) begin
+        if (|CEB)
+            for (m = 0; m < LANES; m = m + 1)
+                if (CEB[0][m]) begin
+                    for (d = 0; d < 14; d = d + 1) place[d] = ADB[d][m];
+                    value = memory[DEPTH * m + 32'(place >> 5)];
+                    for (d = 0; d < 18; d = d + 1) begin
+                        DOA[d][m] <= value[d];
+                        DOB[d][m] <= value[18 + d];
+                    end
+                end
+    end
+endmodule

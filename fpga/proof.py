@@ -22,9 +22,10 @@ from m2xfp.files import write_atomic
 from m2xfp.fpga.bitstream import SOURCES, cell_names, read_back
 from m2xfp.fpga.boards import find_board
 from m2xfp.fpga.build import BuildReport, build
+from m2xfp.fpga.design import find_board_unit
 from m2xfp.fpga.netlist import Fault, Netlist
 from m2xfp.fpga.protocol import Command, Decoder, Frame, Status, encode
-from m2xfp.fpga.simulation import Pins, compile_netlist
+from m2xfp.fpga.simulation import Pins, compile_netlist, quiet_clocks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -266,7 +267,11 @@ def _refusals(tap: _Tap) -> None:
 
 
 def _detections(
-    library: Path, divisor: int, faults: Sequence[Fault], exchanges: Sequence[Exchange]
+    library: Path,
+    divisor: int,
+    quiet: int,
+    faults: Sequence[Fault],
+    exchanges: Sequence[Exchange],
 ) -> Iterator[tuple[Fault, bool, bool]]:
     """Yield (fault, whether an answer was wrong, whether it was ever selected)."""
     from tqdm import tqdm
@@ -274,7 +279,7 @@ def _detections(
     for batch, first in enumerate(range(0, len(faults), LANES - 1)):
         present = faults[first : first + LANES - 1]
         silent = set(range(1, len(present) + 1))
-        with Pins(library, divisor, LANES, batch) as pins:
+        with Pins(library, divisor, quiet, LANES, batch) as pins:
             progress = tqdm(
                 exchanges, desc=f"faults {first + 1}-{first + len(present)}", leave=False
             )
@@ -298,6 +303,7 @@ def _campaign(
     netlist: Netlist,
     names: dict[str, str],
     divisor: int,
+    quiet: int,
     exchanges: Sequence[Exchange],
     folder: Path,
     count: int,
@@ -310,7 +316,7 @@ def _campaign(
     verilog = write_atomic(folder / "faulty.v", netlist.verilog(LANES, faults))
     survivors = []
     for fault, detected, selected in _detections(
-        compile_netlist(verilog), divisor, faults, exchanges
+        compile_netlist(verilog), divisor, quiet, faults, exchanges
     ):
         if not detected:
             reason = "no effect" if selected else "not selected"
@@ -379,7 +385,8 @@ def simulate(
     divisor = clocks_per_bit(report.clock_hz, report.baud)
     netlist = read_back(board, folder)
     library = compile_netlist(write_atomic(folder / "chip.v", netlist.verilog()))
-    with Pins(library, divisor) as pins:
+    quiet = quiet_clocks(max(find_board_unit(name).buffer for name in report.units))
+    with Pins(library, divisor, quiet) as pins:
         tap = _Tap(pins)
         with Device(SimulatedPort(tap), baud=report.baud, retries=0) as device:
             computed = _traffic(device, tap, groups, seed)
@@ -393,6 +400,7 @@ def simulate(
             netlist,
             cell_names(folder),
             divisor,
+            quiet,
             replayed,
             folder,
             faults,

@@ -8,14 +8,19 @@ from pathlib import Path
 from m2xfp.tb.cache import BUILD_DIR, cached_build
 from m2xfp.tb.verilator import find_verilator
 
-__all__ = ["QUIET", "Pins", "compile_netlist"]
+__all__ = ["Pins", "compile_netlist", "quiet_clocks"]
 
 SOURCE = Path(__file__).with_name("pins.cpp")
 CELLS = Path(__file__).with_name("cells.v")
 
-QUIET = 3000
-"""Clocks with an idle line after which an answer is taken as ended: some 25 bytes at the usual 12
-clocks a bit, and several times what a unit computes between two bytes of a request."""
+
+def quiet_clocks(buffer: int) -> int:
+    """Return the clocks with an idle line after which an answer is taken as ended.
+
+    A full request of ``buffer`` bytes is carried out in a byte a clock before its answer begins;
+    the rest is several times what a unit takes to compute.
+    """
+    return buffer + 1000
 
 
 def compile_netlist(verilog: Path, build_dir: Path = BUILD_DIR) -> Path:
@@ -67,14 +72,18 @@ class Pins:
         What `compile_netlist` returned.
     divisor
         Clocks a bit on the line.
+    quiet
+        Clocks with an idle line that end an answer, see `quiet_clocks`.
     lanes
         Machines in the netlist, at most 64.
     batch
         Which of the groups of faults is present.
     """
 
-    def __init__(self, library: Path, divisor: int, lanes: int = 1, batch: int = 0) -> None:
-        self._calls = _load(library)
+    def __init__(
+        self, library: Path, divisor: int, quiet: int, lanes: int = 1, batch: int = 0
+    ) -> None:
+        self._calls, self._quiet = _load(library), quiet
         self._pins = self._calls.pins_new(lanes, divisor, batch)
         self.exchange(b"")  # the power-on reset takes a while after configuration
 
@@ -86,7 +95,7 @@ class Pins:
 
     def exchange(self, sent: bytes) -> bytes:
         """Send bytes back to back and return what lane 0 answers; the others' answers stay."""
-        self._calls.pins_exchange(self._pins, sent, len(sent), QUIET)
+        self._calls.pins_exchange(self._pins, sent, len(sent), self._quiet)
         return self.answer(0)
 
     def answer(self, lane: int) -> bytes:

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import subprocess
 import sys
 from itertools import product
 from pathlib import Path
@@ -35,6 +36,8 @@ from m2xfp.fpga.netlist import ONE, ZERO, Alias, Carry, Fault, FlipFlop, Lut, Ne
 from m2xfp.fpga.proof import ProofError, simulate, values
 from m2xfp.fpga.protocol import Command, Frame, Status, encode
 from m2xfp.fpga.report import markdown_table, unit_rates
+from m2xfp.fpga.simulation import CELLS
+from m2xfp.tb.verilator import find_verilator
 
 RNG = np.random.default_rng(0)
 
@@ -313,6 +316,109 @@ def test_an_ecp5_flip_flop_resets_with_the_chip():
     cells["ff"]["parameters"]["CLKMUX"] = "INV"
     with pytest.raises(BuildError, match="cannot simulate the flip-flop ff"):
         parse_routed({"cells": cells, "ports": {}})
+
+
+def wide_memory(**changes: str) -> dict:
+    """Return a DP16KD of 36 bits as nextpnr routes it: A writes, B reads."""
+    fixed = [f"{pin[:2]}{side}{pin[2:]}" for side in "AB" for pin in ("CS0", "CS1", "CS2")]
+    parameters = {f"{pin}MUX": "INV" for pin in [*fixed, "RSTA", "RSTB", "WEB"]}
+    for side in "AB":
+        parameters |= {f"REGMODE_{side}": "NOREG", f"CSDECODE_{side}": "0b000"}
+        parameters |= {f"DATA_WIDTH_{side}": f"{36:032b}", f"CLK{side}MUX": f"CLK{side}"}
+    connections = {"CEB": [5], "DIB17": [6], "DOA0": [7], "ADA13": [8]}
+    return {"type": "DP16KD", "parameters": parameters | changes, "connections": connections}
+
+
+def test_a_wide_ecp5_memory_is_read():
+    netlist = parse_routed({"cells": {"wide": wide_memory()}, "ports": {}})
+    (memory,) = netlist.memories
+    assert memory.model == "DP16KD_36"
+    assert "WEB" not in memory.inputs
+    assert memory.inputs["WEA"] == memory.inputs["CEA"] == (ONE,)
+    assert memory.inputs["CEB"] == ("n5",)
+    assert memory.inputs["DIB"][0] == "n6"
+    assert memory.inputs["ADA"][0] == "n8"
+    assert memory.outputs["DOA"][-1] == "n7"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"WEBMUX": "WEB"}, {"DATA_WIDTH_B": f"{18:032b}"}, {"RSTAMUX": "RSTA"}, {"CLKAMUX": "INV"}],
+    ids=str,
+)
+def test_an_ecp5_memory_used_otherwise_is_refused(changes):
+    with pytest.raises(BuildError, match="cannot simulate the memory wide"):
+        parse_routed({"cells": {"wide": wide_memory(**changes)}, "ports": {}})
+
+
+WIDE_BENCH = """
+module bench;
+  reg clk = 0, ok = 1;
+  reg [1:0] cea, ceb, wea;
+  reg [13:0][1:0] ada, adb;
+  reg [17:0][1:0] dia, dib;
+  wire [17:0][1:0] doa, dob;
+  DP16KD_36 #(.LANES(2)) dut (clk, clk, cea, ceb, wea, ada, adb, dia, dib, doa, dob);
+  reg [35:0] words [0:1023];
+  reg [35:0] given [0:1], expected [0:1], mask;
+  reg [13:0] to [0:1], from [0:1];
+  integer n, lane, b;
+  initial begin
+    for (n = 0; n < 1024; n = n + 1) words[n] = 0;
+    expected[0] = 0; expected[1] = 0;
+    for (n = 0; n < 20000; n = n + 1) begin
+      cea = $urandom; ceb = $urandom; wea = $urandom;
+      for (lane = 0; lane < 2; lane = lane + 1) begin
+        given[lane] = {$urandom, $urandom};
+        to[lane] = $urandom & 14'h00ff; from[lane] = $urandom & 14'h00ff;
+        for (b = 0; b < 14; b = b + 1) begin
+          ada[b][lane] = to[lane][b]; adb[b][lane] = from[lane][b];
+        end
+        for (b = 0; b < 18; b = b + 1) begin
+          dia[b][lane] = given[lane][b]; dib[b][lane] = given[lane][18 + b];
+        end
+      end
+      #1 clk = 1; #1;
+      for (lane = 0; lane < 2; lane = lane + 1) begin
+        if (ceb[lane]) expected[lane] = words[512 * lane + from[lane][13:5]];
+        mask = {{9{to[lane][3]}}, {9{to[lane][2]}}, {9{to[lane][1]}}, {9{to[lane][0]}}};
+        if (cea[lane] & wea[lane])
+          words[512 * lane + to[lane][13:5]] =
+            words[512 * lane + to[lane][13:5]] & ~mask | given[lane] & mask;
+        for (b = 0; b < 18; b = b + 1)
+          if (doa[b][lane] !== expected[lane][b] || dob[b][lane] !== expected[lane][18 + b]) ok = 0;
+      end
+      clk = 0; #1;
+    end
+    if (ok) $display("EQUAL"); else $display("DIFFERENT");
+    $finish;
+  end
+endmodule
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("", "", "EQUAL"),
+        ("address[2 + b / 9]", "address[b / 9]", "DIFFERENT"),
+        ("DOB[d][m] <= value[18 + d]", "DOB[d][m] <= value[d]", "DIFFERENT"),
+    ],
+    ids=["as it is", "byte enables", "upper half"],
+)
+def test_the_model_of_a_wide_memory(tmp_path, old, new, told):
+    """A byte of nine is written if its address bit says so; reading gives what was there before."""
+    text = CELLS.read_text()
+    assert old in text
+    (tmp_path / "cells.v").write_text(text.replace(old, new) if old else text)
+    (tmp_path / "bench.v").write_text(WIDE_BENCH)
+    verilator = find_verilator()
+    arguments = ["--binary", "--timing", "-Wno-fatal", "--top-module", "bench", "-O0"]
+    done = verilator.run([*arguments, "bench.v", "cells.v"], tmp_path)
+    assert not done.returncode, done.stdout
+    command = [str(tmp_path / "obj_dir" / "Vbench")]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert told in said
 
 
 def test_constants_are_folded_and_nothing_else_changes():
