@@ -531,8 +531,8 @@ def test_the_icebreaker_bitstream_computes_and_faults_show(tmp_path):
     assert shown.build.fmax_mhz >= shown.build.constraint_mhz
     assert shown.groups["quantizer"] >= 40
     assert shown.faults is not None
-    # 57 of 63 were detected when this was written; docs/fpga.md says why the others cannot be.
-    assert shown.faults.detected >= 55
+    # docs/fpga.md says why some cannot be.
+    assert shown.faults.detected >= 0.95 * shown.faults.faults
     assert {survivor.reason for survivor in shown.faults.survivors} <= {"no effect"}
     again = build("icebreaker", folder=Path(tmp_path) / "again")[1] / "top.bin"
     assert again.read_bytes() == (tmp_path / "top.bin").read_bytes()
