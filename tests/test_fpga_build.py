@@ -526,7 +526,7 @@ def test_what_must_be_refused_is(answer):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_icebreaker_bitstream_computes_and_faults_show(tmp_path):
-    shown = simulate("icebreaker", folder=tmp_path, groups=48, faults=63)
+    shown = simulate("icebreaker", folder=tmp_path, groups=120, faults=126)
     assert shown.source == "bitstream"
     assert shown.build.fmax_mhz >= shown.build.constraint_mhz
     assert shown.groups["quantizer"] >= 40
