@@ -29,6 +29,8 @@ __all__ = [
     "Gates",
     "MismatchError",
     "Played",
+    "Vectors",
+    "apply_vectors",
     "function_of",
     "pack_bits",
     "play",
@@ -328,6 +330,55 @@ class Played:
     clocks: int
     history: Words
     window_groups: float
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What a unit without streams is given, and what must come out in the same clock.
+
+    Members
+    -------
+    inputs, outputs
+        uint64 [clocks, lanes] by port name.
+    compared
+        Bits of each output that are compared, shaped like it.
+    """
+
+    inputs: Mapping[str, Words]
+    outputs: Mapping[str, Words]
+    compared: Mapping[str, Words]
+
+
+def apply_vectors(gates: Gates, vectors: Vectors) -> Played:
+    """Give a netlist without flip-flops a vector a clock in every lane, and compare all outputs.
+
+    Raises
+    ------
+    MismatchError
+        An output differs.
+    """
+    clocks, lanes = next(iter(vectors.inputs.values())).shape
+    values = np.zeros((gates.nets, lanes // 64), np.uint64)
+    values[ONE] = ALL
+    history = []
+    for clock in range(clocks):
+        for name, given in vectors.inputs.items():
+            nets = gates.ports[name]
+            bits = given[clock][:, None] >> np.arange(len(nets), dtype=np.uint64) & np.uint64(1)
+            values[nets] = pack_bits(bits.astype(bool))
+        gates.settle(values)
+        for name, expected in vectors.outputs.items():
+            bits = unpack_bits(values[gates.ports[name]]).astype(np.uint64)
+            found = (bits << np.arange(bits.shape[1], dtype=np.uint64)).sum(1, dtype=np.uint64)
+            wrong = (found ^ expected[clock]) & vectors.compared[name][clock] != 0
+            if wrong.any():
+                lane = int(np.argmax(wrong))
+                raise MismatchError(
+                    f"port {name}, clock {clock}, lane {lane}: {int(found[lane]):#x}, expected "
+                    f"{int(expected[clock, lane]):#x}"
+                )
+        history.append(values.copy())
+    return Played(clocks * lanes, clocks, np.array(history), float((clocks - 1) * lanes))
 
 
 class _Side:

@@ -38,7 +38,16 @@ from numpy.typing import NDArray
 
 from m2xfp.files import write_atomic
 from m2xfp.synth.flow import Netlist
-from m2xfp.synth.gates import ALL, Batch, Gates, Words, function_of, play
+from m2xfp.synth.gates import (
+    ALL,
+    Batch,
+    Gates,
+    Vectors,
+    Words,
+    apply_vectors,
+    function_of,
+    play,
+)
 from m2xfp.synth.liberty import Cell, Group, Library, Pin
 from m2xfp.synth.pdk import Pdk
 from m2xfp.tb.description import Description
@@ -498,7 +507,22 @@ def _transitions(description: Description) -> int:
     return -(-_TRANSITIONS // period) * period
 
 
-def unit_power(netlist: Netlist, pdk: Pdk, description: Description, job: Job) -> UnitPower:
+def _contents(job: Job | Vectors) -> Iterator[bytes]:
+    """Yield all that a run depends on."""
+    if isinstance(job, Vectors):
+        for ports in (job.inputs, job.outputs, job.compared):
+            for name, words in ports.items():
+                yield name.encode() + words.tobytes()
+        return
+    for streams in (job.inputs, job.outputs):
+        for name, beats in streams.items():
+            last = b"" if beats.last is None else beats.last.tobytes()
+            yield name.encode() + beats.data.tobytes() + last
+
+
+def unit_power(
+    netlist: Netlist, pdk: Pdk, description: Description, job: Job | Vectors
+) -> UnitPower:
     """Play a job through a netlist without stalls and return what it takes; cached beside it.
 
     Raises
@@ -510,19 +534,20 @@ def unit_power(netlist: Netlist, pdk: Pdk, description: Description, job: Job) -
     key = sha256(repr((window, lanes_for(netlist), description)).encode())
     for source in ("gates.py", "power.py", "liberty.py"):
         key.update((Path(__file__).parent / source).read_bytes())
-    for streams in (job.inputs, job.outputs):
-        for name, beats in streams.items():
-            last = b"" if beats.last is None else beats.last.tobytes()
-            key.update(name.encode() + beats.data.tobytes() + last)
+    for content in _contents(job):
+        key.update(content)
     kept = netlist.folder / f"power-{key.hexdigest()[:16]}.json"
     if kept.exists():
         facts = json.loads(kept.read_text())
         return UnitPower(Power(**facts.pop("power")), **facts)
     gates = Gates(netlist, pdk)
-    played = play(gates, job, description, words=lanes_for(netlist) // 64, window=window)
+    if isinstance(job, Vectors):
+        played = apply_vectors(gates, job)
+    else:
+        played = play(gates, job, description, words=lanes_for(netlist) // 64, window=window)
     if len(played.history) < window:
         raise RuntimeError(f"{description.top}: {len(played.history)} of {window} clocks recorded")
-    clocks = (window - 1) * lanes_for(netlist)
+    clocks = (len(played.history) - 1) * lanes_for(netlist)
     result = UnitPower(
         estimate_power(gates, pdk, played.history), played.window_groups / clocks, played.groups
     )

@@ -11,7 +11,17 @@ import pytest
 from icarus import VENDOR, random_run, run_icarus
 
 from m2xfp.synth.flow import FlowOptions, Netlist, SynthesisError, synthesize
-from m2xfp.synth.gates import ALL, ONE, Gates, MismatchError, pack_bits, play, unpack_bits
+from m2xfp.synth.gates import (
+    ALL,
+    ONE,
+    Gates,
+    MismatchError,
+    Vectors,
+    apply_vectors,
+    pack_bits,
+    play,
+    unpack_bits,
+)
 from m2xfp.synth.liberty import Library, parse
 from m2xfp.synth.pdk import find_pdk, pdk_from_liberty
 from m2xfp.synth.power import Table, estimate_power, net_loads, net_slews, toggle_counts
@@ -106,6 +116,34 @@ def test_a_wrong_gate_is_found(netlist, osu018, description, build):
         except MismatchError:
             caught += 1
     assert caught >= 10
+
+
+@pytest.mark.parametrize("port", ["top", "refinement"])
+def test_a_unit_without_streams_is_compared_and_measured(port, osu018, build):
+    """Every vector counts as one group; a wrong bit at either output is found."""
+    from m2xfp.rtl.catalog import find_unit
+    from m2xfp.rtl.emit import emit
+    from m2xfp.synth.stimulus import job_for
+    from m2xfp.tb.description import Description
+
+    files = emit(find_unit("activation_decoder"), "m2xfp", build)
+    netlist = synthesize(files.verilog, files.top, osu018, build=build)
+    vectors = job_for(Description.load(files.json), "random", lanes=64, depth=20)
+    assert isinstance(vectors, Vectors)
+    shape = vectors.inputs["codes"].shape
+    assert shape == (80, 64)  # four subgroups a group
+    gates = Gates(netlist, osu018)
+    played = apply_vectors(gates, vectors)
+    assert played.groups == 80 * 64
+    assert played.window_groups == 79 * 64
+    assert len(played.history) == 80
+    assert estimate_power(gates, osu018, played.history).energy_pj > 0
+    compared = np.argwhere(vectors.compared[port] >> np.uint64(3) & np.uint64(1))
+    wrong = vectors.outputs[port].copy()
+    wrong[tuple(compared[-1])] ^= np.uint64(8)
+    changed = replace(vectors, outputs={**vectors.outputs, port: wrong})
+    with pytest.raises(MismatchError, match=f"port {port}, clock {compared[-1][0]}"):
+        apply_vectors(gates, changed)
 
 
 def test_words_and_bits():
