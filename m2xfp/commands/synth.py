@@ -84,6 +84,12 @@ def _roles(
 @click.option(
     "--accept", is_flag=True, help="Make the measured figures the accepted ones, with the plots."
 )
+@click.option(
+    "--breakdown/--no-breakdown",
+    default=True,
+    show_default=True,
+    help="With --accept: the area by module too, from a second run that keeps the hierarchy.",
+)
 @click.option("--list", "listing", is_flag=True, help="List the libraries by name and stop.")
 def command(
     units: tuple[str, ...],
@@ -101,6 +107,7 @@ def command(
     power: bool,
     check: bool,
     accept: bool,
+    breakdown: bool,
     listing: bool,
 ) -> None:
     r"""Map each UNIT, or every unit, onto a standard-cell library; report area, timing, power.
@@ -145,7 +152,7 @@ def command(
     )
     library = pdk_from_liberty(liberty, roles) if liberty else find_pdk(pdk or DEFAULT_PDK)
     baseline_rows = baseline.load(baseline.RESULTS, library, options) if check or accept else []
-    rows = measure_all(chosen, library, options, power=power, breakdown=accept)
+    rows = measure_all(chosen, library, options, power=power, breakdown=accept and breakdown)
     table = markdown_table(rows, library, options)
     if json_file:
         write_atomic(json_file, to_json(rows, library, options))
