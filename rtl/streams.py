@@ -25,7 +25,15 @@ def packet_stream(shape: ShapeLike) -> stream.Signature:
     return stream.Signature(packet(shape))
 
 
-class Queue(Component):
+class _Stage(Component):
+    """A stream in and one out, of the same payload."""
+
+    def __init__(self, shape: ShapeLike) -> None:
+        self._shape = shape
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
+
+
+class Queue(_Stage):
     """Two-entry queue: registered in every direction, one beat a clock.
 
     The second entry takes the beat that is already under way when the reader stalls, so that
@@ -43,10 +51,6 @@ class Queue(Component):
     """
 
     latency = 1
-
-    def __init__(self, shape: ShapeLike) -> None:
-        self._shape = shape
-        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
 
     def build(self) -> Module:
         """Build the queue."""
@@ -75,7 +79,7 @@ class Queue(Component):
         return m
 
 
-class Skid(Component):
+class Skid(_Stage):
     """One spare entry behind a frozen pipeline, so that ``i.ready`` can be a flip-flop.
 
     The pipeline's last register drives ``i``. While ``i.ready`` is low the pipeline stands still;
@@ -95,10 +99,6 @@ class Skid(Component):
 
     latency = 0
 
-    def __init__(self, shape: ShapeLike) -> None:
-        self._shape = shape
-        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
-
     def build(self) -> Module:
         """Build the skid buffer."""
         m = Module()
@@ -116,7 +116,7 @@ class Skid(Component):
         return m
 
 
-class Slot(Component):
+class Slot(_Stage):
     """One-entry queue: registered in every direction, a beat every other clock.
 
     Half the registers of a ``Queue``, for results that are never a clock apart: while one is on its
@@ -134,10 +134,6 @@ class Slot(Component):
     """
 
     latency = 1
-
-    def __init__(self, shape: ShapeLike) -> None:
-        self._shape = shape
-        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
 
     def build(self) -> Module:
         """Build the register."""

@@ -218,60 +218,55 @@ def test_regression_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> N
         regress(player, make_job, 500, seed=5)
 
 
-QUEUE_FAULTS = [
-    Mutation(
-        "beat lost on a stall",
-        STREAMS,
-        "spare_valid.eq(self.i.valid)",
-        "spare_valid.eq(0)",
-        "Queue",
-    ),
-    Mutation(
-        "payload changes on a stall",
-        STREAMS,
-        "m.If(self.o.ready | ~front_valid)",
-        "m.If(self.o.ready | ~front_valid | self.i.valid)",
-        "Queue",
-    ),
-]
+# In what only some configurations have: the queue of two entries, and the fourth stage.
+OTHER_FAULTS = {
+    "bf16x32": [
+        Mutation(
+            "beat lost on a stall",
+            STREAMS,
+            "spare_valid.eq(self.i.valid)",
+            "spare_valid.eq(0)",
+            scope="Queue",
+        ),
+        Mutation(
+            "payload changes on a stall",
+            STREAMS,
+            "m.If(self.o.ready | ~front_valid)",
+            "m.If(self.o.ready | ~front_valid | self.i.valid)",
+            scope="Queue",
+        ),
+    ],
+    "fp32x8-fast": [
+        Mutation(
+            "choice runs through a stall",
+            QUANTIZER,
+            "choose.eq(placed & advance)",
+            "choose.eq(placed)",
+        ),
+        Mutation(
+            "metadata of the next group",
+            QUANTIZER,
+            """staged("poisoned", shared.poisoned)""",
+            "shared.poisoned",
+        ),
+        Mutation(
+            "last of the next group", QUANTIZER, """staged("last", group_last)""", "group_last"
+        ),
+    ],
+}
 
 
 @pytest.mark.parametrize(
     "fault",
-    usual_first(QUEUE_FAULTS, ["beat lost on a stall"]),
+    usual_first(
+        [fault for faults in OTHER_FAULTS.values() for fault in faults],
+        ["beat lost on a stall", "choice runs through a stall"],
+    ),
     ids=lambda fault: fault.name,
 )
-def test_faulty_queue_is_noticed(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
-    mutant = emit_mutant(fault, UNIT, "bf16x32", tmp_path)
-    player = Player(mutant, build_dir=sim_dir)
-    with pytest.raises((AssertionError, SimulationError)):
-        regress(player, make_job, 500, seed=7)
-
-
-FOURTH_STAGE_FAULTS = [
-    Mutation(
-        "choice runs through a stall",
-        QUANTIZER,
-        "choose.eq(placed & advance)",
-        "choose.eq(placed)",
-    ),
-    Mutation(
-        "metadata of the next group",
-        QUANTIZER,
-        """staged("poisoned", shared.poisoned)""",
-        "shared.poisoned",
-    ),
-    Mutation("last of the next group", QUANTIZER, """staged("last", group_last)""", "group_last"),
-]
-
-
-@pytest.mark.parametrize(
-    "fault",
-    usual_first(FOURTH_STAGE_FAULTS, ["choice runs through a stall"]),
-    ids=lambda fault: fault.name,
-)
-def test_fourth_stage_is_noticed(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
-    mutant = emit_mutant(fault, UNIT, "fp32x8-fast", tmp_path)
+def test_regression_notices_elsewhere(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
+    config = next(name for name, faults in OTHER_FAULTS.items() if fault in faults)
+    mutant = emit_mutant(fault, UNIT, config, tmp_path)
     player = Player(mutant, build_dir=sim_dir)
     with pytest.raises((AssertionError, SimulationError)):
         regress(player, make_job, 500, seed=6)
