@@ -22,14 +22,13 @@ from m2xfp.synth.flow import Netlist, SynthesisError
 from m2xfp.synth.liberty import Cell, parse_function
 from m2xfp.synth.pdk import Pdk
 from m2xfp.tb.description import Description, StreamDescription
-from m2xfp.tb.job import Job
+from m2xfp.tb.job import Job, Vectors
 
 __all__ = [
     "Batch",
     "Gates",
     "MismatchError",
     "Played",
-    "Vectors",
     "apply_vectors",
     "function_of",
     "pack_bits",
@@ -330,23 +329,6 @@ class Played:
     clocks: int
     history: Words
     window_groups: float
-
-
-@dataclass(frozen=True)
-class Vectors:
-    """What a unit without streams is given, and what must come out in the same clock.
-
-    Members
-    -------
-    inputs, outputs
-        uint64 [clocks, lanes] by port name.
-    compared
-        Bits of each output that are compared, shaped like it.
-    """
-
-    inputs: Mapping[str, Words]
-    outputs: Mapping[str, Words]
-    compared: Mapping[str, Words]
 
 
 def apply_vectors(gates: Gates, vectors: Vectors) -> Played:

@@ -42,7 +42,6 @@ from m2xfp.synth.gates import (
     ALL,
     Batch,
     Gates,
-    Vectors,
     Words,
     apply_vectors,
     function_of,
@@ -51,7 +50,7 @@ from m2xfp.synth.gates import (
 from m2xfp.synth.liberty import Cell, Group, Library, Pin
 from m2xfp.synth.pdk import Pdk
 from m2xfp.tb.description import Description
-from m2xfp.tb.job import Job
+from m2xfp.tb.job import Job, Vectors
 
 __all__ = [
     "Power",

@@ -59,7 +59,8 @@ class Row:
     leakage_uw
         Leakage.
     gate_level_groups
-        Groups that the mapped netlist was given for it, each compared with the golden model.
+        Groups that the mapped netlist was given for it, each compared with the golden model; of
+        the GEMM core, sets of four products.
     module_area_um2
         From a run that keeps the hierarchy, beside the flat one of all other figures: area by
         module of what stands directly in it, all its instances together.

@@ -9,17 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from m2xfp.errors import UnknownNameError
 from m2xfp.formats import BlockFormat
-from m2xfp.synth.gates import Vectors
 from m2xfp.tb.description import Description
-from m2xfp.tb.job import Job
+from m2xfp.tb.job import Job, Vectors
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from m2xfp.tb.dot_product import Bytes
@@ -227,52 +224,13 @@ def _gemm(description: Description, given: Tensors) -> Job:
 
 
 def _decoder(_: Description, given: Tensors) -> Vectors:
-    """Return subgroups of activations; a lane's come one after the other.
+    """Return the subgroups of activations."""
+    from m2xfp.formats import M2XFP_ACT
+    from m2xfp.golden import get_format
+    from m2xfp.tb.activation_decoder import make_vectors
 
-    Golden has no decoder. What the unit must find follows from the values of a subgroup with its
-    metadata and without, in eighths of the scale.
-    """
-    import numpy as np
-    import torch
-
-    from m2xfp.formats import M2XFP_ACT, MXFP4
-    from m2xfp.golden import PackedTensor, get_format
-
-    size = M2XFP_ACT.metadata.subgroup
-    packed = get_format(M2XFP_ACT.name).quantize(given.activations)
-    groups = packed.groups().reshape(-1, sum(M2XFP_ACT.group_bytes)).clone()
-    code_bytes, scale_bytes = M2XFP_ACT.group_bytes[:2]
-    groups[:, code_bytes] = 127  # scale 1
-    plain = PackedTensor.from_groups(
-        get_format(MXFP4.name), groups[:, None, : code_bytes + scale_bytes]
-    )
-    refined = PackedTensor.from_groups(get_format(M2XFP_ACT.name), groups[:, None])
-    values, finer = (
-        (8 * t.dequantize(torch.float64)).reshape(-1, size).numpy().astype(np.int64)
-        for t in (plain, refined)
-    )
-    top = np.abs(values).argmax(1)  # the first of equals
-    rows = np.arange(len(top))
-    added = np.abs(finer[rows, top]) - np.abs(values[rows, top])
-    shift = np.log2(np.maximum(np.abs(added), 1)).astype(np.int64)
-    refinement = shift | (added < 0) << 2 | (added != 0) << 3
-    codes = groups[:, :code_bytes].numpy().reshape(-1, size // 2)
-    words = (codes.astype(np.int64) << 8 * np.arange(size // 2)).sum(1)
-    meta = groups[:, -1:].numpy() >> np.arange(0, 8, M2XFP_ACT.metadata.bits) & 3
-
-    def lanes(rows: "NDArray[np.integer[Any]]") -> "NDArray[np.uint64]":
-        clocks = rows.size // given.lanes
-        return rows.astype(np.uint64).reshape(given.lanes, clocks).T
-
-    everything = np.full(len(top), 15)
-    return Vectors(
-        {"codes": lanes(words), "meta": lanes(meta)},
-        {"top": lanes(1 << top), "refinement": lanes(refinement)},
-        {
-            "top": lanes(np.full(len(top), (1 << size) - 1)),
-            "refinement": lanes(np.where(added != 0, everything, 8)),  # else only that it is 0
-        },
-    )
+    packed = get_format(M2XFP_ACT.name).quantize(given.activations).groups()
+    return make_vectors(packed.reshape(-1, packed.shape[-1]).numpy(), given.lanes)
 
 
 JOBS: dict[str, Callable[[Description, Tensors], Job | Vectors]] = {

@@ -1,4 +1,4 @@
-"""Beats of streams, and jobs: what goes into a unit together with what must come out."""
+"""Beats of streams, jobs and vectors: what goes into a unit together with what must come out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Beats", "Job"]
+__all__ = ["Beats", "Job", "Vectors"]
 
 
 @dataclass(frozen=True)
@@ -95,3 +95,20 @@ class Job:
                 }
 
             return cls(streams("in"), streams("out"), int(arrays["groups"]))
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What a unit without streams is given, and what must come out in the same clock.
+
+    Members
+    -------
+    inputs, outputs
+        uint64 [clocks, lanes] by port name; lanes are independent runs.
+    compared
+        Bits of each output that are compared, shaped like it.
+    """
+
+    inputs: Mapping[str, NDArray[np.uint64]]
+    outputs: Mapping[str, NDArray[np.uint64]]
+    compared: Mapping[str, NDArray[np.uint64]]

@@ -16,7 +16,6 @@ from m2xfp.synth.gates import (
     ONE,
     Gates,
     MismatchError,
-    Vectors,
     apply_vectors,
     pack_bits,
     play,
@@ -25,6 +24,7 @@ from m2xfp.synth.gates import (
 from m2xfp.synth.liberty import Library, parse
 from m2xfp.synth.pdk import find_pdk, pdk_from_liberty
 from m2xfp.synth.power import Table, estimate_power, net_loads, net_slews, toggle_counts
+from m2xfp.tb.job import Vectors
 
 
 @pytest.fixture(scope="module")
