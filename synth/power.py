@@ -38,15 +38,7 @@ from numpy.typing import NDArray
 
 from m2xfp.files import write_atomic
 from m2xfp.synth.flow import Netlist
-from m2xfp.synth.gates import (
-    ALL,
-    Batch,
-    Gates,
-    Words,
-    apply_vectors,
-    function_of,
-    play,
-)
+from m2xfp.synth.gates import ALL, Batch, Gates, Words, apply_vectors, function_of, play
 from m2xfp.synth.liberty import Cell, Group, Library, Pin
 from m2xfp.synth.pdk import Pdk
 from m2xfp.tb.description import Description

@@ -132,17 +132,6 @@ def compare(emitted: Emitted, raw: NDArray[Any], build: Path) -> Comparison:
     )
 
 
-def layer_weights(model: LanguageModel) -> dict[str, Tensor]:
-    """Return the weights [out, in] of all linear layers, by the layer's name."""
-    from torch import nn
-
-    return {
-        name: layer.weight.detach()
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear)
-    }
-
-
 def _comparison_line(result: Comparison, tensors: str) -> str:
     """Say what a comparison gave."""
     first = "" if result.first is None else f", first: group {result.first}"
@@ -316,6 +305,7 @@ def command(
     from m2xfp.golden.bits import to_bits
     from m2xfp.golden.evaluate import cut_windows, spread
     from m2xfp.golden.lm import HELD_OUT, as_tokens, load_model
+    from m2xfp.golden.models import linear_layers
     from m2xfp.rtl.catalog import find_unit
     from m2xfp.rtl.emit import emit
     from m2xfp.tb.gemm_core import run_linear
@@ -329,7 +319,7 @@ def command(
         if config not in known:
             raise UnknownNameError(f"M2XFP configuration of {UNIT}", config, known)
     model = load_model()
-    weights = layer_weights(model)
+    weights = [layer.weight.detach() for layer in linear_layers(model).values()]
     text = cut_windows(as_tokens(HELD_OUT.read_bytes()), model.config.context)
     # Evenly spread, so that several files and authors are in it.
     compared = spread(text, windows)
@@ -347,7 +337,7 @@ def command(
         click.echo(_comparison_line(result, f"{len(inputs)} activation tensors"))
     encoded = compare(
         emit(find_unit(ENCODER), ENCODER_CONFIG, build_dir / "verilog"),
-        np.concatenate([to_bits(w.bfloat16()).reshape(-1, 32) for w in weights.values()]),
+        np.concatenate([to_bits(w.bfloat16()).reshape(-1, 32) for w in weights]),
         build_dir / "sim",
     )
     click.echo(_comparison_line(encoded, f"{len(weights)} weight matrices"))
