@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from m2xfp.fpga.device import Device
+    from m2xfp.fpga.host.device import Device
 
 __all__ = ["Device"]
 
@@ -11,7 +11,7 @@ __all__ = ["Device"]
 def __getattr__(name: str) -> Any:
     """Import ``Device`` when it is asked for, so that building a bitstream needs no torch."""
     if name == "Device":
-        from m2xfp.fpga.device import Device
+        from m2xfp.fpga.host.device import Device
 
         return Device
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,9 +9,9 @@
 torch.float32
 """
 
-from m2xfp.golden.format import Format, get_format
-from m2xfp.golden.fused import computing
-from m2xfp.golden.packed import PackedTensor
-from m2xfp.golden.products import dot, matmul
+from m2xfp.golden.formats.format import Format, get_format
+from m2xfp.golden.formats.packed import PackedTensor
+from m2xfp.golden.formats.products import dot, matmul
+from m2xfp.golden.kernels.fused import computing
 
 __all__ = ["Format", "PackedTensor", "computing", "dot", "get_format", "matmul"]

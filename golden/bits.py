@@ -6,9 +6,9 @@ import torch
 
 from m2xfp.errors import InputError
 from m2xfp.formats import Window, input_type
-from m2xfp.golden.format import Format, get_format
-from m2xfp.golden.packed import PackedTensor
-from m2xfp.golden.products import dot, running_exact
+from m2xfp.golden.formats.format import Format, get_format
+from m2xfp.golden.formats.packed import PackedTensor
+from m2xfp.golden.formats.products import dot, running_exact
 
 __all__ = ["dot_bits", "from_bits", "quantize_bits", "running_exact_bits", "to_bits"]
 

@@ -1,12 +1,14 @@
-"""Writing files so that an interrupted run leaves nothing half-written."""
+"""Writing files so that an interrupted run leaves nothing half-written; hashes of our sources."""
 
+import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
-__all__ = ["atomic_path", "write_atomic"]
+__all__ = ["atomic_path", "sources_digest", "write_atomic"]
 
 
 @contextmanager
@@ -38,3 +40,27 @@ def write_atomic(target: str | os.PathLike[str], content: str | bytes) -> Path:
         data = content.encode() if isinstance(content, str) else content
         temporary.write_bytes(data)
     return Path(target)
+
+
+def sources_digest(*modules: str) -> bytes:
+    """Return a hash of the sources of modules, packages with all that is below them.
+
+    Names of caches hold it, so that no result outlives the code that made it.
+
+    Parameters
+    ----------
+    modules
+        Dotted names; they are not imported.
+    """
+    digest = sha256()
+    for name in modules:
+        spec = importlib.util.find_spec(name)
+        assert spec is not None, name
+        assert spec.origin is not None, name
+        origin = Path(spec.origin)
+        paths = [origin]
+        if origin.name == "__init__.py":
+            paths = [p for p in origin.parent.rglob("*") if p.suffix in {".py", ".cpp"}]
+        for path in sorted(paths):
+            digest.update(sha256(path.read_bytes()).digest())
+    return digest.digest()

@@ -7,7 +7,8 @@ once in gates, so that each can be held against the other. No torch and no Amara
 Sources: OCP Microscaling Formats (MX) v1.0; M2XFP, ASPLOS 2026, arXiv 2601.19213; IEEE 754-2019.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from m2xfp.errors import InputError, UnknownNameError
@@ -29,6 +30,7 @@ __all__ = [
     "FP16",
     "FP32",
     "FP32_SCALE",
+    "GROUP_SIZES",
     "INPUT_TYPES",
     "INT4",
     "INT4_ASYM",
@@ -259,6 +261,9 @@ FP32_SCALE = Scale(
     grid=FloatElement("fp32", exponent_bits=8, mantissa_bits=23, bias=127, max_code=0x7F7FFFFF),
 )
 
+GROUP_SIZES = (8, 16, 32, 64, 128, 256)
+"""Values that a group can have."""
+
 SCALE_RULES = ("floor", "ceil", "rtn1", "rtn2", "even", "rtne")
 SCALE_MODES = ("pot", "pot-r", "float", "e4m3", "e5m2")
 TIES = ("even", "away")
@@ -295,7 +300,7 @@ class BlockFormat:
     Members
     -------
     name
-        Name as ``golden.get_format`` takes it.
+        Name as ``golden.get_format`` takes it, with ``:option=value`` for another layout.
     element
         Element of the codes.
     scale
@@ -479,10 +484,20 @@ WINDOWS = {window.name: window for window in (ALL_EXPONENTS, USUAL_EXPONENTS)}
 
 
 def window(name: str) -> Window:
-    """Return the window called ``name``; UnknownNameError lists those that exist."""
-    if name not in WINDOWS:
-        raise UnknownNameError("window", name, WINDOWS)
-    return WINDOWS[name]
+    """Return a window by its name, or from ``LOWEST..HIGHEST/BITS``.
+
+    Raises
+    ------
+    UnknownNameError
+        A text of neither kind; the message lists the names.
+    InputError
+        Numbers that make no window.
+    """
+    if name in WINDOWS:
+        return WINDOWS[name]
+    if found := re.fullmatch(r"(\d{1,4})\.\.(\d{1,4})/(\d{1,5})", name):
+        return Window(name, *map(int, found.groups()))
+    raise UnknownNameError("window", name, [*WINDOWS, "LOWEST..HIGHEST/BITS"])
 
 
 def input_type(name: str) -> InputType:
@@ -492,8 +507,55 @@ def input_type(name: str) -> InputType:
     return INPUT_TYPES[name]
 
 
-def block_format(name: str) -> BlockFormat:
-    """Return the block format called ``name``; UnknownNameError lists those that exist."""
+def block_format(text: str) -> BlockFormat:
+    """Return a block format by its name, or by ``NAME:group=N,subgroup=N`` with another layout.
+
+    The result is called by the text, in this order of options and without those that change
+    nothing, so a name says all about a format.
+
+    Raises
+    ------
+    UnknownNameError
+        No such format.
+    InputError
+        An option that is not one of these two, or a value that the format cannot have.
+    """
+    name, colon, rest = text.partition(":")
     if name not in BLOCK_FORMATS:
         raise UnknownNameError("format", name, BLOCK_FORMATS)
-    return BLOCK_FORMATS[name]
+    block = BLOCK_FORMATS[name]
+    given: dict[str, int] = {}
+    for part in rest.split(",") if colon else ():
+        option, _, value = part.partition("=")
+        known = ("group", "subgroup")[: 2 if block.metadata.bits else 1]
+        if option not in known or not re.fullmatch(r"[1-9][0-9]{0,5}", value):
+            raise InputError(
+                f"format {text!r}: {part!r}; {name} takes {' and '.join(known)} here, as OPTION=N"
+            )
+        given[option] = int(value)
+    group = given.get("group", block.group)
+    subgroup = given.get("subgroup", block.metadata.subgroup)
+    if group not in GROUP_SIZES:
+        sizes = ", ".join(map(str, GROUP_SIZES))
+        raise InputError(f"format {text!r}: group={group}; a group has one of: {sizes}")
+    if block.metadata.bits and (group % subgroup or subgroup & (subgroup - 1)):
+        raise InputError(
+            f"format {text!r}: subgroup={subgroup}; must be a power of two that divides the group "
+            f"of {group}"
+        )
+    changed = {
+        option: value
+        for option, value, usual in (
+            ("group", group, block.group),
+            ("subgroup", subgroup, block.metadata.subgroup),
+        )
+        if value != usual
+    }
+    if not changed:
+        return block
+    return replace(
+        block,
+        name=f"{name}:" + ",".join(f"{option}={value}" for option, value in changed.items()),
+        group=group,
+        metadata=replace(block.metadata, subgroup=subgroup) if block.metadata.bits else NO_METADATA,
+    )

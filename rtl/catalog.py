@@ -1,14 +1,20 @@
-"""The catalog: every unit with its named configurations.
+"""The catalog: every unit with all that is known of it.
 
-Emission, regression, synthesis, FPGA builds and the tables in docs/ all iterate over it. A new unit
-is its files in rtl/, golden/, tb/ and tests/, and one row here.
+Emission, simulation, regression, synthesis, sweeps, FPGA builds and the tables in docs/ iterate
+over it; nothing else lists units. A new unit is its files, of one name in rtl/units/,
+golden/units/, tb/units/ and tests/units/, and one row here. A row names what lives in other rooms,
+since rtl imports neither golden nor tb.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from m2xfp.errors import UnknownNameError
+from m2xfp import __version__
+from m2xfp.errors import InputError, UnknownNameError
+from m2xfp.facts import Facts
 from m2xfp.formats import (
     ALL_EXPONENTS,
     BF16,
@@ -24,18 +30,67 @@ from m2xfp.formats import (
     NVFP4,
     USUAL_EXPONENTS,
 )
-from m2xfp.rtl.activation_decoder import ActivationDecoder
-from m2xfp.rtl.activation_quantizer import ActivationQuantizer
-from m2xfp.rtl.component import Component
-from m2xfp.rtl.dot_product import DotProduct
-from m2xfp.rtl.exact_accumulator import ExactAccumulator
-from m2xfp.rtl.fp32_accumulator import Fp32Accumulator
-from m2xfp.rtl.gemm_core import GemmCore
-from m2xfp.rtl.group_dot import GroupDot
-from m2xfp.rtl.pe_tile import PeTile
-from m2xfp.rtl.weight_encoder import WeightEncoder
+from m2xfp.rtl.parameters import bind, parameters_of, plain
+from m2xfp.rtl.units.activation_decoder import ActivationDecoder
+from m2xfp.rtl.units.activation_quantizer import ActivationQuantizer
+from m2xfp.rtl.units.dot_product import DotProduct
+from m2xfp.rtl.units.exact_accumulator import ExactAccumulator
+from m2xfp.rtl.units.fp32_accumulator import Fp32Accumulator
+from m2xfp.rtl.units.gemm_core import GemmCore
+from m2xfp.rtl.units.group_dot import GroupDot
+from m2xfp.rtl.units.pe_tile import PeTile
+from m2xfp.rtl.units.weight_encoder import WeightEncoder
+from m2xfp.rtl.verilog.axi import signals_of, streams_of
+from m2xfp.rtl.verilog.component import VERILOG_KEYWORDS, Component
 
-__all__ = ["UNITS", "Unit", "find_unit", "select"]
+__all__ = ["UNITS", "Board", "Instance", "Sweep", "Unit", "find_unit", "select"]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What ``m2xfp explore`` varies of a unit where nothing else is asked for.
+
+    Members
+    -------
+    axes
+        Values by parameter, as texts. Parameters that change together share an axis: their names,
+        and the values of each point, stand side by side with spaces between them.
+    formats
+        From all parameters, as in ``Facts.parameters``, to the formats whose accuracy a point has:
+        (weights, activations), as ``m2xfp eval`` takes them.
+    """
+
+    axes: Mapping[str, tuple[str, ...]]
+    formats: Callable[[Mapping[str, Any]], tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Board:
+    """A unit as it goes on an FPGA board.
+
+    A serial line brings about a beat in a hundred clocks, so units are as narrow as they come, and
+    accumulators need not overlap.
+
+    Members
+    -------
+    name
+        What designs, requests and reports call it.
+    config
+        The configuration that it starts from.
+    changes
+        Parameters that differ from the configuration's.
+    buffer
+        Bytes of payload that a request and an answer should have: with 2048, four block RAMs each
+        on an iCE40, a frame spends 1 % on header, CRC and flags.
+    host
+        Module of the host's side, in m2xfp.fpga.host: how arrays become requests.
+    """
+
+    name: str
+    config: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    buffer: int = 2048
+    host: str = "groups"
 
 
 @dataclass(frozen=True)
@@ -45,33 +100,144 @@ class Unit:
     Members
     -------
     name
-        Name in all folders: rtl/<name>.py, tb/<name>.py, tests/test_<name>.py.
+        Name in all rooms: rtl/units/<name>.py, golden/units/<name>.py, tb/units/<name>.py,
+        tests/units/test_<name>.py.
     purpose
         One line.
     component
-        Called with a configuration's keyword arguments, gives the Amaranth component.
+        Called with keyword arguments, gives the Amaranth component; its signature is the unit's
+        parameters (`m2xfp.rtl.parameters`).
     configs
-        Keyword arguments by configuration name; the first configuration is the default.
-    golden
-        Dotted name of the golden function that the unit equals. A name, since rtl imports no
-        golden.
+        Named parameter sets; what they leave out has the component's default. The first one is the
+        default.
+    sweep
+        For ``m2xfp explore``; None for a unit that is not swept unless asked for.
+    board
+        For FPGA builds; None for a unit that no board carries.
     """
 
     name: str
     purpose: str
     component: Callable[..., Component]
     configs: Mapping[str, Mapping[str, Any]]
-    golden: str
+    sweep: Sweep | None = None
+    board: Board | None = None
 
-    def top(self, config: str) -> str:
-        """Return the name of the Verilog top module."""
-        return f"{self.name}_{config}".replace("-", "_")
+    @property
+    def golden(self) -> str:
+        """Dotted name of the golden function that the unit equals: numpy bits in and out."""
+        return f"m2xfp.golden.units.{self.name}.{self.name}"
 
-    def build(self, config: str) -> Component:
-        """Return a new component; UnknownNameError lists the configurations."""
+    @property
+    def testbench(self) -> str:
+        """Dotted name of the module that loads, encodes and decodes arrays, see tb/bench.py."""
+        return f"m2xfp.tb.units.{self.name}"
+
+    @property
+    def default(self) -> str:
+        """Name of the default configuration."""
+        return next(iter(self.configs))
+
+    def instance(
+        self,
+        config: str | None = None,
+        changes: Mapping[str, Any] | None = None,
+        *,
+        name: str | None = None,
+    ) -> "Instance":
+        """Return the unit with all parameters bound.
+
+        Parameters
+        ----------
+        config
+            A configuration; None for the default one.
+        changes
+            Parameters that differ from it.
+        name
+            Name of the Verilog module; by default that of the unit, the configuration and the
+            changes.
+
+        Raises
+        ------
+        UnknownNameError
+            A configuration or parameter that does not exist.
+        InputError
+            A value that the component refuses, or a name that is no Verilog identifier.
+        """
+        config = self.default if config is None else config
         if config not in self.configs:
             raise UnknownNameError(f"configuration of {self.name}", config, self.configs)
-        return self.component(**self.configs[config])
+        given = dict(changes or {})
+        parameters = bind(self.component, {**self.configs[config], **given})
+        known = parameters_of(self.component)
+        label = "+".join(
+            [config, *(f"{key}={known[key].write(value)}" for key, value in given.items())]
+        )
+        top = re.sub(r"[^A-Za-z0-9]+", "_", f"{self.name}_{label}") if name is None else name
+        _check_identifier(top)
+        instance = Instance(self, label, parameters, top)
+        _ = instance.component  # refuses what does not go together
+        return instance
+
+
+def _check_identifier(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or name in VERILOG_KEYWORDS:
+        raise InputError(
+            f"name={name!r}: a Verilog module is called by letters, digits and underscores, a "
+            "letter first, and by no keyword"
+        )
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A unit with all its parameters bound: what is emitted, simulated, measured and built.
+
+    Members
+    -------
+    unit
+        Its row.
+    config
+        Name of the configuration, with the changes behind it.
+
+    Parameters
+    ----------
+        Every parameter of the component, by its own name.
+    top
+        Name of the Verilog module.
+    """
+
+    unit: Unit
+    config: str
+    parameters: Mapping[str, Any]
+    top: str
+
+    @cached_property
+    def component(self) -> Component:
+        """The component, built once."""
+        return self.unit.component(**self.parameters)
+
+    @cached_property
+    def facts(self) -> Facts:
+        """The facts about it, made once."""
+        component: Any = self.component
+        beats = component.beats_per_group
+        clocks = getattr(component, "clocks_per_group", beats)
+        return Facts(
+            unit=self.unit.name,
+            config=self.config,
+            top=self.top,
+            purpose=self.unit.purpose,
+            version=__version__,
+            parameters={name: plain(value) for name, value in self.parameters.items()},
+            streams=streams_of(component),
+            signals=signals_of(component),
+            latency=component.latency,
+            beats_per_group=beats,
+            clocks_per_group=clocks,
+            clocks_per_block=getattr(component, "clocks_per_block", clocks),
+            groups_per_clock=getattr(component, "groups_per_clock", 1 / clocks),
+            macs_per_clock=getattr(component, "macs_per_clock", None),
+        )
 
 
 UNITS: dict[str, Unit] = {
@@ -99,7 +265,6 @@ UNITS: dict[str, Unit] = {
                 "mxfp8-e4m3-bf16x32": {"input_type": BF16, "lanes": 32, "block": MXFP8_E4M3},
                 "mxfp8-e5m2-bf16x32": {"input_type": BF16, "lanes": 32, "block": MXFP8_E5M2},
             },
-            golden="m2xfp.golden.bits.quantize_bits",
         ),
         Unit(
             name="weight_encoder",
@@ -139,14 +304,12 @@ UNITS: dict[str, Unit] = {
                 # Keys and values of an attention cache: 128 bits a clock, vectors as they come.
                 "bf16-kv": {"input_type": BF16, "clocks_per_group": 4},
             },
-            golden="m2xfp.golden.bits.quantize_bits",
         ),
         Unit(
             name="activation_decoder",
             purpose="top-1 element of an activation subgroup and its refinement",
             component=ActivationDecoder,
             configs={"m2xfp": {}},
-            golden="m2xfp.golden.PackedTensor.dequantize",
         ),
         Unit(
             name="group_dot",
@@ -158,7 +321,6 @@ UNITS: dict[str, Unit] = {
                 "mxfp4": {"act": MXFP4, "weight": MXFP4},
                 "nvfp4": {"act": NVFP4, "weight": NVFP4},
             },
-            golden="m2xfp.golden.bits.dot_bits",
         ),
         Unit(
             name="fp32_accumulator",
@@ -171,7 +333,6 @@ UNITS: dict[str, Unit] = {
                 "mxfp4": {"act": MXFP4, "weight": MXFP4},
                 "nvfp4": {"act": NVFP4, "weight": NVFP4},
             },
-            golden="m2xfp.golden.products.accumulate",
         ),
         Unit(
             name="exact_accumulator",
@@ -181,7 +342,6 @@ UNITS: dict[str, Unit] = {
                 "m2xfp": {"window": USUAL_EXPONENTS},
                 "m2xfp-all": {"window": ALL_EXPONENTS},
             },
-            golden="m2xfp.golden.products.running_exact",
         ),
         Unit(
             name="pe_tile",
@@ -192,7 +352,6 @@ UNITS: dict[str, Unit] = {
                 "mxfp4": {"act": MXFP4, "weight": MXFP4},
                 "nvfp4": {"act": NVFP4, "weight": NVFP4},
             },
-            golden="m2xfp.golden.bits.dot_bits",
         ),
         Unit(
             name="dot_product",
@@ -208,7 +367,6 @@ UNITS: dict[str, Unit] = {
                 "nvfp4-fp32": {"act": NVFP4, "weight": NVFP4},
                 "m2nvfp4-fp32": {"act": M2NVFP4_ACT, "weight": M2NVFP4_WEIGHT},
             },
-            golden="m2xfp.golden.bits.dot_bits",
         ),
         Unit(
             name="gemm_core",
@@ -231,7 +389,6 @@ UNITS: dict[str, Unit] = {
                     "max_k": 512,
                 },
             },
-            golden="m2xfp.golden.matmul",
         ),
     )
 }
@@ -244,8 +401,8 @@ def find_unit(name: str) -> Unit:
     return UNITS[name]
 
 
-def select(unit: str | None = None, config: str | None = None) -> Iterator[tuple[Unit, str]]:
-    """Yield (unit, configuration) for all that match; None stands for every one.
+def select(unit: str | None = None, config: str | None = None) -> Iterator[Instance]:
+    """Yield an instance for all units and configurations that match; None stands for every one.
 
     Raises UnknownNameError, before anything is yielded, for a unit or configuration that does not
     exist.
@@ -257,5 +414,8 @@ def select(unit: str | None = None, config: str | None = None) -> Iterator[tuple
             kind = "configuration" if unit is None else f"configuration of {unit}"
             raise UnknownNameError(kind, config, known)
     return (
-        (row, name) for row in units for name in row.configs if config is None or name == config
+        row.instance(name)
+        for row in units
+        for name in row.configs
+        if config is None or name == config
     )

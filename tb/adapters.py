@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2xfp.errors import InputError, UnknownNameError
+from m2xfp.facts import Facts
 from m2xfp.formats import BF16, BlockFormat, InputType, block_format, input_type
-from m2xfp.tb.description import Description
-from m2xfp.tb.gemm_arrays import decode_matrix, encode_matrices, load_matrices
-from m2xfp.tb.job import Beats
-from m2xfp.tb.mac_arrays import decode_accumulators, encode_pairs, load_pairs
+from m2xfp.tb.parts.gemm_arrays import decode_matrix, encode_matrices, load_matrices
+from m2xfp.tb.parts.mac_arrays import decode_accumulators, encode_pairs, load_pairs
+from m2xfp.tb.vectors import Beats
 
 __all__ = ["ADAPTERS", "Adapter", "Arrays", "find_adapter", "group_arrays", "value_beats"]
 
@@ -38,21 +38,21 @@ class Adapter:
         Beats of every output stream to arrays, given the arrays that went in.
     """
 
-    load: Callable[[Path, Description], Arrays]
-    encode: Callable[[Arrays, Description], dict[str, Beats]]
-    decode: Callable[[Mapping[str, Beats], Arrays, Description], Arrays]
+    load: Callable[[Path, Facts], Arrays]
+    encode: Callable[[Arrays, Facts], dict[str, Beats]]
+    decode: Callable[[Mapping[str, Beats], Arrays, Facts], Arrays]
 
 
 # Format of a unit's groups where the configuration does not name one.
 _DEFAULT_BLOCK = {"weight_encoder": "m2xfp-weight"}
 
 
-def _block(description: Description) -> BlockFormat:
+def _block(description: Facts) -> BlockFormat:
     default = _DEFAULT_BLOCK.get(description.unit, "m2xfp-act")
-    return block_format(description.keywords.get("block", default))
+    return block_format(description.parameters.get("block", default))
 
 
-def load_values(path: Path, description: Description) -> Arrays:
+def load_values(path: Path, description: Facts) -> Arrays:
     """Read one array of groups of floating-point values.
 
     Returns
@@ -66,7 +66,7 @@ def load_values(path: Path, description: Description) -> Arrays:
         If the file is no .npy file, the shape is not [n, group] with n at least 1, the type is
         not one that the unit's input type takes, or a float32 value is no bfloat16.
     """
-    kind, group = input_type(description.keywords["input_type"]), _block(description).group
+    kind, group = input_type(description.parameters["input_type"]), _block(description).group
     try:
         with path.open("rb") as file:  # numpy would leave the file of an archive open
             x = np.load(file, allow_pickle=False)
@@ -105,7 +105,7 @@ def _patterns(x: NDArray[Any], kind: InputType, path: Path) -> NDArray[Any]:
     return (bits >> 16).astype(raw)
 
 
-def value_beats(raw: NDArray[Any], description: Description, last: NDArray[Any]) -> Beats:
+def value_beats(raw: NDArray[Any], description: Facts, last: NDArray[Any]) -> Beats:
     """Cut groups of raw patterns into beats: lane 0 lowest, first beat the group's first values.
 
     Parameters
@@ -122,7 +122,7 @@ def value_beats(raw: NDArray[Any], description: Description, last: NDArray[Any])
     return Beats(np.ascontiguousarray(little).view(np.uint8).reshape(-1, width), last)
 
 
-def encode_values(arrays: Arrays, description: Description) -> dict[str, Beats]:
+def encode_values(arrays: Arrays, description: Facts) -> dict[str, Beats]:
     """Turn ``x`` into one stream with TLAST on its very last beat."""
     last = np.zeros(len(arrays["x"]) * description.beats_per_group, bool)
     last[-1] = True
@@ -152,7 +152,7 @@ def group_arrays(data: NDArray[np.uint8], block: BlockFormat) -> Arrays:
     return planes
 
 
-def decode_groups(beats: Mapping[str, Beats], arrays: Arrays, description: Description) -> Arrays:
+def decode_groups(beats: Mapping[str, Beats], arrays: Arrays, description: Facts) -> Arrays:
     """Turn packed groups into planes."""
     return group_arrays(beats[description.outputs[0].name].data, _block(description))
 

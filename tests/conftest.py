@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from m2xfp.facts import EmittedFiles
 from m2xfp.rtl.catalog import find_unit
-from m2xfp.rtl.emit import Emitted, emit
+from m2xfp.rtl.verilog.emit import emit
 
 
 @pytest.fixture(scope="session")
@@ -17,11 +18,11 @@ def sim_dir(pytestconfig: pytest.Config) -> Path:
 
 
 @pytest.fixture(scope="session")
-def emitted(sim_dir: Path) -> Callable[[str, str], Emitted]:
+def emitted(sim_dir: Path) -> Callable[[str, str], EmittedFiles]:
     """Return a function from unit and configuration to the emitted files."""
 
     @cache
-    def files(unit: str, config: str) -> Emitted:
-        return emit(find_unit(unit), config, sim_dir / "verilog")
+    def files(unit: str, config: str) -> EmittedFiles:
+        return emit(find_unit(unit).instance(config), sim_dir / "verilog")
 
     return files

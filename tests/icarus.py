@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from m2xfp.synth.gates import ALL, ONE, Gates
+from m2xfp.synth.gate_sim.simulator import ALL, ONE, Gates
 
 __all__ = ["VENDOR", "Icarus", "random_run", "run_icarus"]
 

@@ -12,8 +12,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from m2xfp.facts import EmittedFiles
 from m2xfp.rtl.catalog import find_unit
-from m2xfp.rtl.emit import Emitted
 
 __all__ = ["Mutation", "emit_mutant"]
 
@@ -41,7 +41,7 @@ class Mutation:
     scope: str = ""
 
 
-def emit_mutant(mutation: Mutation, unit: str, config: str, directory: Path) -> Emitted:
+def emit_mutant(mutation: Mutation, unit: str, config: str, directory: Path) -> EmittedFiles:
     """Emit a configuration with the fault into ``directory`` and return its files."""
     done = subprocess.run(
         [
@@ -53,9 +53,9 @@ def emit_mutant(mutation: Mutation, unit: str, config: str, directory: Path) -> 
         check=False,
     )
     assert done.returncode == 0, f"{mutation.name}: no mutant was emitted\n{done.stderr}"
-    stem = directory / find_unit(unit).top(config)
+    stem = directory / find_unit(unit).instance(config).top
     files = (stem.with_suffix(suffix) for suffix in (".v", ".json", ".core"))
-    return Emitted(stem.name, *files)
+    return EmittedFiles(stem.name, *files)
 
 
 def _mutated(source: str, old: str, new: str, scope: str) -> str:
@@ -87,6 +87,6 @@ if __name__ == "__main__":
         del sys.modules[loaded]
     _load_mutated(*sys.argv[1:5])
     from m2xfp.rtl.catalog import find_unit as find_mutant
-    from m2xfp.rtl.emit import emit
+    from m2xfp.rtl.verilog.emit import emit
 
-    emit(find_mutant(sys.argv[5]), *sys.argv[6:8])
+    emit(find_mutant(sys.argv[5]).instance(sys.argv[6]), sys.argv[7])

@@ -5,16 +5,16 @@ from collections.abc import Callable
 import numpy as np
 import stimulus
 
-from m2xfp.tb.description import Description
-from m2xfp.tb.job import Job
-from m2xfp.tb.player import Player
+from m2xfp.facts import Facts
+from m2xfp.tb.bulk.simulator import Player
+from m2xfp.tb.vectors import Job
 
 __all__ = ["STALLS", "MakeJob", "check", "regress"]
 
 # None, both sides now and then, and a reader so slow that everything fills up behind it.
 STALLS: list[dict[str, float]] = [{}, {"i": 0.25, "o": 0.25}, {"o": 0.9}]
 
-MakeJob = Callable[[Description, np.ndarray, int], Job]
+MakeJob = Callable[[Facts, np.ndarray, int], Job]
 
 
 def check(player: Player, job: Job, stall: dict[str, float], seed: int) -> None:
@@ -35,7 +35,7 @@ def check(player: Player, job: Job, stall: dict[str, float], seed: int) -> None:
 
 def regress(player: Player, make_job: MakeJob, count: int, seed: int) -> int:
     """Play ``count`` groups of every distribution, in turn with the STALLS; return how many."""
-    kind = player.description.keywords["input_type"]
+    kind = player.description.parameters["input_type"]
     for index, name in enumerate(stimulus.DISTRIBUTIONS):
         raw = stimulus.groups(name, kind, count, seed)
         stall = STALLS[index % len(STALLS)]

@@ -8,15 +8,15 @@ import torch
 from click.testing import CliRunner
 
 import m2xfp.golden.bits
-import m2xfp.golden.lm
-import m2xfp.synth.pdk
-import m2xfp.tb.gemm_core
+import m2xfp.models.lm
+import m2xfp.synth.flow.pdk
+import m2xfp.tb.units.gemm_core
 from m2xfp.cli import cli
 from m2xfp.commands import demo
 from m2xfp.errors import MissingToolError, UnknownNameError
-from m2xfp.golden.lm import LanguageModel, ModelConfig, load_model
-from m2xfp.rtl.emit import Emitted
-from m2xfp.tb.gemm_core import LinearRun
+from m2xfp.facts import EmittedFiles
+from m2xfp.models.lm import LanguageModel, ModelConfig, load_model
+from m2xfp.tb.units.gemm_core import LinearRun
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def flipped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def compare(
-    emitted: Callable[[str, str], Emitted], sim_dir: Path
+    emitted: Callable[[str, str], EmittedFiles], sim_dir: Path
 ) -> Callable[[np.ndarray], demo.Comparison]:
     files = emitted("activation_quantizer", "bf16x32")
     return lambda raw: demo.compare(files, raw, sim_dir)
@@ -102,7 +102,7 @@ def test_compare_counts_missing_groups(
 def test_a_mismatch_ends_with_status_1(
     sim_dir: Path, model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(m2xfp.golden.lm, "load_model", lambda: model)
+    monkeypatch.setattr(m2xfp.models.lm, "load_model", lambda: model)
     result = CliRunner().invoke(cli, ["demo", "--build-dir", str(sim_dir.parent)])
     assert result.exit_code == 1
     for unit in ("activation_quantizer bf16x32", "weight_encoder bf16-kv"):
@@ -119,8 +119,8 @@ def test_a_wrong_linear_layer_ends_with_status_1(
     def run(*_, layer: str, tokens: int) -> LinearRun:
         return LinearRun(layer, "m2xfp", tokens, 96, 64, 5000, 0.98, *wrong)
 
-    monkeypatch.setattr(m2xfp.golden.lm, "load_model", lambda: model)
-    monkeypatch.setattr(m2xfp.tb.gemm_core, "run_linear", run)
+    monkeypatch.setattr(m2xfp.models.lm, "load_model", lambda: model)
+    monkeypatch.setattr(m2xfp.tb.units.gemm_core, "run_linear", run)
     result = CliRunner().invoke(cli, ["demo", "--build-dir", str(sim_dir.parent)])
     assert result.exit_code == 1
     assert "98.0% of peak: {} and {} mismatches".format(*wrong) in result.stdout
@@ -140,7 +140,7 @@ def test_area_without_library_says_how_to_get_it(
     def missing(name: str) -> None:
         raise MissingToolError(f"cell library {name}", "apt-get install cells")
 
-    monkeypatch.setattr(m2xfp.synth.pdk, "find_pdk", missing)
+    monkeypatch.setattr(m2xfp.synth.flow.pdk, "find_pdk", missing)
     lines = demo._area_lines(["bf16x32"], tmp_path)
     assert lines == [
         "not measured: cell library osu018 is missing; install it with: apt-get install cells"

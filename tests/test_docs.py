@@ -8,9 +8,9 @@ import pytest
 import stimulus
 
 from m2xfp.rtl.catalog import Unit
-from m2xfp.rtl.emit import emit
-from m2xfp.tb.job import Beats
-from m2xfp.tb.player import Player
+from m2xfp.rtl.verilog.emit import emit
+from m2xfp.tb.bulk.simulator import Player
+from m2xfp.tb.vectors import Beats
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -41,7 +41,7 @@ def test_guide(tmp_path: Path, sim_dir: Path) -> None:
     assert isinstance(unit, Unit)
     assert callable(negate)
     groups = stimulus.packed_groups(1000, seed=5)
-    player = Player(emit(unit, "m2xfp", tmp_path), build_dir=sim_dir)
+    player = Player(emit(unit.instance("m2xfp"), tmp_path), build_dir=sim_dir)
     out = player.run({"i": Beats(groups, np.arange(1000) % 7 == 0)}, stall=0.3, seed=5).outputs["o"]
     expected = np.concatenate([negate(groups[:, :16]), groups[:, 16:]], axis=1)
     assert np.array_equal(out.data, expected)

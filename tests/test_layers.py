@@ -41,7 +41,7 @@ def test_imports(folder: str) -> None:
 @pytest.mark.parametrize(
     ("blocked", "statement"),
     [
-        ("torch", "import m2xfp.rtl.catalog, m2xfp.rtl.emit"),
+        ("torch", "import m2xfp.rtl.catalog, m2xfp.rtl.verilog.emit"),
         ("torch", "from m2xfp.cli import main; import sys; sys.argv = ['m2xfp', '--help']; main()"),
         ("amaranth", "import m2xfp.golden"),
     ],

@@ -85,7 +85,7 @@ def command(
     from tqdm import tqdm
 
     from m2xfp.files import write_atomic
-    from m2xfp.golden.bench import ROWS, bench, table
+    from m2xfp.models.bench import ROWS, bench, table
 
     chosen = _device(device)
     if threads is not None:

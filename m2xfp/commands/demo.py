@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from m2xfp.facts import EmittedFiles
     from m2xfp.golden import Format
-    from m2xfp.golden.lm import LanguageModel
-    from m2xfp.rtl.emit import Emitted
-    from m2xfp.tb.gemm_core import LinearRun
+    from m2xfp.models.lm import LanguageModel
+    from m2xfp.tb.units.gemm_core import LinearRun
 
 __all__ = ["Comparison", "command", "compare", "layer_inputs"]
 
@@ -97,7 +97,7 @@ class Comparison:
     verilog: Path
 
 
-def compare(emitted: Emitted, raw: NDArray[Any], build: Path) -> Comparison:
+def compare(emitted: EmittedFiles, raw: NDArray[Any], build: Path) -> Comparison:
     """Quantize groups in golden and in the emitted Verilog, and compare every bit.
 
     Parameters
@@ -113,7 +113,7 @@ def compare(emitted: Emitted, raw: NDArray[Any], build: Path) -> Comparison:
 
     from m2xfp.golden.bits import quantize_bits
     from m2xfp.tb.adapters import find_adapter
-    from m2xfp.tb.player import Player
+    from m2xfp.tb.bulk.simulator import Player
 
     player = Player(emitted, build_dir=build)
     facts = player.description
@@ -121,7 +121,7 @@ def compare(emitted: Emitted, raw: NDArray[Any], build: Path) -> Comparison:
     run = player.run(adapter.encode({"x": raw}, facts), progress=True)
     planes = adapter.decode(run.outputs, {"x": raw}, facts)
     found = _rows([planes["codes"], planes["scales"], planes["meta"]])
-    expected = _rows(list(quantize_bits(TARGETS[facts.unit], facts.keywords["input_type"], raw)))
+    expected = _rows(list(quantize_bits(TARGETS[facts.unit], facts.parameters["input_type"], raw)))
     differ = np.ones(len(raw), dtype=bool)
     if len(found) == len(expected):
         differ = (found != expected).any(axis=1)
@@ -187,7 +187,7 @@ def _losses(windows: Tensor, activations: str, cache: Path) -> Tensor:
     """Return the losses [n] of windows with layer inputs in a format, with a progress bar."""
     from tqdm import tqdm
 
-    from m2xfp.golden.evaluate import Case, bundled_losses
+    from m2xfp.models.evaluate import Case, bundled_losses
 
     with tqdm(total=len(windows), desc=f"perplexity, {activations}", unit="window") as bar:
         case = Case.parse(activations=activations)
@@ -196,7 +196,7 @@ def _losses(windows: Tensor, activations: str, cache: Path) -> Tensor:
 
 def _perplexity_lines(windows: Tensor, cache: Path) -> list[str]:
     """Return the table of perplexities, and of their ratios to that of fp32."""
-    from m2xfp.golden.evaluate import bootstrap
+    from m2xfp.models.evaluate import bootstrap
 
     baseline = _losses(windows, "none", cache)
     rows = [["activations", "perplexity", "over fp32", "95 % interval"]]
@@ -232,9 +232,9 @@ def _area_lines(configs: list[str], build: Path) -> list[str]:
     """Return the area table, or why there is none: a missing library is no failure of the proof."""
     from m2xfp.errors import MissingToolError
     from m2xfp.rtl.catalog import find_unit
-    from m2xfp.synth.flow import FlowOptions
-    from m2xfp.synth.pdk import DEFAULT_PDK, find_pdk
-    from m2xfp.synth.report import markdown_table, measure_all
+    from m2xfp.synth.flow.pdk import DEFAULT_PDK, find_pdk
+    from m2xfp.synth.flow.yosys import FlowOptions
+    from m2xfp.synth.report.figures import markdown_table, measure_all
 
     options = FlowOptions()
     try:
@@ -303,12 +303,12 @@ def command(
     from m2xfp.errors import UnknownNameError
     from m2xfp.golden import get_format
     from m2xfp.golden.bits import to_bits
-    from m2xfp.golden.evaluate import cut_windows, spread
-    from m2xfp.golden.lm import HELD_OUT, as_tokens, load_model
-    from m2xfp.golden.models import linear_layers
+    from m2xfp.models.evaluate import cut_windows, spread
+    from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
+    from m2xfp.models.quantized import linear_layers
     from m2xfp.rtl.catalog import find_unit
-    from m2xfp.rtl.emit import emit
-    from m2xfp.tb.gemm_core import run_linear
+    from m2xfp.rtl.verilog.emit import emit
+    from m2xfp.tb.units.gemm_core import run_linear
 
     known = {
         name: keywords["input_type"].name
@@ -329,14 +329,14 @@ def command(
         model = model.to(getattr(torch, TYPES[known[config]]))
         inputs = layer_inputs(model, compared)
         raw = np.concatenate([to_bits(x).reshape(-1, 32) for x in inputs.values()])
-        emitted = emit(find_unit(UNIT), config, build_dir / "verilog")
+        emitted = emit(find_unit(UNIT).instance(config), build_dir / "verilog")
         results.append(compare(emitted, raw, build_dir / "sim"))
     del model
 
     for result in results:
         click.echo(_comparison_line(result, f"{len(inputs)} activation tensors"))
     encoded = compare(
-        emit(find_unit(ENCODER), ENCODER_CONFIG, build_dir / "verilog"),
+        emit(find_unit(ENCODER).instance(ENCODER_CONFIG), build_dir / "verilog"),
         np.concatenate([to_bits(w.bfloat16()).reshape(-1, 32) for w in weights]),
         build_dir / "sim",
     )

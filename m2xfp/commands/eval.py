@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from m2xfp.golden.evaluate import Case
-    from m2xfp.golden.results import Outcome
+    from m2xfp.models.evaluate import Case
+    from m2xfp.models.results import Outcome
 
 __all__ = ["command"]
 
@@ -27,7 +27,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 def _cases(columns: dict[str, tuple[str, ...]], quantized: bool) -> list[Case]:
     """Return one case for each position of the options; a single value stands for all of them."""
-    from m2xfp.golden.evaluate import FP, Case
+    from m2xfp.models.evaluate import FP, Case
 
     given = {name: values for name, values in columns.items() if values}
     if quantized:
@@ -223,9 +223,9 @@ def command(
     m2xfp eval --weights m2xfp-weight --save lm-packed.safetensors
     torchrun --no-python --nproc-per-node 4 m2xfp eval ~/models/Llama-3.1-8B --text wiki.test.raw
     """
-    from m2xfp.golden.checkpoints import dispatch, open_checkpoint, read_text
-    from m2xfp.golden.evaluate import check_cases, cut_windows, head_layers, spread
-    from m2xfp.golden.tasks import find_tasks
+    from m2xfp.models.checkpoints import dispatch, open_checkpoint, read_text
+    from m2xfp.models.evaluate import check_cases, cut_windows, head_layers, spread
+    from m2xfp.models.tasks import find_tasks
 
     target = _device(device)
     if results is not None:
@@ -257,9 +257,9 @@ def command(
     def measure(case: Case, quiet: bool) -> Outcome:
         from tqdm import tqdm
 
-        from m2xfp.golden.evaluate import quantized, window_nats
-        from m2xfp.golden.results import Outcome
-        from m2xfp.golden.tasks import run_tasks
+        from m2xfp.models.evaluate import quantized, window_nats
+        from m2xfp.models.results import Outcome
+        from m2xfp.models.tasks import run_tasks
 
         whole = loaded.pop() if loaded else checkpoint.load()
         size = batch or (4 if checkpoint.tokenizer is None else 1)
@@ -291,7 +291,7 @@ def command(
 def _report(outcomes: Sequence[Outcome], facts: dict[str, Any], output: Path | None) -> None:
     """Print the table; write it, the figures and the plot into a folder."""
     from m2xfp.files import write_atomic
-    from m2xfp.golden.results import markdown, plot, to_json
+    from m2xfp.models.results import markdown, plot, to_json
 
     table = markdown(outcomes)
     click.echo(f"{facts['model']}: {facts['windows']} windows of {facts['context']} tokens\n")
@@ -307,9 +307,9 @@ def _study(folder: Path, device: torch.device, count: int | None, batch: int) ->
     """Run the study on the held-out text, or on some windows of it; keep losses in build/eval."""
     from tqdm import tqdm
 
-    from m2xfp.golden.evaluate import bundled_losses, cut_windows, spread
-    from m2xfp.golden.lm import HELD_OUT, as_tokens, load_model
-    from m2xfp.golden.results import write_study
+    from m2xfp.models.evaluate import bundled_losses, cut_windows, spread
+    from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
+    from m2xfp.models.results import write_study
 
     text = HELD_OUT.read_bytes()
     whole = cut_windows(as_tokens(text), load_model().config.context)

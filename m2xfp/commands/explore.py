@@ -81,10 +81,10 @@ def command(
     m2xfp explore dot_product --sweep format=mxfp4,m2xfp --sweep depth=2
     m2xfp explore weight_encoder --scheduler tcp://cluster:8786 -o results/
     """
-    from m2xfp.synth.explore import explore, parse_sweep, points_of
-    from m2xfp.synth.explore_report import write_report
-    from m2xfp.synth.flow import FlowOptions
-    from m2xfp.synth.pdk import DEFAULT_PDK, find_pdk, pdk_from_liberty
+    from m2xfp.synth.flow.pdk import DEFAULT_PDK, find_pdk, pdk_from_liberty
+    from m2xfp.synth.flow.yosys import FlowOptions
+    from m2xfp.synth.studies.explore import explore, parse_sweep, points_of
+    from m2xfp.synth.studies.explore_report import write_report
 
     sweep = parse_sweep(unit, sweeps)
     if listing:

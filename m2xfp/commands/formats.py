@@ -56,7 +56,7 @@ def _sqnr(groups: int, seed: int) -> str:
     from tqdm import tqdm
 
     from m2xfp.golden import get_format
-    from m2xfp.golden.quality import DISTRIBUTIONS, sample, sqnr
+    from m2xfp.models.quality import DISTRIBUTIONS, sample, sqnr
 
     samples = [sample(name, groups, seed) for name in DISTRIBUTIONS]
     rows = []
@@ -72,7 +72,7 @@ def _sqnr(groups: int, seed: int) -> str:
 
 def _libraries() -> str:
     """Return the table of agreements and disagreements with the libraries installed here."""
-    from m2xfp.golden.libraries import findings
+    from m2xfp.models.libraries import findings
 
     rows = [
         (f.library, f.subject, str(f.compared), str(f.different), f.first or "-")

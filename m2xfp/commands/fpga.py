@@ -37,9 +37,9 @@ def command() -> None:
 @command.command("boards")
 def boards() -> None:
     """List the boards, what their devices hold and what is built for them by default."""
-    from m2xfp.fpga.boards import BOARDS
-    from m2xfp.fpga.build import FAMILIES
-    from m2xfp.fpga.design import UNITS
+    from m2xfp.fpga.flow.bitstream import FAMILIES
+    from m2xfp.fpga.flow.boards import BOARDS
+    from m2xfp.fpga.gateware.design import UNITS
 
     for board in BOARDS.values():
         cells = FAMILIES[board.family].cells
@@ -72,8 +72,8 @@ def build_command(
     m2xfp fpga build icebreaker
     m2xfp fpga build ulx3s-85f --unit dot --unit gemm
     """
-    from m2xfp.fpga.boards import find_board
-    from m2xfp.fpga.build import build
+    from m2xfp.fpga.flow.bitstream import build
+    from m2xfp.fpga.flow.boards import find_board
 
     report, folder = build(board, units or None, baud=baud, folder=folder)
     for name, count in report.cells.items():
@@ -128,7 +128,7 @@ def simulate_command(
     m2xfp fpga simulate icebreaker
     m2xfp fpga simulate icebreaker --faults 315
     """
-    from m2xfp.fpga.proof import simulate
+    from m2xfp.fpga.check.check import simulate
 
     proof = simulate(
         board,
@@ -160,8 +160,8 @@ def table(boards: tuple[str, ...], results: Path) -> None:
     A board that holds the GEMM core is built with that as well.
     What `m2xfp fpga simulate` has shown of these builds is tabulated beside them.
     """
-    from m2xfp.fpga.boards import BOARDS, find_board
-    from m2xfp.fpga.report import write_results
+    from m2xfp.fpga.flow.boards import BOARDS, find_board
+    from m2xfp.fpga.flow.report import write_results
 
     for path in write_results(results, [find_board(name).name for name in boards or BOARDS]):
         click.echo(f"written: {path}")

@@ -75,13 +75,11 @@ def command(
 
     from m2xfp.errors import InputError
     from m2xfp.files import atomic_path
-    from m2xfp.fpga.design import find_board_unit
-    from m2xfp.fpga.device import Device
+    from m2xfp.fpga.gateware.design import find_board_unit
+    from m2xfp.fpga.host.device import Device
     from m2xfp.golden.bits import from_bits
     from m2xfp.rtl.catalog import find_unit
-    from m2xfp.rtl.emit import describe
     from m2xfp.tb.adapters import find_adapter, group_arrays
-    from m2xfp.tb.description import Description
 
     if unit is None:
         kinds = {".npy": "quantizer", ".npz": "dot"}
@@ -95,7 +93,7 @@ def command(
     if source.resolve() == target.resolve():
         raise InputError(f"--output {target}: must not be the input")
     row = find_board_unit(unit)
-    description = Description.from_facts(describe(find_unit(row.unit), row.config))
+    description = find_unit(row.unit).instance(row.config).facts
     arrays = find_adapter(row.unit).load(source, description)
 
     with Device(port, baud=baud, timeout=timeout, retries=retries) as device:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from m2xfp.rtl.catalog import Unit
-    from m2xfp.synth.pdk import Pdk
-    from m2xfp.synth.report import Row
+    from m2xfp.synth.flow.pdk import Pdk
+    from m2xfp.synth.report.figures import Row
 
 __all__ = ["Excess", "command", "excess"]
 
@@ -68,8 +68,8 @@ def _samples(groups: int) -> dict[str, Tensor]:
     """Return the named distributions and the bundled model's weights, bfloat16 [groups, 32]."""
     import torch
 
-    from m2xfp.golden.lm import load_model
-    from m2xfp.golden.quality import DISTRIBUTIONS, sample
+    from m2xfp.models.lm import load_model
+    from m2xfp.models.quality import DISTRIBUTIONS, sample
 
     matrices = [p.detach() for p in load_model().parameters() if p.ndim == 2]
     weights = torch.cat([matrix.bfloat16().reshape(-1, 32) for matrix in matrices])
@@ -100,11 +100,11 @@ def _searches(pdk: Pdk, build: Path) -> list[tuple[str, float]]:
 
     from m2xfp.files import write_atomic
     from m2xfp.formats import BF16, M2XFP_WEIGHT
-    from m2xfp.rtl.emit import verilog_text
-    from m2xfp.rtl.multiplier_search import Ladder
-    from m2xfp.rtl.search_study import GainSearch, SquareSearch
-    from m2xfp.rtl.weight_encoder import FRACTION_BITS, OFFSETS
-    from m2xfp.synth.flow import synthesize
+    from m2xfp.rtl.parts.multiplier_search import Ladder
+    from m2xfp.rtl.parts.search_study import GainSearch, SquareSearch
+    from m2xfp.rtl.units.weight_encoder import FRACTION_BITS, OFFSETS
+    from m2xfp.rtl.verilog.emit import verilog_text
+    from m2xfp.synth.flow.yosys import synthesize
 
     bits = FRACTION_BITS[BF16.name]
     together = Ladder(M2XFP_WEIGHT, bits + 1, 2, len(OFFSETS))
@@ -188,7 +188,7 @@ def _plot(
     path: Path, bits: Sequence[int], rows: Sequence[Row], excesses: dict[str, list[Excess]]
 ) -> None:
     """Plot area and energy against those of the largest F, and the excess errors."""
-    from m2xfp.synth.plots import draw
+    from m2xfp.synth.report.plots import draw
 
     def paint(axes: Any) -> None:
         costs = {
@@ -261,9 +261,9 @@ def command(
     from tqdm import tqdm
 
     from m2xfp.files import write_atomic
-    from m2xfp.synth.flow import BUILD, FlowOptions
-    from m2xfp.synth.pdk import DEFAULT_PDK, find_pdk, pdk_from_liberty
-    from m2xfp.synth.report import measure_all
+    from m2xfp.synth.flow.pdk import DEFAULT_PDK, find_pdk, pdk_from_liberty
+    from m2xfp.synth.flow.yosys import BUILD, FlowOptions
+    from m2xfp.synth.report.figures import measure_all
 
     if lowest > highest:
         raise click.UsageError(f"--lowest {lowest} is above --highest {highest}")

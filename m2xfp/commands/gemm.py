@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from m2xfp.rtl.gemm_cycles import GemmTiming
+    from m2xfp.rtl.parts.gemm_cycles import GemmTiming
 
 __all__ = ["MODELS", "Layer", "command"]
 
@@ -89,7 +89,7 @@ def layer_rows(timing: GemmTiming, tokens: int) -> Iterator[tuple[str, ...]]:
 
 def size_rows(tokens: int) -> Iterator[tuple[str, ...]]:
     """Yield a row for each shape of an array of 32 cells, and for larger ones: what it costs."""
-    from m2xfp.rtl.gemm_cycles import GemmTiming
+    from m2xfp.rtl.parts.gemm_cycles import GemmTiming
 
     layers = [layer for model in MODELS.values() for layer in model]
     largest = max(layer.k for layer in layers)
@@ -113,8 +113,8 @@ def size_rows(tokens: int) -> Iterator[tuple[str, ...]]:
 
 def report(rows: int, columns: int, chains: int, tokens: int) -> str:
     """Return the two tables as markdown."""
-    from m2xfp.rtl.gemm_cycles import GemmTiming
-    from m2xfp.synth.report import aligned_table
+    from m2xfp.rtl.parts.gemm_cycles import GemmTiming
+    from m2xfp.synth.report.figures import aligned_table
 
     largest = max(layer.k for layers in MODELS.values() for layer in layers)
     timing = GemmTiming(rows, columns, largest, chains=chains)
@@ -154,15 +154,15 @@ def area_report(pdk_name: str, build: Path) -> str:
 
     from m2xfp.files import write_atomic
     from m2xfp.formats import M2XFP_ACT, M2XFP_WEIGHT, MXFP4
-    from m2xfp.rtl.emit import verilog_text
-    from m2xfp.rtl.gemm_array import GemmArray
-    from m2xfp.rtl.gemm_cycles import GemmTiming
-    from m2xfp.rtl.group_dot import DotPair
-    from m2xfp.synth.flow import FlowOptions, synthesize
-    from m2xfp.synth.paper import BUFFERS
-    from m2xfp.synth.pdk import find_pdk
-    from m2xfp.synth.report import aligned_table
-    from m2xfp.synth.sram import Buffer, buffer_table
+    from m2xfp.rtl.parts.gemm_array import GemmArray
+    from m2xfp.rtl.parts.gemm_cycles import GemmTiming
+    from m2xfp.rtl.units.group_dot import DotPair
+    from m2xfp.rtl.verilog.emit import verilog_text
+    from m2xfp.synth.flow.pdk import find_pdk
+    from m2xfp.synth.flow.yosys import FlowOptions, synthesize
+    from m2xfp.synth.report.figures import aligned_table
+    from m2xfp.synth.studies.paper import BUFFERS
+    from m2xfp.synth.studies.sram import Buffer, buffer_table
 
     pdk, options = find_pdk(pdk_name), FlowOptions()
     pairs = {"mxfp4": DotPair(MXFP4, MXFP4), "m2xfp": DotPair(M2XFP_ACT, M2XFP_WEIGHT)}
@@ -211,9 +211,9 @@ def perplexity_report(windows: int, build: Path) -> tuple[str, bool]:
     """Return what the bundled model's perplexity is in Verilog and in golden, and if it is one."""
     import torch
 
-    from m2xfp.golden.evaluate import cut_windows, perplexity, spread
-    from m2xfp.golden.lm import HELD_OUT, as_tokens
-    from m2xfp.tb.gemm_core import compare_losses
+    from m2xfp.models.evaluate import cut_windows, perplexity, spread
+    from m2xfp.models.lm import HELD_OUT, as_tokens
+    from m2xfp.tb.units.gemm_core import compare_losses
 
     text = spread(cut_windows(as_tokens(HELD_OUT.read_bytes()), _WINDOW), windows)
     verilog, golden, clocks = compare_losses(build, text)
@@ -296,7 +296,7 @@ def command(
     if windows:
         text, equal = perplexity_report(windows, Path("build/sim"))
     elif mac:
-        from m2xfp.synth.mac_report import mac_report
+        from m2xfp.synth.studies.mac import mac_report
 
         text = mac_report(mac, Path("build/synth"))
     elif pdk:

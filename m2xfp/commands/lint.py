@@ -4,12 +4,14 @@ from pathlib import Path
 
 import click
 
+from m2xfp.commands.options import chosen, parameter_options
+
 __all__ = ["command", "lint_file"]
 
 
 @click.command()
-@click.argument("unit", required=False)
-@click.option("--config", metavar="NAME", help="One configuration; all of them if left out.")
+@click.argument("unit", required=False, is_eager=True)
+@parameter_options
 @click.option(
     "-o",
     "--output",
@@ -18,7 +20,13 @@ __all__ = ["command", "lint_file"]
     show_default=True,
     help="Folder for the emitted files.",
 )
-def command(unit: str | None, config: str | None, output: Path) -> None:
+def command(
+    unit: str | None,
+    config: str | None,
+    settings: tuple[str, ...],
+    name: str | None,
+    output: Path,
+) -> None:
     r"""Emit UNIT, or every unit, and check the Verilog.
 
     Verilator with all warnings on: whatever is not on the short list of harmless forms
@@ -28,20 +36,20 @@ def command(unit: str | None, config: str | None, output: Path) -> None:
     \b
     m2xfp lint
     m2xfp lint activation_quantizer --config bf16x32
+    m2xfp lint gemm_core --set rows=1 --set columns=32
     """
     from tqdm import tqdm
 
-    from m2xfp.rtl.catalog import select
-    from m2xfp.rtl.emit import emit
+    from m2xfp.rtl.verilog.emit import emit
 
-    chosen = list(select(unit, config))
+    instances = chosen(unit, config, settings, name)
     findings: list[str] = []
-    for row, name in tqdm(chosen, desc="lint", unit="file", disable=None):
-        emitted = emit(row, name, output)
+    for instance in tqdm(instances, desc="lint", unit="file", disable=None):
+        emitted = emit(instance, output)
         findings += lint_file(emitted.verilog, emitted.top)
     for finding in findings:
         click.echo(finding)
-    click.echo(f"{len(chosen)} files checked, {len(findings)} with findings")
+    click.echo(f"{len(instances)} files checked, {len(findings)} with findings")
     if findings:
         raise SystemExit(1)
 
@@ -85,7 +93,7 @@ def _yosys(verilog: Path, top: str) -> str:
     import subprocess
     import tempfile
 
-    from m2xfp.synth.flow import yosys_command
+    from m2xfp.synth.flow.yosys import yosys_command
 
     script = "\n".join(
         [

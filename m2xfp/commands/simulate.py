@@ -5,12 +5,14 @@ from pathlib import Path
 
 import click
 
+from m2xfp.commands.options import one_instance, parameter_options
+
 __all__ = ["command"]
 
 
 @click.command()
-@click.argument("unit")
-@click.option("--config", metavar="NAME", help="Configuration; the unit's first if left out.")
+@click.argument("unit", is_eager=True)
+@parameter_options
 @click.option(
     "--input",
     "source",
@@ -54,6 +56,8 @@ __all__ = ["command"]
 def command(
     unit: str,
     config: str | None,
+    settings: tuple[str, ...],
+    name: str | None,
     source: Path,
     target: Path,
     waves: Path | None,
@@ -84,16 +88,12 @@ def command(
 
     from m2xfp.errors import InputError
     from m2xfp.files import atomic_path
-    from m2xfp.rtl.catalog import find_unit
-    from m2xfp.rtl.emit import describe, emit
+    from m2xfp.rtl.verilog.emit import emit
     from m2xfp.tb.adapters import find_adapter
-    from m2xfp.tb.description import Description
-    from m2xfp.tb.player import Player
+    from m2xfp.tb.bulk.simulator import Player
 
-    row = find_unit(unit)
-    adapter = find_adapter(unit)
-    config = config or next(iter(row.configs))
-    description = Description.from_facts(describe(row, config))
+    instance = one_instance(unit, config, settings, name)
+    adapter, description = find_adapter(unit), instance.facts
     if not source.is_file():
         raise InputError(f"--input {source}: there is no such file")
     if len({path.resolve() for path in (source, target, waves) if path}) < 2 + bool(waves):
@@ -101,7 +101,7 @@ def command(
     arrays = adapter.load(source, description)
     inputs = adapter.encode(arrays, description)
 
-    emitted = emit(row, config, build_dir / "verilog")
+    emitted = emit(instance, build_dir / "verilog")
     player = Player(emitted, trace=waves is not None, build_dir=build_dir)
     with ExitStack() as files:
         output = files.enter_context(atomic_path(target))

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from m2xfp.commands.options import chosen, parameter_options
+
 __all__ = ["command"]
 
 
@@ -21,8 +23,8 @@ def _roles(
 
 
 @click.command()
-@click.argument("units", nargs=-1, metavar="[UNIT]...")
-@click.option("--config", metavar="NAME", help="One configuration; all of them if left out.")
+@click.argument("units", nargs=-1, metavar="[UNIT]...", is_eager=True)
+@parameter_options
 @click.option("--pdk", metavar="NAME", help="A library by name (default: osu018); see --list.")
 @click.option(
     "--liberty",
@@ -94,6 +96,8 @@ def _roles(
 def command(
     units: tuple[str, ...],
     config: str | None,
+    settings: tuple[str, ...],
+    name: str | None,
     pdk: str | None,
     liberty: tuple[Path, ...],
     roles: dict[str, str],
@@ -119,11 +123,12 @@ def command(
 
     \b
     m2xfp synth activation_quantizer --config bf16x32
+    m2xfp synth gemm_core --set rows=1 --set columns=4 --no-power
     m2xfp synth --check                 what changed against docs/results
     m2xfp synth --pdk sky130_fd_sc_hd --json report.json
     m2xfp synth --liberty SEQ.lib.gz --liberty SIMPLE.lib.gz --cell NAND2=NAND2xp33_ASAP7_75t_R
     """
-    from m2xfp.synth.pdk import DEFAULT_PDK, PDKS, find_pdk, pdk_from_liberty
+    from m2xfp.synth.flow.pdk import DEFAULT_PDK, PDKS, find_pdk, pdk_from_liberty
 
     if listing:
         for row in PDKS.values():
@@ -138,11 +143,13 @@ def command(
 
     from m2xfp.files import write_atomic
     from m2xfp.rtl.catalog import select
-    from m2xfp.synth import baseline
-    from m2xfp.synth.flow import FlowOptions
-    from m2xfp.synth.report import markdown_table, measure_all, to_json
+    from m2xfp.synth.flow.yosys import FlowOptions
+    from m2xfp.synth.report import accepted as baseline
+    from m2xfp.synth.report.figures import markdown_table, measure_all, to_json
 
-    chosen = [pair for unit in units or (None,) for pair in select(unit, config)]
+    instances = [
+        instance for unit in units or (None,) for instance in chosen(unit, config, settings, name)
+    ]
     options = FlowOptions(
         flatten=not hierarchy,
         abc=abc,
@@ -152,7 +159,7 @@ def command(
     )
     library = pdk_from_liberty(liberty, roles) if liberty else find_pdk(pdk or DEFAULT_PDK)
     baseline_rows = baseline.load(baseline.RESULTS, library, options) if check or accept else []
-    rows = measure_all(chosen, library, options, power=power, breakdown=accept and breakdown)
+    rows = measure_all(instances, library, options, power=power, breakdown=accept and breakdown)
     table = markdown_table(rows, library, options)
     if json_file:
         write_atomic(json_file, to_json(rows, library, options))
@@ -163,7 +170,7 @@ def command(
     for change in found:
         click.echo(str(change))
     if accept:
-        known = [(unit.name, name) for unit, name in select()]
+        known = [(instance.unit.name, instance.config) for instance in select()]
         for path in baseline.accept(baseline.RESULTS, baseline_rows, rows, known, library, options):
             click.echo(f"accepted: {path}")
     elif check:

@@ -69,9 +69,9 @@ def command(
     from tqdm import tqdm
 
     from m2xfp.files import write_atomic
-    from m2xfp.golden.corpus import training_text
-    from m2xfp.golden.lm import HELD_OUT, ModelConfig, save_model
-    from m2xfp.golden.train import TrainConfig, train
+    from m2xfp.models.corpus import training_text
+    from m2xfp.models.lm import HELD_OUT, ModelConfig, save_model
+    from m2xfp.models.train import TrainConfig, train
 
     held_out = HELD_OUT.read_bytes()
     if save_corpus is not None:

@@ -4,12 +4,20 @@ from pathlib import Path
 
 import click
 
+from m2xfp.commands.options import chosen, parameter_options
+
 __all__ = ["command"]
 
 
 @click.command()
-@click.argument("unit", required=False)
-@click.option("--config", metavar="NAME", help="One configuration; all of them if left out.")
+@click.argument("unit", required=False, is_eager=True)
+@parameter_options
+@click.option(
+    "--from",
+    "chip",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A TOML file of instances, to emit a chip's worth of them at once.",
+)
 @click.option(
     "-o",
     "--output",
@@ -21,42 +29,70 @@ __all__ = ["command"]
 @click.option(
     "--rules",
     is_flag=True,
-    help="Write <unit>_<config>_rules.sv too: the stream rules as assertions, for simulation.",
+    help="Write <module>_rules.sv too: the stream rules as assertions, for simulation.",
 )
 @click.option(
     "--list", "listing", is_flag=True, help="List units and configurations, write nothing."
 )
-def command(unit: str | None, config: str | None, output: Path, rules: bool, listing: bool) -> None:
+def command(
+    unit: str | None,
+    config: str | None,
+    settings: tuple[str, ...],
+    name: str | None,
+    chip: Path | None,
+    output: Path,
+    rules: bool,
+    listing: bool,
+) -> None:
     r"""Write UNIT, or every unit, as Verilog with a JSON description and a FuseSoC core.
 
-    Each configuration gives three files named <unit>_<config>: .v with AXI4-Stream ports, .json
-    with the same facts as its header, .core for FuseSoC. The same version writes the same bytes.
+    Each instance gives three files named like its module: .v with AXI4-Stream ports, .json with the
+    same facts as its header, .core for FuseSoC. The same version writes the same bytes. Any
+    parameter can be set; --help-parameters lists those of a unit.
+
+    A TOML file for --from has a table for each module; unit, config and parameters are its keys:
+
+    \b
+    [act_quantizer]
+    unit = "activation_quantizer"
+    lanes = 8
+    [array]
+    unit = "gemm_core"
+    config = "m2xfp-2x2"
+    rows = 1
+    columns = 32
 
     With --rules a testbench that drops or changes a beat before it is taken, or a unit that does,
     ends the simulation at that clock: compile the file beside the unit's, it binds itself to it.
 
     \b
     m2xfp verilog --list
+    m2xfp verilog gemm_core --help-parameters
     m2xfp verilog activation_quantizer --config bf16x32 -o rtl/
-    m2xfp verilog dot_product --config m2xfp-fp32 --rules
+    m2xfp verilog gemm_core --set rows=1 --set columns=32 --set max_k=4096 --name array
+    m2xfp verilog --from chip.toml -o rtl/
     """
     from tqdm import tqdm
 
     from m2xfp.files import write_atomic
-    from m2xfp.rtl.catalog import UNITS, select
-    from m2xfp.rtl.emit import emit
-    from m2xfp.tb.description import Description
-    from m2xfp.tb.rules import rules_text
+    from m2xfp.rtl.catalog import UNITS
+    from m2xfp.rtl.chip import read_chip
+    from m2xfp.rtl.verilog.emit import emit
+    from m2xfp.tb.protocol.rules import rules_text
 
-    chosen = list(select(unit, config))
+    if chip is not None:
+        if unit or config or settings or name:
+            raise click.UsageError("--from takes units and parameters from its file alone")
+        instances = read_chip(chip)
+    else:
+        instances = chosen(unit, config, settings, name)
     if listing:
-        for name in dict.fromkeys(row.name for row, _ in chosen):
-            click.echo(f"{name}: {UNITS[name].purpose}")
-            click.echo(f"    {' '.join(c for row, c in chosen if row.name == name)}")
+        for row in dict.fromkeys(instance.unit.name for instance in instances):
+            click.echo(f"{row}: {UNITS[row].purpose}")
+            click.echo(f"    {' '.join(x.config for x in instances if x.unit.name == row)}")
         return
-    for row, name in tqdm(chosen, desc="Verilog", unit="file", disable=None):
-        emitted = emit(row, name, output)
+    for instance in tqdm(instances, desc="Verilog", unit="file", disable=None):
+        emitted = emit(instance, output)
         if rules:
-            text = rules_text(Description.load(emitted.json))
-            write_atomic(output / f"{emitted.top}_rules.sv", text)
-    click.echo(f"{len(chosen)} configuration{'s'[: len(chosen) - 1]} written to {output}")
+            write_atomic(output / f"{emitted.top}_rules.sv", rules_text(instance.facts))
+    click.echo(f"{len(instances)} module{'s'[: len(instances) - 1]} written to {output}")

@@ -1,0 +1,222 @@
+"""Mixed MXFP4 / MXFP6 / MXFP8: channels reordered by importance and split into three segments.
+
+Channels are sorted by rising activation score and split [p4 | p6 | p8] into MXFP4, MXFP6 (E3M2) and
+MXFP8 (E4M3), each a multiple of 128, with the scale 2^ceil(log2(amax / M)); a zero group has the
+scale 2^-1. The product runs the segments in order, float32 accumulation within a segment, the
+result rounded to bfloat16 after each.
+
+Sources: MicroMix and MXQuant, as the format definition in docs/format.md gives them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from m2xfp.errors import InputError
+from m2xfp.golden.formats.coder import ScaledCoder
+from m2xfp.golden.formats.format import Format, get_format
+from m2xfp.golden.formats.numeric import add_to_odd, round_once
+from m2xfp.golden.formats.packed import PackedTensor
+from m2xfp.golden.formats.products import matmul
+from m2xfp.golden.formats.scales import PowerOfTwoScale
+
+__all__ = ["MixedTensor", "Split", "micromix_split", "mixed_matmul", "mxquant_splits"]
+
+_TILE = 128
+_NAMES = ("mxfp4", "mxfp6-e3m2", "mxfp8-e4m3")
+_ZERO_BYTE = 126
+
+
+def _segment_format(name: str) -> Format:
+    """Return an MX format under the ceil rule whose zero group has the scale 2^-1."""
+    fmt = get_format(name, scale_rule="ceil")
+    assert isinstance(fmt.coder, ScaledCoder)
+    assert isinstance(fmt.coder.scale, PowerOfTwoScale)
+    scale = replace(fmt.coder.scale, zero=_ZERO_BYTE)
+    return replace(fmt, coder=replace(fmt.coder, scale=scale))
+
+
+@dataclass(frozen=True)
+class MixedTensor:
+    """A tensor quantized in up to three segments of reordered channels.
+
+    Members
+    -------
+    segments
+        The packed segments that are not empty, in the order MXFP4, MXFP6, MXFP8.
+    split
+        The split they follow.
+    """
+
+    segments: tuple[PackedTensor, ...]
+    split: "Split"
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the values with their channels in the original order."""
+        values = torch.cat([part.dequantize(dtype) for part in self.segments], -1)
+        return values[..., self.split.order.argsort().to(values.device)]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """An order of the K channels and the sizes of its segments.
+
+    Members
+    -------
+    order
+        int64 [K]: the channel that comes at each place, by rising score.
+    sizes
+        Channels in MXFP4, MXFP6, MXFP8: multiples of 128 that add up to K.
+    """
+
+    order: Tensor
+    sizes: tuple[int, int, int]
+
+    def __post_init__(self) -> None:
+        """Refuse segments that are no whole tiles or do not add up."""
+        if any(size < 0 or size % _TILE for size in self.sizes):
+            raise InputError(f"segments {self.sizes}; each is a multiple of {_TILE}, none negative")
+        if sum(self.sizes) != self.order.numel():
+            raise InputError(
+                f"segments {self.sizes} have {sum(self.sizes)} channels, the order "
+                f"{self.order.numel()}"
+            )
+
+    def quantize(self, x: Tensor, all_fp8: bool = False) -> MixedTensor:
+        """Reorder the last dimension of ``x`` [..., K] and quantize each segment.
+
+        ``all_fp8`` puts every segment in MXFP8, as MXQuant does for activations.
+        """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x is {type(x).__name__}; pass a torch.Tensor")
+        if not x.ndim or x.shape[-1] != self.order.numel():
+            raise InputError(
+                f"x has shape {tuple(x.shape)}; the split has {self.order.numel()} channels"
+            )
+        parts = x[..., self.order.to(x.device)].split(self.sizes, -1)
+        names = (_NAMES[2],) * 3 if all_fp8 else _NAMES
+        return MixedTensor(
+            tuple(
+                _segment_format(name).quantize(part)
+                for name, part in zip(names, parts, strict=True)
+                if part.shape[-1]
+            ),
+            self,
+        )
+
+
+def _tiles(count: Fraction | int) -> int:
+    """Return the channels of the whole tiles that hold ``count`` channels."""
+    return -(-count // _TILE) * _TILE
+
+
+def micromix_split(x: Tensor, strength: float = 1.0) -> Split:
+    """Split by MicroMix's rule: counting elements that low formats represent well enough.
+
+    Parameters
+    ----------
+    x
+        Calibration activations, finite, [..., K], K a multiple of 128.
+    strength
+        lambda: the thresholds are (448/6) 2^-10 lambda and (448/28) 2^-6 lambda times the row's
+        maximum.
+
+    Returns
+    -------
+    The split: with r4 the share of elements with |x| below the first threshold of their row and r6
+    the further share below the second, p6 = 128 ceil(K r6 / 128), p8 = 128 ceil(K (1 - r4 - r6) /
+    128), and the rest MXFP4. Shares are exact; channels of equal score keep their order.
+
+    Raises
+    ------
+    InputError
+        K is no multiple of 128, or the rounded segments leave a negative rest.
+    """
+    rows = _rows(x)
+    top = rows.abs().amax(-1, keepdim=True)
+    below4 = int((rows.abs() < top * (448 / 6 * 2.0**-10 * strength)).sum())
+    below6 = int((rows.abs() < top * (448 / 28 * 2.0**-6 * strength)).sum())
+    count, k = rows.numel(), rows.shape[-1]
+    p6 = _tiles(Fraction(k * (below6 - below4), count))
+    p8 = _tiles(Fraction(k * (count - below6), count))
+    if p6 + p8 > k:
+        raise InputError(
+            f"MXFP6 needs {p6} and MXFP8 {p8} of {k} channels: nothing is left for MXFP4; "
+            "raise strength"
+        )
+    return Split(_order(rows), (k - p6 - p8, p6, p8))
+
+
+def mxquant_splits(xs: Sequence[Tensor], share: float = 0.05) -> list[Split]:
+    """Split by MXQuant's rule: the top share of all layers' channels together is MXFP6.
+
+    Parameters
+    ----------
+    xs
+        Calibration activations of each layer, [..., K_layer], K_layer a multiple of 128.
+    share
+        Share of the channels in MXFP6 (MXQuant's code has 0.05, its README 0.1).
+
+    Returns
+    -------
+    One split a layer: channels rank by mean |x| over (layer median + 1e-8), and a layer with c
+    chosen channels has p6 = min(K, 128 ceil(c / 128)), the rest MXFP4.
+    """
+    if not 0 <= share <= 1:
+        raise InputError(f"share={share}; pass a number from 0 to 1")
+    layers = [_rows(x) for x in xs]
+    if not layers:
+        raise InputError("xs is empty; pass the activations of at least one layer")
+    scores = [_scores(rows) for rows in layers]
+    relative = [score / (score.quantile(0.5) + 1e-8) for score in scores]
+    ranked = torch.cat(relative).sort(descending=True, stable=True).indices
+    chosen = torch.zeros(len(ranked), dtype=torch.bool)
+    chosen[ranked[: int(share * len(ranked))].cpu()] = True
+    splits = []
+    for rows, part in zip(layers, chosen.split([len(score) for score in scores]), strict=True):
+        k = rows.shape[-1]
+        p6 = min(k, _tiles(int(part.sum())))
+        splits.append(Split(_order(rows), (k - p6, p6, 0)))
+    return splits
+
+
+def mixed_matmul(a: MixedTensor, w: MixedTensor) -> Tensor:
+    """Multiply [..., M, K] by the rows of [N, K]: bfloat16 [..., M, N].
+
+    Segments in order; within one, the ``fp32`` accumulator of ``matmul`` from zero; the result so
+    far plus the segment is rounded once to bfloat16 after each segment.
+    """
+    if a.split is not w.split:
+        raise InputError("a and w follow different splits; quantize both with the same one")
+    result: Tensor | None = None
+    for qa, qw in zip(a.segments, w.segments, strict=True):
+        part = matmul(qa, qw).double()
+        total = part if result is None else add_to_odd(result.double(), part)
+        result = round_once(total, torch.bfloat16)
+    assert result is not None
+    return result
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Return float64 rows of calibration activations; InputError if K is no multiple of 128."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x is {type(x).__name__}; pass a torch.Tensor")
+    if x.ndim < 1 or not x.numel() or x.shape[-1] % _TILE:
+        raise InputError(
+            f"x has shape {tuple(x.shape)}; pass activations [..., K], K a multiple of {_TILE}"
+        )
+    rows = x.double().reshape(-1, x.shape[-1])
+    if not bool(rows.isfinite().all()):
+        raise InputError("x holds NaN or infinity; calibrate on finite activations")
+    return rows
+
+
+def _scores(rows: Tensor) -> Tensor:
+    return rows.abs().mean(0)
+
+
+def _order(rows: Tensor) -> Tensor:
+    return _scores(rows).argsort(stable=True)

@@ -1,0 +1,210 @@
+"""Packed tensors: uint8 planes of codes, scales and metadata, on any device and on disk."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from m2xfp.errors import InputError
+from m2xfp.files import atomic_path
+
+if TYPE_CHECKING:
+    from m2xfp.golden.formats.format import Format
+
+__all__ = ["PackedTensor"]
+
+_HEADER = "m2xfp"
+
+
+@dataclass(frozen=True, eq=False)
+class PackedTensor:
+    """A quantized tensor [..., K] in groups along its last dimension, padded to G whole groups.
+
+    Members
+    -------
+    format
+        The format, from ``get_format``.
+    codes
+        uint8 [..., G * code bytes]: K/2 bytes for 4-bit elements, the even element in the low
+        nibble; other widths are packed little-endian without gaps.
+    scales
+        uint8 [..., G * scale bytes], little-endian: one E8M0 byte for most formats.
+    meta
+        uint8 [..., G * metadata bytes], field j of a group in its bits 2j..2j+1 (SMX4: bit j); None
+        for a format without metadata.
+    shape
+        Shape of the tensor that was quantized.
+    tensor_scale
+        float32 scalar for formats with a second level of scaling, else None.
+    """
+
+    format: "Format"
+    codes: Tensor
+    scales: Tensor
+    meta: Tensor | None
+    shape: torch.Size
+    tensor_scale: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse planes that do not belong to the shape and the format."""
+        if not self.shape:
+            raise InputError("shape () has no dimension to group; pass at least one dimension")
+        counts = self.format.block.group_bytes
+        groups = -(-self.shape[-1] // self.format.block.group)
+        planes = {"codes": self.codes, "scales": self.scales, "meta": self.meta}
+        for (name, plane), size in zip(planes.items(), counts, strict=True):
+            if plane is None and not size:
+                continue
+            expected = (*self.shape[:-1], groups * size)
+            if not isinstance(plane, Tensor) or plane.dtype != torch.uint8:
+                found = getattr(plane, "dtype", type(plane).__name__)
+                raise TypeError(f"{name} is {found}; pass a torch.uint8 tensor")
+            if tuple(plane.shape) != expected:
+                raise InputError(
+                    f"{name} has shape {tuple(plane.shape)}; a tensor of shape "
+                    f"{tuple(self.shape)} in {self.format.name} has {expected}"
+                )
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the planes."""
+        return self.codes.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all planes."""
+        return sum(plane.nbytes for plane in self.planes().values())
+
+    def planes(self) -> dict[str, Tensor]:
+        """Return the tensors that hold the data, by name: codes, scales, meta, tensor_scale."""
+        named = {
+            "codes": self.codes,
+            "scales": self.scales,
+            "meta": self.meta,
+            "tensor_scale": self.tensor_scale,
+        }
+        return {name: plane for name, plane in named.items() if plane is not None}
+
+    @classmethod
+    def from_planes(
+        cls, fmt: "Format", planes: Mapping[str, Tensor], shape: tuple[int, ...]
+    ) -> "PackedTensor":
+        """Build from the tensors of ``planes()``; InputError or TypeError if they do not fit."""
+        for name in ("codes", "scales"):
+            if name not in planes:
+                raise InputError(f"plane {name!r} is missing; there are: {', '.join(planes)}")
+        return cls(
+            fmt,
+            planes["codes"],
+            planes["scales"],
+            planes.get("meta"),
+            torch.Size(shape),
+            planes.get("tensor_scale"),
+        )
+
+    def to(self, device: torch.device | str) -> "PackedTensor":
+        """Return the same packed tensor on ``device``."""
+        moved = {name: plane.to(device) for name, plane in self.planes().items()}
+        return self.from_planes(self.format, moved, self.shape)
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the values, shape ``shape``: each exact value rounded once to ``dtype``.
+
+        Nearest, ties to even, overflow to infinity. Groups with a NaN scale give NaN; a zero code
+        with its sign bit set gives -0.
+        """
+        return self.format.dequantize(self, dtype)
+
+    def groups(self) -> Tensor:
+        """Return the group form, uint8 [..., G, bytes]: codes, then scale, then metadata bytes.
+
+        For M2XFP these are 18 bytes: 144 bits, little-endian, codes in bits 0..127, the E8M0 byte
+        in 128..135, metadata in 136..143.
+        """
+        return torch.cat(self.split(), -1)
+
+    def split(self) -> list[Tensor]:
+        """Return the planes by group: codes, scales and meta, each uint8 [..., G, its bytes]."""
+        lead = (*self.shape[:-1], -(-self.shape[-1] // self.format.block.group))
+        meta = self.codes.new_empty(0) if self.meta is None else self.meta
+        return [
+            plane.reshape(*lead, size)
+            for plane, size in zip(
+                (self.codes, self.scales, meta), self.format.block.group_bytes, strict=True
+            )
+        ]
+
+    @classmethod
+    def from_groups(
+        cls,
+        fmt: "Format",
+        groups: Tensor,
+        shape: tuple[int, ...] | None = None,
+        tensor_scale: Tensor | None = None,
+    ) -> "PackedTensor":
+        """Build from the group form, uint8 [..., G, bytes]; any bytes are legal.
+
+        ``shape`` is that of the tensor, by default [..., G * group].
+        """
+        counts = fmt.block.group_bytes
+        if not isinstance(groups, Tensor) or groups.dtype != torch.uint8:
+            found = getattr(groups, "dtype", type(groups).__name__)
+            raise TypeError(f"groups is {found}; pass a torch.uint8 tensor [..., G, {sum(counts)}]")
+        if groups.ndim < 2 or groups.shape[-1] != sum(counts):
+            raise InputError(
+                f"groups has shape {tuple(groups.shape)}; {fmt.name} has [..., G, {sum(counts)}]"
+            )
+        codes, scales, meta = (
+            part.reshape(*groups.shape[:-2], groups.shape[-2] * size)
+            for part, size in zip(groups.split(counts, -1), counts, strict=True)
+        )
+        if shape is None:
+            shape = (*groups.shape[:-2], groups.shape[-2] * fmt.block.group)
+        return cls(fmt, codes, scales, meta if counts[2] else None, torch.Size(shape), tensor_scale)
+
+    def unpack(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return codes [..., G, group], scale fields [..., G, n], metadata fields, all int64."""
+        return self.format.unpack(*self.split())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file, planes and the format in its header, in one step."""
+        from safetensors.torch import save_file
+
+        header = json.dumps(
+            {
+                "format": self.format.name,
+                "options": dict(self.format.options),
+                "shape": list(self.shape),
+            },
+            sort_keys=True,
+        )
+        planes = {name: plane.contiguous().cpu() for name, plane in self.planes().items()}
+        with atomic_path(path) as temporary:
+            save_file(planes, temporary, metadata={_HEADER: header})
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], device: torch.device | str = "cpu"
+    ) -> "PackedTensor":
+        """Read a file that ``save`` wrote; InputError if it is not one."""
+        from safetensors import SafetensorError, safe_open
+
+        from m2xfp.golden.formats.format import get_format
+
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                header = (file.metadata() or {}).get(_HEADER)
+                planes = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except FileNotFoundError as error:
+            raise InputError(f"no file {os.fspath(path)!r}; pass one that save() wrote") from error
+        except SafetensorError as error:
+            raise InputError(f"{os.fspath(path)!r} is no safetensors file: {error}") from error
+        if header is None:
+            raise InputError(f"{os.fspath(path)!r} holds no packed tensor: no m2xfp header")
+        facts = json.loads(header)
+        fmt = get_format(facts["format"], **facts["options"])
+        return cls.from_planes(fmt, planes, tuple(facts["shape"]))

@@ -1,0 +1,417 @@
+"""Dot products and matrix products of packed tensors, with the accumulators of the hardware.
+
+Within a group everything is exact: the elements, refined by their metadata, are small integers
+times powers of two, and so is the sum of their products. What rounds is the accumulation.
+
+- ``fp32``: after each group, in rising k, ``acc = RNE_fp32(acc + D * scales)``, one rounding of the
+  exact sum.
+- ``fp32_subgroup``: the same after each subgroup of the metadata, the PE tile of the paper.
+- ``exact``: the exact sum over all of K, rounded once at the end.
+
+Rules of all: a zero addend leaves acc unchanged, bit for bit (``exact``: an exact zero is +0); a
+NaN scale on either side gives the quiet NaN 0x7FC00000; overflow gives infinity, which stays until
+a NaN comes; subnormal results are kept; a non-zero sum that rounds to zero keeps its sign.
+
+Source: M2XFP, arXiv 2601.19213, section 5.4; the definition in docs/format.md.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from m2xfp.errors import InputError
+from m2xfp.formats import ALL_EXPONENTS, E8M0, BlockFormat, FloatElement, Window
+from m2xfp.golden.formats.coder import ScaledCoder
+from m2xfp.golden.formats.numeric import add_to_odd, exponent, power_of_two
+from m2xfp.golden.formats.packed import PackedTensor
+
+__all__ = ["ACCUMULATORS", "accumulate", "dot", "matmul", "running_exact"]
+
+ACCUMULATORS = ("fp32", "fp32_subgroup", "exact")
+_QUIET_NAN = 0x7FC00000
+# The matrix product holds this many float64 partial sums at a time.
+_CHUNK_SUMS = 1 << 22
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """Rows of groups, ready to multiply: refined elements [rows, G, group], scales [rows, G]."""
+
+    elements: Tensor
+    scales: Tensor
+    tensor_scale: Tensor | None
+
+
+def _operand(packed: PackedTensor) -> _Operand:
+    """Decode a packed tensor to exact float64 elements and scales, rows flattened."""
+    coder = packed.format.coder
+    if not isinstance(coder, ScaledCoder) or coder.split:
+        raise InputError(
+            f"{packed.format.name} has no single scale a group to multiply with; "
+            "dequantize it and use torch.matmul"
+        )
+    codes, scales, fields = packed.unpack()
+    groups = codes.shape[-2]
+    rows = prod(codes.shape[:-2])
+    elements = coder.refinement.decode(codes.flatten(0, -2), fields.flatten(0, -2))
+    return _Operand(
+        elements.reshape(rows, groups, codes.shape[-1]),
+        coder.scale.value(scales).reshape(rows, groups),
+        packed.tensor_scale,
+    )
+
+
+def _check(qa: PackedTensor, qw: PackedTensor, accumulator: str) -> int:
+    """Return the lanes of one addend; an error says why operands do not go together."""
+    for name, packed in (("qa", qa), ("qw", qw)):
+        if not isinstance(packed, PackedTensor):
+            raise TypeError(f"{name} is {type(packed).__name__}; pass a PackedTensor")
+    if accumulator not in ACCUMULATORS:
+        raise InputError(f"accumulator={accumulator!r}; choose one of: {', '.join(ACCUMULATORS)}")
+    a, w = qa.format.block, qw.format.block
+    if a.group != w.group:
+        raise InputError(
+            f"{a.name} has groups of {a.group}, {w.name} of {w.group}; pass operands of one group"
+        )
+    if (qa.tensor_scale is None) != (qw.tensor_scale is None):
+        raise InputError("one operand has a tensor scale; quantize both with tensor_scale or none")
+    if qa.shape[-1] != qw.shape[-1]:
+        raise InputError(
+            f"qa has K = {qa.shape[-1]}, qw has K = {qw.shape[-1]}; they contract over the same K"
+        )
+    if accumulator != "fp32_subgroup":
+        return a.group if _fits(a, w, accumulator) else 1
+    sizes = {block.metadata.subgroup for block in (a, w) if block.metadata.bits}
+    if len(sizes) != 1:
+        raise InputError(
+            f"{a.name} and {w.name} have subgroups of {sorted(sizes) or 'no'} values; "
+            "fp32_subgroup needs one size"
+        )
+    return sizes.pop()
+
+
+def accumulate(acc: Tensor, addend: Tensor) -> Tensor:
+    """Return RNE_fp32(acc + addend), one rounding of the exact sum.
+
+    Parameters
+    ----------
+    acc
+        float32.
+    addend
+        float64, exact; NaN or a NaN in acc gives the quiet NaN, zero returns acc unchanged.
+    """
+    total = add_to_odd(acc.double(), addend).to(torch.float32)
+    return _one_nan(torch.where(addend == 0, acc, total))
+
+
+def _one_nan(x: Tensor) -> Tensor:
+    """Replace every NaN of a float32 tensor by 0x7FC00000."""
+    nan = torch.tensor(_QUIET_NAN, dtype=torch.int32, device=x.device).view(torch.float32)
+    return torch.where(x.isnan(), nan, x)
+
+
+def _places(a: BlockFormat, w: BlockFormat) -> tuple[int, int]:
+    """Return the weight of the last bit of a sum of a group's products, and a bound above it.
+
+    Both as powers of two, without the scales: the sum is a multiple of the one, below the other.
+    """
+    lowest, highest = 0, a.group.bit_length()
+    for block in (a, w):
+        element, metadata = block.element, block.metadata.name
+        lowest -= (
+            element.bias + element.mantissa_bits - 1
+            if isinstance(element, FloatElement)
+            else element.fraction_bits
+        )
+        lowest -= {"none": 0, "pair": 1, "elem-em": 2, "sg-em": 2}[metadata]
+        highest += element.emax + 1 + (metadata == "sg-em")
+    return lowest, highest
+
+
+def _fits(a: BlockFormat, w: BlockFormat, accumulator: str) -> bool:
+    """Whether the sum of a group's products is exact in float64; InputError if it has to be."""
+    lowest, highest = _places(a, w)
+    if highest - lowest <= 53:
+        return True
+    if accumulator != "exact":
+        raise InputError(
+            f"the sum of a group of {a.name} x {w.name} needs {highest - lowest} bits, more than "
+            "the fp32 accumulator takes exactly; pass accumulator='exact'"
+        )
+    return False
+
+
+class _Fp32Accumulator:
+    """One rounding an addend."""
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+        self.acc = torch.zeros(shape, dtype=torch.float32, device=device)
+
+    def add(self, products: Tensor, scale: Tensor) -> None:
+        self.acc = accumulate(self.acc, products * scale)
+
+    def result(self) -> Tensor:
+        return self.acc
+
+
+class _ExactAccumulator:
+    """Fixed point over the whole range that float64 can place: 32-bit digits, kept in int64.
+
+    A digit takes 2^30 additions before its carries have to move on; every addend of at most 53 bits
+    falls into three digits.
+    """
+
+    _DIGIT = 32
+    _LOWEST = -352  # two scales of 2^-127, two elements of 2^-16, 52 bits below the first of those
+    _DIGITS = 23  # up to 2^384: two scales of 2^127, products below 2^37, 2^29 of them, a sign
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+        self._digits = torch.zeros(self._DIGITS, *shape, dtype=torch.int64, device=device)
+        self._nan = torch.zeros(shape, dtype=torch.bool, device=device)
+
+    def add(self, products: Tensor, scale: Tensor) -> None:
+        value = products * scale
+        self._nan |= value.isnan()
+        value = torch.where(value.isnan(), 0.0, value)
+        # |value| = significand * 2^place, 53 bits, exactly
+        place = torch.where(value == 0, self._LOWEST, exponent(value) - 52)
+        significand = (value * power_of_two(-place)).long()
+        digit, shift = (place - self._LOWEST) // self._DIGIT, (place - self._LOWEST) % self._DIGIT
+        mask = (1 << self._DIGIT) - 1
+        low, high = significand & mask, significand >> self._DIGIT  # high carries the sign
+        for offset, part in ((0, low << shift), (1, high << shift)):
+            for step, piece in ((0, part & mask), (1, part >> self._DIGIT)):
+                index = (digit + offset + step).unsqueeze(0)
+                self._digits.scatter_add_(0, index, piece.unsqueeze(0))
+
+    def clear(self, which: Tensor) -> None:
+        """Start again from zero where ``which`` is set."""
+        self._digits.masked_fill_(which, 0)
+        self._nan &= ~which
+
+    def total(self) -> Tensor:
+        """Return the sum as float64, rounded to odd: it can be rounded again or compared."""
+        digits = list(self._digits)
+        negative = torch.zeros_like(self._nan)
+        for turn in range(2):  # the second turn, on the negated digits, gives the magnitude
+            carry = torch.zeros_like(digits[0])
+            for i, digit in enumerate(digits[:-1]):
+                total = digit + carry
+                carry = total >> self._DIGIT
+                digits[i] = total - (carry << self._DIGIT)
+            digits[-1] = digits[-1] + carry
+            if turn == 0:
+                negative = digits[-1] < 0
+                digits = [torch.where(negative, -digit, digit) for digit in digits]
+        # From the top: the first 53 bits or so and whether anything follows decide the rounding.
+        value = torch.zeros_like(digits[0], dtype=torch.float64)
+        for i in reversed(range(self._DIGITS)):
+            weight = 2.0 ** (self._LOWEST + self._DIGIT * i)
+            value = add_to_odd(value, digits[i].double() * weight)
+        return torch.where(negative, -value, value)
+
+    def result(self) -> Tensor:
+        single = self.total().to(torch.float32)
+        return _one_nan(single.masked_fill(self._nan, float("nan")))
+
+
+class _WindowAccumulator(_ExactAccumulator):
+    """The same in so many bits from a place on: what does not fit is flagged, see ``Window``.
+
+    Parameters
+    ----------
+    window
+        What fits.
+    unit
+        Weight of the last bit of a group's product, without the scales, as a power of two.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], device: torch.device, window: Window, unit: int
+    ) -> None:
+        super().__init__(shape, device)
+        self._window = window
+        self._limit = 2.0 ** (window.lowest - 2 * E8M0.bias + unit + window.bits - 1)
+        self.inexact = torch.zeros(shape, dtype=torch.bool, device=device)
+
+    def clear(self, which: Tensor) -> None:
+        super().clear(which)
+        self.inexact &= ~which
+
+    def add(self, products: Tensor, scale: Tensor) -> None:
+        there = (products != 0) & ~scale.isnan()
+        place = exponent(scale) + 2 * E8M0.bias
+        below, above = there & (place < self._window.lowest), there & (place > self._window.highest)
+        super().add(products.masked_fill(below | above, 0.0), scale)
+        total = self.total()  # to odd, so it compares with the limit as the exact sum does
+        lost = above | (total >= self._limit) | (total < -self._limit)
+        self._nan |= lost
+        self._digits.masked_fill_(lost, 0)  # NaN from here on, whatever else comes
+        self.inexact |= below | lost
+
+
+def _finish(acc: Tensor, a: _Operand, w: _Operand) -> Tensor:
+    """Apply the tensor scales: g_a * g_w rounded to float32, then one float32 product."""
+    if a.tensor_scale is None or w.tensor_scale is None:
+        return acc
+    g = (a.tensor_scale.double() * w.tensor_scale.double()).to(torch.float32)
+    return _one_nan((acc.double() * g.double()).to(torch.float32))
+
+
+def _run(
+    a: _Operand,
+    w: _Operand,
+    accumulator: str,
+    lanes: int,
+    outer: bool,
+    initial: Tensor | None = None,
+) -> Tensor:
+    """Accumulate over groups: row by row, or (``outer``) every row with every row."""
+    shape = (len(a.scales), len(w.scales)) if outer else (len(a.scales),)
+    acc: _ExactAccumulator | _Fp32Accumulator
+    if accumulator == "exact":
+        acc = _ExactAccumulator(shape, a.scales.device)
+    else:
+        acc = _Fp32Accumulator(shape, a.scales.device)
+        if initial is not None:
+            acc.acc = initial
+    for g in range(a.scales.shape[1]):
+        sa, sw = a.scales[:, g], w.scales[:, g]
+        scale = sa[:, None] * sw[None, :] if outer else sa * sw
+        for start in range(0, a.elements.shape[2], lanes):
+            xa = a.elements[:, g, start : start + lanes]
+            xw = w.elements[:, g, start : start + lanes]
+            # Exact whatever the order: every partial sum is a small multiple of one power of two.
+            acc.add(xa @ xw.T if outer else (xa * xw).sum(-1), scale)
+    return _finish(acc.result(), a, w)
+
+
+@torch.no_grad()
+def dot(
+    qa: PackedTensor,
+    qw: PackedTensor,
+    accumulator: str = "fp32",
+    initial: Tensor | None = None,
+) -> Tensor:
+    """Contract the last dimension row by row: [..., K] x [..., K] -> float32 [...].
+
+    Parameters
+    ----------
+    qa, qw
+        Packed tensors of one shape, of formats with one scale a group and the same group size:
+        M2XFP, the MX formats, SMX4, or NVFP4 and its metadata variants (both of one level or
+        both of two).
+    accumulator
+        ``fp32``, ``fp32_subgroup`` or ``exact``; see the module for the rules.
+    initial
+        float32 [...] that the fp32 accumulators start from, by default +0.
+
+    Raises
+    ------
+    TypeError
+        An operand is no PackedTensor.
+    InputError
+        Shapes, formats or the accumulator do not go together.
+    """
+    lanes = _check(qa, qw, accumulator)
+    if qa.shape != qw.shape:
+        raise InputError(
+            f"qa has shape {tuple(qa.shape)}, qw {tuple(qw.shape)}; dot takes one shape, "
+            "matmul combines all rows"
+        )
+    lead = qa.shape[:-1]
+    if initial is not None:
+        if accumulator == "exact":
+            raise InputError("initial belongs to the fp32 accumulators; leave it out")
+        if not isinstance(initial, Tensor) or initial.dtype != torch.float32:
+            raise TypeError("initial is no float32 tensor; pass one of shape [...]")
+        if initial.shape != lead:
+            raise InputError(f"initial has shape {tuple(initial.shape)}; pass {tuple(lead)}")
+        initial = initial.reshape(-1)
+    a, w = _operand(qa), _operand(qw)
+    return _run(a, w, accumulator, lanes, outer=False, initial=initial).reshape(lead)
+
+
+@torch.no_grad()
+def running_exact(
+    qa: PackedTensor,
+    qw: PackedTensor,
+    first: Tensor | None = None,
+    window: Window = ALL_EXPONENTS,
+) -> tuple[Tensor, Tensor]:
+    """Return what the ``exact`` accumulation holds after each group: two tensors [..., groups].
+
+    Parameters
+    ----------
+    qa, qw
+        As for ``dot``, with E8M0 scales.
+    first
+        bool [..., groups]: start from zero before that group; by default at group 0 alone.
+    window
+        Exponents that the accumulator is built for.
+
+    Returns
+    -------
+    float32, the exact sum so far, rounded once, and bool: ``inexact``. A group whose exponent lies
+    below the window is left out, and ``inexact`` stays set from there on; one that lies above it,
+    or a sum that leaves the accumulator, also turns the result into NaN. Both end at the next
+    ``first``.
+
+    Raises
+    ------
+    TypeError, InputError
+        As for ``dot``; and for scales that are no E8M0 or a product too wide for float64.
+    """
+    _check(qa, qw, "fp32")
+    if qa.shape != qw.shape:
+        raise InputError(f"qa has shape {tuple(qa.shape)}, qw {tuple(qw.shape)}; pass one shape")
+    blocks = qa.format.block, qw.format.block
+    if any(block.scale is not E8M0 for block in blocks):
+        raise InputError(
+            f"{blocks[0].name} x {blocks[1].name}: a window is one of sums of E8M0 bytes; "
+            "pass formats with E8M0 scales"
+        )
+    a, w = _operand(qa), _operand(qw)
+    rows, groups = a.scales.shape
+    begins = None if first is None else first.reshape(rows, groups)
+    acc = _WindowAccumulator((rows,), a.scales.device, window, _places(*blocks)[0])
+    found, flags = [], []
+    for g in range(groups):
+        if begins is not None:
+            acc.clear(begins[:, g])
+        products = (a.elements[:, g] * w.elements[:, g]).sum(-1)
+        acc.add(products, a.scales[:, g] * w.scales[:, g])
+        found.append(acc.result())
+        flags.append(acc.inexact.clone())
+    shape = (*qa.shape[:-1], groups)
+    return torch.stack(found, -1).reshape(shape), torch.stack(flags, -1).reshape(shape)
+
+
+@torch.no_grad()
+def matmul(qa: PackedTensor, qw: PackedTensor, accumulator: str = "fp32") -> Tensor:
+    """Multiply [..., M, K] by the rows of [N, K]: float32 [..., M, N].
+
+    Each result equals ``dot`` of its two rows, bit for bit. Parameters and errors as there; ``qw``
+    has two dimensions.
+    """
+    lanes = _check(qa, qw, accumulator)
+    if len(qw.shape) != 2:
+        raise InputError(f"qw has shape {tuple(qw.shape)}; matmul takes weights [N, K]")
+    a, w = _operand(qa), _operand(qw)
+    digits = _ExactAccumulator._DIGITS if accumulator == "exact" else 1
+    step = max(1, _CHUNK_SUMS // (digits * max(1, len(w.scales))))
+    rows = [
+        _run(
+            _Operand(
+                a.elements[start : start + step], a.scales[start : start + step], a.tensor_scale
+            ),
+            w,
+            accumulator,
+            lanes,
+            outer=True,
+        )
+        for start in range(0, max(1, len(a.scales)), step)
+    ]
+    return torch.cat(rows).reshape(*qa.shape[:-1], qw.shape[0])

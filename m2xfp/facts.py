@@ -1,0 +1,315 @@
+"""The facts about an emitted unit: parameters, ports, streams with their fields, latency and rates.
+
+One object, made once from the component (`m2xfp.rtl.catalog.Instance.facts`) and serialised once,
+as the JSON file beside the Verilog. Header, testbenches, simulation, synthesis, FPGA builds and
+pages read it; nobody looks at a component's parameters again. Plain data: needs neither torch nor
+Amaranth.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from m2xfp.errors import InputError
+
+__all__ = ["EmittedFiles", "Facts", "Field", "Port", "Stream"]
+
+
+@dataclass(frozen=True)
+class Field:
+    """Equal values at regular places in a word: a field of a TDATA, or of a port.
+
+    Members
+    -------
+    name
+        Path in the payload, dots between levels: ``operands.act.codes``; empty for a payload that
+        is one value.
+    offset
+        Bit where the first value begins.
+    width
+        Bits of one value.
+    signed
+        Whether a value is in two's complement; otherwise it is unsigned, or a pattern.
+    shape
+        Values along each array dimension, outermost first; empty for a single value.
+    strides
+        Bits from one value to the next along each dimension.
+    """
+
+    name: str
+    offset: int
+    width: int
+    signed: bool = False
+    shape: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+
+    def at(self, *index: int) -> int:
+        """Return the lowest bit of the value ``[index]``; IndexError if there is none."""
+        if len(index) != len(self.shape) or any(
+            not 0 <= i < size for i, size in zip(index, self.shape, strict=True)
+        ):
+            raise IndexError(f"field {self.name!r} has no value {list(index)}; shape {self.shape}")
+        return self.offset + sum(i * step for i, step in zip(index, self.strides, strict=True))
+
+    @property
+    def last_bit(self) -> int:
+        """The highest bit of the last value."""
+        return self.at(*(size - 1 for size in self.shape)) + self.width - 1
+
+    @property
+    def formula(self) -> str:
+        """Where the values are, in Verilog's notation: ``[4*i +: 4]``."""
+        terms = [f"{step}*{letter}" for step, letter in zip(self.strides, "ijklmn", strict=False)]
+        if self.offset or not terms:
+            terms.insert(0, str(self.offset))
+        if not self.shape and self.width == 1:
+            return f"[{self.offset}]"
+        if not self.shape:
+            return f"[{self.offset + self.width - 1}:{self.offset}]"
+        return f"[{' + '.join(terms)} +: {self.width}]"
+
+    @property
+    def title(self) -> str:
+        """Name with index letters: ``operands.act.codes[i]``."""
+        letters = "".join(f"[{letter}]" for _, letter in zip(self.shape, "ijklmn", strict=False))
+        return (self.name or "value") + letters
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An AXI4-Stream of a unit, with TLAST.
+
+    Members
+    -------
+    name
+        Name of the component's port, ``i`` for ``s_axis_tdata`` and the like.
+    prefix
+        What the Verilog ports begin with: ``s_axis``, ``m_axis_result``.
+    role
+        ``sink`` if the unit receives, ``source`` if it sends.
+    data_width
+        Bits of payload.
+    fields
+        What the payload is made of, lowest bits first.
+    """
+
+    name: str
+    prefix: str
+    role: str
+    data_width: int
+    fields: tuple[Field, ...] = ()
+
+    @property
+    def is_input(self) -> bool:
+        """Whether the unit receives it."""
+        return self.role == "sink"
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of TDATA: the payload in the low bits, then zeros."""
+        return (self.data_width + 7) // 8
+
+    @property
+    def tdata_width(self) -> int:
+        """Bits of TDATA."""
+        return 8 * self.bytes
+
+    @property
+    def ports(self) -> tuple[str, ...]:
+        """Names of the Verilog ports."""
+        return tuple(f"{self.prefix}_{field}" for field in ("tdata", "tvalid", "tready", "tlast"))
+
+    def field(self, name: str) -> Field:
+        """Return the field called ``name``; KeyError if there is none."""
+        return _named(self.fields, name)
+
+
+@dataclass(frozen=True)
+class Port:
+    """A port that belongs to no stream and is neither clock nor reset.
+
+    Members
+    -------
+    name, direction, width
+        ``direction`` is ``input`` or ``output``.
+    fields
+        What it is made of, lowest bits first.
+    """
+
+    name: str
+    direction: str
+    width: int
+    fields: tuple[Field, ...] = ()
+
+    @property
+    def is_input(self) -> bool:
+        """Whether the unit reads it."""
+        return self.direction == "input"
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that hold one value."""
+        return (self.width + 7) // 8
+
+
+def _named(fields: tuple[Field, ...], name: str) -> Field:
+    for field in fields:
+        if field.name == name:
+            return field
+    raise KeyError(f"no field {name!r}; there are: {', '.join(f.name for f in fields)}")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A component with all its parameters bound.
+
+    Members
+    -------
+    unit, config
+        Name of the unit in the catalog, and of the parameter set.
+    top
+        Name of the Verilog module.
+    purpose
+        What the unit does, in one line.
+    version
+        Of m2xfp.
+
+    Parameters
+    ----------
+        Every parameter of the component by its own name, defaults too, as JSON has it: numbers,
+        truth values, None and texts. Formats, types and windows stand by a text that
+        ``m2xfp.formats`` reads back.
+    streams
+        AXI4-Streams, in the order of the signature.
+    signals
+        Other ports.
+    latency
+        Clocks from the acceptance of a group's last beat to the group's valid at the output.
+    beats_per_group
+        Input beats that make a group.
+    clocks_per_group
+        Clocks that a group takes when nothing pauses; more than its beats if the unit is slower
+        than its stream.
+    clocks_per_block
+        Clocks after which a unit that is kept busy has done everything it does, results included.
+    groups_per_clock
+        Groups a clock at full rate; of units that multiply, pairs of groups.
+    macs_per_clock
+        Multiplications a clock; None of units that do not multiply.
+    clock, reset
+        Names of the ports; reset is synchronous and active high.
+    """
+
+    unit: str
+    config: str
+    top: str
+    purpose: str
+    version: str
+    parameters: dict[str, Any]
+    streams: tuple[Stream, ...]
+    signals: tuple[Port, ...]
+    latency: int
+    beats_per_group: int
+    clocks_per_group: int
+    clocks_per_block: int
+    groups_per_clock: float
+    macs_per_clock: int | None = None
+    clock: str = "clk"
+    reset: str = "rst"
+
+    @property
+    def inputs(self) -> tuple[Stream, ...]:
+        """Streams that the unit receives."""
+        return tuple(stream for stream in self.streams if stream.is_input)
+
+    @property
+    def outputs(self) -> tuple[Stream, ...]:
+        """Streams that the unit sends."""
+        return tuple(stream for stream in self.streams if not stream.is_input)
+
+    def stream(self, name: str) -> Stream:
+        """Return the stream called ``name``; KeyError if there is none."""
+        for stream in self.streams:
+            if stream.name == name:
+                return stream
+        raise KeyError(f"{self.unit} has no stream {name!r}")
+
+    def ports(self) -> Iterator[tuple[str, str, int]]:
+        """Yield (name, direction, width) of every Verilog port, in the order of the module."""
+        yield self.clock, "input", 1
+        yield self.reset, "input", 1
+        for stream in self.streams:
+            forward, backward = ("input", "output") if stream.is_input else ("output", "input")
+            tdata, tvalid, tready, tlast = stream.ports
+            yield tdata, forward, stream.tdata_width
+            yield tvalid, forward, 1
+            yield tready, backward, 1
+            yield tlast, forward, 1
+        for port in self.signals:
+            yield port.name, port.direction, port.width
+
+    def to_json(self) -> str:
+        """Return the text of the JSON file: all members, and what follows from them for readers."""
+        facts = asdict(self)
+        for stream, found in zip(self.streams, facts["streams"], strict=True):
+            found["tdata_width"] = stream.tdata_width
+        facts["ports"] = [
+            {"name": name, "direction": direction, "width": width}
+            for name, direction, width in self.ports()
+        ]
+        return json.dumps(facts, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Facts":
+        """Read what ``to_json`` has written; InputError for any other text."""
+        try:
+            facts = json.loads(text)
+            del facts["ports"]
+            facts["streams"] = tuple(
+                Stream(**_without(stream, "tdata_width") | {"fields": _fields(stream)})
+                for stream in facts["streams"]
+            )
+            facts["signals"] = tuple(
+                Port(**port | {"fields": _fields(port)}) for port in facts["signals"]
+            )
+            return cls(**facts)
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"not the description of an emitted unit ({error}); emit it again: m2xfp verilog"
+            ) from error
+
+    @classmethod
+    def load(cls, path: Path) -> "Facts":
+        """Read the JSON file of an emitted unit."""
+        return cls.from_json(path.read_text())
+
+
+def _without(facts: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in facts.items() if key != name}
+
+
+def _fields(facts: Mapping[str, Any]) -> tuple[Field, ...]:
+    return tuple(
+        Field(**field | {"shape": tuple(field["shape"]), "strides": tuple(field["strides"])})
+        for field in facts["fields"]
+    )
+
+
+@dataclass(frozen=True)
+class EmittedFiles:
+    """The files of one emitted parameter set.
+
+    Members
+    -------
+    top
+        Name of the top module.
+    verilog, json, core
+        The Verilog, the facts and the FuseSoC description.
+    """
+
+    top: str
+    verilog: Path
+    json: Path
+    core: Path

@@ -1,0 +1,165 @@
+"""Speed and memory of the formats, against a memory copy on the same device in the same run."""
+
+import ctypes
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from m2xfp.formats import BLOCK_FORMATS
+from m2xfp.golden.formats.format import Format, get_format
+from m2xfp.golden.kernels.fused import computing, kernels
+
+__all__ = ["OPERATIONS", "ROWS", "Measurement", "bench", "peak_extra_bytes", "seconds", "table"]
+
+OPERATIONS = ("fake-quantize", "quantize", "dequantize")
+ROWS: tuple[tuple[str, dict[str, str | bool]], ...] = (
+    *((name, {}) for name in BLOCK_FORMATS),
+    ("m2xfp-weight", {"adaptive": False}),
+    ("nvfp4", {"tensor_scale": "auto"}),
+)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One operation of one format.
+
+    Members
+    -------
+    format, operation
+        What ran; ``copy`` is the memory copy of the same tensor.
+    path
+        ``fused`` or ``plain``.
+    gvalues_per_second
+        Values per second, in 10^9, the best of several runs.
+    output_bytes, peak_extra_bytes
+        Bytes of the result, and the largest amount allocated meanwhile, the result included.
+    """
+
+    format: str
+    operation: str
+    path: str
+    gvalues_per_second: float
+    output_bytes: int
+    peak_extra_bytes: int
+
+
+def seconds(run: Callable[[], object], device: torch.device, budget: float = 1.0) -> float:
+    """Return the least time of ``run``: at least three runs, then as many as the budget allows."""
+    run()
+    times: list[float] = []
+    while len(times) < 3 or (sum(times) < budget and len(times) < 50):
+        if device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            run()
+            end.record()
+            torch.cuda.synchronize(device)
+            times.append(start.elapsed_time(end) / 1000)
+        else:
+            begin = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+def _status(field: str) -> int:
+    """Return a field of /proc/self/status in bytes, 0 where there is none."""
+    path = Path("/proc/self/status")
+    if not path.exists():
+        return 0
+    lines = [line for line in path.read_text().splitlines() if line.startswith(field + ":")]
+    return int(lines[0].split()[1]) * 1024 if lines else 0
+
+
+def peak_extra_bytes(run: Callable[[], object], device: torch.device) -> int:
+    """Return how much more memory than before ``run`` needed at its peak, result included.
+
+    On CUDA what the allocator handed out; on CPU the resident set, which Linux alone reports (0
+    elsewhere).
+    """
+    run()
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    reset = Path("/proc/self/clear_refs")
+    if not reset.exists():
+        return 0
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)  # what malloc kept from earlier runs would hide what this one needs
+    reset.write_text("5")  # forget the high-water mark
+    before = _status("VmRSS")
+    run()
+    return max(0, _status("VmHWM") - before)
+
+
+def _measure(
+    name: str, operation: str, path: str, run: Callable[[], object], x: Tensor, output: int
+) -> Measurement:
+    return Measurement(
+        name,
+        operation,
+        path,
+        x.numel() / seconds(run, x.device) / 1e9,
+        output,
+        peak_extra_bytes(run, x.device),
+    )
+
+
+def _label(fmt: Format) -> str:
+    return fmt.name + "".join(f", {key}={value}" for key, value in fmt.options)
+
+
+def bench(
+    device: torch.device,
+    dtype: torch.dtype,
+    values: int,
+    rows: tuple[tuple[str, dict[str, str | bool]], ...] = ROWS,
+    path: str = "auto",
+    plain_values: int | None = None,
+) -> Iterator[Measurement]:
+    """Measure the copy and every operation of every format on ``values`` normal values.
+
+    Formats on the plain path, which is much slower, run on the first ``plain_values`` of them.
+    """
+    generator = torch.Generator(device=device).manual_seed(0)
+    x = torch.empty(values // 4096, 4096, dtype=dtype, device=device)
+    x.normal_(generator=generator)
+    yield _measure("copy", "copy", "-", x.clone, x, x.nbytes)
+    for name, options in rows:
+        fmt = get_format(name, **options)
+        with computing(path):
+            fused = kernels(fmt, device, dtype) is not None
+            part = x if fused else x[: max(1, (plain_values or values) // 4096)]
+            packed = fmt.quantize(part)
+            runs: tuple[Callable[[], object], ...] = (
+                lambda fmt=fmt, part=part: fmt.fake_quantize(part),  # type: ignore[misc]
+                lambda fmt=fmt, part=part: fmt.quantize(part),  # type: ignore[misc]
+                lambda packed=packed: packed.dequantize(dtype),  # type: ignore[misc]
+            )
+            sizes = (part.nbytes, packed.nbytes, part.nbytes)
+            for operation, run, size in zip(OPERATIONS, runs, sizes, strict=True):
+                how = "fused" if fused else "plain"
+                yield _measure(_label(fmt), operation, how, run, part, size)
+
+
+def table(measurements: list[Measurement]) -> str:
+    """Return a markdown table; speeds also as a share of the copy's."""
+    copy = next(m.gvalues_per_second for m in measurements if m.operation == "copy")
+    lines = [
+        "| format | operation | path | Gvalues/s | of copy | peak extra / output |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {m.format} | {m.operation} | {m.path} | {m.gvalues_per_second:.3g} "
+        f"| {100 * m.gvalues_per_second / copy:.1f} % "
+        f"| {m.peak_extra_bytes / m.output_bytes:.2f} |"
+        for m in measurements
+    ]
+    return "\n".join(lines) + "\n"

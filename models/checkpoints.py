@@ -1,0 +1,280 @@
+"""Models and texts from disk: the bundled model, Hugging Face folders, quantized checkpoints.
+
+Nothing is fetched from a network. A Hugging Face model is a folder with ``config.json``, a
+tokenizer and weights; a quantized one has ``m2xfp.safetensors`` in place of the weights.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from m2xfp.errors import InputError, MissingToolError
+from m2xfp.models.lm import HELD_OUT, WEIGHTS, LanguageModel, as_tokens, load_model
+from m2xfp.models.quantized import load_quantized, save_quantized
+
+__all__ = ["DTYPES", "Checkpoint", "dispatch", "open_checkpoint", "read_text"]
+
+DTYPES: dict[str, torch.dtype | None] = {
+    "auto": None,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+QUANTIZED = "m2xfp.safetensors"
+_WEIGHT_FILES = ("*.safetensors", "*.bin")
+_USUAL_CONTEXT = 2048
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A language model on disk.
+
+    Members
+    -------
+    name
+        Name for reports.
+    context
+        Tokens of a window: 2048 as is usual, or what the model was made for if that is less.
+    quantized
+        Whether the layers are quantized already.
+    load
+        Reads the model into main memory, ready for evaluation.
+    tokenize
+        Text to int64 tokens [length].
+    save
+        Writes a quantized model, from which ``open_checkpoint`` makes a checkpoint again.
+    tokenizer
+        The Hugging Face tokenizer; None for the bundled model.
+    """
+
+    name: str
+    context: int
+    quantized: bool
+    load: Callable[[], nn.Module]
+    tokenize: Callable[[bytes], Tensor]
+    save: Callable[[nn.Module, Path], None]
+    tokenizer: Any = None
+
+
+def open_checkpoint(path: str | os.PathLike[str] | None = None, dtype: str = "auto") -> Checkpoint:
+    """Find a model on disk; ``load`` of the result reads it.
+
+    Parameters
+    ----------
+    path
+        None for the bundled model, a file of ``m2xfp train`` or of ``save_quantized``, or a folder
+        of the Hugging Face layout.
+    dtype
+        A key of ``DTYPES``: the type to compute in; ``auto`` is that of the checkpoint, and float32
+        for the bundled model.
+
+    Raises
+    ------
+    InputError
+        There is no such model, or it has no weights.
+    MissingToolError
+        It is a Hugging Face model, and transformers is not installed.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r}; choose one of: {', '.join(DTYPES)}")
+    place = WEIGHTS if path is None else Path(path)
+    if place.is_dir():
+        return _open_folder(place, DTYPES[dtype])
+    if not place.is_file():
+        raise InputError(
+            f"no model {os.fspath(place)!r}; give a Hugging Face folder (config.json, tokenizer, "
+            "weights), a file of `m2xfp train`, or nothing for the bundled model"
+        )
+    return _open_file(place, DTYPES[dtype] or torch.float32)
+
+
+def _open_file(path: Path, dtype: torch.dtype) -> Checkpoint:
+    """Open a model of the bundled architecture."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            quantized = "m2xfp" in (file.metadata() or {})
+    except SafetensorError as error:
+        raise InputError(f"{os.fspath(path)!r} is no safetensors file: {error}") from error
+    read = load_quantized if quantized else load_model
+    model = read(path)
+    assert isinstance(model, LanguageModel)
+    return Checkpoint(
+        name="bundled" if path == WEIGHTS else path.stem,
+        context=model.config.context,
+        quantized=quantized,
+        load=lambda: read(path).to(dtype),
+        tokenize=lambda text: as_tokens(text).long(),
+        save=lambda model, target: save_quantized(target, model),
+    )
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingToolError(
+            "the Python package transformers, for Hugging Face models", 'pip install "m2xfp[hf]"'
+        ) from error
+    return transformers
+
+
+def _open_folder(folder: Path, dtype: torch.dtype | None) -> Checkpoint:
+    """Open a Hugging Face model."""
+    quantized = (folder / QUANTIZED).is_file()
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"{os.fspath(folder)!r} has no config.json, so it is no Hugging Face model"
+        )
+    if not any(file for pattern in _WEIGHT_FILES for file in folder.glob(pattern)):
+        raise InputError(
+            f"{os.fspath(folder)!r} holds no weights; it needs files {' or '.join(_WEIGHT_FILES)}"
+        )
+    hf = _transformers()
+    try:
+        config = hf.AutoConfig.from_pretrained(folder, local_files_only=True)
+        tokenizer = hf.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{os.fspath(folder)!r} cannot be used: {error}") from error
+
+    def load() -> nn.Module:
+        # SDPA, because QuantAttention works there; on the CPU first, because layers are quantized
+        # before the model is spread over devices.
+        options: dict[str, Any] = {"attn_implementation": "sdpa"}
+        if quantized:
+            skeleton = hf.AutoModelForCausalLM.from_config(config, **options)
+            return load_quantized(folder / QUANTIZED, skeleton).to(dtype)
+        options |= {"dtype": dtype or "auto", "local_files_only": True}
+        model: nn.Module = hf.AutoModelForCausalLM.from_pretrained(folder, **options)
+        return model.eval()
+
+    def save(model: nn.Module, target: Path) -> None:
+        target.mkdir(parents=True, exist_ok=True)
+        for file in folder.iterdir():
+            kept = file.suffix in (".json", ".model", ".txt", ".jinja")
+            if kept and not file.name.endswith(".index.json"):
+                shutil.copy(file, target)
+        save_quantized(target / QUANTIZED, model)
+
+    def tokenize(text: bytes) -> Tensor:
+        try:
+            plain = text.decode()
+        except UnicodeDecodeError as error:
+            raise InputError(f"the text is not UTF-8: {error}") from error
+        tokens: Tensor = tokenizer(plain, return_tensors="pt", verbose=False).input_ids[0]
+        return tokens
+
+    positions = getattr(config, "max_position_embeddings", None) or _USUAL_CONTEXT
+    return Checkpoint(
+        name=folder.resolve().name,
+        context=min(_USUAL_CONTEXT, positions),
+        quantized=quantized,
+        load=load,
+        tokenize=tokenize,
+        save=save,
+        tokenizer=tokenizer,
+    )
+
+
+def dispatch(
+    model: nn.Module,
+    max_memory: Mapping[int | str, int | str] | None = None,
+    offload: str | os.PathLike[str] | None = None,
+) -> nn.Module:
+    """Spread a model over all devices of the machine with Accelerate, and return it.
+
+    Parameters
+    ----------
+    model
+        In main memory, quantized or not.
+    max_memory
+        Bytes, or text such as ``20GiB``, by GPU number or ``cpu``; by default what is free.
+    offload
+        Folder for what does not fit anywhere.
+
+    Raises
+    ------
+    MissingToolError
+        Accelerate is not installed.
+    InputError
+        The model does not fit, and there is no folder to offload to, or not one layer fits.
+    """
+    try:
+        from accelerate import dispatch_model, infer_auto_device_map
+    except ImportError as error:
+        raise MissingToolError(
+            "the Python package accelerate, for device maps", 'pip install "m2xfp[hf]"'
+        ) from error
+    whole = list(getattr(model, "_no_split_modules", None) or [])
+    limits = dict(max_memory) if max_memory else None
+    places = infer_auto_device_map(model, max_memory=limits, no_split_module_classes=whole)
+    if set(places.values()) == {"disk"}:
+        raise InputError("no layer of the model fits into the memory of the devices; allow more")
+    if "disk" in places.values() and offload is None:
+        raise InputError(
+            "the model does not fit into the memory of the devices; give a folder to offload to "
+            "(--offload DIR)"
+        )
+    spread: nn.Module = dispatch_model(model, places, offload_dir=offload)
+    return spread
+
+
+def read_text(source: str | os.PathLike[str] | None = None) -> bytes:
+    """Return the text to evaluate on.
+
+    Parameters
+    ----------
+    source
+        None for the bundled held-out text, a file, or ``wikitext``: the test split of wikitext-2
+        in a local copy, a file ``wiki.test.raw`` or ``wiki.test.tokens`` in the working folder or
+        the copy that the package ``datasets`` keeps.
+
+    Raises
+    ------
+    InputError
+        There is no such file or copy.
+    MissingToolError
+        The local copy needs pyarrow to be read.
+    """
+    if source is None:
+        return HELD_OUT.read_bytes()
+    path = Path(source)
+    if path.is_file():
+        return path.read_bytes()
+    if os.fspath(source) == "wikitext":
+        return _wikitext()
+    raise InputError(
+        f"no text file {os.fspath(source)!r}; give a file, or wikitext where a copy exists"
+    )
+
+
+def _wikitext() -> bytes:
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    plain = [Path("wiki.test.raw"), Path("wiki.test.tokens")]
+    for path in plain:
+        if path.is_file():
+            return path.read_bytes()
+    pattern = "datasets--*wikitext/snapshots/*/wikitext-2-raw-v1/test-*.parquet"
+    tables = sorted(hub.glob(pattern))
+    if not tables:
+        raise InputError(
+            f"no local copy of wikitext: neither {' nor '.join(map(str, plain))} here, nor "
+            f"{pattern} in {hub}; give a text file"
+        )
+    try:
+        from pyarrow.parquet import read_table
+    except ImportError as error:
+        raise MissingToolError(
+            "the Python package pyarrow, to read wikitext", "pip install pyarrow"
+        ) from error
+    lines: list[str] = read_table(tables[0]).column("text").to_pylist()
+    return "\n\n".join(lines).encode()

@@ -1,0 +1,358 @@
+"""Perplexity of language models in one or many formats: windows, losses, confidence intervals.
+
+With a process group (``torch.distributed``) the passes are shared among the processes. Every
+process gets all losses, and they are those of a single process, since the passes stay the same.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F  # noqa: N812 - the name PyTorch's documentation uses
+
+from m2xfp.errors import InputError
+from m2xfp.files import sources_digest, write_atomic
+from m2xfp.golden.formats.format import Format, get_format
+from m2xfp.models.lm import WEIGHTS, load_model
+from m2xfp.models.quantized import (
+    QuantAttention,
+    input_quantizer,
+    linear_layers,
+    quantize_model,
+    refuse_non_finite,
+)
+
+__all__ = [
+    "FP",
+    "Case",
+    "Interval",
+    "bootstrap",
+    "bundled_losses",
+    "check_cases",
+    "cut_windows",
+    "head_layers",
+    "parse_format",
+    "perplexity",
+    "quantized",
+    "spread",
+    "window_nats",
+]
+
+
+def parse_format(text: str) -> Format | None:
+    """Return the format that a command line names, see ``get_format``; ``none`` is None."""
+    return None if text == "none" else get_format(text)
+
+
+def _label(fmt: Format | None) -> str:
+    if fmt is None:
+        return "none"
+    options = ",".join(f"{name}={str(value).lower()}" for name, value in fmt.options)
+    return f"{fmt.name}:{options}" if options else fmt.name
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is quantized in one evaluation.
+
+    Members
+    -------
+    weights, activations
+        Formats of the linear layers, or None.
+    cache
+        Format of keys and values, or None for attention as it is.
+    operands
+        Format of queries and probabilities, where ``cache`` is given.
+    """
+
+    weights: Format | None = None
+    activations: Format | None = None
+    cache: Format | None = None
+    operands: Format | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse formats that search where values are quantized on the fly."""
+        input_quantizer(self.activations)
+        if self.cache is not None:
+            self.attention()
+
+    @classmethod
+    def parse(
+        cls,
+        weights: str = "none",
+        activations: str = "none",
+        cache: str = "none",
+        operands: str = "m2xfp-act",
+    ) -> "Case":
+        """Build from names as ``parse_format`` takes them."""
+        held = parse_format(cache)
+        return cls(
+            parse_format(weights),
+            parse_format(activations),
+            held,
+            None if held is None else parse_format(operands),
+        )
+
+    def attention(self) -> QuantAttention:
+        """Return the context that quantizes the attention."""
+        if self.cache is None or self.operands is None:
+            raise InputError("attention needs a format for the cache and one for the operands")
+        return QuantAttention(self.cache, self.operands)
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether anything is quantized at all."""
+        return self != FP
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The formats by name, as ``parse_format`` takes them."""
+        return {
+            "weights": _label(self.weights),
+            "activations": _label(self.activations),
+            "cache": _label(self.cache),
+            "operands": _label(self.operands),
+        }
+
+    @property
+    def label(self) -> str:
+        """One line for tables and plots."""
+        if not self.quantizes:
+            return "not quantized"
+        parts = {"W": self.weights, "A": self.activations, "KV": self.cache, "QP": self.operands}
+        return " ".join(f"{short} {_label(fmt)}" for short, fmt in parts.items() if fmt)
+
+    @property
+    def bits_per_value(self) -> Fraction | None:
+        """Mean bits a value of the formats of weights and activations; None without any."""
+        bits = [fmt.block.bits_per_value for fmt in (self.weights, self.activations) if fmt]
+        return sum(bits, Fraction()) / len(bits) if bits else None
+
+
+FP = Case()
+"""The model as it is: what the others are compared with."""
+
+
+def head_layers(model: nn.Module) -> list[str]:
+    """Return the name of the layer that makes the logits, which is usually not quantized.
+
+    Empty if the model does not say (``get_output_embeddings``), or if the layer is no linear one.
+    """
+    find = getattr(model, "get_output_embeddings", None)
+    head = find() if callable(find) else None
+    return [name for name, layer in model.named_modules() if layer is head] if head else []
+
+
+def check_cases(
+    model: nn.Module, cases: Iterable[Case], skip: Iterable[str] = (), allow_nan: bool = False
+) -> None:
+    """Raise what ``quantize_model`` would raise for any of the cases, before long work starts."""
+    cases = list(cases)
+    if any(case.weights or case.activations for case in cases):
+        layers = linear_layers(model, skip)
+        if any(case.weights for case in cases) and not allow_nan:
+            refuse_non_finite(layers)
+
+
+def cut_windows(tokens: Tensor, context: int) -> Tensor:
+    """Cut tokens [length] into windows [n, context], int64; the rest at the end is left out.
+
+    This is the usual protocol: the windows do not overlap, and the first token of each is given
+    and not predicted.
+
+    Raises
+    ------
+    InputError
+        If the text is shorter than one window, or a window has nothing to predict.
+    """
+    if context < 2:
+        raise InputError(f"context {context}; a window needs at least 2 tokens")
+    count = len(tokens) // context
+    if count < 1:
+        raise InputError(
+            f"the text has {len(tokens)} tokens, one window needs {context}; give a longer text or "
+            "a smaller context"
+        )
+    return tokens[: count * context].view(count, context).long()
+
+
+def spread(windows: Tensor, count: int) -> Tensor:
+    """Return ``count`` of the windows, evenly spread, or all of them if there are no more."""
+    return windows[:: max(1, len(windows) // count)][:count]
+
+
+@torch.no_grad()
+def window_nats(
+    model: nn.Module,
+    windows: Tensor,
+    batch: int = 16,
+    report: Callable[[int], object] = lambda count: None,
+) -> Tensor:
+    """Return the mean negative log-likelihood of each window, in nats a token.
+
+    Parameters
+    ----------
+    model
+        Maps tokens [n, length] to logits [n, length, vocabulary], or to an object with ``logits``.
+    windows
+        int64 [n, context].
+    batch
+        Windows a pass.
+    report
+        Called with the number of windows after each pass of this process.
+
+    Returns
+    -------
+    float64 [n], on the CPU; token losses are float32 and added in float64. In a process group each
+    process computes its share of the passes and gets all results.
+    """
+    shared = distributed.is_available() and distributed.is_initialized()
+    rank, size = (distributed.get_rank(), distributed.get_world_size()) if shared else (0, 1)
+    device = _input_device(model)
+    nats = torch.zeros(len(windows), dtype=torch.float64)
+    passes = range(0, len(windows), batch)
+    for start in passes[rank::size]:
+        tokens = windows[start : start + batch].to(device)
+        output = model(tokens)
+        logits = getattr(output, "logits", output)[:, :-1]
+        targets = tokens[:, 1:].to(logits.device)
+        for row in range(len(tokens)):  # one by one: float32 logits of all can exceed the memory
+            token_losses = F.cross_entropy(logits[row].float(), targets[row], reduction="none")
+            nats[start + row] = token_losses.double().mean().cpu()
+        report(len(tokens))
+    if shared:
+        # Each entry comes from one process and is zero elsewhere, so the sum is exact.
+        carrier = nats.to(device) if distributed.get_backend() == "nccl" else nats
+        distributed.all_reduce(carrier)
+        nats = carrier.cpu()
+    return nats
+
+
+def _input_device(model: nn.Module) -> torch.device:
+    """Return where tokens go; Accelerate's hooks move them on for a model that it has spread."""
+    device = next(model.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+@contextmanager
+def quantized(
+    case: Case, model: nn.Module, skip: Iterable[str] = (), allow_nan: bool = False
+) -> Iterator[nn.Module]:
+    """Quantize a model in place, and its attention for the time of the context.
+
+    Parameters
+    ----------
+    case
+        What to quantize.
+    model, skip, allow_nan
+        As for ``quantize_model``.
+
+    Raises
+    ------
+    InputError
+        As for ``quantize_model``; or attention shall be quantized, and the model did not compute
+        it with ``scaled_dot_product_attention``.
+    """
+    if case.weights is not None or case.activations is not None:
+        quantize_model(model, case.weights, case.activations, skip, allow_nan)
+    if case.cache is None:
+        yield model
+        return
+    with case.attention() as attention:
+        yield model
+    if not attention.calls:
+        raise InputError(
+            "this model does not compute its attention with scaled_dot_product_attention, so keys "
+            "and values were not quantized; leave the cache format out"
+        )
+
+
+def bundled_losses(
+    case: Case,
+    windows: Tensor,
+    cache: Path,
+    batch: int = 4,
+    report: Callable[[int], object] = lambda count: None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return the losses of the bundled model, kept in ``cache`` by everything that decides them.
+
+    Parameters
+    ----------
+    case, windows, batch, report
+        As for ``quantized`` and ``window_nats``; ``report`` is called for kept losses too.
+    cache
+        Folder. A file's name holds a hash of the weights, the windows, the case, the golden model's
+        sources, the version of torch and the kind of device.
+    device
+        Where to compute; matrix products differ in their last bits between kinds of devices.
+    """
+    facts = [case.facts, torch.__version__, torch.device(device).type]
+    key = sha256(json.dumps(facts).encode() + windows.numpy().tobytes())
+    key.update(sources_digest("m2xfp.formats", "m2xfp.golden", "m2xfp.models"))
+    key.update(sha256(WEIGHTS.read_bytes()).digest())
+    kept = cache / f"losses-{key.hexdigest()[:24]}.json"
+    if kept.is_file():
+        report(len(windows))
+        return torch.tensor(json.loads(kept.read_text()), dtype=torch.float64)
+    with quantized(case, load_model(device=device)) as model:
+        nats = window_nats(model, windows, batch, report)
+    write_atomic(kept, json.dumps(nats.tolist()))
+    return nats
+
+
+def perplexity(nats: Tensor) -> float:
+    """Return exp of the mean loss over all windows."""
+    return math.exp(nats.mean().item())
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its confidence interval.
+
+    Members
+    -------
+    value, low, high
+        The figure and the ends of the interval.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap(
+    nats: Tensor, reference: Tensor | None = None, samples: int = 10_000, level: float = 0.95
+) -> Interval:
+    """Return the perplexity, or its ratio to that of a reference, with a confidence interval.
+
+    Windows are drawn again with replacement; with a reference the same windows are drawn from
+    both, so that what both find difficult cancels. The percentile interval of ``samples`` draws
+    from a fixed seed.
+
+    Parameters
+    ----------
+    nats, reference
+        Losses of the same windows, float64 [n].
+    samples, level
+        Draws, and the share of them inside the interval.
+    """
+    values = (nats if reference is None else nats - reference).numpy()
+    generator = np.random.default_rng(0)
+    count, part = len(values), 100  # draws a step, to bound the memory
+    means = np.concatenate(
+        [
+            values[generator.integers(count, size=(min(part, samples - done), count))].mean(axis=1)
+            for done in range(0, samples, part)
+        ]
+    )
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(math.exp(values.mean()), math.exp(low), math.exp(high))

@@ -1,0 +1,158 @@
+"""Where public libraries and the rule disagree, measured on what is installed.
+
+Each finding compares a library, or the published formula of one, with this project's rule on all
+inputs of a small set. They are listed so that nobody changes the rule to match a library.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+
+from m2xfp.formats import E2M1, E2M3, E3M2, E4M3, E5M2, FloatElement
+from m2xfp.golden.formats.elements import decode_magnitude, encode_magnitude
+from m2xfp.golden.formats.format import get_format
+
+__all__ = ["Finding", "findings"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One comparison.
+
+    Members
+    -------
+    library
+        Package and version, or the published formula compared.
+    subject
+        What was compared.
+    compared, different
+        How many inputs, and for how many of them the results differ.
+    first
+        The first difference in words, or "".
+    """
+
+    library: str
+    subject: str
+    compared: int
+    different: int
+    first: str = ""
+
+
+def findings() -> list[Finding]:
+    """Run every comparison whose library is installed."""
+    checks: list[tuple[str, Callable[[], list[Finding]]]] = [
+        ("ml_dtypes", _ml_dtypes),
+        ("torch", _torch),
+        ("torch", _floating_logarithm),
+        ("torch", _half_up),
+        ("torchao", _torchao),
+    ]
+    return [finding for name, check in checks if find_spec(name) for finding in check()]
+
+
+def _ml_dtypes() -> list[Finding]:
+    """Compare all codes and the encoding of all non-negative bfloat16 patterns."""
+    import ml_dtypes
+
+    library = f"ml_dtypes {ml_dtypes.__version__}"
+    types: dict[str, tuple[FloatElement, type]] = {
+        "E2M1": (E2M1, ml_dtypes.float4_e2m1fn),
+        "E2M3": (E2M3, ml_dtypes.float6_e2m3fn),
+        "E3M2": (E3M2, ml_dtypes.float6_e3m2fn),
+        "E4M3": (E4M3, ml_dtypes.float8_e4m3fn),
+        "E5M2": (E5M2, ml_dtypes.float8_e5m2),
+    }
+    patterns = torch.arange(0x7F80, dtype=torch.int16).view(torch.bfloat16).double()
+    found = []
+    for name, (element, kind) in types.items():
+        codes = np.arange(element.max_code + 1, dtype=np.uint8)
+        theirs = codes.view(kind).astype(np.float64)
+        ours = decode_magnitude(torch.from_numpy(codes).long(), element).numpy()
+        found.append(_finding(library, f"{name}: values of codes", codes, theirs, ours))
+        theirs = patterns.numpy().astype(kind).view(np.uint8).astype(np.int64)
+        ours = encode_magnitude(patterns, element).numpy()
+        found.append(
+            _finding(library, f"{name}: codes of bfloat16", patterns.numpy(), theirs, ours)
+        )
+    return found
+
+
+def _torch() -> list[Finding]:
+    """Compare PyTorch's float8 casts on all non-negative bfloat16 patterns."""
+    patterns = torch.arange(0x7F80, dtype=torch.int16).view(torch.bfloat16)
+    found = []
+    for name, element, dtype in (
+        ("E4M3", E4M3, torch.float8_e4m3fn),
+        ("E5M2", E5M2, torch.float8_e5m2),
+    ):
+        theirs = patterns.to(dtype).view(torch.uint8).long().numpy()
+        ours = encode_magnitude(patterns.double(), element).numpy()
+        x = patterns.double().numpy()
+        library = f"torch {torch.__version__.partition('+')[0]}"
+        found.append(_finding(library, f"{name}: codes of bfloat16", x, theirs, ours))
+    return found
+
+
+def _floating_logarithm() -> list[Finding]:
+    """Compare floor(log2(amax)) in floating point, microxcaling's formula, with the exponent."""
+    found = []
+    for name, dtype, patterns in (
+        ("bfloat16", torch.bfloat16, torch.arange(0x80, 0x7F80, dtype=torch.int16)),
+        ("float32", torch.float32, torch.arange(0x00800000, 0x7F800000, 1021, dtype=torch.int32)),
+        (
+            "float32 just below powers of two",
+            torch.float32,
+            (torch.arange(1, 255, dtype=torch.int32) << 23) - 1 + (1 << 23),
+        ),
+    ):
+        x = patterns.view(dtype)
+        theirs = x.log2().floor().double().numpy()
+        ours = np.frexp(x.double().numpy())[1] - 1.0
+        subject = f"floor(log2(amax)), {name}"
+        found.append(_finding("microxcaling's formula", subject, x.double().numpy(), theirs, ours))
+    return found
+
+
+def _half_up() -> list[Finding]:
+    """Compare floor(|x| + 1/2), microxcaling's default "nearest", with ties to even on E2M1."""
+    y = torch.arange(0, 6.0001, 1 / 64, dtype=torch.float64)
+    codes = encode_magnitude(y, E2M1, ties="away").numpy()
+    ours = encode_magnitude(y, E2M1).numpy()
+    return [_finding("microxcaling's formula", "E2M1: rounding of ties", y.numpy(), codes, ours)]
+
+
+def _torchao() -> list[Finding]:
+    """Compare torchao's MXFP4 at the ends of the scale and with an infinity."""
+    import torchao
+    from torchao.prototype.mx_formats.mx_tensor import ScaleCalculationMode, to_mx
+
+    library = f"torchao {torchao.__version__.partition('+')[0]}"
+    fmt = get_format("mxfp4")
+    found = []
+    small = torch.ldexp(torch.ones(60), torch.arange(-149, -89))
+    for subject, tops in (
+        ("MXFP4: one power of two a group, 2^-149 to 2^-90", small),
+        ("MXFP4: scale of a group with an infinity", torch.tensor([float("inf")])),
+    ):
+        x = torch.zeros(len(tops), 32)
+        x[:, 0] = tops
+        scales, codes = to_mx(x, torch.float4_e2m1fn_x2, 32, ScaleCalculationMode.FLOOR)
+        packed = fmt.quantize(x)
+        theirs = scales.view(torch.uint8).flatten().long() * 256 + codes[:, 0]
+        ours = packed.scales.flatten().long() * 256 + packed.codes[:, 0]
+        found.append(_finding(library, subject, tops.numpy(), theirs.numpy(), ours.numpy()))
+    return found
+
+
+def _finding(
+    library: str, subject: str, x: np.ndarray, theirs: np.ndarray, ours: np.ndarray
+) -> Finding:
+    different = np.flatnonzero(theirs != ours)
+    if not len(different):
+        return Finding(library, subject, len(x), 0)
+    i = different[0]
+    example = f"{x[i]:.6g}: library {theirs[i]:g}, rule {ours[i]:g}"
+    return Finding(library, subject, len(x), len(different), example)

@@ -1,0 +1,481 @@
+"""Models with quantized linear layers and attention, and their packed checkpoints.
+
+``quantize_model`` replaces the linear layers of any torch model. Their arithmetic is that of the
+type of the model on quantized values: what a format costs in accuracy is measured at full speed,
+and the exact accumulation of the hardware is ``m2xfp.golden.matmul``.
+"""
+
+import json
+import os
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name PyTorch's documentation uses
+from torch.overrides import TorchFunctionMode
+
+from m2xfp.errors import InputError
+from m2xfp.files import atomic_path
+from m2xfp.golden.formats.format import Format, Option, get_format
+from m2xfp.golden.formats.packed import PackedTensor
+from m2xfp.models.lm import LanguageModel, ModelConfig
+
+__all__ = [
+    "InputQuantizer",
+    "QuantAttention",
+    "QuantLinear",
+    "input_quantizer",
+    "linear_layers",
+    "load_quantized",
+    "quantize_model",
+    "refuse_non_finite",
+    "save_quantized",
+    "weight_format",
+]
+
+FormatLike = Format | str | None
+
+_HEADER = "m2xfp"
+
+
+class InputQuantizer:
+    """Fake-quantizes the inputs of layers: the nearest value of the format, in the same type.
+
+    Layers often read one tensor one after the other (queries, keys and values do), so the last
+    result is kept for as long as its source lives unchanged.
+
+    Parameters
+    ----------
+    format
+        The format; groups run along the last dimension.
+    """
+
+    def __init__(self, format: Format) -> None:
+        self.format = format
+        self._source: weakref.ref[Tensor] | None = None
+        self._version = -1
+        self._result: Tensor | None = None
+
+    def __reduce__(self) -> tuple[type["InputQuantizer"], tuple[Format]]:
+        """Copy and pickle without the kept result."""
+        return InputQuantizer, (self.format,)
+
+    def _forget(self, source: weakref.ref[Tensor]) -> None:
+        if source is self._source:
+            self._source = self._result = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the quantized values of x [..., K], same shape and type."""
+        if x.is_inference():  # tracks no version, so it could change unnoticed
+            return self.format.fake_quantize(x)
+        kept = self._source() if self._source is not None else None
+        if kept is not x or self._version != x._version or self._result is None:
+            self._result = self.format.fake_quantize(x)
+            self._source, self._version = weakref.ref(x, self._forget), x._version
+        return self._result
+
+
+class QuantLinear(nn.Module):
+    """A linear layer, y = x' W'^T + b, whose weight and input can both be quantized.
+
+    For evaluation: no gradient passes the quantizers.
+
+    Parameters
+    ----------
+    weight
+        [out, in], in the type to compute in: the decoded values if ``packed`` is given.
+    bias
+        [out] or None; never quantized.
+    packed
+        What the weight was decoded from, or None for a weight that is not quantized. It stays in
+        main memory, for checkpoints.
+    inputs
+        Quantizer of the input, or None.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        packed: PackedTensor | None = None,
+        inputs: InputQuantizer | None = None,
+    ) -> None:
+        super().__init__()
+        if packed is not None and packed.shape != weight.shape:
+            raise InputError(
+                f"packed has shape {tuple(packed.shape)}, weight {tuple(weight.shape)}; they must "
+                "be equal"
+            )
+        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        self.register_parameter(
+            "bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        )
+        self.packed = packed
+        self.inputs = inputs
+
+    @classmethod
+    def from_linear(
+        cls, layer: nn.Linear, weights: Format | None, inputs: InputQuantizer | None = None
+    ) -> "QuantLinear":
+        """Quantize a layer: groups run along its inputs, the dimension that is summed over."""
+        weight = layer.weight.detach()
+        if weights is None:
+            return cls(weight, layer.bias, None, inputs)
+        packed = weights.quantize(weight)
+        return cls(packed.dequantize(weight.dtype), layer.bias, packed.to("cpu"), inputs)
+
+    @property
+    def in_features(self) -> int:
+        """Inputs."""
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Outputs."""
+        return self.weight.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., in] to [..., out]."""
+        return F.linear(x if self.inputs is None else self.inputs(x), self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        """Show sizes and formats."""
+        weights = self.packed.format.name if self.packed else None
+        inputs = self.inputs.format.name if self.inputs else None
+        return f"{self.in_features}, {self.out_features}, weights={weights}, activations={inputs}"
+
+
+class QuantAttention(TorchFunctionMode):
+    """Within this context every ``scaled_dot_product_attention`` runs on quantized operands.
+
+    Keys and values, which a cache holds, are quantized by ``cache`` (Sg-EM), queries and
+    probabilities, which are made anew for each token, by ``operands`` (Elem-EM). Groups run along
+    the dimension that the product sums over, as the dot-product unit needs them: the head width for
+    queries and keys, the tokens for probabilities and values. A group of values therefore spans 32
+    tokens, and its scale is that of the whole group also for the queries inside it.
+
+    Parameters
+    ----------
+    cache, operands
+        Formats, by name or as made by ``get_format``.
+
+    Members
+    -------
+    calls
+        Attentions computed so; 0 after a run means that the model computes its attention
+        otherwise.
+
+    Source: M2XFP, Sec. 6.4.
+    """
+
+    def __init__(
+        self, cache: Format | str = "m2xfp-weight", operands: Format | str = "m2xfp-act"
+    ) -> None:
+        super().__init__()
+        self.cache = get_format(cache) if isinstance(cache, str) else cache
+        self.operands = _refuse_search(operands, "operands")
+        self.calls = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Replace the attention, pass everything else through."""
+        if func is F.scaled_dot_product_attention:
+            self.calls += 1
+            return self._attention(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """Compute softmax(Q' K'^T scale + mask)' V', the softmax in float32; no dropout."""
+        key = self.cache.fake_quantize(key)
+        value = self.cache.fake_quantize(value.transpose(-1, -2)).transpose(-1, -2)
+        if enable_gqa:
+            key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+            value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
+        factor = query.shape[-1] ** -0.5 if scale is None else scale
+        scores = (self.operands.fake_quantize(query) @ key.transpose(-1, -2)).float() * factor
+        if is_causal:
+            hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+            scores = scores.masked_fill(hidden, -torch.inf)
+        if attn_mask is not None:
+            if attn_mask.dtype == torch.bool:
+                scores = scores.masked_fill(~attn_mask, -torch.inf)
+            else:
+                scores = scores + attn_mask
+        # A query that sees no key at all (padding) gives zero, as the original does.
+        probabilities = scores.softmax(-1).nan_to_num(0.0).to(query.dtype)
+        return self.operands.fake_quantize(probabilities) @ value
+
+
+def _as_format(value: FormatLike) -> Format | None:
+    return get_format(value) if isinstance(value, str) else value
+
+
+def _refuse_search(value: Format | str, argument: str) -> Format:
+    """Return a format for values that are quantized on the fly; Sg-EM searches, so it is none."""
+    fmt = get_format(value) if isinstance(value, str) else value
+    if fmt.block.metadata.name == "sg-em":
+        raise InputError(
+            f"{argument}: {fmt.name} searches the multiplier of every subgroup, which is for "
+            f"weights and caches; pass {fmt.name.replace('weight', 'act')} or another format "
+            "without search"
+        )
+    return fmt
+
+
+def weight_format(weights: FormatLike) -> Format | None:
+    """Return the format for weights, by name or ready made; None stays None."""
+    return _as_format(weights)
+
+
+def input_quantizer(activations: FormatLike) -> InputQuantizer | None:
+    """Return the quantizer of layer inputs; InputError for a format that searches (Sg-EM)."""
+    if activations is None:
+        return None
+    return InputQuantizer(_refuse_search(activations, "activations"))
+
+
+def linear_layers(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn.Linear]:
+    """Return the linear layers of a model by name, without those to skip.
+
+    Parameters
+    ----------
+    model
+        Any torch model.
+    skip
+        Names as ``named_modules`` gives them, or patterns such as ``*.o_proj``.
+
+    Raises
+    ------
+    InputError
+        The model has no ``nn.Linear``, or a name or pattern in ``skip`` matches none.
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    if not layers:
+        raise InputError(
+            f"{type(model).__name__} has no nn.Linear; quantize_model replaces those layers only, "
+            "and leaves a quantized model as it is"
+        )
+    skipped = set()
+    for pattern in skip:
+        matched = {name for name in layers if fnmatchcase(name, pattern)}
+        if not matched:
+            names = list(layers)
+            shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+            raise InputError(f"skip: no linear layer matches {pattern!r}; there are: {shown}")
+        skipped |= matched
+    return {name: layer for name, layer in layers.items() if name not in skipped}
+
+
+def refuse_non_finite(layers: dict[str, nn.Linear]) -> None:
+    """Raise InputError that names every weight with a NaN or an infinity and counts them."""
+    bad = {
+        f"{name}.weight": count
+        for name, layer in layers.items()
+        if (count := int((~layer.weight.isfinite()).sum()))
+    }
+    if bad:
+        listed = ", ".join(f"{name} has {count}" for name, count in bad.items())
+        raise InputError(
+            f"NaN or infinity in weights: {listed}; each makes its whole group NaN. Repair the "
+            "checkpoint, or go on with allow_nan=True (--allow-nan)"
+        )
+
+
+def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)
+
+
+@torch.no_grad()
+def quantize_model(
+    model: nn.Module,
+    weights: FormatLike = None,
+    activations: FormatLike = None,
+    skip: Iterable[str] = (),
+    allow_nan: bool = False,
+    progress: bool = False,
+) -> nn.Module:
+    """Replace the linear layers of a model by ``QuantLinear``, in place, and return the model.
+
+    Parameters
+    ----------
+    model
+        Any torch model; on any device, in float32, bfloat16 or float16.
+    weights, activations
+        Formats of weights and of layer inputs, by name or as made by ``get_format``; None leaves
+        them as they are.
+    skip
+        Layers to leave alone: names or patterns such as ``lm_head`` or ``*.o_proj``.
+    allow_nan
+        Quantize weights that hold a NaN or an infinity too: their groups become NaN.
+    progress
+        Show a progress bar over the layers.
+
+    Raises
+    ------
+    UnknownNameError
+        No such format.
+    InputError
+        A format that searches for ``activations``, a name in ``skip`` that matches nothing, a model
+        without linear layers, or a NaN in a weight. Nothing is replaced then.
+    """
+    from tqdm import tqdm
+
+    weights = weight_format(weights)
+    inputs = input_quantizer(activations)
+    layers = linear_layers(model, skip)
+    if weights is not None and not allow_nan:
+        refuse_non_finite(layers)
+    for name, layer in tqdm(layers.items(), desc="layers", disable=not progress):
+        _replace(model, name, QuantLinear.from_linear(layer, weights, inputs))
+    return model
+
+
+def _quant_layers(model: nn.Module) -> Iterator[tuple[str, QuantLinear]]:
+    return ((name, m) for name, m in model.named_modules() if isinstance(m, QuantLinear))
+
+
+def _facts(fmt: Format | None) -> dict[str, Any] | None:
+    return None if fmt is None else {"format": fmt.name, "options": dict(fmt.options)}
+
+
+def _from_facts(facts: dict[str, Any] | None) -> Format | None:
+    if facts is None:
+        return None
+    options: dict[str, Option] = facts["options"]
+    return get_format(facts["format"], **options)
+
+
+def save_quantized(path: str | os.PathLike[str], model: nn.Module) -> None:
+    """Write a model that ``quantize_model`` made as one safetensors file.
+
+    A quantized layer NAME has the tensors ``NAME.codes``, ``NAME.scales`` and, where the format
+    has them, ``NAME.meta`` and ``NAME.tensor_scale``; everything else is stored as it is. The
+    header ``m2xfp`` is JSON: formats, options and shape of each layer, and tensors that are
+    another name of a stored one.
+
+    Raises
+    ------
+    InputError
+        The model has no quantized layer.
+    """
+    from safetensors.torch import save_file
+
+    layers = dict(_quant_layers(model))
+    if not layers:
+        raise InputError("the model has no quantized layer; call quantize_model first")
+    tensors = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    facts: dict[str, Any] = {"layers": {}, "aliases": {}}
+    for name, layer in layers.items():
+        facts["layers"][name] = {
+            "weights": _facts(layer.packed.format if layer.packed else None),
+            "activations": _facts(layer.inputs.format if layer.inputs else None),
+            "shape": list(layer.weight.shape),
+            "dtype": str(layer.weight.dtype).removeprefix("torch."),
+        }
+        if layer.packed is not None:
+            del tensors[f"{name}.weight"]
+            tensors |= {f"{name}.{plane}": t for plane, t in layer.packed.planes().items()}
+    if isinstance(model, LanguageModel):
+        facts["config"] = asdict(model.config)
+    first: dict[tuple[Any, ...], str] = {}
+    for name, value in list(tensors.items()):
+        place = (value.data_ptr(), value.shape, value.stride())
+        if value.numel() and first.setdefault(place, name) != name:
+            facts["aliases"][name] = first[place]
+            del tensors[name]
+    stored = {name: value.contiguous() for name, value in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(stored, temporary, {_HEADER: json.dumps(facts, sort_keys=True)})
+
+
+def load_quantized(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
+    """Read what ``save_quantized`` wrote; the weights that it was made from are not needed.
+
+    Parameters
+    ----------
+    path
+        The file.
+    model
+        A model of the same architecture with any weights, changed in place; None for the bundled
+        architecture, whose shape the file holds.
+
+    Returns
+    -------
+    The model with the same outputs as the saved one, bit for bit, ready for evaluation.
+
+    Raises
+    ------
+    InputError
+        The file is not there, is no such file, or belongs to another architecture.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise InputError(f"no checkpoint {os.fspath(path)!r}; save_quantized writes one")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(_HEADER)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(f"{os.fspath(path)!r} is no safetensors file: {error}") from error
+    facts = json.loads(header) if header else {}
+    if "layers" not in facts:
+        raise InputError(f"{os.fspath(path)!r} holds no quantized model; save_quantized writes one")
+    if model is None:
+        if "config" not in facts:
+            raise InputError(
+                f"{os.fspath(path)!r} is a model of another library; pass a model of its "
+                "architecture as well"
+            )
+        model = LanguageModel(ModelConfig(**facts["config"]))
+    try:
+        _restore(model, facts, tensors)
+    except (AttributeError, RuntimeError) as error:
+        raise InputError(
+            f"{os.fspath(path)!r} does not fit {type(model).__name__}: {error}"
+        ) from error
+    return model.eval()
+
+
+def _restore(model: nn.Module, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Put the layers and tensors of a checkpoint into a model."""
+    shared: dict[str, InputQuantizer | None] = {}
+    for name, layer in facts["layers"].items():
+        key = json.dumps(layer["activations"])
+        if key not in shared:
+            shared[key] = input_quantizer(_from_facts(layer["activations"]))
+        fmt = _from_facts(layer["weights"])
+        dtype = getattr(torch, layer["dtype"])
+        packed = None
+        if fmt is not None:
+            names = ("codes", "scales", "meta", "tensor_scale")
+            planes = {n: tensors.pop(f"{name}.{n}") for n in names if f"{name}.{n}" in tensors}
+            packed = PackedTensor.from_planes(fmt, planes, tuple(layer["shape"]))
+            tensors[f"{name}.weight"] = packed.dequantize(dtype)
+        original = model.get_submodule(name)
+        bias = getattr(original, "bias", None)
+        weight = torch.empty(layer["shape"], dtype=dtype)
+        _replace(model, name, QuantLinear(weight, bias, packed, shared[key]))
+    for name, source in facts["aliases"].items():
+        tensors[name] = tensors[source]
+    model.load_state_dict(tensors, assign=True)

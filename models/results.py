@@ -1,0 +1,521 @@
+"""Reports of evaluations, and the study of the bundled model that docs/results shows."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from m2xfp.files import atomic_path, write_atomic
+from m2xfp.models.evaluate import FP, Case, bootstrap
+
+__all__ = [
+    "CLAIMS",
+    "TABLES",
+    "Claim",
+    "Outcome",
+    "StudyTable",
+    "markdown",
+    "plot",
+    "plot_subgroups",
+    "study_cases",
+    "to_json",
+    "write_study",
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A case with what came out.
+
+    Members
+    -------
+    case
+        What was quantized.
+    nats
+        Loss of each window, float64 [n], nats a token.
+    tasks
+        Results of the evaluation harness by task and metric.
+    """
+
+    case: Case
+    nats: Tensor
+    tasks: dict[str, dict[str, float]] | None = None
+
+
+def _ratio(nats: Tensor, reference: Tensor) -> tuple[str, str]:
+    """Return the change of perplexity over a reference and its interval, in percent."""
+    ratio = bootstrap(nats, reference)
+    change, low, high = (100 * (x - 1) for x in (ratio.value, ratio.low, ratio.high))
+    return f"{change:+.2f} %", f"{low:+.2f} .. {high:+.2f} %"
+
+
+def _task(outcome: Outcome, task: str, metric: str) -> str:
+    return f"{outcome.tasks[task][metric]:.4f}" if outcome.tasks else ""
+
+
+def _rows(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows, the first of them titles, as a markdown table."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "| " + " | ".join(text.ljust(n) for text, n in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (n + 2) for n in widths) + "|")
+    return "\n".join(lines) + "\n"
+
+
+def markdown(outcomes: Sequence[Outcome]) -> str:
+    """Return a table of perplexities; changes are against the case without quantization.
+
+    Parameters
+    ----------
+    outcomes
+        All on the same windows; the changes are left out where none of them is ``FP``.
+    """
+    reference = next((o.nats for o in outcomes if not o.case.quantizes), None)
+    names = ["weights", "activations"]
+    if any(outcome.case.cache for outcome in outcomes):
+        names += ["cache", "operands"]
+    metrics = [
+        (task, metric)
+        for task, values in next((o.tasks for o in outcomes if o.tasks), {}).items()
+        for metric in values
+    ]
+    titles = [*names, "bits a value", "perplexity", "change", "95 % interval"]
+    rows = [[*titles, *(f"{task} {metric}" for task, metric in metrics)]]
+    for outcome in outcomes:
+        bits = outcome.case.bits_per_value
+        changes = ("", "")
+        if reference is not None and outcome.case.quantizes:
+            changes = _ratio(outcome.nats, reference)
+        rows.append(
+            [
+                *(outcome.case.facts[name] for name in names),
+                "" if bits is None else f"{float(bits):g}",
+                f"{bootstrap(outcome.nats).value:.4f}",
+                *changes,
+                *(_task(outcome, task, metric) for task, metric in metrics),
+            ]
+        )
+    return _rows(rows)
+
+
+def _record(outcome: Outcome, reference: Tensor | None, windows: bool) -> dict[str, Any]:
+    bits = outcome.case.bits_per_value
+    record: dict[str, Any] = {
+        **outcome.case.facts,
+        "bits_per_value": None if bits is None else float(bits),
+        "perplexity": asdict(bootstrap(outcome.nats)),
+    }
+    if reference is not None and outcome.case.quantizes:
+        record["over_unquantized"] = asdict(bootstrap(outcome.nats, reference))
+    if outcome.tasks:
+        record["tasks"] = outcome.tasks
+    if windows:
+        record["window_nats"] = outcome.nats.tolist()
+    return record
+
+
+def to_json(outcomes: Sequence[Outcome], facts: dict[str, Any], windows: bool = True) -> str:
+    """Return everything as JSON.
+
+    Parameters
+    ----------
+    outcomes
+        As for ``markdown``; figures are given with their 95 % intervals.
+    facts
+        How it was measured.
+    windows
+        Give the loss of each window too, in nats a token.
+    """
+    reference = next((o.nats for o in outcomes if not o.case.quantizes), None)
+    records = [_record(outcome, reference, windows) for outcome in outcomes]
+    return json.dumps({"protocol": facts, "results": records}, indent=1) + "\n"
+
+
+def _save_figure(path: Path, figure: Any) -> None:
+    with atomic_path(path) as temporary:
+        # No date and no version inside, so that the same figures give the same bytes.
+        figure.savefig(temporary, dpi=120, bbox_inches="tight", metadata={"Software": None})
+
+
+def _new_figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def plot(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """Draw the change of perplexity of every quantized case, with its interval, as a PNG.
+
+    Parameters
+    ----------
+    path
+        The PNG file.
+    outcomes
+        As for ``markdown``; perplexities themselves where none of them is ``FP``.
+    """
+    reference = next((o.nats for o in outcomes if not o.case.quantizes), None)
+    shown = [o for o in outcomes if o.case.quantizes or reference is None]
+    figure = _new_figure(7, 1.2 + 0.35 * len(shown))
+    axes = figure.subplots()
+    for place, outcome in enumerate(shown):
+        found = bootstrap(outcome.nats, reference)
+        spread = [[found.value - found.low], [found.high - found.value]]
+        axes.errorbar(found.value, place, xerr=spread, fmt="o", capsize=3, color="tab:blue")
+    axes.set_yticks(range(len(shown)), [outcome.case.label for outcome in shown])
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel(
+        "perplexity" if reference is None else "perplexity over that without quantization"
+    )
+    _save_figure(path, figure)
+
+
+@dataclass(frozen=True)
+class StudyTable:
+    """A table of the study.
+
+    Members
+    -------
+    title, text
+        Heading, and what the table shows.
+    cases
+        Its rows.
+    compared
+        M2XFP's row and NVFP4's, where both spend the same bits; compared directly below the table.
+    """
+
+    title: str
+    text: str
+    cases: tuple[Case, ...]
+    compared: tuple[Case, Case] | None = None
+
+
+def _both(weights: str, activations: str | None = None) -> Case:
+    return Case.parse(weights, weights if activations is None else activations)
+
+
+def _name(name: str, **options: str | int | bool) -> str:
+    """Return a name for ``parse_format``, without options that have their default anyway."""
+    defaults = {"scale_rule": "floor", "subgroup": 8, "adaptive": True}
+    given = [
+        f"{option}={str(value).lower()}"
+        for option, value in options.items()
+        if defaults.get(option) != value
+    ]
+    return f"{name}:{','.join(given)}".rstrip(":")
+
+
+def _m2xfp(rule: str = "floor", adaptive: bool = True) -> Case:
+    return _both(
+        _name("m2xfp-weight", scale_rule=rule, adaptive=adaptive),
+        _name("m2xfp-act", scale_rule=rule),
+    )
+
+
+def _mxfp4(rule: str = "floor") -> Case:
+    return _both(_name("mxfp4", scale_rule=rule))
+
+
+_RULES = ("floor", "ceil", "rtn1", "rtn2", "even")
+_SUBGROUPS = (4, 8, 16, 32)
+_M2XFP = _m2xfp()
+_M2NVFP4 = _both("m2nvfp4-weight", "m2nvfp4-act")
+_M2NVFP4_8 = _both("m2nvfp4-weight:subgroup=8", "m2nvfp4-act:subgroup=8")
+_TWO_LEVELS = ":tensor_scale=auto"
+
+
+def _elem_em(subgroup: int) -> Case:
+    return Case.parse(activations=_name("m2xfp-act", subgroup=subgroup))
+
+
+def _elem_em_weights(subgroup: int) -> Case:
+    return Case.parse(weights=_name("m2xfp-act", subgroup=subgroup))
+
+
+def _sg_em(subgroup: int, adaptive: bool) -> Case:
+    return Case.parse(weights=_name("m2xfp-weight", subgroup=subgroup, adaptive=adaptive))
+
+
+SUBGROUP_CURVES: dict[str, tuple[Case, tuple[Case, ...]]] = {
+    "activations, Elem-EM": (
+        Case.parse(activations="mxfp4"),
+        tuple(_elem_em(n) for n in _SUBGROUPS),
+    ),
+    "weights, Elem-EM": (
+        Case.parse(weights="mxfp4"),
+        tuple(_elem_em_weights(n) for n in _SUBGROUPS),
+    ),
+    "weights, Sg-EM fixed": (
+        Case.parse(weights="mxfp4"),
+        tuple(_sg_em(n, adaptive=False) for n in _SUBGROUPS),
+    ),
+    "weights, Sg-EM adaptive": (
+        Case.parse(weights="mxfp4"),
+        tuple(_sg_em(n, adaptive=True) for n in _SUBGROUPS),
+    ),
+}
+"""Curve -> the format without metadata, and the subgroup sizes 4, 8, 16, 32."""
+
+TABLES = (
+    StudyTable(
+        "Formats",
+        "Weights and activations of all linear layers (the paper's Table 3 in small).",
+        (
+            FP,
+            _mxfp4(),
+            _both("smx4"),
+            _both("nvfp4"),
+            _M2XFP,
+            _both("amxfp4"),
+            _both("mxfp6-e2m3"),
+            _both("mxfp8-e4m3"),
+        ),
+        (_M2XFP, _both("nvfp4")),
+    ),
+    StudyTable(
+        "Activations only",
+        "Weights as they are.",
+        (
+            FP,
+            *(Case.parse(activations=name) for name in ("mxfp4", "smx4", "nvfp4", "m2xfp-act")),
+        ),
+        (Case.parse(activations="m2xfp-act"), Case.parse(activations="nvfp4")),
+    ),
+    StudyTable(
+        "Weights only",
+        "Activations as they are; Sg-EM with the shared scale fixed and adaptive.",
+        (
+            FP,
+            *(Case.parse(weights=name) for name in ("mxfp4", "smx4", "nvfp4", "m2xfp-act")),
+            Case.parse(weights="m2xfp-weight:adaptive=false"),
+            Case.parse(weights="m2xfp-weight"),
+        ),
+        (Case.parse(weights="m2xfp-weight"), Case.parse(weights="nvfp4")),
+    ),
+    StudyTable(
+        "Fixed and adaptive Sg-EM",
+        "Weights and activations; the shared scale of the weights fixed or adaptive.",
+        (FP, _m2xfp(adaptive=False), _M2XFP),
+    ),
+    StudyTable(
+        "Scale rules",
+        "Weights and activations under each rule for the shared scale; floor is the default (the "
+        "paper's Table 8).",
+        (
+            FP,
+            *(_mxfp4(rule) for rule in _RULES),
+            *(_m2xfp(rule) for rule in _RULES),
+        ),
+    ),
+    StudyTable(
+        "Metadata on NVFP4",
+        "Weights and activations (the paper's Table 6); one level of scales, and two.",
+        (
+            FP,
+            _both("nvfp4"),
+            _M2NVFP4_8,
+            _M2NVFP4,
+            _both("nvfp4" + _TWO_LEVELS),
+            _both("m2nvfp4-weight" + _TWO_LEVELS, "m2nvfp4-act" + _TWO_LEVELS),
+        ),
+    ),
+    StudyTable(
+        "Quantized attention",
+        "Sg-EM for keys and values, Elem-EM for queries and probabilities, with and without "
+        "quantized layers (the paper's Sec. 6.4).",
+        (
+            FP,
+            Case.parse(cache="mxfp4", operands="mxfp4"),
+            Case.parse(cache="m2xfp-weight"),
+            Case.parse("mxfp4", "mxfp4", "mxfp4", "mxfp4"),
+            Case.parse("m2xfp-weight", "m2xfp-act", "m2xfp-weight"),
+        ),
+    ),
+    StudyTable(
+        "Subgroup sizes",
+        "2 bits a subgroup of 4, 8, 16 or 32 values (the paper's Figs. 6 and 7).",
+        (FP, *dict.fromkeys(c for base, cases in SUBGROUP_CURVES.values() for c in (base, *cases))),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An ordering that the paper reports or leads to expect.
+
+    Members
+    -------
+    text
+        In words.
+    better, worse
+        The case with the lower perplexity, and the other.
+    """
+
+    text: str
+    better: Case
+    worse: Case
+
+
+CLAIMS = (
+    Claim("M2XFP is better than MXFP4", _M2XFP, _mxfp4()),
+    Claim("M2XFP is better than NVFP4", _M2XFP, _both("nvfp4")),
+    Claim("M2XFP is better than SMX4", _M2XFP, _both("smx4")),
+    Claim("NVFP4 is better than MXFP4", _both("nvfp4"), _mxfp4()),
+    Claim("MXFP4 is better than SMX4", _mxfp4(), _both("smx4")),
+    Claim(
+        "activations: Elem-EM is better than MXFP4",
+        Case.parse(activations="m2xfp-act"),
+        Case.parse(activations="mxfp4"),
+    ),
+    Claim(
+        "activations: Elem-EM is better than NVFP4",
+        Case.parse(activations="m2xfp-act"),
+        Case.parse(activations="nvfp4"),
+    ),
+    Claim(
+        "weights: adaptive Sg-EM is better than fixed Sg-EM",
+        Case.parse(weights="m2xfp-weight"),
+        Case.parse(weights="m2xfp-weight:adaptive=false"),
+    ),
+    Claim(
+        "weights: adaptive Sg-EM is better than Elem-EM",
+        Case.parse(weights="m2xfp-weight"),
+        Case.parse(weights="m2xfp-act"),
+    ),
+    Claim(
+        "weights: adaptive Sg-EM is better than NVFP4",
+        Case.parse(weights="m2xfp-weight"),
+        Case.parse(weights="nvfp4"),
+    ),
+    *(
+        Claim(
+            f"rule {rule}: M2XFP is better than MXFP4",
+            _m2xfp(rule),
+            _mxfp4(rule),
+        )
+        for rule in _RULES
+    ),
+    Claim("M2-NVFP4, subgroups of 4, is better than NVFP4", _M2NVFP4, _both("nvfp4")),
+    Claim("M2-NVFP4, subgroups of 8, is better than NVFP4", _M2NVFP4_8, _both("nvfp4")),
+    Claim(
+        "attention: M2XFP is better than MXFP4",
+        Case.parse(cache="m2xfp-weight"),
+        Case.parse(cache="mxfp4", operands="mxfp4"),
+    ),
+    *(
+        Claim(f"{name}: subgroups of {small} are better than of {2 * small}", better, worse)
+        for name, (_, cases) in SUBGROUP_CURVES.items()
+        for small, better, worse in zip(_SUBGROUPS, cases, cases[1:], strict=False)
+    ),
+)
+
+
+def study_cases() -> list[Case]:
+    """Return every case of the study once, the one without quantization first."""
+    return list(dict.fromkeys(case for table in TABLES for case in table.cases))
+
+
+def _claims(nats: dict[Case, Tensor]) -> str:
+    rows = [["ordering", "perplexity of the first over the second", "95 % interval", "verdict"]]
+    for claim in CLAIMS:
+        ratio = bootstrap(nats[claim.better], nats[claim.worse])
+        if ratio.high < 1:
+            verdict = "holds"
+        elif ratio.low > 1:
+            verdict = "does not hold"
+        else:
+            verdict = "within the noise"
+        rows.append([claim.text, *_ratio(nats[claim.better], nats[claim.worse]), verdict])
+    return _rows(rows)
+
+
+def _comparison(pair: tuple[Case, Case], nats: dict[Case, Tensor]) -> str:
+    """Return how the perplexity of M2XFP's row differs from that of NVFP4's, with its interval."""
+    ours, theirs = pair
+    change, interval = _ratio(nats[ours], nats[theirs])
+    return f"m2xfp against nvfp4: {change} (95 % interval {interval})"
+
+
+def plot_subgroups(path: Path, nats: dict[Case, Tensor]) -> None:
+    """Draw the change of perplexity over bits a value for each curve of subgroup sizes."""
+    figure = _new_figure(7, 4)
+    axes = figure.subplots()
+    for name, (base, cases) in SUBGROUP_CURVES.items():
+        points = [
+            (float(case.bits_per_value or 0), bootstrap(nats[case], nats[FP]))
+            for case in (base, *reversed(cases))
+        ]
+        bits, found = zip(*points, strict=True)
+        values = [f.value for f in found]
+        spread = [[f.value - f.low for f in found], [f.high - f.value for f in found]]
+        axes.errorbar(bits, values, yerr=spread, marker="o", capsize=3, label=name)
+    axes.set_xlabel("bits a value (4.25: MXFP4; then subgroups of 32, 16, 8, 4)")
+    axes.set_ylabel("perplexity over that without quantization")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save_figure(path, figure)
+
+
+def write_study(
+    folder: Path,
+    losses: Callable[[Case], Tensor],
+    protocol: dict[str, Any],
+    command: str,
+    progress: Callable[[Sequence[Case]], Any] = lambda cases: cases,
+) -> list[Path]:
+    """Measure every case of the study and write the page, the figures as JSON and the plots.
+
+    Parameters
+    ----------
+    folder
+        Where the files go.
+    losses
+        Gives the losses of a case.
+    protocol
+        How it was measured; stands in the page and in the JSON file.
+    command
+        The command line that ``losses`` belongs to; stands in the page.
+    progress
+        Wraps the sequence of cases, such as ``tqdm``.
+
+    Returns
+    -------
+    The files: perplexity.md, perplexity.json, perplexity.png, subgroups.png.
+    """
+    nats = {case: losses(case) for case in progress(study_cases())}
+    parts = [
+        "# Perplexity of the bundled language model",
+        f"Generated by `{command}`; do not edit. "
+        + " ".join(f"{name}: {value}." for name, value in protocol.items()),
+        "The change is that of the perplexity against the model without quantization. Intervals "
+        "are paired bootstraps over the windows (10 000 draws): they say how far the sample of "
+        "text decides the figure, not how another model would behave.",
+    ]
+    for table in TABLES:
+        parts += [f"## {table.title}", table.text]
+        parts += [markdown([Outcome(case, nats[case]) for case in table.cases]).rstrip()]
+        if table.compared is not None:
+            parts += [_comparison(table.compared, nats)]
+        if table.title == "Subgroup sizes":
+            parts += ["![Change of perplexity over bits a value](subgroups.png)"]
+    parts += [
+        "## Orderings",
+        "What the paper reports for large models, or leads to expect. Each line compares two rows "
+        "from above window by window. *holds*: the whole interval is on the expected side; *within "
+        "the noise*: this text does not decide; *does not hold*: the whole interval is on the "
+        "other side.",
+        _claims(nats).rstrip(),
+    ]
+    page, figures = folder / "perplexity.md", folder / "perplexity.json"
+    write_atomic(page, "\n\n".join(parts) + "\n")
+    outcomes = [Outcome(case, nats[case]) for case in nats]
+    write_atomic(figures, to_json(outcomes, protocol, windows=False))
+    images = [folder / "perplexity.png", folder / "subgroups.png"]
+    plot(images[0], [Outcome(case, nats[case]) for case in TABLES[0].cases])
+    plot_subgroups(images[1], nats)
+    return [page, figures, *images]

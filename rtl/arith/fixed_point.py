@@ -1,0 +1,95 @@
+"""Fixed-point helpers of the MAC path: sums of signed numbers, shifts, leading zeros.
+
+Pure functions like those of ``arith``, each tested exhaustively.
+"""
+
+from collections.abc import Sequence
+from operator import add, or_
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
+
+from m2xfp.rtl.arith.datapath import named, reduce_tree
+
+__all__ = [
+    "leading_zeros",
+    "normalise",
+    "shift_right",
+    "signed_bits",
+    "signed_total",
+]
+
+
+def signed_bits(low: int, high: int) -> int:
+    """Return the bits that hold every integer in low..high in two's complement."""
+    return max((-low - 1 if low < 0 else 0).bit_length(), max(high, 0).bit_length()) + 1
+
+
+def signed_total(values: Sequence[Value], width: int) -> Value:
+    """Return the sum of ``values`` modulo 2^width, as an unsigned value.
+
+    Signed values, by their Amaranth shape, are not sign-extended, which would cost an adder in
+    every higher column: their sign bit of weight -2^n is inverted, which adds 2^n, and the constant
+    sum of these is taken off again. Synthesis builds one compressor tree from the sum.
+    """
+    terms: list[Value] = []
+    offset = 0
+    for value in values:
+        if value.shape().signed:
+            terms.append(Cat(value[:-1], ~value[-1]))
+            offset += 1 << (len(value) - 1)
+        else:
+            terms.append(value)
+    constant = -offset % (1 << width)
+    return (reduce_tree(add, terms) + constant)[:width] if constant else reduce_tree(add, terms)
+
+
+def shift_right(
+    m: Module, value: Value, amount: Value, name: str, fill: Value | None = None
+) -> tuple[Value, Value]:
+    """Shift ``value`` right by ``amount``; return it with a sticky bit: 1 if a set bit was lost.
+
+    ``fill`` comes in from the left, 0 if None.
+    """
+    bits = value
+    lost: list[Value] = []
+    for stage in range(len(amount)):
+        step = min(1 << stage, len(value))
+        lost.append(amount[stage] & bits[:step].any())
+        filler = Const(0, step) if fill is None else fill.replicate(step)
+        bits = named(m, f"{name}_{step}", Mux(amount[stage], Cat(bits[step:], filler), bits))
+    return bits, named(m, f"{name}_sticky", reduce_tree(or_, lost))
+
+
+def leading_zeros(m: Module, value: Value, name: str) -> tuple[Value, Value]:
+    """Return the number of zeros above the highest set bit, and whether there is a set bit.
+
+    Of zero the number is not specified. By halves: the count of the upper half if that has a set
+    bit, otherwise that of the lower half, and one more bit that says which.
+    """
+    width = 1 << max(len(value) - 1, 0).bit_length()
+
+    def count(bits: Value, top: int) -> tuple[Value, Value]:
+        if len(bits) == 1:
+            return Const(0, 0), bits
+        half = len(bits) // 2
+        (low, low_any), (high, high_any) = count(bits[:half], top), count(bits[half:], top + half)
+        found = named(m, f"{name}_any_{top}_{len(bits)}", low_any | high_any)
+        zeros = Signal(half.bit_length(), name=f"{name}_{top}_{len(bits)}")
+        m.d.comb += zeros.eq(Cat(Mux(high_any, high, low), ~high_any))
+        return zeros, found
+
+    zeros, found = count(Cat(Const(0, width - len(value)), value), 0)
+    return zeros, found
+
+
+def normalise(
+    m: Module, value: Value, amount: Value, name: str, fill: Value | None = None
+) -> Value:
+    """Shift ``value`` left by ``amount`` within its width; ``fill`` comes in from the right."""
+    for stage in reversed(range(len(amount))):
+        step = min(1 << stage, len(value))
+        filler = Const(0, step) if fill is None else fill.replicate(step)
+        value = named(
+            m, f"{name}_{step}", Mux(amount[stage], Cat(filler, value)[: len(value)], value)
+        )
+    return value

@@ -1,0 +1,37 @@
+"""The paper's processing element: eight lanes, one subgroup a clock, FP32 partial sums."""
+
+from m2xfp.formats import M2XFP_ACT, M2XFP_WEIGHT, BlockFormat
+from m2xfp.rtl.units.dot_product import DotProduct
+
+__all__ = ["PeTile"]
+
+
+class PeTile(DotProduct):
+    """Multiply eight activations with eight weights and accumulate in FP32, one beat a clock.
+
+    acc' = RNE_fp32(acc + (4 + k) P * 2^(exponent - bias)) for each subgroup (docs/format.md
+    section 7, ``fp32_subgroup``): ``DotProduct`` with eight lanes, for comparison with the tile of
+    M2XFP (arXiv 2601.19213) Sec. 5.4 and Table 5. A group comes in as several beats of one chain,
+    each with the group's scales and its own part of the metadata.
+
+    Parameters
+    ----------
+    act, weight
+        Formats of the operands.
+    chains
+        Independent accumulators, 1 to 3.
+
+    Members
+    -------
+    i, o, latency, macs_per_clock
+        As in ``DotProduct``.
+    """
+
+    def __init__(
+        self,
+        *,
+        act: BlockFormat = M2XFP_ACT,
+        weight: BlockFormat = M2XFP_WEIGHT,
+        chains: int = 3,
+    ) -> None:
+        super().__init__(act=act, weight=weight, lanes=8, chains=chains)

@@ -1,0 +1,39 @@
+"""``m2xfp bench``: what it measures and prints."""
+
+import json
+
+import torch
+from click.testing import CliRunner
+
+from m2xfp.commands.bench import command
+from m2xfp.models.bench import OPERATIONS, peak_extra_bytes
+
+
+def test_peak_memory_sees_a_temporary():
+    x = torch.ones(1 << 22)
+    result = peak_extra_bytes(lambda: x + 1, x.device)
+    assert x.nbytes * 0.9 < result < x.nbytes * 1.6
+    temporary = peak_extra_bytes(lambda: (x + 1) + (x + 2), x.device)
+    assert temporary > x.nbytes * 2.5
+
+
+def test_bench_writes_a_table_and_json(tmp_path):
+    arguments = ["--device", "cpu", "--format", "m2xfp-act", "--values", "65536"]
+    result = CliRunner().invoke(command, [*arguments, "-o", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    data = json.loads((tmp_path / "bench-cpu-bfloat16.json").read_text())
+    rows = data["measurements"]
+    assert [row["operation"] for row in rows] == ["copy", *OPERATIONS]
+    assert all(row["gvalues_per_second"] > 0 for row in rows)
+    assert rows[2]["output_bytes"] == 65536 * 4.5 / 8
+    assert (tmp_path / "bench-cpu-bfloat16.md").read_text() in result.output
+
+
+def test_bad_input(tmp_path):
+    result = CliRunner().invoke(command, ["--format", "mxfp5"])
+    assert result.exit_code != 0
+    assert "unknown format 'mxfp5'" in str(result.exception)
+    if not torch.cuda.is_available():
+        result = CliRunner().invoke(command, ["--device", "cuda", "-o", str(tmp_path / "x")])
+        assert "pass --device cpu" in str(result.exception)
+        assert not (tmp_path / "x").exists()

@@ -1,0 +1,100 @@
+"""`m2xfp lint`: all emitted Verilog is clean, and a planted fault is not."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from choices import usual_first
+
+from m2xfp.cli import main
+from m2xfp.commands.lint import lint_file
+from m2xfp.facts import EmittedFiles
+from m2xfp.rtl.catalog import select
+
+Emit = Callable[[str, str], EmittedFiles]
+
+
+ALL = [(instance.unit.name, instance.config) for instance in select()]
+# The first configuration of every unit, and each input type of the first unit.
+USUAL = list({unit: (unit, config) for unit, config in reversed(ALL)}.values())
+USUAL += [("activation_quantizer", config) for config in ("bf16x8", "fp16x32", "fp32x32")]
+
+
+@pytest.mark.parametrize("names", usual_first(ALL, USUAL), ids=lambda names: "-".join(names))
+def test_emitted_verilog_is_clean(emitted: Emit, names: tuple[str, str]) -> None:
+    files = emitted(*names)
+    assert lint_file(files.verilog, files.top) == []
+
+
+# What is inserted before the last line of the top module, and who must find it, by which name.
+PLANTED = {
+    "undriven": ("wire w; reg r; always @(posedge clk) r <= w;", "yosys", "no driver"),
+    "two drivers": ("assign m_axis_tvalid = s_axis_tvalid;", "yosys", "multiple"),
+    "loop": ("wire a, b; assign a = ~b; assign b = a & rst;", "yosys", "loop"),
+    "latch": ("reg q; always @* if (rst) q = clk;", "Verilator", "LATCH"),
+    "no such wire": ("assign nowhere = clk;", "Verilator", "nowhere"),
+    "cut assignment": ("wire [2:0] w; assign w = s_axis_tdata[7:0];", "Verilator", "WIDTHTRUNC"),
+    "blocking": ("reg z; always @(posedge clk) z = rst;", "Verilator", "BLKSEQ"),
+}
+
+
+@pytest.mark.parametrize("fault", list(PLANTED))
+def test_planted_fault_is_found(emitted: Emit, tmp_path: Path, fault: str) -> None:
+    text, tool, word = PLANTED[fault]
+    files = emitted("activation_quantizer", "bf16x8")
+    source = files.verilog.read_text()
+    assert source.count("endmodule") > 1
+    planted = tmp_path / files.verilog.name
+    planted.write_text(source.replace("endmodule", f"{text}\nendmodule", 1))
+    findings = [text for text in lint_file(planted, files.top) if f", {tool}:" in text]
+    assert len(findings) == 1
+    assert word in findings[0]
+
+
+def test_wrong_connection_is_found(emitted: Emit, tmp_path: Path) -> None:
+    """Widths of ports stay checked, although those of operands are waived."""
+    files = emitted("activation_quantizer", "bf16x8")
+    source = files.verilog.read_text()
+    planted = tmp_path / files.verilog.name
+    old = ".i__payload({ s_axis_tlast, s_axis_tdata })"
+    assert source.count(old) == 1
+    planted.write_text(source.replace(old, ".i__payload(s_axis_tdata)"))
+    assert "WIDTHEXPAND" in lint_file(planted, files.top)[0]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["m2xfp", "lint", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code or 0
+
+
+def test_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("activation_quantizer", "--config", "bf16x8", "-o", tmp_path)
+    assert run(monkeypatch, *arguments) == 0
+    assert "1 files checked, 0 with findings" in capsys.readouterr().out
+
+    import m2xfp.rtl.verilog.emit as emission
+
+    def faulty(component: object, top: str) -> str:
+        return original(component, top).replace(
+            "endmodule", "wire a, b; assign a = ~b; assign b = a & rst;\nendmodule", 1
+        )
+
+    original = emission.verilog_text
+    monkeypatch.setattr(emission, "verilog_text", faulty)
+    assert run(monkeypatch, *arguments) == 1
+    assert "loop" in capsys.readouterr().out
+
+
+def test_unknown_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "nonsense", "-o", tmp_path / "v") == 2
+    assert "activation_quantizer" in capsys.readouterr().err
+    assert run(monkeypatch, "activation_quantizer", "--config", "x", "-o", tmp_path / "v") == 2
+    assert "bf16x32" in capsys.readouterr().err
+    assert not (tmp_path / "v").exists()

@@ -1,0 +1,338 @@
+"""The dot product's Verilog against the golden model and exact rationals, and on its streams."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import mac_stimulus
+import numpy as np
+import pytest
+import reference
+from choices import usual_first
+from click.testing import CliRunner
+from golden_checks import spec_of
+from mutation import Mutation, emit_mutant
+
+from m2xfp.cli import cli
+from m2xfp.errors import InputError
+from m2xfp.facts import EmittedFiles, Facts
+from m2xfp.formats import MXFP4, MXFP6_E2M3, NVFP4
+from m2xfp.rtl.catalog import UNITS
+from m2xfp.rtl.units.dot_product import DotProduct
+from m2xfp.tb.bulk.simulator import Player, SimulationError
+from m2xfp.tb.parts.mac_arrays import (
+    decode_accumulators,
+    encode_pairs,
+    formats,
+    lanes,
+    schedule,
+)
+from m2xfp.tb.protocol.harness import TestbenchError, run_testbench
+from m2xfp.tb.units.dot_product import expected, make_job, pairs
+from m2xfp.tb.vectors import Job
+
+UNIT = "dot_product"
+CONFIGS = list(UNITS[UNIT].configs)
+USUAL = ["m2xfp-fp32", "mxfp4-fp32"]
+MODULES = ("m2xfp.tb.protocol.stream_tests", "m2xfp.tb.units.dot_product")
+Emit = Callable[[str, str], EmittedFiles]
+
+# 8 distributions of 12 x 3600 groups for each configuration: more than two million in all.
+STEPS, COUNT = 12, 3600
+
+
+@pytest.fixture
+def player(emitted: Emit, sim_dir: Path, config: str) -> Player:
+    return Player(emitted(UNIT, config), build_dir=sim_dir)
+
+
+def check(player: Player, job: Job, stall: float, seed: int) -> None:
+    """Play a job; AssertionError with the first beat whose accumulator differs."""
+    out, wanted = player.run(job.inputs, stall=stall, seed=seed).outputs["o"], job.outputs["o"]
+    assert len(out) == len(wanted), f"{len(out)} beats came out of {len(wanted)}"
+    wrong = np.flatnonzero(np.any(out.data != wanted.data, axis=1) | (out.last != wanted.last))
+    if len(wrong):
+        beat = wrong[0]
+        raise AssertionError(
+            f"{len(wrong)} of {len(out)} beats differ, first {beat}: "
+            f"{job.inputs['i'].data[beat].tobytes().hex()}\n"
+            f"RTL    {out.data[beat][::-1].tobytes().hex()} last={out.last[beat]}\n"
+            f"golden {wanted.data[beat][::-1].tobytes().hex()} last={wanted.last[beat]}"
+        )
+
+
+def regress(player: Player, steps: int, count: int, seed: int) -> None:
+    """Play every distribution, every other one with pauses."""
+    blocks = formats(player.description)
+    for index, name in enumerate(mac_stimulus.DISTRIBUTIONS):
+        made = mac_stimulus.groups(name, blocks, steps, count, seed)
+        check(player, make_job(player.description, *made), 0.2 * (index % 2), seed)
+
+
+@pytest.mark.parametrize("config", usual_first(CONFIGS, USUAL))
+def test_values(player: Player) -> None:
+    count = COUNT // (4 if player.description.parameters.get("lanes") else 1)
+    regress(player, STEPS, count, seed=1)
+    assert STEPS * COUNT * len(mac_stimulus.DISTRIBUTIONS) * len(USUAL) > 650_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS)
+def test_values_at_length(player: Player) -> None:
+    for seed in range(10, 30):
+        regress(player, STEPS, COUNT, seed)
+
+
+@pytest.mark.parametrize("config", usual_first(["m2xfp-fp32", "mxfp4-fp32", "nvfp4-fp32"], USUAL))
+def test_exact_rationals(player: Player, config: str) -> None:
+    """The RTL against fractions, which share nothing with the golden model."""
+    description = player.description
+    blocks = formats(description)
+    specs = tuple(spec_of(block.name) for block in blocks)
+    assert lanes(description) == blocks[0].group
+    for name in mac_stimulus.DISTRIBUTIONS:
+        act, weight, first = mac_stimulus.groups(name, blocks, 10, 3, seed=6)
+        if blocks[0].scale.grid:  # the reference has no scales with the unused sign bit set
+            for groups, block in zip((act, weight), blocks, strict=True):
+                groups[..., block.group_bytes[0]] &= 0x7F
+        job = make_job(description, act, weight, first)
+        acc = player.run(job.inputs).outputs["o"].data.view("<u4").reshape(10, 3)
+        for chain in range(3):
+            state = 0
+            for step in range(10):
+                state = 0 if first[step, chain] else state
+                rows = tuple(
+                    [_reference_group(groups[step, chain], block)]
+                    for groups, block in zip((act, weight), blocks, strict=True)
+                )
+                state = reference.dot(specs, rows, "fp32", state, None)
+                assert int(acc[step, chain]) == state, (name, step, chain)
+
+
+def _reference_group(packed: np.ndarray, block: object) -> reference.Group:
+    codes = packed[: block.group_bytes[0]]
+    nibbles = np.stack([codes & 15, codes >> 4], axis=1).reshape(-1).tolist()
+    fields = [int(packed[-1]) >> 2 * j & 3 for j in range(block.subgroups)]
+    return reference.Group(tuple(nibbles), (int(packed[block.group_bytes[0]]),), tuple(fields))
+
+
+@pytest.mark.parametrize("config", usual_first(CONFIGS, USUAL))
+def test_rate_and_latency(player: Player) -> None:
+    """One group a clock without bubbles, each accumulator after the stated number of clocks."""
+    description = player.description
+    made = mac_stimulus.groups("near", formats(description), 20, 30, seed=2)
+    stamps = player.run(make_job(description, *made).inputs, stamps=True).stamps
+    assert np.array_equal(stamps["i"], np.arange(len(stamps["i"])))
+    assert np.array_equal(stamps["o"], stamps["i"] + description.latency)
+
+
+@pytest.mark.parametrize("config", usual_first(["m2xfp-fp32", "m2xfp-fp32-single"], USUAL))
+def test_stalls_change_nothing(player: Player) -> None:
+    made = mac_stimulus.groups("near", formats(player.description), 20, 60, seed=3)
+    job = make_job(player.description, *made)
+    for seed, stall in enumerate(
+        [{"i": 0.9}, {"o": 0.9}, {"i": 0.1, "o": 0.9}, {"i": 0.9, "o": 0.1}, {"i": 0.5, "o": 0.5}]
+    ):
+        out = player.run(job.inputs, stall=stall, seed=seed).outputs["o"]
+        assert np.array_equal(out.data, job.outputs["o"].data)
+
+
+@pytest.mark.parametrize("config", ["m2xfp-fp32"])
+def test_reset_clears_every_chain(player: Player) -> None:
+    """Without any ``first`` the accumulators start from +0, whatever the registers held."""
+    act, weight, first = mac_stimulus.groups("near", formats(player.description), 5, 3, seed=4)
+    job = make_job(player.description, act, weight, first)
+    silent = make_job(player.description, act, weight, np.zeros_like(first))
+    for seed in range(5):
+        out = player.run(silent.inputs, seed=seed).outputs["o"]
+        assert np.array_equal(out.data, job.outputs["o"].data)
+
+
+def protocol_job(emitted: EmittedFiles) -> Job:
+    """Return 36 dot products of all distributions, mixed."""
+    description = Facts.load(emitted.json)
+    made = [
+        mac_stimulus.groups(name, formats(description), 2, 6, seed=5)
+        for name in mac_stimulus.DISTRIBUTIONS
+    ]
+    return make_job(
+        description, *(np.concatenate(parts, axis=1) for parts in zip(*made, strict=True))
+    )
+
+
+@pytest.mark.parametrize("config", usual_first(["m2xfp-fp32", "m2xfp-fp32-single"], USUAL))
+def test_protocol(emitted: Emit, sim_dir: Path, config: str) -> None:
+    """The cocotb tests: stalls, resets, full rate, latency, independent handshakes, values."""
+    files = emitted(UNIT, config)
+    ran = run_testbench(files, protocol_job(files), MODULES, build_dir=sim_dir)
+    assert ran == 11
+
+
+def test_schedule_keeps_dot_products_together() -> None:
+    first = np.zeros(20, bool)
+    first[[3, 4, 11]] = True
+    slots = schedule(first, 3)
+    assert sorted(slots[slots >= 0]) == list(range(20))
+    for chain in range(3):
+        rows = [row for row in slots[chain::3] if row >= 0]
+        assert all(second == row + 1 or first[second] for row, second in pairwise(rows))
+    assert slots[0] == 0
+    assert slots[-1] >= 0
+
+
+@pytest.mark.parametrize(
+    "config", usual_first(["m2xfp-fp32", "m2xfp-fp32_subgroup", "m2xfp-fp32-single"], USUAL)
+)
+def test_arrays(player: Player) -> None:
+    """What `m2xfp simulate` does: rows in order, dot products of random lengths."""
+    description = player.description
+    act, weight, _ = mac_stimulus.groups("near", formats(description), 300, 1, seed=7)
+    first = np.random.default_rng(7).random((300, 1)) < 0.1
+    arrays = pairs(act[:, 0], weight[:, 0], description) | {"first": first[:, 0]}
+    run = player.run(encode_pairs(arrays, description))
+    acc = decode_accumulators(run.outputs, arrays, description)["acc"]
+    assert np.array_equal(acc, expected(act, weight, first, description)[:, -1, 0])
+
+
+def test_command(tmp_path: Path, sim_dir: Path) -> None:
+    description = Facts.from_facts(_facts("m2xfp-fp32"))
+    act, weight, first = mac_stimulus.groups("near", formats(description), 50, 1, seed=8)
+    arrays = pairs(act[:, 0], weight[:, 0], description) | {"first": first[:, 0]}
+    np.savez(tmp_path / "pairs.npz", **arrays)
+    call = ["simulate", UNIT, "--config", "m2xfp-fp32", "--build-dir", str(sim_dir)]
+    call += ["--input", str(tmp_path / "pairs.npz"), "--output", str(tmp_path / "out.npz")]
+    done = CliRunner().invoke(cli, call, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    with np.load(tmp_path / "out.npz") as out:
+        assert out.files == ["acc"]
+        assert out["acc"].dtype == np.uint32
+        assert np.array_equal(out["acc"], expected(act, weight, first, description)[:, -1, 0])
+
+
+def _facts(config: str) -> dict:
+    from m2xfp.rtl.verilog.emit import describe
+
+    return describe(UNITS[UNIT], config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda arrays: arrays.pop("w_meta"), "'w_meta' is missing"),
+        (lambda arrays: arrays.update(extra=np.zeros(3)), "no field 'extra'"),
+        (lambda arrays: arrays.update(first=np.zeros(2, bool)), r"\[2\]|\[3"),
+        (lambda arrays: arrays.update(first=np.zeros(3, np.uint8)), "must be bool"),
+        (lambda arrays: arrays.update(a_codes=np.zeros((3, 15), np.uint8)), "a_codes"),
+        (lambda arrays: arrays.update(a_scales=np.zeros((3, 1), np.uint8)), "a_scales"),
+    ],
+)
+def test_wrong_arrays_are_refused(tmp_path: Path, change: Callable, message: str) -> None:
+    from m2xfp.tb.parts.mac_arrays import load_pairs
+
+    description = Facts.from_facts(_facts("m2xfp-fp32"))
+    arrays = pairs(*(np.zeros((3, 18), np.uint8) for _ in range(2)), description)
+    arrays["first"] = np.ones(3, bool)
+    change(arrays)
+    np.savez(tmp_path / "pairs.npz", **arrays)
+    with pytest.raises(InputError, match=message):
+        load_pairs(tmp_path / "pairs.npz", description)
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"act": MXFP6_E2M3, "weight": MXFP6_E2M3},
+        {"act": MXFP4, "weight": NVFP4},
+        {"chains": 4},
+        {"chains": 0},
+        {"depth": 3},
+        {"lanes": 12},
+        {"lanes": 4},
+    ],
+)
+def test_wrong_parameters_are_refused(keywords: dict) -> None:
+    with pytest.raises(InputError):
+        DotProduct(**keywords)
+
+
+DOT, ACC, DEC = (
+    "m2xfp.rtl.units.group_dot",
+    "m2xfp.rtl.units.fp32_accumulator",
+    "m2xfp.rtl.units.activation_decoder",
+)
+ARITH, STREAMS = "m2xfp.rtl.arith.datapath", "m2xfp.rtl.parts.streams"
+
+FAULTS = [
+    Mutation("ties away", ACC, "guard & (odd | rest.any() | i.borrowed)", "guard"),
+    Mutation("no sticky", ACC, "sticky = Mux(far, chosen.any(), lost) & live", "sticky = Const(0)"),
+    Mutation("no far sticky", ACC, "Mux(far, chosen.any(), lost)", "Mux(far, 0, lost)"),
+    Mutation("rounding of a borrow", ACC, "| (i.borrowed & odd & rest.all())", ""),
+    Mutation("zeros shifted in after a borrow", ACC, "fill=i.borrowed", "fill=None"),
+    Mutation("subnormals flushed", ACC, "Mux(subnormal, near, zeros)", "zeros"),
+    Mutation("hidden bit of subnormals", ACC, "acc.exponent[0] | ~hidden", "acc.exponent[0]"),
+    Mutation("overflow wraps", ACC, "exponent[8] | exponent[:8].all()", "Const(0, 1)"),
+    Mutation("infinity does not stay", ACC, "addend.nonzero & ~special", "addend.nonzero"),
+    Mutation("NaN is forgotten", ACC, "| (special & acc.mantissa[-1])", ""),
+    Mutation("NaN scale ignored", ACC, "addend.o.nan & self.valid", "Const(0, 1)"),
+    Mutation("-0 of a cancellation", ACC, "(found | i.borrowed | ~i.subtract)", "(Const(1, 1))"),
+    Mutation("far limit", ACC, "distance[5:].any()", "distance[6:].any()"),
+    Mutation("first ignored", ACC, "(self.first & self.valid)", "Const(0, 1)"),
+    Mutation(
+        "chains not cleared by reset",
+        ACC,
+        "clear = Signal(self.chains, init=-1)",
+        "clear = Signal(self.chains)",
+    ),
+    Mutation("chain out of turn", ACC, "steps.eq(self._chains - 1)", "steps.eq(0)"),
+    Mutation("down step at a power of two", DEC, "down & ~mantissa & exponent.any()", "down & 0"),
+    Mutation(
+        "metadata 0 beside code 0", DEC, "Mux(down, code.any(), self.meta != 1)", "self.meta != 1"
+    ),
+    Mutation("sign of the refinement", DOT, "flipped ^ refinement.negative", "flipped"),
+    Mutation(
+        "multiplier bits swapped", DOT, "Cat(Const(0, bit), named", "Cat(Const(0, 1 - bit), named"
+    ),
+    Mutation("a lane's sign", DOT, "negative & x.any() & w.any()", "negative & x.any()"),
+    Mutation("a stall loses a beat", STREAMS, "~self.o.ready & self.o.valid", "~self.o.ready & 0"),
+]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    usual_first(FAULTS, ["ties away", "no sticky", "a stall loses a beat"]),
+    ids=lambda fault: fault.name,
+)
+def test_regression_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
+    player = Player(emit_mutant(fault, UNIT, "m2xfp-fp32", tmp_path), build_dir=sim_dir)
+
+    def all_checks() -> None:
+        regress(player, 6, 600, seed=1)
+        test_reset_clears_every_chain(player)
+
+    with pytest.raises((AssertionError, SimulationError)):
+        all_checks()
+
+
+PROTOCOL_FAULTS = [
+    Mutation(
+        "ready follows ready",
+        STREAMS,
+        "self.i.ready.eq(~spare_valid)",
+        "self.i.ready.eq(~spare_valid & self.o.ready)",
+        "Skid",
+    ),
+    Mutation(
+        "latency misstated",
+        "m2xfp.rtl.units.dot_product",
+        "self.latency = depth + self._accumulator.latency",
+        "self.latency = depth + self._accumulator.latency + 1",
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", PROTOCOL_FAULTS, ids=lambda fault: fault.name)
+def test_protocol_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
+    mutant = emit_mutant(fault, UNIT, "m2xfp-fp32", tmp_path)
+    with pytest.raises(TestbenchError):
+        run_testbench(mutant, protocol_job(mutant), MODULES, build_dir=sim_dir)

@@ -1,0 +1,444 @@
+"""The GEMM core's Verilog against golden matrix products, and its clocks against the model."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import stimulus
+import torch
+from click.testing import CliRunner
+from mutation import Mutation, emit_mutant
+
+from m2xfp.cli import cli
+from m2xfp.commands import gemm
+from m2xfp.errors import InputError
+from m2xfp.formats import BF16, E2M1, E8M0, MXFP4, BlockFormat, Metadata
+from m2xfp.golden import get_format
+from m2xfp.models.evaluate import cut_windows, perplexity
+from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
+from m2xfp.rtl.catalog import Unit, find_unit
+from m2xfp.rtl.parts.gemm_cycles import GemmTiming
+from m2xfp.rtl.units.gemm_core import GemmCore
+from m2xfp.rtl.verilog.emit import emit
+from m2xfp.synth.gate_sim.stimulus import job_for
+from m2xfp.tb.adapters import find_adapter
+from m2xfp.tb.bulk.simulator import Player, SimulationError
+from m2xfp.tb.parts.gemm_arrays import Product, command_row, status_names
+from m2xfp.tb.units.gemm_core import (
+    GemmBench,
+    compare_losses,
+    find_bench,
+    golden_linear,
+    golden_product,
+    run_linear,
+)
+from m2xfp.tb.vectors import Beats
+
+ROOT = Path(__file__).parents[2]
+
+UNIT = "gemm_core"
+
+# M2XFP with groups of one subgroup: a small core that requantizes, which takes a group of columns.
+SMALL_ACT = BlockFormat("m2xfp-act", E2M1, E8M0, 8, Metadata("elem-em", bits=2, subgroup=8))
+SMALL_WEIGHT = BlockFormat("m2xfp-weight", E2M1, E8M0, 8, Metadata("sg-em", bits=2, subgroup=8))
+SMALL = {"act": SMALL_ACT, "weight": SMALL_WEIGHT}
+
+# By name: parameters, beside those of the catalog.
+OTHERS: dict[str, dict[str, Any]] = {
+    "small-packed": SMALL
+    | {"rows": 1, "columns": 8, "max_k": 64, "depth": 1, "chains": 2}
+    | {"activations": BF16, "results": "packed"},
+    "small-4x3": SMALL | {"rows": 4, "columns": 3, "max_k": 72, "chains": 3, "results": "bf16"},
+    "small-3x1": SMALL | {"rows": 3, "columns": 1, "max_k": 64, "chains": 1},
+    "mxfp4-1x2": {"act": MXFP4, "weight": MXFP4, "rows": 1, "columns": 2, "max_k": 128},
+    "m2xfp-1x32": {"max_k": 384, "activations": BF16, "results": "packed"},
+}
+NORMAL = ["m2xfp-2x2", "small-packed"]
+SLOW = ["small-4x3", "small-3x1", "mxfp4-1x2", "m2xfp-1x32"]
+CONFIGS = [*NORMAL, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+
+Benches = Callable[[str], GemmBench]
+
+
+@pytest.fixture(scope="module")
+def benches(sim_dir: Path) -> Benches:
+    """Return a function from a configuration to the emitted core in simulation."""
+
+    @cache
+    def bench(config: str) -> GemmBench:
+        unit = find_unit(UNIT)
+        if config in OTHERS:
+            unit = Unit(UNIT, unit.purpose, GemmCore, OTHERS, unit.golden)
+        core = unit.instance(config).component
+        assert isinstance(core, GemmCore)
+        return GemmBench(
+            core, Player(emit(unit.instance(config), sim_dir / "verilog"), build_dir=sim_dir)
+        )
+
+    return bench
+
+
+@pytest.fixture
+def bench(benches: Benches, config: str) -> GemmBench:
+    return benches(config)
+
+
+def packed_rows(block: BlockFormat, rows: int, groups: int, spread: int, seed: int) -> np.ndarray:
+    """Return random packed groups; scales within ``spread`` of one another, or any if it is 0."""
+    size = sum(block.group_bytes)
+    data = stimulus.packed_groups(rows * groups, seed, size).reshape(rows, groups, size)
+    if spread:
+        rng = np.random.default_rng(seed)
+        scales = 127 + rng.integers(-spread, spread + 1, (rows, groups))
+        data[..., block.group_bytes[0]] = scales
+    return data
+
+
+def product(core: GemmCore, m: int, n: int, groups: int, seed: int) -> Product:
+    """Return random operands of a size: any bytes, or scales near each other."""
+    spread = (0, 3, 12, 40)[seed % 4]
+    weights = packed_rows(core.pair.weight, n, groups, spread, seed)
+    group = core.pair.group
+    if core.activations is None:
+        acts = packed_rows(core.pair.act, m, groups, spread, seed + 1)
+    else:
+        names = list(stimulus.DISTRIBUTIONS)
+        kind = core.activations.name
+        raw = stimulus.groups(names[seed % len(names)], kind, m * groups, seed)[:, :group]
+        acts = np.ascontiguousarray(raw).view(np.uint8).reshape(m, groups, -1)
+    return Product(acts, weights, groups * group)
+
+
+def random_products(core: GemmCore, count: int, seed: int) -> list[Product]:
+    """Return products of random sizes that exercise every edge of the tiles."""
+    rng = np.random.default_rng(seed)
+    block = core.rows * core.chains
+    found = []
+    for n in range(count):
+        rows, columns = rng.integers(1, 3 * block + 1), rng.integers(1, 3 * core.columns + 1)
+        groups = rng.integers(1, core.max_k // core.pair.group + 1)
+        found.append(product(core, int(rows), int(columns), int(groups), seed * 1000 + n))
+    return found
+
+
+def check(bench: GemmBench, products: list[Product], stall: float, seed: int) -> None:
+    """Run the products; AssertionError with the first result whose bits differ."""
+    results, _ = bench.run(products, stall=stall, seed=seed)
+    for index, (operands, found) in enumerate(zip(products, results, strict=True)):
+        expected = golden_product(bench.core, operands)
+        wrong = np.argwhere((found != expected).any(-1))
+        assert not len(wrong), (
+            f"product {index} {operands.sizes}: {len(wrong)} of {found[..., 0].size} results "
+            f"differ, first {wrong[0].tolist()}: {found[tuple(wrong[0])]} for "
+            f"{expected[tuple(wrong[0])]}"
+        )
+
+
+def regress(bench: GemmBench, rounds: int, seed: int) -> None:
+    """Play several commands a round, without and with stalls."""
+    for n in range(rounds):
+        check(bench, random_products(bench.core, 5, seed + n), (0.0, 0.3, 0.7)[n % 3], n)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_products(bench: GemmBench) -> None:
+    """Random sizes and operands, several commands one after the other, random stalls."""
+    regress(bench, 9, seed=1)
+
+
+def check_clocks(bench: GemmBench, timing: GemmTiming) -> None:
+    """Play commands, alone and in a row; AssertionError if a count is not exact."""
+    core = bench.core
+    for n in range(25):
+        products = random_products(core, 1 + n % 4, seed=100 + n)
+        _, run = bench.run(products, stamps=True)
+        panels = [-(-len(p.weights) // core.columns) for p in products]
+        ends = np.cumsum([count * len(p.acts) for count, p in zip(panels, products, strict=True)])
+        taken = run.stamps["o"][ends - 1] - run.stamps["cmd"][0]
+        sizes = [p.sizes for p in products]
+        assert taken.tolist() == timing.finish(sizes), sizes
+        assert taken[0] == timing.clocks(*sizes[0])
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_clocks(bench: GemmBench) -> None:
+    """The cycle model's count, exactly, for one command and for commands in a row."""
+    check_clocks(bench, bench.timing)
+
+
+class OneSlot(GemmTiming):
+    """A model of a core with less room for results."""
+
+    result_slots = 1
+
+
+@pytest.mark.parametrize("config", ["m2xfp-2x2"])
+@pytest.mark.parametrize("kind", [GemmTiming, OneSlot])
+def test_miscounted_clocks_are_noticed(bench: GemmBench, kind: type[GemmTiming]) -> None:
+    facts = asdict(bench.timing)
+    if kind is GemmTiming:
+        facts["depth"] -= 1
+    with pytest.raises(AssertionError):
+        check_clocks(bench, kind(**facts))
+
+
+@pytest.mark.parametrize("config", ["m2xfp-2x2"])
+def test_latency(bench: GemmBench) -> None:
+    """A result leaves the stated number of clocks after the last of its activations."""
+    core = bench.core
+    _, run = bench.run([product(core, core.rows, 1, 5, seed=7)], stamps=True)
+    assert run.stamps["o"][0] - run.stamps["acts"][-1] == core.latency
+    assert core.array_latency == bench.timing.array_latency
+
+
+BAD = [
+    ((0, 3, 32), ["bad_m"]),
+    ((3, 0, 32), ["bad_n"]),
+    ((3, 3, 0), ["bad_k"]),
+    ((3, 3, 31), ["bad_k"]),
+    ((3, 3, 33), ["bad_k"]),
+    ((3, 3, 512 + 32), ["bad_k"]),
+    ((3, 3, (1 << 20) - 32), ["bad_k"]),
+    ((0, 0, 0), ["bad_m", "bad_n", "bad_k"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("config", "source"),
+    [
+        ("m2xfp-2x2", "random"),
+        pytest.param("m2xfp-bf16-2x2", "model", marks=pytest.mark.slow),
+    ],
+)
+def test_power_job(bench: GemmBench, source: str) -> None:
+    """What a gate-level run plays is what the Verilog gives, with a beat a clock in the middle."""
+    lanes = 3
+    job = job_for(bench.player.description, source, lanes, depth=20)
+    assert job is not None
+    assert job.groups == lanes
+    run = bench.player.run(job.inputs, stamps=True)
+    for name, beats in job.outputs.items():
+        assert np.array_equal(run.outputs[name].data, beats.data)
+        assert np.array_equal(run.outputs[name].last, beats.last)
+    clocks = bench.core.clocks_per_block
+    steps = np.diff(run.stamps["acts"])
+    assert (steps[1 : 1 + 3 * clocks] == 1).sum() >= 3 * clocks - 1
+
+
+@pytest.mark.parametrize("config", ["m2xfp-2x2"])
+@pytest.mark.parametrize("stall", [0.0, 0.5])
+def test_bad_sizes(bench: GemmBench, stall: float) -> None:
+    """Each is refused with its status and nothing else; the commands around it are computed."""
+    assert bench.core.max_k == 512
+    good = [product(bench.core, 3, 3, 2, seed=n) for n in range(len(BAD) + 1)]
+    inputs = bench.streams.inputs(good)
+    rows = [command_row(*good[0].sizes)]
+    for (sizes, _), operands in zip(BAD, good[1:], strict=True):
+        rows += [command_row(*sizes), command_row(*operands.sizes)]
+    run = bench.player.run(inputs | {"cmd": Beats(np.stack(rows))}, stall=stall)
+    names = [status_names(row[0]) for row in run.outputs["status"].data]
+    assert names == [[], *(row for _, status in BAD for row in (status, []))]
+    for operands, found in zip(good, bench.streams.results(run.outputs["o"], good), strict=True):
+        assert np.array_equal(found, golden_product(bench.core, operands))
+
+
+@pytest.mark.parametrize("config", ["m2xfp-2x2"])
+@pytest.mark.parametrize("name", ["acts", "weights"])
+@pytest.mark.parametrize("change", ["missing", "early"])
+def test_misplaced_last(bench: GemmBench, name: str, change: str) -> None:
+    """TLAST at another place than the sizes say is reported with that command, and only there."""
+    products = [product(bench.core, 5, 5, 3, seed=n) for n in range(3)]
+    inputs = bench.streams.inputs(products)
+    last = inputs[name].last.copy()
+    second = np.flatnonzero(last)[1]
+    last[second] = change == "early"
+    if change == "early":
+        last[second - 2] = True
+    run = bench.player.run(inputs | {name: Beats(inputs[name].data, last)})
+    names = [status_names(row[0]) for row in run.outputs["status"].data]
+    assert names == [[], ["misframed"], []]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "word"),
+    [
+        ({"rows": 0}, "rows"),
+        ({"columns": -1}, "columns"),
+        ({"max_k": 100}, "max_k"),
+        ({"max_k": 1 << 20}, "max_k"),
+        ({"results": "fp8"}, "results"),
+        ({"columns": 8, "results": "packed"}, "columns"),
+        ({"chains": 4}, "chains"),
+        ({"weight": MXFP4, "act": SMALL_ACT}, "group"),
+    ],
+)
+def test_parameters_are_checked(keywords: dict[str, Any], word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        GemmCore(**keywords)
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 32), (1, 0, 32), (1, 1, 48), (1, 1, 4128), (1, 1, 0)])
+def test_sizes_are_checked(sizes: tuple[int, int, int]) -> None:
+    with pytest.raises(InputError):
+        GemmTiming.of(GemmCore(max_k=4096)).clocks(*sizes)
+
+
+def test_models_reach_their_share() -> None:
+    """Every linear layer of every model at 95 % of peak or more, on 1024 to 32768 MACs."""
+    for rows, columns in ((1, 32), (4, 8), (32, 32)):
+        timing = GemmTiming(rows, columns, max_k=28672)
+        for layers in gemm.MODELS.values():
+            for layer in layers:
+                assert timing.utilisation(2048, layer.n, layer.k) >= 0.95, (rows, layer)
+
+
+def test_published_page() -> None:
+    page = ROOT / "docs" / "results" / "gemm.md"
+    assert page.read_text() == gemm.report(rows=1, columns=32, chains=3, tokens=2048)
+
+
+def test_linear_layer(sim_dir: Path) -> None:
+    """A layer of the bundled model: quantized, multiplied and quantized again in Verilog."""
+    run = run_linear(sim_dir, layer="layers.1.self_attn.q_proj", tokens=96)
+    width = load_model().config.width
+    assert (run.m, run.n, run.k) == (96, width, width)
+    assert run.mismatches == run.groups_mismatched == 0
+    assert run.equal
+    assert run.utilisation > 0.98
+
+
+def test_other_weights_are_noticed(sim_dir: Path) -> None:
+    """The comparison sees one metadata bit of one weight group."""
+    bench = find_bench("m2xfp-bf16-2x2", sim_dir)
+    rng = torch.Generator().manual_seed(1)
+    x = torch.randn(7, 64, generator=rng).to(torch.bfloat16)
+    weight = get_format("m2xfp-weight").quantize(torch.randn(5, 64, generator=rng))
+    expected = golden_linear(x, weight)
+    assert torch.equal(bench.linear(x, weight), expected)
+    weight.meta[3, 1] ^= 1
+    differs = bench.linear(x, weight) != expected
+    assert differs.any()
+    assert not differs[:, [0, 1, 2, 4]].any()
+
+
+@pytest.mark.slow
+def test_perplexity(sim_dir: Path) -> None:
+    """The bundled model with every linear layer in Verilog: the golden model's losses, exactly."""
+    windows = cut_windows(as_tokens(HELD_OUT.read_bytes()), 128)[:2]
+    verilog, golden_losses, clocks = compare_losses(sim_dir, windows)
+    assert torch.equal(verilog, golden_losses)
+    assert perplexity(verilog) == perplexity(golden_losses)
+    assert 2 < perplexity(verilog) < 8
+    assert clocks > 1_000_000
+
+
+@pytest.mark.parametrize("last_bit", [0, 1])
+def test_perplexity_command(monkeypatch: pytest.MonkeyPatch, last_bit: int) -> None:
+    """Both perplexities are printed in full, and one bit of one window decides the exit status."""
+    golden = torch.tensor([1.0, 1.25], dtype=torch.float64)
+    verilog = golden + last_bit * torch.tensor([0.0, 2.0**-52], dtype=torch.float64)
+
+    def losses(_: Path, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+        assert windows.shape == (2, 128)
+        return verilog, golden, 77
+
+    monkeypatch.setattr("m2xfp.tb.units.gemm_core.compare_losses", losses)
+    done = CliRunner().invoke(cli, ["gemm", "--perplexity", "2"])
+    assert done.exit_code == last_bit
+    assert f"golden   {perplexity(golden)!r}" in done.stdout
+    assert ("NOT equal" in done.stdout) == bool(last_bit)
+
+
+def fields(core: GemmCore, m: int, n: int, groups: int) -> dict[str, np.ndarray]:
+    """Return what a user's file holds: the planes of both operands."""
+    operands = product(core, m, n, groups, seed=2)
+    found = {}
+    for side, rows in (("a", operands.acts), ("w", operands.weights)):
+        for name, plane in zip(
+            ("codes", "scales", "meta"), np.split(rows, [16, 17], 2), strict=True
+        ):
+            found[f"{side}_{name}"] = plane.reshape(len(rows), -1)
+    return found
+
+
+@pytest.mark.parametrize("config", ["m2xfp-2x2"])
+def test_user_files(bench: GemmBench, tmp_path: Path) -> None:
+    """`m2xfp simulate` takes planes and gives the matrix."""
+    adapter, description = find_adapter(UNIT), bench.player.description
+    np.savez(tmp_path / "in.npz", **fields(bench.core, 5, 7, 3))
+    arrays = adapter.load(tmp_path / "in.npz", description)
+    run = bench.player.run(adapter.encode(arrays, description), stall=0.2)
+    out = adapter.decode(run.outputs, arrays, description)["out"]
+    expected = golden_product(bench.core, product(bench.core, 5, 7, 3, seed=2))
+    assert out.shape == (5, 7)
+    assert np.array_equal(out, expected.view(np.uint32)[..., 0])
+
+
+@pytest.mark.parametrize("config", ["m2xfp-2x2"])
+@pytest.mark.parametrize(
+    ("name", "change", "word"),
+    [
+        ("w_meta", None, "missing"),
+        ("x", np.zeros((2, 96), np.uint16), "takes no field"),
+        ("a_codes", np.zeros((5, 32), np.uint8), "must be uint8"),
+        ("a_codes", np.zeros((5, 48), np.int32), "must be uint8"),
+        ("w_scales", np.zeros(7, np.uint8), "two dimensions"),
+    ],
+)
+def test_user_errors(
+    bench: GemmBench, tmp_path: Path, name: str, change: np.ndarray | None, word: str
+) -> None:
+    arrays = fields(bench.core, 5, 7, 3)
+    if change is None:
+        del arrays[name]
+    else:
+        arrays[name] = change
+    np.savez(tmp_path / "in.npz", **arrays)
+    with pytest.raises(InputError, match=word):
+        find_adapter(UNIT).load(tmp_path / "in.npz", bench.player.description)
+
+
+@pytest.mark.parametrize("config", ["m2xfp-2x2"])
+def test_user_sizes(bench: GemmBench, tmp_path: Path) -> None:
+    np.savez(tmp_path / "in.npz", **fields(bench.core, 1, 1, 17))
+    with pytest.raises(InputError, match="k=544"):
+        find_adapter(UNIT).load(tmp_path / "in.npz", bench.player.description)
+
+
+CORE, BUFFERS, ARRAY = (
+    f"m2xfp.rtl.{name}" for name in ("units.gemm_core", "parts.gemm_buffers", "parts.gemm_array")
+)
+FAULTS = [
+    Mutation("chain never cleared", CORE, "self.first.eq(group == 0)", "self.first.eq(0)"),
+    Mutation("late step out of turn", CORE, "starts | (turn == chain)", "starts | ~starts"),
+    Mutation(
+        "weights of the other panel",
+        CORE,
+        "2 * sequencer.address + sequencer.buffer",
+        "2 * sequencer.address + ~sequencer.buffer",
+    ),
+    Mutation("buffer overwritten", CORE, "loading & ~self.full.bit_select(buffer, 1)", "loading"),
+    Mutation("full results overwritten", CORE, "step.eq(~ended | queue.ready)", "step.eq(1)"),
+    Mutation("columns not masked", BUFFERS, "lane & (tile.lanes > n).replicate(width)", "lane"),
+    Mutation("rows not masked", CORE, "Mux(last_rows, rows_left, rows)", "rows"),
+    Mutation(
+        "refinement lost",
+        ARRAY,
+        "total.refinement.eq(act.refinement[part])",
+        "total.refinement.eq(0)",
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_regression_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
+    core = find_unit(UNIT).instance("m2xfp-2x2").component
+    assert isinstance(core, GemmCore)
+    mutant = emit_mutant(fault, UNIT, "m2xfp-2x2", tmp_path)
+    with pytest.raises((AssertionError, SimulationError)):
+        regress(GemmBench(core, Player(mutant, build_dir=sim_dir)), 9, seed=1)
