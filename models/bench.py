@@ -2,9 +2,10 @@
 
 import ctypes
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +13,21 @@ from torch import Tensor
 from m2xfp.formats import BLOCK_FORMATS
 from m2xfp.golden.formats.format import Format, get_format
 from m2xfp.golden.kernels.fused import computing, kernels
+from m2xfp.results import read_figures
+from m2xfp.tables import aligned_table
 
-__all__ = ["OPERATIONS", "ROWS", "Measurement", "bench", "peak_extra_bytes", "seconds", "table"]
+__all__ = [
+    "OPERATIONS",
+    "ROWS",
+    "Measurement",
+    "bench",
+    "bench_table",
+    "peak_extra_bytes",
+    "seconds",
+    "tables",
+]
 
+_MAIN = ("copy", "mxfp4", "m2xfp-act", "m2xfp-weight")
 OPERATIONS = ("fake-quantize", "quantize", "dequantize")
 ROWS: tuple[tuple[str, dict[str, str | bool]], ...] = (
     *((name, {}) for name in BLOCK_FORMATS),
@@ -149,17 +162,43 @@ def bench(
                 yield _measure(_label(fmt), operation, how, run, part, size)
 
 
-def table(measurements: list[Measurement]) -> str:
-    """Return a markdown table; speeds also as a share of the copy's."""
-    copy = next(m.gvalues_per_second for m in measurements if m.operation == "copy")
-    lines = [
-        "| format | operation | path | Gvalues/s | of copy | peak extra / output |",
-        "|---|---|---|---|---|---|",
+def bench_table(figures: Mapping[str, Any]) -> str:
+    """Return figures of ``m2xfp bench`` as markdown; speeds also as a share of the copy's.
+
+    Parameters
+    ----------
+    figures
+        Device, dtype, values, torch, and measurements as ``Measurement`` has them.
+    """
+    found = [Measurement(**row) for row in figures["measurements"]]
+    copy = next(m.gvalues_per_second for m in found if m.operation == "copy")
+    rows = [("format", "operation", "path", "Gvalues/s", "of copy", "peak extra / output")]
+    rows += [
+        (
+            m.format,
+            m.operation,
+            m.path,
+            f"{m.gvalues_per_second:.3g}",
+            f"{100 * m.gvalues_per_second / copy:.1f} %",
+            f"{m.peak_extra_bytes / m.output_bytes:.2f}",
+        )
+        for m in found
     ]
-    lines += [
-        f"| {m.format} | {m.operation} | {m.path} | {m.gvalues_per_second:.3g} "
-        f"| {100 * m.gvalues_per_second / copy:.1f} % "
-        f"| {m.peak_extra_bytes / m.output_bytes:.2f} |"
-        for m in measurements
-    ]
-    return "\n".join(lines) + "\n"
+    return (
+        f"{figures['device']}, {figures['dtype']}, {figures['values']} values, torch "
+        f"{figures['torch']}.\n\n{aligned_table(rows)}"
+    )
+
+
+def tables(results: Path) -> dict[str, str]:
+    """Return the accepted tables by name, ``bench-DEVICE-DTYPE``.
+
+    ``...-main`` has the copy, MXFP4 and M2XFP.
+    """
+    found = {}
+    for path in sorted(results.glob("bench-*.json")):
+        figures = read_figures(path)
+        main = [row for row in figures["measurements"] if row["format"] in _MAIN]
+        found[path.stem] = bench_table(figures)
+        found[f"{path.stem}-main"] = bench_table({**figures, "measurements": main})
+    return found

@@ -4,9 +4,10 @@ Each finding compares a library, or the published formula of one, with this proj
 inputs of a small set. They are listed so that nobody changes the rule to match a library.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,8 +15,10 @@ import torch
 from m2xfp.formats import E2M1, E2M3, E3M2, E4M3, E5M2, FloatElement
 from m2xfp.golden.formats.elements import decode_magnitude, encode_magnitude
 from m2xfp.golden.formats.format import get_format
+from m2xfp.results import read_figures
+from m2xfp.tables import aligned_table
 
-__all__ = ["Finding", "findings"]
+__all__ = ["Finding", "findings", "library_table", "tables"]
 
 
 @dataclass(frozen=True)
@@ -156,3 +159,20 @@ def _finding(
     i = different[0]
     example = f"{x[i]:.6g}: library {theirs[i]:g}, rule {ours[i]:g}"
     return Finding(library, subject, len(x), len(different), example)
+
+
+def library_table(found: Iterable[Finding]) -> str:
+    """Return findings as markdown."""
+    rows = [("library", "subject", "inputs", "different", "first difference")]
+    rows += [
+        (f.library, f.subject, str(f.compared), str(f.different), f.first or "-") for f in found
+    ]
+    return aligned_table(rows)
+
+
+def tables(results: Path) -> dict[str, str]:
+    """Return the accepted table, ``libraries``."""
+    path = results / "libraries.json"
+    if not path.exists():
+        return {}
+    return {"libraries": library_table(Finding(**row) for row in read_figures(path)["findings"])}

@@ -1,15 +1,20 @@
 """How well formats represent known distributions: SQNR on reproducible samples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from m2xfp.golden.formats.format import Format
+from m2xfp.formats import BLOCK_FORMATS
+from m2xfp.golden.formats.format import Format, get_format
+from m2xfp.results import read_figures
+from m2xfp.tables import aligned_table
 
-__all__ = ["DISTRIBUTIONS", "sample", "sqnr"]
+__all__ = ["DISTRIBUTIONS", "measure_sqnr", "sample", "sqnr", "sqnr_table", "tables"]
 
 Draw = Callable[[np.random.Generator, tuple[int, int]], npt.NDArray[np.float64]]
 
@@ -38,3 +43,43 @@ def sqnr(fmt: Format, x: Tensor) -> float:
     exact = x.double()
     noise = (exact - fmt.quantize(x).dequantize().double()).square().sum()
     return float(10 * torch.log10(exact.square().sum() / noise))
+
+
+def measure_sqnr(groups: int, seed: int) -> dict[str, Any]:
+    """Measure every format, with two levels of scales where it can have them, on every sample."""
+    from tqdm import tqdm
+
+    samples = {name: sample(name, groups, seed) for name in DISTRIBUTIONS}
+    rows = []
+    for name, block in tqdm(BLOCK_FORMATS.items(), desc="SQNR", unit="format"):
+        options = {"tensor_scale": "auto"} if block.scale.name == "e4m3" else {}
+        fmt = get_format(name, **options)
+        rows.append(
+            {
+                "format": name + "".join(f", {key}={value}" for key, value in options.items()),
+                "bits_per_value": float(fmt.block.bits_per_value),
+                **{label: round(sqnr(fmt, x), 1) for label, x in samples.items()},
+            }
+        )
+    return {"groups": groups, "seed": seed, "rows": rows}
+
+
+def sqnr_table(figures: Mapping[str, Any]) -> str:
+    """Return figures of ``measure_sqnr`` as markdown."""
+    rows = [("format", "bits/value", *DISTRIBUTIONS)]
+    rows += [
+        (
+            row["format"],
+            f"{row['bits_per_value']:g}",
+            *(f"{row[name]:.1f}" for name in DISTRIBUTIONS),
+        )
+        for row in figures["rows"]
+    ]
+    how = f"{figures['groups']} groups of 32, seed {figures['seed']}"
+    return f"SQNR in dB, bfloat16, {how}.\n\n{aligned_table(rows)}"
+
+
+def tables(results: Path) -> dict[str, str]:
+    """Return the accepted table, ``sqnr``."""
+    path = results / "sqnr.json"
+    return {"sqnr": sqnr_table(read_figures(path))} if path.exists() else {}

@@ -1,29 +1,37 @@
-"""Reports of evaluations, and the study of the bundled model that docs/results shows."""
+"""Reports of evaluations, and the study of the bundled model that docs/results has figures of."""
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from m2xfp.files import atomic_path, write_atomic
+from m2xfp.files import atomic_path
 from m2xfp.models.evaluate import FP, Case, bootstrap
+from m2xfp.results import read_figures
+from m2xfp.tables import aligned_table
 
 __all__ = [
     "CLAIMS",
+    "FILE",
     "TABLES",
     "Claim",
     "Outcome",
     "StudyTable",
+    "figures",
     "markdown",
+    "ordering_table",
     "plot",
-    "plot_subgroups",
+    "plots",
     "study_cases",
-    "to_json",
-    "write_study",
+    "study_figures",
+    "study_tables",
+    "tables",
 ]
+
+FILE = "perplexity.json"
+"""Where the accepted study stands, in docs/results."""
 
 
 @dataclass(frozen=True)
@@ -45,62 +53,51 @@ class Outcome:
     tasks: dict[str, dict[str, float]] | None = None
 
 
-def _ratio(nats: Tensor, reference: Tensor) -> tuple[str, str]:
-    """Return the change of perplexity over a reference and its interval, in percent."""
-    ratio = bootstrap(nats, reference)
-    change, low, high = (100 * (x - 1) for x in (ratio.value, ratio.low, ratio.high))
+Interval = Mapping[str, float]
+"""A figure of a record, with its 95 % interval: ``value``, ``low``, ``high``."""
+
+
+def _change(ratio: Interval) -> tuple[str, str]:
+    """Return a change of perplexity and its interval, in percent."""
+    change, low, high = (100 * (ratio[name] - 1) for name in ("value", "low", "high"))
     return f"{change:+.2f} %", f"{low:+.2f} .. {high:+.2f} %"
 
 
-def _task(outcome: Outcome, task: str, metric: str) -> str:
-    return f"{outcome.tasks[task][metric]:.4f}" if outcome.tasks else ""
+def _ratio(nats: Tensor, reference: Tensor) -> dict[str, float]:
+    return asdict(bootstrap(nats, reference))
 
 
-def _rows(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows, the first of them titles, as a markdown table."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "| " + " | ".join(text.ljust(n) for text, n in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (n + 2) for n in widths) + "|")
-    return "\n".join(lines) + "\n"
-
-
-def markdown(outcomes: Sequence[Outcome]) -> str:
+def markdown(records: Sequence[Mapping[str, Any]]) -> str:
     """Return a table of perplexities; changes are against the case without quantization.
 
     Parameters
     ----------
-    outcomes
-        All on the same windows; the changes are left out where none of them is ``FP``.
+    records
+        ``results`` of ``figures``.
     """
-    reference = next((o.nats for o in outcomes if not o.case.quantizes), None)
     names = ["weights", "activations"]
-    if any(outcome.case.cache for outcome in outcomes):
+    if any(record["cache"] != "none" for record in records):
         names += ["cache", "operands"]
     metrics = [
         (task, metric)
-        for task, values in next((o.tasks for o in outcomes if o.tasks), {}).items()
+        for task, values in next((r["tasks"] for r in records if "tasks" in r), {}).items()
         for metric in values
     ]
     titles = [*names, "bits a value", "perplexity", "change", "95 % interval"]
     rows = [[*titles, *(f"{task} {metric}" for task, metric in metrics)]]
-    for outcome in outcomes:
-        bits = outcome.case.bits_per_value
-        changes = ("", "")
-        if reference is not None and outcome.case.quantizes:
-            changes = _ratio(outcome.nats, reference)
+    for record in records:
+        bits, ratio = record["bits_per_value"], record.get("over_unquantized")
+        tasks = record.get("tasks")
         rows.append(
             [
-                *(outcome.case.facts[name] for name in names),
-                "" if bits is None else f"{float(bits):g}",
-                f"{bootstrap(outcome.nats).value:.4f}",
-                *changes,
-                *(_task(outcome, task, metric) for task, metric in metrics),
+                *(record[name] for name in names),
+                "" if bits is None else f"{bits:g}",
+                f"{record['perplexity']['value']:.4f}",
+                *(("", "") if ratio is None else _change(ratio)),
+                *(f"{tasks[task][metric]:.4f}" if tasks else "" for task, metric in metrics),
             ]
         )
-    return _rows(rows)
+    return aligned_table(rows)
 
 
 def _record(outcome: Outcome, reference: Tensor | None, windows: bool) -> dict[str, Any]:
@@ -111,7 +108,7 @@ def _record(outcome: Outcome, reference: Tensor | None, windows: bool) -> dict[s
         "perplexity": asdict(bootstrap(outcome.nats)),
     }
     if reference is not None and outcome.case.quantizes:
-        record["over_unquantized"] = asdict(bootstrap(outcome.nats, reference))
+        record["over_unquantized"] = _ratio(outcome.nats, reference)
     if outcome.tasks:
         record["tasks"] = outcome.tasks
     if windows:
@@ -119,21 +116,23 @@ def _record(outcome: Outcome, reference: Tensor | None, windows: bool) -> dict[s
     return record
 
 
-def to_json(outcomes: Sequence[Outcome], facts: dict[str, Any], windows: bool = True) -> str:
-    """Return everything as JSON.
+def figures(
+    outcomes: Sequence[Outcome], protocol: Mapping[str, Any], windows: bool = True
+) -> dict[str, Any]:
+    """Return everything as figures, with their 95 % intervals.
 
     Parameters
     ----------
     outcomes
-        As for ``markdown``; figures are given with their 95 % intervals.
-    facts
+        All on the same windows; changes are left out where none of them is ``FP``.
+    protocol
         How it was measured.
     windows
         Give the loss of each window too, in nats a token.
     """
     reference = next((o.nats for o in outcomes if not o.case.quantizes), None)
     records = [_record(outcome, reference, windows) for outcome in outcomes]
-    return json.dumps({"protocol": facts, "results": records}, indent=1) + "\n"
+    return {"protocol": dict(protocol), "results": records}
 
 
 def _save_figure(path: Path, figure: Any) -> None:
@@ -148,31 +147,35 @@ def _new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def plot(path: Path, outcomes: Sequence[Outcome]) -> None:
+def plot(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Draw the change of perplexity of every quantized case, with its interval, as a PNG.
 
     Parameters
     ----------
     path
         The PNG file.
-    outcomes
-        As for ``markdown``; perplexities themselves where none of them is ``FP``.
+    records
+        As for ``markdown``; perplexities themselves where none of them is quantized.
     """
-    reference = next((o.nats for o in outcomes if not o.case.quantizes), None)
-    shown = [o for o in outcomes if o.case.quantizes or reference is None]
+    changes = any("over_unquantized" in record for record in records)
+    name = "over_unquantized" if changes else "perplexity"
+    shown = [record for record in records if name in record]
     figure = _new_figure(7, 1.2 + 0.35 * len(shown))
     axes = figure.subplots()
-    for place, outcome in enumerate(shown):
-        found = bootstrap(outcome.nats, reference)
-        spread = [[found.value - found.low], [found.high - found.value]]
-        axes.errorbar(found.value, place, xerr=spread, fmt="o", capsize=3, color="tab:blue")
-    axes.set_yticks(range(len(shown)), [outcome.case.label for outcome in shown])
+    for place, record in enumerate(shown):
+        found = record[name]
+        spread = [[found["value"] - found["low"]], [found["high"] - found["value"]]]
+        axes.errorbar(found["value"], place, xerr=spread, fmt="o", capsize=3, color="tab:blue")
+    axes.set_yticks(range(len(shown)), [_case(record).label for record in shown])
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel(
-        "perplexity" if reference is None else "perplexity over that without quantization"
-    )
+    axes.set_xlabel("perplexity over that without quantization" if changes else "perplexity")
     _save_figure(path, figure)
+
+
+def _case(record: Mapping[str, Any]) -> Case:
+    """Return the case that a record is of."""
+    return Case.parse(*(record[name] for name in ("weights", "activations", "cache", "operands")))
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,11 @@ class StudyTable:
     text: str
     cases: tuple[Case, ...]
     compared: tuple[Case, Case] | None = None
+
+    @property
+    def name(self) -> str:
+        """What pages call it."""
+        return "perplexity-" + self.title.lower().replace(" ", "-")
 
 
 def _both(weights: str, activations: str | None = None) -> Case:
@@ -420,40 +428,88 @@ def study_cases() -> list[Case]:
     return list(dict.fromkeys(case for table in TABLES for case in table.cases))
 
 
-def _claims(nats: dict[Case, Tensor]) -> str:
+def _orderings(nats: Mapping[Case, Tensor]) -> list[dict[str, Any]]:
+    """Return how the two cases of each claim compare, window by window."""
+    return [
+        {"ordering": claim.text, "ratio": _ratio(nats[claim.better], nats[claim.worse])}
+        for claim in CLAIMS
+    ]
+
+
+def ordering_table(orderings: Sequence[Mapping[str, Any]]) -> str:
+    """Return the orderings with what this text says of each, as markdown."""
     rows = [["ordering", "perplexity of the first over the second", "95 % interval", "verdict"]]
-    for claim in CLAIMS:
-        ratio = bootstrap(nats[claim.better], nats[claim.worse])
-        if ratio.high < 1:
+    for row in orderings:
+        ratio = row["ratio"]
+        if ratio["high"] < 1:
             verdict = "holds"
-        elif ratio.low > 1:
+        elif ratio["low"] > 1:
             verdict = "does not hold"
         else:
             verdict = "within the noise"
-        rows.append([claim.text, *_ratio(nats[claim.better], nats[claim.worse]), verdict])
-    return _rows(rows)
+        rows.append([row["ordering"], *_change(ratio), verdict])
+    return aligned_table(rows)
 
 
-def _comparison(pair: tuple[Case, Case], nats: dict[Case, Tensor]) -> str:
-    """Return how the perplexity of M2XFP's row differs from that of NVFP4's, with its interval."""
-    ours, theirs = pair
-    change, interval = _ratio(nats[ours], nats[theirs])
-    return f"m2xfp against nvfp4: {change} (95 % interval {interval})"
+def study_figures(
+    losses: Callable[[Case], Tensor],
+    protocol: Mapping[str, Any],
+    progress: Callable[[Sequence[Case]], Any] = lambda cases: cases,
+) -> dict[str, Any]:
+    """Measure every case of the study, and how the claims' cases compare window by window.
+
+    Parameters
+    ----------
+    losses
+        Gives the losses of a case.
+    protocol
+        How it was measured.
+    progress
+        Wraps the sequence of cases, such as ``tqdm``.
+    """
+    nats = {case: losses(case) for case in progress(study_cases())}
+    outcomes = [Outcome(case, found) for case, found in nats.items()]
+    return {**figures(outcomes, protocol, windows=False), "orderings": _orderings(nats)}
 
 
-def plot_subgroups(path: Path, nats: dict[Case, Tensor]) -> None:
+def study_tables(study: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tables of the study by name: ``perplexity-formats``, ... ``-orderings``."""
+    records = {_case(record): record for record in study["results"]}
+    ratios = {
+        (claim.better, claim.worse): row["ratio"]
+        for claim, row in zip(CLAIMS, study["orderings"], strict=True)
+    }
+    found = {}
+    for table in TABLES:
+        text = markdown([records[case] for case in table.cases])
+        if table.compared is not None:
+            change, interval = _change(ratios[table.compared])
+            text += f"\nm2xfp against nvfp4: {change} (95 % interval {interval})\n"
+        found[table.name] = f"{table.text}\n\n{text}"
+    found["perplexity-orderings"] = ordering_table(study["orderings"])
+    return found
+
+
+def plot_subgroups(path: Path, study: Mapping[str, Any]) -> None:
     """Draw the change of perplexity over bits a value for each curve of subgroup sizes."""
+    records = {_case(record): record for record in study["results"]}
     figure = _new_figure(7, 4)
     axes = figure.subplots()
     for name, (base, cases) in SUBGROUP_CURVES.items():
-        points = [
-            (float(case.bits_per_value or 0), bootstrap(nats[case], nats[FP]))
-            for case in (base, *reversed(cases))
+        points = [records[case] for case in (base, *reversed(cases))]
+        found = [record["over_unquantized"] for record in points]
+        spread = [
+            [f["value"] - f["low"] for f in found],
+            [f["high"] - f["value"] for f in found],
         ]
-        bits, found = zip(*points, strict=True)
-        values = [f.value for f in found]
-        spread = [[f.value - f.low for f in found], [f.high - f.value for f in found]]
-        axes.errorbar(bits, values, yerr=spread, marker="o", capsize=3, label=name)
+        axes.errorbar(
+            [record["bits_per_value"] for record in points],
+            [f["value"] for f in found],
+            yerr=spread,
+            marker="o",
+            capsize=3,
+            label=name,
+        )
     axes.set_xlabel("bits a value (4.25: MXFP4; then subgroups of 32, 16, 8, 4)")
     axes.set_ylabel("perplexity over that without quantization")
     axes.grid(alpha=0.3)
@@ -461,61 +517,19 @@ def plot_subgroups(path: Path, nats: dict[Case, Tensor]) -> None:
     _save_figure(path, figure)
 
 
-def write_study(
-    folder: Path,
-    losses: Callable[[Case], Tensor],
-    protocol: dict[str, Any],
-    command: str,
-    progress: Callable[[Sequence[Case]], Any] = lambda cases: cases,
-) -> list[Path]:
-    """Measure every case of the study and write the page, the figures as JSON and the plots.
+def tables(results: Path) -> dict[str, str]:
+    """Return the tables of the accepted study."""
+    path = results / FILE
+    return study_tables(read_figures(path)) if path.exists() else {}
 
-    Parameters
-    ----------
-    folder
-        Where the files go.
-    losses
-        Gives the losses of a case.
-    protocol
-        How it was measured; stands in the page and in the JSON file.
-    command
-        The command line that ``losses`` belongs to; stands in the page.
-    progress
-        Wraps the sequence of cases, such as ``tqdm``.
 
-    Returns
-    -------
-    The files: perplexity.md, perplexity.json, perplexity.png, subgroups.png.
-    """
-    nats = {case: losses(case) for case in progress(study_cases())}
-    parts = [
-        "# Perplexity of the bundled language model",
-        f"Generated by `{command}`; do not edit. "
-        + " ".join(f"{name}: {value}." for name, value in protocol.items()),
-        "The change is that of the perplexity against the model without quantization. Intervals "
-        "are paired bootstraps over the windows (10 000 draws): they say how far the sample of "
-        "text decides the figure, not how another model would behave.",
-    ]
-    for table in TABLES:
-        parts += [f"## {table.title}", table.text]
-        parts += [markdown([Outcome(case, nats[case]) for case in table.cases]).rstrip()]
-        if table.compared is not None:
-            parts += [_comparison(table.compared, nats)]
-        if table.title == "Subgroup sizes":
-            parts += ["![Change of perplexity over bits a value](subgroups.png)"]
-    parts += [
-        "## Orderings",
-        "What the paper reports for large models, or leads to expect. Each line compares two rows "
-        "from above window by window. *holds*: the whole interval is on the expected side; *within "
-        "the noise*: this text does not decide; *does not hold*: the whole interval is on the "
-        "other side.",
-        _claims(nats).rstrip(),
-    ]
-    page, figures = folder / "perplexity.md", folder / "perplexity.json"
-    write_atomic(page, "\n\n".join(parts) + "\n")
-    outcomes = [Outcome(case, nats[case]) for case in nats]
-    write_atomic(figures, to_json(outcomes, protocol, windows=False))
-    images = [folder / "perplexity.png", folder / "subgroups.png"]
-    plot(images[0], [Outcome(case, nats[case]) for case in TABLES[0].cases])
-    plot_subgroups(images[1], nats)
-    return [page, figures, *images]
+def plots(results: Path, output: Path) -> list[Path]:
+    """Draw the formats, and the curves of subgroup sizes, of the accepted study."""
+    if not (results / FILE).exists():
+        return []
+    study = read_figures(results / FILE)
+    records = {_case(record): record for record in study["results"]}
+    images = [output / "perplexity.png", output / "subgroups.png"]
+    plot(images[0], [records[case] for case in TABLES[0].cases])
+    plot_subgroups(images[1], study)
+    return images

@@ -240,6 +240,27 @@ class Instance:
         )
 
 
+# Formats of both sides that go together in a dot product.
+_PAIRS = {"act weight": ("mxfp4 mxfp4", "nvfp4 nvfp4", "m2xfp-act m2xfp-weight")}
+
+
+def _multiplied(given: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the formats of a unit that multiplies."""
+    return given["weight"], given["act"]
+
+
+def _encoded(given: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the formats of the weight encoder, whose search is in fixed point."""
+    options = {
+        "adaptive": str(given["adaptive"]).lower(),
+        "search": "fixed",
+        "fraction_bits": given["fraction_bits"],
+    }
+    texts = [f"{name}={value}" for name, value in options.items() if value is not None]
+    name, _, layout = given["block"].partition(":")
+    return f"{name}:{','.join([*filter(None, [layout]), *texts])}", "none"
+
+
 UNITS: dict[str, Unit] = {
     unit.name: unit
     for unit in (
@@ -265,6 +286,15 @@ UNITS: dict[str, Unit] = {
                 "mxfp8-e4m3-bf16x32": {"input_type": BF16, "lanes": 32, "block": MXFP8_E4M3},
                 "mxfp8-e5m2-bf16x32": {"input_type": BF16, "lanes": 32, "block": MXFP8_E5M2},
             },
+            sweep=Sweep(
+                axes={
+                    "input_type": ("bf16", "fp32"),
+                    "lanes": ("8", "16", "32"),
+                    "block": ("mxfp4", "m2xfp-act:subgroup=4", "m2xfp-act"),
+                    "stages": ("3", "4"),
+                },
+                formats=lambda given: ("none", given["block"]),
+            ),
         ),
         Unit(
             name="weight_encoder",
@@ -304,6 +334,15 @@ UNITS: dict[str, Unit] = {
                 # Keys and values of an attention cache: 128 bits a clock, vectors as they come.
                 "bf16-kv": {"input_type": BF16, "clocks_per_group": 4},
             },
+            sweep=Sweep(
+                axes={
+                    "input_type": ("bf16",),
+                    "adaptive": ("true", "false"),
+                    "clocks_per_group": ("4", "12"),
+                    "fraction_bits": ("5", "6", "8", "10"),
+                },
+                formats=_encoded,
+            ),
         ),
         Unit(
             name="activation_decoder",
@@ -333,6 +372,7 @@ UNITS: dict[str, Unit] = {
                 "mxfp4": {"act": MXFP4, "weight": MXFP4},
                 "nvfp4": {"act": NVFP4, "weight": NVFP4},
             },
+            sweep=Sweep(axes={**_PAIRS, "chains": ("1", "2", "3")}, formats=_multiplied),
         ),
         Unit(
             name="exact_accumulator",
@@ -367,6 +407,15 @@ UNITS: dict[str, Unit] = {
                 "nvfp4-fp32": {"act": NVFP4, "weight": NVFP4},
                 "m2nvfp4-fp32": {"act": M2NVFP4_ACT, "weight": M2NVFP4_WEIGHT},
             },
+            sweep=Sweep(
+                axes={
+                    **_PAIRS,
+                    "window": ("none", "usual"),
+                    "chains": ("1", "3"),
+                    "depth": ("1", "2"),
+                },
+                formats=_multiplied,
+            ),
         ),
         Unit(
             name="gemm_core",

@@ -1,44 +1,15 @@
 """``m2xfp bench``: values per second and peak extra memory of every format."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from m2xfp.errors import InputError
 from m2xfp.formats import block_format
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["command"]
 
 _DTYPES = ("bfloat16", "float16", "float32")
-
-
-def _device(name: str) -> "torch.device":
-    """Return the device to measure; InputError if this machine has none of that kind."""
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: PyTorch sees no CUDA device here; pass --device cpu")
-    return torch.device(name)
-
-
-def _describe(device: "torch.device") -> str:
-    """Return the device in words."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text() if cpuinfo.exists() else ""
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
-    return f"{names[0] if names else 'CPU'}, {torch.get_num_threads()} threads"
 
 
 @click.command()
@@ -56,7 +27,7 @@ def _describe(device: "torch.device") -> str:
     "-o",
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Write bench-DEVICE-DTYPE.md and .json into this folder too.",
+    help="Write the figures, bench-DEVICE-DTYPE.json, into this folder; docs/results accepts them.",
 )
 def command(
     device: str,
@@ -84,10 +55,11 @@ def command(
     import torch
     from tqdm import tqdm
 
-    from m2xfp.files import write_atomic
-    from m2xfp.models.bench import ROWS, bench, table
+    from m2xfp.models.bench import ROWS, bench, bench_table
+    from m2xfp.models.devices import describe_device, find_device
+    from m2xfp.results import write_figures
 
-    chosen = _device(device)
+    chosen = find_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
     cuda = chosen.type == "cuda"
@@ -96,17 +68,13 @@ def command(
     plain = min(count, 1 << (28 if cuda else 22))
     run = bench(chosen, getattr(torch, dtype), count, rows, path, plain_values=plain)
     measured = list(tqdm(run, total=1 + 3 * len(rows), desc="bench", unit="run"))
-    facts = {
-        "device": _describe(chosen),
+    figures = {
+        "device": describe_device(chosen),
         "dtype": dtype,
         "values": count,
         "torch": torch.__version__,
+        "measurements": [asdict(m) for m in measured],
     }
-    head = "".join(f"{key}: {value}\n" for key, value in facts.items())
-    text = f"{head}\n{table(measured)}"
-    click.echo(text, nl=False)
+    click.echo(bench_table(figures), nl=False)
     if output is not None:
-        stem = f"bench-{chosen.type}-{dtype}"
-        write_atomic(output / f"{stem}.md", text)
-        data = {**facts, "measurements": [asdict(m) for m in measured]}
-        write_atomic(output / f"{stem}.json", json.dumps(data, indent=1) + "\n")
+        click.echo(write_figures(output / f"bench-{chosen.type}-{dtype}.json", figures))

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from m2xfp.tables import aligned_table
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from m2xfp.facts import EmittedFiles
     from m2xfp.golden import Format
-    from m2xfp.models.lm import LanguageModel
     from m2xfp.tb.units.gemm_core import LinearRun
 
-__all__ = ["Comparison", "command", "compare", "layer_inputs"]
+__all__ = ["Comparison", "command", "compare"]
 
 UNIT = "activation_quantizer"
 ENCODER, ENCODER_CONFIG = "weight_encoder", "bf16-kv"
@@ -30,44 +30,6 @@ TYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 # The layer that goes through the GEMM core's Verilog, and bytes of text: a second of simulation.
 LAYER = "layers.0.mlp.gate_proj"
 LAYER_TOKENS = 64
-
-# What the linear layers of a block read; queries, keys and values read one tensor, gate and up too.
-READERS = {
-    "q_proj": "attention input",
-    "o_proj": "attention output",
-    "gate_proj": "feed-forward input",
-    "down_proj": "feed-forward hidden",
-}
-
-
-def layer_inputs(model: LanguageModel, tokens: Tensor) -> dict[str, Tensor]:
-    """Return what the linear layers read while the model reads tokens [n, context].
-
-    Returns
-    -------
-    Tensors [n * context, width] of the model's type, by the name of the first layer that reads
-    each.
-    """
-    import torch
-
-    found: dict[str, Tensor] = {}
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def record(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            found[name] = inputs[0].flatten(0, -2)
-
-        return record
-
-    handles = [
-        layer.register_forward_pre_hook(hook(name))
-        for name, layer in model.named_modules()
-        if name.rpartition(".")[2] in READERS
-    ]
-    with torch.no_grad():
-        model(tokens)
-    for handle in handles:
-        handle.remove()
-    return found
 
 
 @dataclass(frozen=True)
@@ -164,6 +126,8 @@ def _sqnr(inputs: dict[str, Tensor], formats: list[Format]) -> dict[str, list[fl
     """Return signal over quantization noise in dB by kind of layer input, and of all together."""
     import math
 
+    from m2xfp.models.layer_inputs import READERS
+
     powers = {kind: [0.0] * (1 + len(formats)) for kind in (*READERS.values(), "all")}
     for name, x in _bar(inputs.items(), "SQNR", "tensor"):
         signal = x.double()
@@ -198,12 +162,12 @@ def _perplexity_lines(windows: Tensor, cache: Path) -> list[str]:
     """Return the table of perplexities, and of their ratios to that of fp32."""
     from m2xfp.models.evaluate import bootstrap
 
-    baseline = _losses(windows, "none", cache)
+    plain = _losses(windows, "none", cache)
     rows = [["activations", "perplexity", "over fp32", "95 % interval"]]
-    rows.append(["fp32", f"{bootstrap(baseline).value:.4f}", "", ""])
+    rows.append(["fp32", f"{bootstrap(plain).value:.4f}", "", ""])
     for name in FORMATS:
         nats = _losses(windows, name, cache)
-        ratio = bootstrap(nats, baseline)
+        ratio = bootstrap(nats, plain)
         rows.append(
             [
                 name,
@@ -212,20 +176,7 @@ def _perplexity_lines(windows: Tensor, cache: Path) -> list[str]:
                 f"{100 * (ratio.low - 1):+.2f} .. {100 * (ratio.high - 1):+.2f} %",
             ]
         )
-    return _table(rows)
-
-
-def _table(rows: list[list[str]]) -> list[str]:
-    """Align the first column left, the others right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  "
-        + "  ".join(
-            text.rjust(width) if index else text.ljust(width)
-            for index, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return aligned_table(rows).splitlines()
 
 
 def _area_lines(configs: list[str], build: Path) -> list[str]:
@@ -234,16 +185,16 @@ def _area_lines(configs: list[str], build: Path) -> list[str]:
     from m2xfp.rtl.catalog import find_unit
     from m2xfp.synth.flow.pdk import DEFAULT_PDK, find_pdk
     from m2xfp.synth.flow.yosys import FlowOptions
-    from m2xfp.synth.report.figures import markdown_table, measure_all
+    from m2xfp.synth.report.figures import flow_facts, markdown_table, measure_all
 
     options = FlowOptions()
     try:
         pdk = find_pdk(DEFAULT_PDK)
-        pairs = [(find_unit(UNIT), config) for config in configs]
-        rows = measure_all(pairs, pdk, options, build=build)
+        instances = [find_unit(UNIT).instance(config) for config in configs]
+        rows = measure_all(instances, pdk, options, build=build)
     except MissingToolError as error:
         return [f"not measured: {error}"]
-    return markdown_table(rows, pdk, options).splitlines()
+    return markdown_table(rows, flow_facts(pdk, options)).splitlines()
 
 
 @click.command()
@@ -304,6 +255,7 @@ def command(
     from m2xfp.golden import get_format
     from m2xfp.golden.bits import to_bits
     from m2xfp.models.evaluate import cut_windows, spread
+    from m2xfp.models.layer_inputs import layer_inputs
     from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
     from m2xfp.models.quantized import linear_layers
     from m2xfp.rtl.catalog import find_unit
@@ -351,7 +303,7 @@ def command(
     click.echo(f"\nSQNR in dB of the activations in {known[configs[-1]]}")
     quality = _sqnr(inputs, [get_format(name) for name in FORMATS])
     rows = [[kind, *(f"{value:.2f}" for value in values)] for kind, values in quality.items()]
-    click.echo("\n".join(_table([["", *FORMATS], *rows])))
+    click.echo(aligned_table([["", *FORMATS], *rows]), nl=False)
 
     sample = spread(text, perplexity_windows)
     click.echo(f"\nPerplexity a byte on {sample.numel()} bytes of held-out text")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +12,6 @@ import click
 from m2xfp.errors import InputError
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
     from m2xfp.models.evaluate import Case
     from m2xfp.models.results import Outcome
 
@@ -62,36 +57,6 @@ def _memory(
             raise click.BadParameter(f"{text!r} is not DEVICE=AMOUNT, such as 0=20GiB or cpu=64GiB")
         limits[int(device) if device.isdigit() else device] = amount
     return limits
-
-
-@contextmanager
-def _processes(device: torch.device) -> Iterator[int]:
-    """Join the process group that torchrun has started, if it has; yield the rank."""
-    from torch import distributed
-
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield 0
-        return
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield distributed.get_rank()
-    finally:
-        distributed.destroy_process_group()
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from error
-    return device
 
 
 @click.command()
@@ -178,11 +143,6 @@ def _device(name: str) -> torch.device:
     type=click.Path(path_type=Path),
     help="Write the quantized model, packed: a file for the bundled model, a folder for others.",
 )
-@click.option(
-    "--results",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Run the whole study of the bundled model and write its page into this folder.",
-)
 def command(
     model: Path | None,
     weights: tuple[str, ...],
@@ -206,7 +166,6 @@ def command(
     limit: int | None,
     output: Path | None,
     save: Path | None,
-    results: Path | None,
 ) -> None:
     r"""Perplexity of MODEL with its linear layers, and its attention, in number formats.
 
@@ -224,13 +183,11 @@ def command(
     torchrun --no-python --nproc-per-node 4 m2xfp eval ~/models/Llama-3.1-8B --text wiki.test.raw
     """
     from m2xfp.models.checkpoints import dispatch, open_checkpoint, read_text
+    from m2xfp.models.devices import find_device, joined_processes
     from m2xfp.models.evaluate import check_cases, cut_windows, head_layers, spread
     from m2xfp.models.tasks import find_tasks
 
-    target = _device(device)
-    if results is not None:
-        _study(results, target, windows, batch or 4)
-        return
+    target = find_device(device)
     if (max_memory or offload) and not device_map:
         raise click.UsageError("--max-memory and --offload go with --device-map")
     checkpoint = open_checkpoint(model, dtype)
@@ -274,7 +231,7 @@ def command(
                 found = run_tasks(placed, checkpoint.tokenizer, names, manager, size, limit)
         return Outcome(case, nats, found)
 
-    with _processes(target) as rank:
+    with joined_processes(target) as rank:
         outcomes = [measure(case, quiet=rank > 0) for case in cases]
     if rank == 0:
         facts = {
@@ -288,47 +245,20 @@ def command(
         _report(outcomes, facts, output)
 
 
-def _report(outcomes: Sequence[Outcome], facts: dict[str, Any], output: Path | None) -> None:
+def _report(outcomes: Sequence[Outcome], protocol: dict[str, Any], output: Path | None) -> None:
     """Print the table; write it, the figures and the plot into a folder."""
     from m2xfp.files import write_atomic
-    from m2xfp.models.results import markdown, plot, to_json
+    from m2xfp.models.results import figures, markdown, plot
+    from m2xfp.results import write_figures
 
-    table = markdown(outcomes)
-    click.echo(f"{facts['model']}: {facts['windows']} windows of {facts['context']} tokens\n")
-    click.echo(table, nl=False)
+    found = figures(outcomes, protocol)
+    table = markdown(found["results"])
+    click.echo(
+        f"{protocol['model']}: {protocol['windows']} windows of {protocol['context']} tokens"
+    )
+    click.echo(f"\n{table}", nl=False)
     if output is not None:
-        write_atomic(output / "perplexity.json", to_json(outcomes, facts))
+        write_figures(output / "perplexity.json", found)
         write_atomic(output / "perplexity.md", table)
-        plot(output / "perplexity.png", outcomes)
+        plot(output / "perplexity.png", found["results"])
         click.echo(f"\nwritten to {output}")
-
-
-def _study(folder: Path, device: torch.device, count: int | None, batch: int) -> None:
-    """Run the study on the held-out text, or on some windows of it; keep losses in build/eval."""
-    from tqdm import tqdm
-
-    from m2xfp.models.evaluate import bundled_losses, cut_windows, spread
-    from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
-    from m2xfp.models.results import write_study
-
-    text = HELD_OUT.read_bytes()
-    whole = cut_windows(as_tokens(text), load_model().config.context)
-    windows = spread(whole, count or len(whole))
-
-    def losses(case: Case) -> Tensor:
-        with tqdm(total=len(windows), desc=case.label, unit="window", leave=False) as bar:
-            kept = Path("build/eval")
-            return bundled_losses(case, windows, kept, batch, bar.update, device)
-
-    protocol = {
-        "model": f"bundled, byte level, in float32 on {device.type}",
-        "text": f"held out, {len(text)} bytes",
-        "windows": f"{len(windows)} of the {len(whole)}, each {windows.shape[1]} bytes",
-    }
-    # The page names the folder where it belongs, wherever this run writes it.
-    line = f"m2xfp eval --results docs/results --device {device.type} --batch {batch}"
-    if count is not None:
-        line += f" --windows {count}"
-    found = write_study(folder, losses, protocol, line, lambda cases: tqdm(cases, desc="study"))
-    for path in found:
-        click.echo(path)

@@ -4,17 +4,20 @@ from pathlib import Path
 
 import click
 
+from m2xfp.commands.options import parameter_options
+
 __all__ = ["command"]
 
 
 @click.command()
-@click.argument("unit")
+@click.argument("unit", is_eager=True)
+@parameter_options
 @click.option(
     "--sweep",
     "sweeps",
     multiple=True,
     metavar="NAME=V,V,...",
-    help="Values of one parameter; repeat for several. Others keep their default sweep.",
+    help="Values of any parameter; repeat for several. Others keep UNIT's own sweep, see --list.",
 )
 @click.option("--pdk", "pdks", multiple=True, metavar="NAME", help="Library by name; repeatable.")
 @click.option(
@@ -47,16 +50,14 @@ __all__ = ["command"]
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("build/explore"),
     show_default=True,
-    help="Folder for everything that is kept, and for table and plots.",
-)
-@click.option(
-    "--results",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Another folder for table and plots alone.",
+    help="Folder for everything that is kept, and for figures and plots.",
 )
 @click.option("--list", "listing", is_flag=True, help="Show what is swept of UNIT and stop.")
 def command(
     unit: str,
+    config: str | None,
+    settings: tuple[str, ...],
+    name: str | None,
     sweeps: tuple[str, ...],
     pdks: tuple[str, ...],
     liberty: tuple[Path, ...],
@@ -67,41 +68,48 @@ def command(
     scheduler: str | None,
     workers: int,
     output: Path,
-    results: Path | None,
     listing: bool,
 ) -> None:
     r"""Measure UNIT for every combination of parameter values and plot what is worth building.
 
     Each point is emitted, mapped, timed, and simulated at gate level against the golden model.
     Points are kept: run again after an interruption, it goes on; only what changed is new.
+    Parameters that change together go into one sweep, with spaces between them.
 
     \b
     m2xfp explore activation_quantizer
-    m2xfp explore activation_quantizer --sweep lanes=8,32 --sweep input_type=bf16 --pdk osu035
-    m2xfp explore dot_product --sweep format=mxfp4,m2xfp --sweep depth=2
+    m2xfp explore activation_quantizer --sweep lanes=8,32 --set input_type=bf16 --pdk osu035
+    m2xfp explore dot_product --sweep "act weight=mxfp4 mxfp4,m2xfp-act m2xfp-weight" --set depth=2
+    m2xfp explore gemm_core --sweep rows=1,2 --set columns=2 --set max_k=64 --no-accuracy
     m2xfp explore weight_encoder --scheduler tcp://cluster:8786 -o results/
     """
+    from m2xfp.rtl.catalog import find_unit
+    from m2xfp.rtl.parameters import parse_settings
     from m2xfp.synth.flow.pdk import DEFAULT_PDK, find_pdk, pdk_from_liberty
     from m2xfp.synth.flow.yosys import FlowOptions
     from m2xfp.synth.studies.explore import explore, parse_sweep, points_of
-    from m2xfp.synth.studies.explore_report import write_report
+    from m2xfp.synth.studies.explore_report import plots, tables, write_outcomes
 
-    sweep = parse_sweep(unit, sweeps)
+    if name is not None:
+        raise click.UsageError("--name goes with a single instance; a sweep names its own")
+    row = find_unit(unit)
+    changes = parse_settings(row.component, settings)
+    axes = parse_sweep(row, sweeps, changes)
     if listing:
-        for name, values in sweep.items():
-            click.echo(f"{name:<20} {', '.join(values)}")
+        for swept, values in axes.items():
+            click.echo(f"{swept:<20} {', '.join(values)}")
         return
     if workers < 1:
         raise click.UsageError(f"--workers {workers}: at least 1")
     options = FlowOptions(abc=abc, clock_ns=clock_ns, clock_gating=clock_gating)
-    libraries = [find_pdk(name) for name in pdks or (() if liberty else (DEFAULT_PDK,))]
+    libraries = [find_pdk(library) for library in pdks or (() if liberty else (DEFAULT_PDK,))]
     if liberty:
         libraries.append(pdk_from_liberty(liberty))
     if clock_gating:  # a library without a gate is refused before any worker starts
         for library in libraries:
             _ = library.clock_gate_cell
     outcomes = explore(
-        points_of(unit, sweep),
+        points_of(row, config, changes, axes),
         libraries,
         options,
         accuracy=accuracy,
@@ -109,5 +117,9 @@ def command(
         workers=workers,
         folder=output,
     )
-    for line in write_report(outcomes, results or output):
-        click.echo(line)
+    click.echo(f"figures: {write_outcomes(outcomes, output)}")
+    for title, table in tables(output).items():
+        if title.startswith(f"explore-{unit}-"):
+            click.echo(f"\n{title}\n\n{table}", nl=False)
+    for path in plots(output, output):
+        click.echo(f"plot: {path}")

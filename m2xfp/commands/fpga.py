@@ -152,19 +152,19 @@ def simulate_command(
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("docs/results"),
     show_default=True,
-    help="Folder for fpga.md and fpga.json.",
+    help="Folder for fpga.json.",
 )
 def table(boards: tuple[str, ...], results: Path) -> None:
-    """Build each BOARD, or every board, with its default units; write the table of figures (slow).
+    """Build each BOARD, or every board, with its default units; write the figures (slow).
 
     A board that holds the GEMM core is built with that as well.
-    What `m2xfp fpga simulate` has shown of these builds is tabulated beside them.
+    What `m2xfp fpga simulate` has shown of these builds is kept beside them.
     """
     from m2xfp.fpga.flow.boards import BOARDS, find_board
     from m2xfp.fpga.flow.report import write_results
 
-    for path in write_results(results, [find_board(name).name for name in boards or BOARDS]):
-        click.echo(f"written: {path}")
+    path = write_results(results, [find_board(name).name for name in boards or BOARDS])
+    click.echo(f"written: {path}; draw the pages anew: m2xfp report --pages")
 
 
 command.add_command(run)

@@ -83,9 +83,7 @@ def _roles(
     help="Compare with the accepted figures in docs/results; exit status 1 if an area or a path "
     "grew by more than 3 %.",
 )
-@click.option(
-    "--accept", is_flag=True, help="Make the measured figures the accepted ones, with the plots."
-)
+@click.option("--accept", is_flag=True, help="Make the measured figures the accepted ones.")
 @click.option(
     "--breakdown/--no-breakdown",
     default=True,
@@ -142,10 +140,11 @@ def command(
         raise click.UsageError("--cell names cells of the library that --liberty gives")
 
     from m2xfp.files import write_atomic
+    from m2xfp.results import RESULTS, write_figures
     from m2xfp.rtl.catalog import select
     from m2xfp.synth.flow.yosys import FlowOptions
-    from m2xfp.synth.report import accepted as baseline
-    from m2xfp.synth.report.figures import markdown_table, measure_all, to_json
+    from m2xfp.synth.report import accepted
+    from m2xfp.synth.report.figures import flow_facts, markdown_table, measure_all, report
 
     instances = [
         instance for unit in units or (None,) for instance in chosen(unit, config, settings, name)
@@ -158,26 +157,26 @@ def command(
         clock_gating=clock_gating,
     )
     library = pdk_from_liberty(liberty, roles) if liberty else find_pdk(pdk or DEFAULT_PDK)
-    baseline_rows = baseline.load(baseline.RESULTS, library, options) if check or accept else []
+    known_rows = accepted.load(RESULTS, library, options) if check or accept else []
     rows = measure_all(instances, library, options, power=power, breakdown=accept and breakdown)
-    table = markdown_table(rows, library, options)
+    table = markdown_table(rows, flow_facts(library, options))
     if json_file:
-        write_atomic(json_file, to_json(rows, library, options))
+        write_figures(json_file, report(rows, library, options))
     if markdown_file:
         write_atomic(markdown_file, table)
     click.echo(table, nl=False)
-    found = baseline.changes(baseline_rows, rows)
+    found = accepted.changes(known_rows, rows)
     for change in found:
         click.echo(str(change))
     if accept:
         known = [(instance.unit.name, instance.config) for instance in select()]
-        for path in baseline.accept(baseline.RESULTS, baseline_rows, rows, known, library, options):
-            click.echo(f"accepted: {path}")
+        path = accepted.accept(RESULTS, known_rows, rows, known, library, options)
+        click.echo(f"accepted: {path}; draw the pages anew: m2xfp report --pages")
     elif check:
         grown = sum(change.is_regression for change in found)
         click.echo(
             f"{len(rows)} measured, {len(found)} figures changed, {grown} by more than "
-            f"{baseline.LIMIT:.0%} for the worse"
+            f"{accepted.LIMIT:.0%} for the worse"
         )
         if grown:
             click.echo("if this is meant: m2xfp synth --accept", err=True)

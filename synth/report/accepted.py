@@ -1,27 +1,25 @@
-"""The committed figures in docs/results: what a run changed against them, and accepting it.
+"""The accepted figures in docs/results: what a run changed against them, and accepting it.
 
 One JSON file a library holds the rows of every unit and configuration that were accepted, with the
-flow that measured them; the table and the plots beside it are drawn from it. Figures with clock
-gates have files of their own, named ``...-gated``.
+flow that measured them; ``m2xfp report`` draws tables and plots from it. Figures with clock gates
+have files of their own, named ``...-gated``.
 """
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from m2xfp.errors import InputError
-from m2xfp.files import write_atomic
+from m2xfp.results import read_figures, write_figures
 from m2xfp.rtl.catalog import find_unit
 from m2xfp.synth.flow.pdk import Pdk
 from m2xfp.synth.flow.yosys import FlowOptions
-from m2xfp.synth.report.figures import Row, flow_facts, markdown_table
-from m2xfp.synth.studies.paper import paper_table
+from m2xfp.synth.report.figures import Row, flow_facts, markdown_table, report
 
-__all__ = ["LIMIT", "RESULTS", "Change", "accept", "changes", "load"]
+__all__ = ["LIMIT", "Change", "accept", "accepted_files", "changes", "load", "plots", "tables"]
 
-RESULTS = Path("docs/results")
 LIMIT = 0.03  # growth of area or path beyond this is a regression
 
 # Figures that are compared; those that a run can fail on stand first.
@@ -70,6 +68,24 @@ def _name(pdk: Pdk, options: FlowOptions) -> str:
     return pdk.name + "-gated" * options.clock_gating
 
 
+def _read(path: Path) -> tuple[dict[str, Any], list[Row]]:
+    """Return the flow and the rows of an accepted file."""
+    try:
+        figures = read_figures(path)
+        return dict(figures["flow"]), [Row(**row) for row in figures["rows"]]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a report of m2xfp synth: {error}") from error
+
+
+def accepted_files(folder: Path) -> dict[str, tuple[Mapping[str, Any], list[Row]]]:
+    """Return flow and rows of every accepted library, by its name with ``-gated`` where it has.
+
+    Raises InputError for a damaged file.
+    """
+    paths = sorted(folder.glob("synth-*.json"))
+    return {path.stem.removeprefix("synth-"): _read(path) for path in paths}
+
+
 def load(folder: Path, pdk: Pdk, options: FlowOptions) -> list[Row]:
     """Return the accepted rows of a library, none if there are none yet.
 
@@ -81,12 +97,7 @@ def load(folder: Path, pdk: Pdk, options: FlowOptions) -> list[Row]:
     path = folder / f"synth-{_name(pdk, options)}.json"
     if not path.exists():
         return []
-    try:
-        report = json.loads(path.read_text())
-        rows = [Row(**row) for row in report["rows"]]
-        flow = report["flow"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a report of m2xfp synth: {error}") from error
+    flow, rows = _read(path)
     present = json.loads(json.dumps(flow_facts(pdk, options)))
     if differing := [name for name in present if flow.get(name) != present[name]]:
         raise InputError(
@@ -120,35 +131,45 @@ def accept(
     known: Iterable[tuple[str, str]],
     pdk: Pdk,
     options: FlowOptions,
-) -> list[Path]:
-    """Write the measured rows over the accepted ones, with table and plots; return the files.
+) -> Path:
+    """Write the measured rows over the accepted ones; return the file.
 
     The rows are those of ``known``, unit and configuration of the whole catalog, in its order; an
     accepted row of a unit that is no more is dropped.
     """
-    from m2xfp.synth.report.plots import plot_area, plot_tradeoff
-
     rows = {_key(row): row for row in (*accepted, *measured)}
     kept = [rows[key] for key in known if key in rows]
-    report: dict[str, Any] = {
-        "flow": flow_facts(pdk, options),
-        "rows": [asdict(row) for row in kept],
-    }
-    name = _name(pdk, options)
-    files = [
-        write_atomic(folder / f"synth-{name}.json", json.dumps(report, indent=1) + "\n"),
-        write_atomic(folder / f"synth-{name}.md", markdown_table(kept, pdk, options)),
-    ]
-    macs = {
-        (unit, config): facts.macs_per_clock
-        for unit, config in map(_key, kept)
-        if (facts := find_unit(unit).instance(config).facts).macs_per_clock
-    }
-    if compared := paper_table(kept, pdk, macs):
-        files.append(write_atomic(folder / f"paper-{name}.md", compared))
-    drawn = replace(pdk, title=f"{pdk.title}, clock gates") if options.clock_gating else pdk
-    for ending, plot in (("area", plot_area), ("tradeoff", plot_tradeoff)):
-        path = folder / f"synth-{name}-{ending}.svg"
-        plot(kept, drawn, path)
-        files.append(path)
-    return files
+    path = folder / f"synth-{_name(pdk, options)}.json"
+    return write_figures(path, report(kept, pdk, options))
+
+
+def tables(results: Path) -> dict[str, str]:
+    """Return the tables of all accepted libraries by name.
+
+    ``synth-LIBRARY`` has everything, ``synth-LIBRARY-units`` the first configuration of each unit,
+    ``synth-LIBRARY-UNIT`` one unit.
+    """
+    found = {}
+    for name, (flow, rows) in accepted_files(results).items():
+        found[f"synth-{name}"] = markdown_table(rows, flow)
+        first = [row for row in rows if row.config == find_unit(row.unit).default]
+        if first:
+            found[f"synth-{name}-units"] = markdown_table(first, flow)
+        for unit in dict.fromkeys(row.unit for row in rows):
+            own = [row for row in rows if row.unit == unit]
+            found[f"synth-{name}-{unit}"] = markdown_table(own, flow)
+    return found
+
+
+def plots(results: Path, output: Path) -> list[Path]:
+    """Draw area by module, and area against throughput, of every accepted library."""
+    from m2xfp.synth.report.plots import plot_area, plot_tradeoff
+
+    drawn = []
+    for name, (flow, rows) in accepted_files(results).items():
+        library = flow["pdk_title"] + ", clock gates" * flow["clock_gating"]
+        for ending, plot in (("area", plot_area), ("tradeoff", plot_tradeoff)):
+            path = output / f"synth-{name}-{ending}.svg"
+            plot(rows, library, path)
+            drawn.append(path)
+    return drawn

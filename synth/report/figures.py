@@ -1,7 +1,6 @@
 """Reports: one row for each unit, configuration and library, as JSON and as a markdown table."""
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,15 +19,15 @@ from m2xfp.synth.flow.yosys import (
     synthesize,
     yosys_command,
 )
+from m2xfp.tables import aligned_table
 
 __all__ = [
     "Row",
-    "aligned_table",
     "flow_facts",
     "markdown_table",
     "measure",
     "measure_all",
-    "to_json",
+    "report",
 ]
 
 WORKERS = 2  # syntheses at a time: each takes one core and up to 1 GB
@@ -233,10 +232,9 @@ def flow_facts(pdk: Pdk, options: FlowOptions) -> dict[str, Any]:
     }
 
 
-def to_json(rows: Iterable[Row], pdk: Pdk, options: FlowOptions) -> str:
-    """Return the report as JSON: how it was measured, and the rows."""
-    report = {"flow": flow_facts(pdk, options), "rows": [asdict(row) for row in rows]}
-    return json.dumps(report, indent=2) + "\n"
+def report(rows: Iterable[Row], pdk: Pdk, options: FlowOptions) -> dict[str, Any]:
+    """Return the figures of a report: how it was measured, and the rows."""
+    return {"flow": flow_facts(pdk, options), "rows": [asdict(row) for row in rows]}
 
 
 _COLUMNS = (
@@ -257,23 +255,17 @@ _COLUMNS = (
 )
 
 
-def aligned_table(table: Sequence[Sequence[str]]) -> str:
-    """Return rows of text, the first of them the titles, as an aligned markdown table."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "| "
-        + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))
-        + " |"
-        for line in table
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines) + "\n"
-
-
-def markdown_table(rows: Sequence[Row], pdk: Pdk, options: FlowOptions) -> str:
+def markdown_table(rows: Sequence[Row], flow: Mapping[str, Any]) -> str:
     """Return the rows as a markdown table, under a line that says how they were measured.
 
     Columns without a figure in any row are left out.
+
+    Parameters
+    ----------
+    rows
+        The figures.
+    flow
+        How they were measured, see ``flow_facts``.
     """
     columns = [
         column for column in _COLUMNS if any(getattr(row, column[1]) is not None for row in rows)
@@ -288,9 +280,9 @@ def markdown_table(rows: Sequence[Row], pdk: Pdk, options: FlowOptions) -> str:
             ]
         )
     how = (
-        f"{pdk.title}; {yosys_command()[1]}, abc script {options.abc!r}, "
-        f"{'flat' if options.flatten else 'hierarchical'}"
-        f"{', clock gates' * options.clock_gating}; no wires, no clock tree; "
-        f"GE = {pdk.nand2_cell.area:g} um2 ({pdk.nand2_cell.name})."
+        f"{flow['pdk_title']}; {flow['yosys']}, abc script {flow['abc']!r}, "
+        f"{'flat' if flow['flatten'] else 'hierarchical'}"
+        f"{', clock gates' * flow['clock_gating']}; no wires, no clock tree; "
+        f"GE = {flow['nand2_area_um2']:g} um2 ({flow['nand2']})."
     )
     return f"{how}\n\n{aligned_table(table)}"

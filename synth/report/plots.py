@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from m2xfp.files import atomic_path
-from m2xfp.synth.flow.pdk import Pdk
 from m2xfp.synth.report.figures import Row
 
 __all__ = ["draw", "plot_area", "plot_tradeoff"]
@@ -31,7 +30,7 @@ def _label(row: Row) -> str:
     return f"{row.unit} {row.config}"
 
 
-def plot_area(rows: Sequence[Row], pdk: Pdk, path: Path) -> None:
+def plot_area(rows: Sequence[Row], library: str, path: Path) -> None:
     """Stack the area of every configuration by module, from the runs that keep the hierarchy."""
     parts = [(row, row.module_area_um2) for row in rows if row.module_area_um2]
     totals: dict[str, float] = {}
@@ -56,13 +55,13 @@ def plot_area(rows: Sequence[Row], pdk: Pdk, path: Path) -> None:
                 axes.barh(labels, widths, left=left, label=module.replace("_", " "))
             left = [a + b for a, b in zip(left, widths, strict=True)]
         axes.invert_yaxis()
-        axes.set_xlabel(f"area, um2 ({pdk.title}; hierarchy kept)")
+        axes.set_xlabel(f"area, um2 ({library}; hierarchy kept)")
         axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
 
     draw(path, (9, 1.6 + 0.3 * len(parts)), paint)
 
 
-def plot_tradeoff(rows: Sequence[Row], pdk: Pdk, path: Path) -> None:
+def plot_tradeoff(rows: Sequence[Row], library: str, path: Path) -> None:
     """Draw area against throughput at the highest clock, one point a configuration."""
 
     def paint(axes: Any) -> None:
@@ -81,7 +80,7 @@ def plot_tradeoff(rows: Sequence[Row], pdk: Pdk, path: Path) -> None:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("million groups a second at the highest clock")
-        axes.set_ylabel(f"area, um2 ({pdk.title})")
+        axes.set_ylabel(f"area, um2 ({library})")
         axes.legend(fontsize="small")
 
     draw(path, (8, 5.5), paint)

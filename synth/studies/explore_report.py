@@ -1,17 +1,16 @@
 """Table and plots of a sweep."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from m2xfp.files import write_atomic
-from m2xfp.synth.report.figures import aligned_table
+from m2xfp.results import read_figures, write_figures
 from m2xfp.synth.report.plots import draw
 from m2xfp.synth.studies.explore import Outcome, front
+from m2xfp.tables import aligned_table
 
-__all__ = ["write_report"]
+__all__ = ["plots", "sweep_table", "tables", "write_outcomes"]
 
 # File ending, then name and meaning of what is drawn across and up; small is good in all.
 _PLOTS = (
@@ -43,20 +42,29 @@ def _varied(outcomes: Sequence[Outcome]) -> list[str]:
     ]
 
 
-def write_report(outcomes: Sequence[Outcome], folder: Path) -> Iterator[str]:
-    """Write the points as JSON, and of every library a table and plots; yield lines to print.
+def write_outcomes(outcomes: Sequence[Outcome], folder: Path) -> Path:
+    """Write the points as figures, ``explore-UNIT.json``."""
+    points = [asdict(outcome) for outcome in outcomes]
+    return write_figures(folder / f"explore-{outcomes[0].unit}.json", {"points": points})
 
-    The files are ``explore-<unit>.json``, ``explore-<unit>-<pdk>.md`` and
-    ``explore-<unit>-<pdk>-<plot>.svg``.
-    """
-    name = f"explore-{outcomes[0].unit}"
-    text = json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n"
-    yield f"{len(outcomes)} points: {write_atomic(folder / f'{name}.json', text)}"
-    for pdk in dict.fromkeys(outcome.pdk for outcome in outcomes):
-        own = [outcome for outcome in outcomes if outcome.pdk == pdk]
-        table = _table(own)
-        write_atomic(folder / f"{name}-{pdk}.md", table)
-        yield f"\n{pdk}\n\n{table}"
+
+def _read(results: Path) -> Iterator[tuple[str, list[Outcome]]]:
+    """Yield the outcomes of each sweep and library, by their name."""
+    for path in sorted(results.glob("explore-*.json")):
+        outcomes = [Outcome(**point) for point in read_figures(path)["points"]]
+        for pdk in dict.fromkeys(outcome.pdk for outcome in outcomes):
+            yield f"{path.stem}-{pdk}", [outcome for outcome in outcomes if outcome.pdk == pdk]
+
+
+def tables(results: Path) -> dict[str, str]:
+    """Return the table of each sweep and library, ``explore-UNIT-LIBRARY``."""
+    return {name: sweep_table(own) for name, own in _read(results)}
+
+
+def plots(results: Path, output: Path) -> list[Path]:
+    """Draw what is worth building of each sweep: Pareto fronts, where there are figures."""
+    drawn = []
+    for name, own in _read(results):
         for ending, across, up in _PLOTS:
             points = [(_figure(outcome, across[0]), _figure(outcome, up[0])) for outcome in own]
             known = [
@@ -65,12 +73,14 @@ def write_report(outcomes: Sequence[Outcome], folder: Path) -> Iterator[str]:
                 if x is not None and y is not None
             ]
             if known:
-                path = folder / f"{name}-{pdk}-{ending}.svg"
+                path = output / f"{name}-{ending}.svg"
                 _plot(known, across[1], up[1], path)
-                yield f"plot: {path}"
+                drawn.append(path)
+    return drawn
 
 
-def _table(outcomes: Sequence[Outcome]) -> str:
+def sweep_table(outcomes: Sequence[Outcome]) -> str:
+    """Return the points of a sweep on one library, as markdown."""
     names = list(outcomes[0].parameters)
     lines = [[*names, "bits", "area um2", "path ns", "ns/group", "pJ/group", "perplexity ratio"]]
     for outcome in outcomes:
@@ -78,7 +88,7 @@ def _table(outcomes: Sequence[Outcome]) -> str:
         lines.append(
             [
                 *outcome.parameters.values(),
-                f"{outcome.bits_per_value:g}",
+                "" if outcome.bits_per_value is None else f"{outcome.bits_per_value:g}",
                 f"{outcome.row['area_um2']:.0f}",
                 f"{outcome.row['critical_path_ns']:.3f}",
                 f"{_figure(outcome, 'ns_per_group'):.3f}",

@@ -1,13 +1,13 @@
 """What the MAC path costs: area of the dot product by module, and energy beside a bare product."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from m2xfp.synth.flow.pdk import Pdk, find_pdk
-from m2xfp.synth.flow.yosys import BUILD, FlowOptions
-from m2xfp.synth.report.figures import Row, aligned_table, measure
+from m2xfp.synth.report.accepted import accepted_files
+from m2xfp.synth.report.figures import Row
+from m2xfp.tables import aligned_table
 
-__all__ = ["area_table", "energy_table", "mac_report"]
+__all__ = ["area_table", "energy_table", "mac_report", "tables"]
 
 # Energy a MAC in one Nangate45 flow with zero-delay activity, not this project's: a bare
 # combinational E2M1 dot product of 32, and the dot engine of the open RISC-V M2XFP processor.
@@ -37,21 +37,20 @@ def area_table(areas: Mapping[str, Mapping[str, float]]) -> str:
     base, other = (areas[name] for name in FORMATS)
     total = sum(base.values())
     rows = [("module", "mxfp4 um2", "m2xfp um2", "difference", "of mxfp4's total")]
-    modules = sorted(base.keys() | other.keys(), key=lambda name: base.get(name, 0) - other[name])
-    for name in modules:
-        more = other[name] - base.get(name, 0.0)
+    more = {name: other.get(name, 0.0) - base.get(name, 0.0) for name in base.keys() | other.keys()}
+    for name in sorted(more, key=lambda name: (-round(more[name], 6), name)):
         rows.append(
             (
                 name,
                 f"{base.get(name, 0.0):.1f}",
-                f"{other[name]:.1f}",
-                f"{more:+.1f}",
-                f"{more / total:+.1%}",
+                f"{other.get(name, 0.0):.1f}",
+                f"{more[name]:+.1f}",
+                f"{more[name] / total:+.1%}",
             )
         )
-    more = sum(other.values()) - total
+    grown = sum(other.values()) - total
     rows.append(
-        ("all", f"{total:.1f}", f"{total + more:.1f}", f"{more:+.1f}", f"{more / total:+.1%}")
+        ("all", f"{total:.1f}", f"{total + grown:.1f}", f"{grown:+.1f}", f"{grown / total:+.1%}")
     )
     return aligned_table(rows)
 
@@ -86,39 +85,49 @@ def energy_table(rows: Mapping[tuple[str, str], Row]) -> str:
     return aligned_table(table)
 
 
-def mac_report(pdk_name: str, build: Path = BUILD) -> str:
-    """Return both tables for a library, as markdown."""
-    from tqdm import tqdm
+def mac_report(rows: Sequence[Row], title: str) -> str:
+    """Return both tables for a library, as markdown; empty where a row that they need is missing.
 
-    from m2xfp.rtl.catalog import find_unit
-
-    pdk: Pdk = find_pdk(pdk_name)
-    options = FlowOptions()
-    areas, rows = {}, {}
-    flat: dict[str, float] = {}
-    with tqdm(total=len(ENERGY_ROWS), desc="synthesis and power", unit="unit") as bar:
-        for name, config in ENERGY_ROWS:
-            split = name == "dot_product" and config.endswith("-fp32")
-            row = measure(
-                find_unit(name), config, pdk, options, power=True, breakdown=split, build=build
-            )
-            rows[name, config] = row
-            if split:
-                assert row.module_area_um2 is not None
-                top = find_unit(name).instance(config).top  # the shell of AXI names: no area
-                areas[config.removesuffix("-fp32")] = {
-                    part: area for part, area in row.module_area_um2.items() if part != top
-                }
-                flat[config.removesuffix("-fp32")] = row.area_um2
-            bar.update()
-    more = flat["m2xfp"] / flat["mxfp4"] - 1
+    Parameters
+    ----------
+    rows
+        Its accepted rows.
+    title
+        The library in words.
+    """
+    known = {(row.unit, row.config): row for row in rows}
+    chosen = {key: known[key] for key in ENERGY_ROWS if key in known}
+    splits = {name: known.get(("dot_product", f"{name}-fp32")) for name in FORMATS}
+    areas = {
+        name: _own_modules(row.module_area_um2)
+        for name, row in splits.items()
+        if row is not None and row.module_area_um2 is not None
+    }
+    energies = [row.energy_pj_per_mac for row in chosen.values()]
+    if len(areas) < len(FORMATS) or len(chosen) < len(ENERGY_ROWS) or None in energies:
+        return ""
+    base, other = (known["dot_product", f"{name}-fp32"].area_um2 for name in FORMATS)
     return (
-        f"{pdk.title}. Dot product with FP32 accumulation, by module, hierarchy kept; flat, as in "
-        f"all other tables, M2XFP takes {flat['m2xfp']:.0f} um2 and MXFP4 {flat['mxfp4']:.0f}, "
-        f"{more:+.1%}.\n\n{area_table(areas)}\n"
+        f"{title}. Dot product with FP32 accumulation, by module, hierarchy kept; flat, as in "
+        f"all other tables, M2XFP takes {other:.0f} um2 and MXFP4 {base:.0f}, "
+        f"{other / base - 1:+.1%}.\n\n{area_table(areas)}\n"
         "Energy a MAC on tensors of the bundled model, from the mapped netlists. Last columns: "
         "over that of a bare E2M1 dot product (`group_dot mxfp4` without its clock), and, as an "
         "**estimate**, over that of the open RISC-V M2XFP engine, which is known beside a bare "
         f"product in another flow ({BARE_PJ} and {ENGINE_PJ} pJ/MAC in Nangate45); the aim there "
-        f"is {AIM}.\n\n{energy_table(rows)}"
+        f"is {AIM}.\n\n{energy_table(chosen)}"
     )
+
+
+def _own_modules(areas: Mapping[str, float]) -> dict[str, float]:
+    """Return the modules that have an area: the shell of AXI names, for one, has none."""
+    return {module: area for module, area in areas.items() if area}
+
+
+def tables(results: Path) -> dict[str, str]:
+    """Return what the MAC path costs on each accepted library, ``mac-LIBRARY``."""
+    found = {
+        f"mac-{name}": mac_report(rows, flow["pdk_title"])
+        for name, (flow, rows) in accepted_files(results).items()
+    }
+    return {name: table for name, table in found.items() if table}

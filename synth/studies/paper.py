@@ -4,14 +4,17 @@ Source: M2XFP, ASPLOS 2026, arXiv 2601.19213, Table 5 and its comparison of PE t
 500 MHz.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from m2xfp.synth.flow.pdk import Pdk
-from m2xfp.synth.report.figures import Row, aligned_table
+from m2xfp.rtl.catalog import find_unit
+from m2xfp.synth.report.accepted import accepted_files
+from m2xfp.synth.report.figures import Row
 from m2xfp.synth.studies.sram import Buffer
+from m2xfp.tables import aligned_table
 
-__all__ = ["BUFFERS", "PUBLISHED", "Published", "paper_table"]
+__all__ = ["BUFFERS", "PUBLISHED", "Published", "paper_table", "tables"]
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,13 @@ BUFFERS = tuple(
 _REFERENCE = "PE tile, MXFP4"  # what the paper gives the cost of metadata against
 
 
-def paper_table(rows: Sequence[Row], pdk: Pdk, macs: dict[tuple[str, str], int]) -> str:
+def paper_table(rows: Sequence[Row], pdk: str, macs: Mapping[tuple[str, str], int]) -> str:
     """Return the comparison for what has been measured, as markdown; empty if nothing has.
 
     Parameters
     ----------
     rows, pdk
-        What was measured, on which library.
+        What was measured, and the name of the library.
     macs
         Multiply-accumulates a clock by unit and configuration, where there are any.
     """
@@ -72,7 +75,7 @@ def paper_table(rows: Sequence[Row], pdk: Pdk, macs: dict[tuple[str, str], int])
     (reference,) = (entry for entry in PUBLISHED if entry.name == _REFERENCE)
     ours = density(reference)
     ratio = ("um2/MAC", "over MXFP4")
-    table = [["paper", "28 nm um2", *ratio, "ours", f"{pdk.name} um2", *ratio]]
+    table = [["paper", "28 nm um2", *ratio, "ours", f"{pdk} um2", *ratio]]
     for entry in PUBLISHED:
         row, own = measured.get((entry.unit, entry.config)), density(entry)
         if row is None or own is None:
@@ -92,3 +95,17 @@ def paper_table(rows: Sequence[Row], pdk: Pdk, macs: dict[tuple[str, str], int])
             ]
         )
     return aligned_table(table) if len(table) > 1 else ""
+
+
+def tables(results: Path) -> dict[str, str]:
+    """Return the comparison with each accepted library, ``paper-LIBRARY``, where it has any."""
+    macs = {}
+    for entry in PUBLISHED:
+        facts = find_unit(entry.unit).instance(entry.config).facts
+        if facts.macs_per_clock:
+            macs[entry.unit, entry.config] = facts.macs_per_clock
+    found = {
+        f"paper-{name}": paper_table(rows, flow["pdk"], macs)
+        for name, (flow, rows) in accepted_files(results).items()
+    }
+    return {name: table for name, table in found.items() if table}

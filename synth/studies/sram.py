@@ -9,7 +9,7 @@ could be held against that of the mapped logic.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from m2xfp.synth.report.figures import aligned_table
+from m2xfp.tables import aligned_table
 
 __all__ = ["CELL_28NM", "SRAMS", "Buffer", "SramModel", "buffer_table"]
 

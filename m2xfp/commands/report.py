@@ -1,0 +1,92 @@
+"""``m2xfp report``: every table and plot from the accepted figures, and those of the pages."""
+
+from importlib import import_module
+from pathlib import Path
+
+import click
+
+from m2xfp.results import RESULTS
+
+__all__ = ["DRAWERS", "PAGES", "all_tables", "command", "pages"]
+
+# Each module has `tables(results)`, texts by name, and perhaps `plots(results, output)`, files.
+DRAWERS = (
+    "m2xfp.commands.formats",
+    "m2xfp.models.bench",
+    "m2xfp.models.libraries",
+    "m2xfp.models.quality",
+    "m2xfp.models.results",
+    "m2xfp.synth.report.accepted",
+    "m2xfp.synth.studies.array",
+    "m2xfp.synth.studies.explore_report",
+    "m2xfp.synth.studies.fractions",
+    "m2xfp.synth.studies.gemm",
+    "m2xfp.synth.studies.mac",
+    "m2xfp.synth.studies.paper",
+    "m2xfp.fpga.flow.tables",
+)
+PAGES = Path("docs")
+
+
+def all_tables(results: Path) -> dict[str, str]:
+    """Return every table that the figures in a folder give, by name."""
+    found: dict[str, str] = {}
+    for module in DRAWERS:
+        found |= import_module(module).tables(results)
+    return found
+
+
+def pages(folder: Path, tables: dict[str, str]) -> dict[Path, str]:
+    """Return the text of every page that has a place for a table, with the tables in place."""
+    from m2xfp.tables import embed, table_names
+
+    texts = {path: path.read_text() for path in sorted(folder.glob("*.md"))}
+    return {path: embed(text, tables) for path, text in texts.items() if table_names(text)}
+
+
+@click.command()
+@click.option(
+    "--results",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=RESULTS,
+    show_default=True,
+    help="Folder of the figures.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("build/report"),
+    show_default=True,
+    help="Folder for tables and plots.",
+)
+@click.option(
+    "--pages",
+    "in_pages",
+    is_flag=True,
+    help="Write the tables into the pages in docs/ instead, between their marks.",
+)
+def command(results: Path, output: Path, in_pages: bool) -> None:
+    r"""Draw all tables and plots from the accepted figures.
+
+    Commands that measure write figures as JSON: `m2xfp synth --accept`, `m2xfp fpga table`, and
+    with -o docs/results `m2xfp bench`, `m2xfp explore` and `m2xfp study`. The same figures give the
+    same bytes.
+
+    \b
+    m2xfp report             everything, into build/report
+    m2xfp report --pages     after new figures: the tables that stand in the pages
+    """
+    from m2xfp.files import write_atomic
+
+    tables = all_tables(results)
+    if in_pages:
+        for path, text in pages(PAGES, tables).items():
+            if text != path.read_text():
+                click.echo(write_atomic(path, text))
+        return
+    written = [write_atomic(output / f"{name}.md", text) for name, text in tables.items()]
+    for module in map(import_module, DRAWERS):
+        if hasattr(module, "plots"):
+            written += module.plots(results, output)
+    click.echo(f"{len(written)} tables and plots written to {output}")

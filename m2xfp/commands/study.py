@@ -1,0 +1,204 @@
+"""``m2xfp study``: measurements whose figures the pages show, each by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from m2xfp.models.evaluate import Case
+    from m2xfp.synth.flow.pdk import Pdk
+
+__all__ = ["command"]
+
+_Function = Callable[..., Any]
+
+_OUTPUT = click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write the figures into this folder; docs/results accepts them.",
+)
+
+
+def _library_options(function: _Function) -> _Function:
+    """Add ``--pdk`` and ``--liberty`` to a command."""
+    function = click.option(
+        "--liberty",
+        multiple=True,
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="A library by its Liberty file; repeat for one in several files.",
+    )(function)
+    return click.option(
+        "--pdk", metavar="NAME", help="A library of `m2xfp synth --list` (default: osu018)."
+    )(function)
+
+
+def _library(pdk: str | None, liberty: tuple[Path, ...]) -> Pdk:
+    from m2xfp.synth.flow.pdk import DEFAULT_PDK, find_pdk, pdk_from_liberty
+
+    if pdk and liberty:
+        raise click.UsageError("--pdk and --liberty exclude each other; give one of them")
+    return pdk_from_liberty(liberty) if liberty else find_pdk(pdk or DEFAULT_PDK)
+
+
+def _finish(
+    output: Path | None, name: str, figures: Mapping[str, Any], tables: Iterable[str]
+) -> None:
+    """Print tables, and write the figures if asked."""
+    from m2xfp.results import write_figures
+
+    click.echo("\n".join(tables), nl=False)
+    if output is not None:
+        click.echo(f"\nfigures: {write_figures(output / name, figures)}")
+
+
+@click.group("study")
+def command() -> None:
+    r"""Measure again what the pages show: figures as JSON, and a table on the screen.
+
+    `m2xfp report --pages` takes accepted figures into the pages.
+    """
+
+
+@command.command("array")
+@_library_options
+@_OUTPUT
+def array(pdk: str | None, liberty: tuple[Path, ...], output: Path | None) -> None:
+    """Map an array of cells in M2XFP and in MXFP4; add its buffers by a model."""
+    from m2xfp.synth.studies.array import array_table, measure_array
+
+    library = _library(pdk, liberty)
+    figures = measure_array(library)
+    _finish(output, f"array-{library.name}.json", figures, [array_table(figures)])
+
+
+@command.command("fractions")
+@_library_options
+@click.option("--lowest", default=5, show_default=True, type=click.IntRange(5, 32))
+@click.option("--highest", default=14, show_default=True, type=click.IntRange(5, 32))
+@click.option(
+    "--groups",
+    default=10_000,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Groups of each distribution.",
+)
+@click.option("--power/--no-power", default=True, show_default=True, help="Measure energy.")
+@_OUTPUT
+def fractions(
+    pdk: str | None,
+    liberty: tuple[Path, ...],
+    lowest: int,
+    highest: int,
+    groups: int,
+    power: bool,
+    output: Path | None,
+) -> None:
+    r"""Measure what fraction bits F cost the weight encoder: area, energy, error.
+
+    The encoder compares squared errors in fixed point. With F from 10 on its bfloat16 search equals
+    the exact one; fewer bits make it smaller and now and then choose second best. Each F is mapped
+    onto a cell library and run at gate level, and its search is held against the exact one on known
+    distributions and on the bundled model's weights.
+
+    \b
+    m2xfp study fractions
+    m2xfp study fractions --lowest 8 --highest 10 --no-power -o build
+    """
+    from m2xfp.synth.studies import fractions as study
+
+    if lowest > highest:
+        raise click.UsageError(f"--lowest {lowest} is above --highest {highest}")
+    library, bits = _library(pdk, liberty), range(lowest, highest + 1)
+    figures = study.measure_fractions(library, bits, groups, power=power)
+    found = study.fraction_tables(figures).values()
+    _finish(output, study.FILE, figures, found)
+
+
+@command.command("gemm-perplexity")
+@click.option(
+    "--windows",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="Windows of 128 bytes of held-out text; one takes some 20 s.",
+)
+def gemm_perplexity(windows: int) -> None:
+    """Run the bundled model with every linear layer in the GEMM core's Verilog, and in golden.
+
+    Exit status 1 if the two perplexities differ in a bit of a window.
+    """
+    from m2xfp.synth.studies.gemm_perplexity import compare_perplexity
+
+    run = compare_perplexity(windows, Path("build/sim"))
+    click.echo(str(run))
+    if not run.equal:
+        raise SystemExit(1)
+
+
+@command.command("libraries")
+@_OUTPUT
+def libraries(output: Path | None) -> None:
+    """List where ml_dtypes, torch and torchao, as installed here, differ from the definitions."""
+    from dataclasses import asdict
+
+    from m2xfp.models.libraries import findings, library_table
+
+    found = findings()
+    figures = {"findings": [asdict(finding) for finding in found]}
+    _finish(output, "libraries.json", figures, [library_table(found)])
+
+
+@command.command("perplexity")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
+@click.option("--windows", type=click.IntRange(1), help="Use so many windows, evenly spread.")
+@click.option(
+    "--batch", type=click.IntRange(1), default=4, show_default=True, help="Windows a pass."
+)
+@_OUTPUT
+def perplexity(device: str, windows: int | None, batch: int, output: Path | None) -> None:
+    """Evaluate the bundled model in all formats, rules and subgroup sizes that the pages compare.
+
+    A minute on a large GPU, hours on two CPU cores. Losses are kept in build/eval, so an
+    interrupted run goes on where it was.
+    """
+    from tqdm import tqdm
+
+    from m2xfp.models.devices import find_device
+    from m2xfp.models.evaluate import bundled_losses, cut_windows, spread
+    from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
+    from m2xfp.models.results import FILE, study_figures, study_tables
+
+    target, text = find_device(device), HELD_OUT.read_bytes()
+    whole = cut_windows(as_tokens(text), load_model().config.context)
+    chosen = spread(whole, windows or len(whole))
+
+    def losses(case: Case) -> Tensor:
+        with tqdm(total=len(chosen), desc=case.label, unit="window", leave=False) as bar:
+            return bundled_losses(case, chosen, Path("build/eval"), batch, bar.update, target)
+
+    protocol = {
+        "model": f"bundled, byte level, in float32 on {target.type}",
+        "text": f"held out, {len(text)} bytes",
+        "windows": f"{len(chosen)} of the {len(whole)}, each {chosen.shape[1]} bytes",
+    }
+    figures = study_figures(losses, protocol, lambda cases: tqdm(cases, desc="study"))
+    _finish(output, FILE, figures, study_tables(figures).values())
+
+
+@command.command("sqnr")
+@click.option("--groups", default=4000, show_default=True, type=click.IntRange(1), help="Sample.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Sample.")
+@_OUTPUT
+def sqnr(groups: int, seed: int, output: Path | None) -> None:
+    """Measure every format on normal, Laplace, t (3 d.o.f.) and lognormal samples."""
+    from m2xfp.models.quality import measure_sqnr, sqnr_table
+
+    figures = measure_sqnr(groups, seed)
+    _finish(output, "sqnr.json", figures, [sqnr_table(figures)])
