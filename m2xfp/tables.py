@@ -19,7 +19,7 @@ def aligned_table(rows: Sequence[Sequence[str]]) -> str:
 
     The columns are aligned, so that the table reads as text too.
     """
-    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |"
         for row in rows

@@ -15,6 +15,7 @@ from m2xfp.cli import cli
 from m2xfp.commands import demo
 from m2xfp.errors import MissingToolError, UnknownNameError
 from m2xfp.facts import EmittedFiles
+from m2xfp.models.layer_inputs import layer_inputs
 from m2xfp.models.lm import LanguageModel, ModelConfig, load_model
 from m2xfp.tb.units.gemm_core import LinearRun
 
@@ -55,7 +56,7 @@ def test_layer_inputs_are_what_the_layers_read(model: LanguageModel) -> None:
             read[self.label] = x
             return super().forward(x)
 
-    found = demo.layer_inputs(model, tokens)
+    found = layer_inputs(model, tokens)
     for name, layer in model.named_modules():
         if isinstance(layer, torch.nn.Linear):
             layer.__class__, layer.label = Spy, name

@@ -34,7 +34,8 @@ from m2xfp.fpga.flow.bitstream import (
     parse_utilisation,
 )
 from m2xfp.fpga.flow.boards import BOARDS, find_board
-from m2xfp.fpga.flow.report import markdown_table, unit_rates
+from m2xfp.fpga.flow.report import rate_figures, unit_rates
+from m2xfp.fpga.flow.tables import rate_table
 from m2xfp.fpga.gateware.design import Design
 from m2xfp.fpga.protocol import Command, Frame, Status, encode
 from m2xfp.tb.verilator import find_verilator
@@ -191,7 +192,7 @@ def test_rates_follow_from_clocks_and_bytes():
     assert rates == ("quantizer", 4e6, 3e6, pytest.approx(1e5 / 68))
     (rates,) = unit_rates(report(units=("dot",)))
     assert rates[1] == 16e6
-    assert "0.51" in markdown_table([report(units=("dot",))])  # 32 * 16 MHz
+    assert "0.51" in rate_table(rate_figures([report(units=("dot",))]))  # 32 * 16 MHz
 
 
 def test_a_look_up_table_is_read_as_written():

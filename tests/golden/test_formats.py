@@ -10,11 +10,14 @@ import torch
 from click.testing import CliRunner
 
 from m2xfp import formats
+from m2xfp.cli import cli
 from m2xfp.errors import UnknownNameError
 from m2xfp.golden import get_format
 from m2xfp.golden.formats.elements import decode, encode
+from m2xfp.models import libraries, quality
 from m2xfp.models.libraries import findings
 from m2xfp.models.quality import DISTRIBUTIONS, sample, sqnr
+from m2xfp.results import read_figures
 
 ELEMENTS = {
     "e2m1": (formats.E2M1, ml_dtypes.float4_e2m1fn, reference.E2M1),
@@ -128,24 +131,21 @@ def test_known_disagreements_are_still_there():
         assert found["ml_dtypes", f"{name}: codes of bfloat16"].different == 0
 
 
-def run(*arguments):
-    from m2xfp.commands.formats import command
-
-    return CliRunner().invoke(command, arguments)
-
-
 def test_the_command_prints_every_format():
-    result = run()
+    result = CliRunner().invoke(cli, ["formats"])
     assert result.exit_code == 0
     for name, block in formats.BLOCK_FORMATS.items():
         row = next(line for line in result.output.splitlines() if line.startswith(f"| {name} "))
         assert f" {float(block.bits_per_value):g} " in row
 
 
-def test_the_command_measures_and_writes(tmp_path):
-    result = run("--sqnr", "--groups", "50", "-o", str(tmp_path / "sqnr.md"))
+def test_studies_measure_and_write(tmp_path):
+    arguments = ["study", "sqnr", "--groups", "50", "-o", str(tmp_path)]
+    result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 0, result.output
-    text = (tmp_path / "sqnr.md").read_text()
-    assert text.count("\n") == 2 + 2 + len(formats.BLOCK_FORMATS)
-    assert run("--sqnr", "--libraries").exit_code == 2
-    assert "ml_dtypes" in run("--libraries").output
+    rows = read_figures(tmp_path / "sqnr.json")["rows"]
+    assert [row["format"].partition(",")[0] for row in rows] == list(formats.BLOCK_FORMATS)
+    assert quality.tables(tmp_path)["sqnr"] in result.output
+    result = CliRunner().invoke(cli, ["study", "libraries", "-o", str(tmp_path)])
+    assert "ml_dtypes" in libraries.tables(tmp_path)["libraries"]
+    assert libraries.tables(tmp_path)["libraries"] in result.output

@@ -7,19 +7,28 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
 from m2xfp.errors import InputError, UnknownNameError
-from m2xfp.rtl.catalog import UNITS
-from m2xfp.synth import explore as module
+from m2xfp.results import RESULTS, read_figures
+from m2xfp.rtl.catalog import UNITS, find_unit
+from m2xfp.rtl.parameters import parameters_of
 from m2xfp.synth.flow.pdk import find_pdk
 from m2xfp.synth.flow.yosys import FlowOptions
 from m2xfp.synth.report.figures import Row
-from m2xfp.synth.studies.explore import SPACES, explore, front, parse_sweep, points_of
-from m2xfp.synth.studies.explore_report import write_report
+from m2xfp.synth.studies import explore as module
+from m2xfp.synth.studies.explore import Point, explore, front, parse_sweep, points_of
+from m2xfp.synth.studies.explore_report import plots, tables, write_outcomes
 
+ROOT = Path(__file__).parents[2]
 SWEEP = ("input_type=bf16", "lanes=8,32", "stages=3")
+
+
+def points(unit: str, *texts: str, config: str | None = None, **changes) -> list[Point]:
+    row = find_unit(unit)
+    return points_of(row, config, changes, parse_sweep(row, texts, changes))
 
 
 @pytest.fixture(scope="module")
@@ -45,85 +54,118 @@ def test_front_is_what_no_point_beats():
 
 
 def test_sweeps_are_read_and_refused():
-    sweep = parse_sweep("activation_quantizer", SWEEP)
+    unit = find_unit("activation_quantizer")
+    sweep = parse_sweep(unit, SWEEP)
     assert sweep["lanes"] == ("8", "32")
-    assert sweep["subgroup"] == SPACES["activation_quantizer"].defaults["subgroup"]
+    assert sweep["block"] == unit.sweep.axes["block"]
+    assert list(sweep) == list(unit.sweep.axes)  # replaced in place
     with pytest.raises(UnknownNameError, match=r"'depth'.*lanes"):
-        parse_sweep("activation_quantizer", ["depth=3"])
-    with pytest.raises(UnknownNameError, match="nonesuch"):
-        parse_sweep("nonesuch", [])
+        parse_sweep(unit, ["depth=3"])
     for text in ("lanes", "lanes=", "lanes=,"):
         with pytest.raises(InputError, match="NAME=VALUE"):
-            parse_sweep("activation_quantizer", [text])
+            parse_sweep(unit, [text])
+    with pytest.raises(InputError, match="whole number"):
+        parse_sweep(unit, ["lanes=many"])
+    with pytest.raises(InputError, match=r"lanes.*give it once"):
+        parse_sweep(unit, ["lanes=8", "lanes stages=8 3"])
 
 
-def test_every_space_belongs_to_a_unit_and_has_points():
-    for unit, space in SPACES.items():
-        assert unit in UNITS
-        points = points_of(unit, space.defaults)
-        assert len({point.label for point in points}) == len(points)
-        for point in points:
-            assert any(name.startswith(("m2xfp", "mxfp4", "nvfp4")) for name in point.golden)
+def test_a_comma_in_the_options_of_a_format_ends_no_value():
+    sweep = parse_sweep(
+        find_unit("activation_quantizer"), ["block=m2xfp-act:group=64,subgroup=4,mxfp4"]
+    )
+    assert sweep["block"] == ("m2xfp-act:group=64,subgroup=4", "mxfp4")
+
+
+def test_parameters_change_together_where_they_are_swept_together():
+    found = points("fp32_accumulator", "act weight=mxfp4 mxfp4,m2xfp-act m2xfp-weight", chains=1)
+    assert [point.swept for point in found] == [
+        {"act": "mxfp4", "weight": "mxfp4"},
+        {"act": "m2xfp-act", "weight": "m2xfp-weight"},
+    ]
+    assert all(point.instance.parameters["chains"] == 1 for point in found)
+    with pytest.raises(InputError, match="give 2 values"):
+        points("fp32_accumulator", "act weight=mxfp4")
+
+
+def test_any_parameter_of_any_unit_is_swept_from_any_configuration():
+    found = points("gemm_core", "rows=1,2", config="mxfp4-2x2", max_k=64)
+    assert [point.instance.parameters["rows"] for point in found] == [1, 2]
+    assert {point.instance.parameters["act"].name for point in found} == {"mxfp4"}
+    assert {point.instance.parameters["max_k"] for point in found} == {64}
+    assert {point.formats for point in found} == {None}  # its row names no formats
+    with pytest.raises(InputError, match="--sweep NAME=VALUE"):
+        parse_sweep(find_unit("gemm_core"), [])
+
+
+@pytest.mark.parametrize("unit", [name for name, unit in UNITS.items() if unit.sweep])
+def test_the_sweep_of_a_unit_is_of_its_parameters_and_has_points(unit: str):
+    known = parameters_of(find_unit(unit).component)
+    axes = find_unit(unit).sweep.axes
+    assert {name for names in axes for name in names.split()} <= known.keys()
+    found = points(unit)
+    assert len({point.instance.top for point in found}) == len(found) > 1
+    for point in found:
+        assert any(name.startswith(("m2xfp", "mxfp4", "nvfp4")) for name in point.formats)
 
 
 def test_points_that_are_the_same_or_impossible_are_left_out():
-    sweep = parse_sweep("activation_quantizer", [*SWEEP, "block=mxfp4,m2xfp-act", "subgroup=4,8"])
-    labels = [point.label for point in points_of("activation_quantizer", sweep)]
-    assert labels == [
-        *("bf16-8-mxfp4-any-3", "bf16-8-m2xfp-act-4-3", "bf16-8-m2xfp-act-8-3"),
-        *("bf16-32-mxfp4-any-3", "bf16-32-m2xfp-act-4-3", "bf16-32-m2xfp-act-8-3"),
-    ]
-    with pytest.raises(InputError, match="none of the combinations"):
-        points_of("activation_quantizer", parse_sweep("activation_quantizer", ["lanes=7"]))
-    with pytest.raises(InputError, match="none of the combinations"):
-        points_of("activation_quantizer", parse_sweep("activation_quantizer", ["lanes=many"]))
+    found = points("activation_quantizer", *SWEEP[::2], "lanes=7,8", "block=mxfp4,mxfp4,nvfp4")
+    assert [point.swept["lanes"] for point in found] == ["8"]
+    with pytest.raises(InputError, match=r"none of the combinations.*lanes=7"):
+        points("activation_quantizer", "lanes=7")
 
 
 def test_a_dot_product_is_swept_over_what_it_can_be_built_for():
     """Formats of both sides go together, and the exact accumulation has one chain."""
-    points = points_of("dot_product", parse_sweep("dot_product", ["format=mxfp4,m2xfp"]))
-    labels = [point.label for point in points]
-    for name in ("mxfp4", "m2xfp"):
-        for kind in ("fp32-1", "fp32-3", "exact-1"):
-            assert {f"{name}-{kind}-1", f"{name}-{kind}-2"} <= set(labels)
-    assert len(labels) == 12
-    assert {point.golden for point in points} == {
-        ("mxfp4", "mxfp4"),
-        ("m2xfp-weight", "m2xfp-act"),
-    }
-    for sweep in ("format=mxfp5", "accumulator=fp16"):
-        with pytest.raises(UnknownNameError, match=sweep.split("=")[1]):
-            points_of("dot_product", parse_sweep("dot_product", [sweep]))
+    found = points("dot_product")
+    labels = {tuple(point.swept[name] for name in ("act", "window", "chains")) for point in found}
+    for act in ("mxfp4", "m2xfp-act"):
+        assert {(act, "none", "1"), (act, "none", "3"), (act, "usual", "1")} <= labels
+        assert (act, "usual", "3") not in labels
+    assert {("mxfp4", "mxfp4"), ("m2xfp-weight", "m2xfp-act")} <= {p.formats for p in found}
+
+
+def test_accepted_points_are_those_of_the_page():
+    """The command that docs/silicon.md names gives the points of the accepted file, in order."""
+    accepted = read_figures(ROOT / RESULTS / "explore-activation_quantizer.json")["points"]
+    found = points("activation_quantizer", "input_type=bf16", "stages=3")
+    assert [(point.instance.config, point.swept) for point in found] == [
+        (point["config"], point["parameters"]) for point in accepted
+    ]
 
 
 def test_kept_points_are_not_measured_again(osu018, tmp_path, monkeypatch):
-    points = points_of("activation_quantizer", parse_sweep("activation_quantizer", SWEEP))
+    found = points("activation_quantizer", *SWEEP)
     options = FlowOptions()
 
     def no_client(*_args):
         raise AssertionError("Dask was started")
 
     monkeypatch.setattr(module, "_client", no_client)
-    for index, point in enumerate(points):
+    for index, point in enumerate(found):
         kept = tmp_path / f"{module._key(point, osu018, options)}.json"
         figures = row(area_um2=100.0 - index, critical_path_ns=1.0 + index, energy_pj_per_group=2.0)
         kept.write_text(json.dumps(asdict(figures)))
-    found = explore(points, [osu018], options, accuracy=False, folder=tmp_path)
-    assert [outcome.row["area_um2"] for outcome in found] == [100.0 - i for i in range(len(points))]
-    assert {outcome.bits_per_value for outcome in found} == {4.25, 4.5, 4.75}
+    outcomes = explore(found, [osu018], options, accuracy=False, folder=tmp_path)
+    assert [outcome.row["area_um2"] for outcome in outcomes] == [
+        100.0 - i for i in range(len(found))
+    ]
+    assert {outcome.bits_per_value for outcome in outcomes} == {4.25, 4.5, 4.75}
 
-    lines = "\n".join(write_report(found, tmp_path / "out"))
-    name = "explore-activation_quantizer"
-    plot = tmp_path / f"out/{name}-osu018-area-time.svg"
-    assert str(plot) in lines
-    assert "area-accuracy" not in lines  # there is no accuracy to draw
-    assert len(json.loads((tmp_path / f"out/{name}.json").read_text())) == len(points)
-    drawn = plot.read_bytes()
-    list(write_report(found, tmp_path / "out"))
-    assert plot.read_bytes() == drawn
+    results, drawn = tmp_path / "results", tmp_path / "drawn"
+    written = write_outcomes(outcomes, results)
+    assert written.name == "explore-activation_quantizer.json"
+    (table,) = tables(results).values()
+    assert table.count("\n") == 2 + len(found)
+    (plot,) = plots(results, drawn)  # there is no accuracy to draw
+    assert plot.name == "explore-activation_quantizer-osu018-area-time.svg"
+    first = plot.read_bytes()
+    plots(results, drawn)
+    assert plot.read_bytes() == first
 
     with pytest.raises(AssertionError, match="Dask"):
-        explore(points, [osu018], FlowOptions(booth=True), accuracy=False, folder=tmp_path)
+        explore(found, [osu018], FlowOptions(booth=True), accuracy=False, folder=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +176,9 @@ def test_kept_points_are_not_measured_again(osu018, tmp_path, monkeypatch):
         (["activation_quantizer", "--pdk", "nonesuch"], "'nonesuch'"),
         (["activation_quantizer", "--workers", "0"], "--workers"),
         (["activation_quantizer", "--sweep", "lanes=7"], "none of the combinations"),
+        (["activation_quantizer", "--set", "lanes=8", "--sweep", "lanes=8"], "give it once"),
+        (["activation_quantizer", "--name", "x"], "--name"),
+        (["gemm_core"], "--sweep NAME=VALUE"),
         (["activation_quantizer", "--clock-gating"], "no integrated clock gate"),
     ],
 )
@@ -153,12 +198,11 @@ def test_command_refuses(arguments, words, tmp_path, monkeypatch, capsys):
 @pytest.mark.filterwarnings("default")  # of Dask's own processes, at their end
 def test_a_sweep_on_dask(osu018, tmp_path):
     """One point for real: workers of their own, silicon and accuracy, kept for the next time."""
-    sweep = parse_sweep("activation_quantizer", [*SWEEP[::2], "lanes=8", "block=mxfp4"])
-    points = points_of("activation_quantizer", sweep)
-    (outcome,) = explore(points, [osu018], FlowOptions(), workers=1, folder=tmp_path)
+    found = points("activation_quantizer", *SWEEP[::2], "lanes=8", "block=mxfp4")
+    (outcome,) = explore(found, [osu018], FlowOptions(), workers=1, folder=tmp_path)
     assert 1.02 < outcome.perplexity_ratio < 2
     assert outcome.row["gate_level_groups"] > 1000
-    (again,) = explore(points, [osu018], FlowOptions(), accuracy=False, folder=tmp_path)
+    (again,) = explore(found, [osu018], FlowOptions(), accuracy=False, folder=tmp_path)
     assert again.row == outcome.row
 
 
@@ -172,7 +216,7 @@ def test_a_sweep_on_a_scheduler_by_its_address(osu018, tmp_path):
         ["scheduler", "--host", "127.0.0.1", "--port", "0", *options],
         ["worker", "--nthreads", "1", "--no-nanny", "--local-directory", str(tmp_path), *options],
     )
-    points = points_of("fp32_accumulator", {"format": ("mxfp4",), "chains": ("1", "3")})
+    swept = points("fp32_accumulator", "act weight=mxfp4 mxfp4", "chains=1,3")
     with ExitStack() as stack:
         for role, *arguments in commands:
             process = subprocess.Popen(
@@ -186,7 +230,7 @@ def test_a_sweep_on_a_scheduler_by_its_address(osu018, tmp_path):
                 time.sleep(0.1)
         address = json.loads(facts.read_text())["address"]
         found = explore(
-            points,
+            swept,
             [osu018],
             FlowOptions(),
             accuracy=False,
@@ -197,4 +241,4 @@ def test_a_sweep_on_a_scheduler_by_its_address(osu018, tmp_path):
     assert single["flops"] + 2 * 32 <= triple["flops"]
     assert all(row["gate_level_groups"] > 1000 for row in (single, triple))
     with pytest.raises(InputError, match=f"{address}.*does not answer"):
-        explore(points, [osu018], FlowOptions(booth=True), scheduler=address, folder=tmp_path)
+        explore(swept, [osu018], FlowOptions(booth=True), scheduler=address, folder=tmp_path)

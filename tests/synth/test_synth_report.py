@@ -11,8 +11,8 @@ from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.rtl.catalog import find_unit
 from m2xfp.synth.flow.pdk import find_pdk
 from m2xfp.synth.flow.yosys import FlowOptions
-from m2xfp.synth.report import accepted as baseline
-from m2xfp.synth.report.figures import Row, markdown_table, measure, measure_all
+from m2xfp.synth.report import accepted
+from m2xfp.synth.report.figures import Row, flow_facts, markdown_table, measure, measure_all
 from m2xfp.synth.studies.paper import paper_table
 
 CONFIG = "bf16x8"
@@ -36,8 +36,8 @@ def build(folder):
 
 @pytest.fixture(scope="module")
 def row(osu018, build):
-    unit = find_unit("activation_quantizer")
-    return measure(unit, CONFIG, osu018, FlowOptions(), power=True, breakdown=True, build=build)
+    unit = find_unit("activation_quantizer").instance(CONFIG)
+    return measure(unit, osu018, FlowOptions(), power=True, breakdown=True, build=build)
 
 
 def test_a_row_is_whole_and_consistent(row):
@@ -55,7 +55,7 @@ def test_a_row_is_whole_and_consistent(row):
 
 def test_a_second_run_is_the_same(row, osu018, build):
     (again,) = measure_all(
-        [(find_unit("activation_quantizer"), CONFIG)],
+        [find_unit("activation_quantizer").instance(CONFIG)],
         osu018,
         FlowOptions(),
         power=True,
@@ -66,7 +66,7 @@ def test_a_second_run_is_the_same(row, osu018, build):
 
 
 def test_table_leaves_out_what_nobody_has(row, osu018):
-    text = markdown_table([row], osu018, FlowOptions())
+    text = markdown_table([row], flow_facts(osu018, FlowOptions()))
     assert "pJ/group" in text
     assert "pJ/MAC" not in text
     header, rule, line = text.splitlines()[-3:]
@@ -78,45 +78,63 @@ def test_changes():
     old = Row("u", "a", "p", 100.0, 1, 1, 1, 1, 1, 2.0, 1, 1, "", "", 1.0)
     new = replace(old, area_um2=103.1, critical_path_ns=2.05, energy_pj_per_group=5.0)
     other = replace(old, config="b", area_um2=900.0)
-    (area, path) = baseline.changes([old], [new, other])  # nothing to compare b or energy with
+    (area, path) = accepted.changes([old], [new, other])  # nothing to compare b or energy with
     assert (area.figure, area.is_regression) == ("area_um2", True)
     assert (path.figure, path.is_regression) == ("critical_path_ns", False)  # 2.5 %
     assert str(area).startswith("REGRESSION: u a area_um2 100 -> 103.1 (+3.1%)")
-    assert not baseline.changes([old], [old])
-    (better,) = baseline.changes([old], [replace(old, area_um2=50.0)])
+    assert not accepted.changes([old], [old])
+    (better,) = accepted.changes([old], [replace(old, area_um2=50.0)])
     assert not better.is_regression
     dear = replace(old, energy_pj_per_group=5.0)
-    (energy,) = baseline.changes([dear], [replace(dear, energy_pj_per_group=9.0)])
+    (energy,) = accepted.changes([dear], [replace(dear, energy_pj_per_group=9.0)])
     assert not energy.is_regression  # watched, not guarded
 
 
 def test_accepted_figures_come_back_and_are_the_same_bytes(row, osu018, tmp_path):
     options, known = FlowOptions(), [("activation_quantizer", CONFIG)]
     gone = replace(row, unit="gone")
-    files = baseline.accept(tmp_path, [gone], [row], known, osu018, options)
-    first = {path: path.read_bytes() for path in files}
-    assert {path.suffix for path in files} == {".json", ".md", ".svg"}
-    assert not (tmp_path / "paper-osu018.md").exists()  # of this unit's 8 lanes it has nothing
-    assert baseline.load(tmp_path, osu018, options) == [row]
-    baseline.accept(tmp_path, [row], [], known, osu018, options)
-    assert {path: path.read_bytes() for path in files} == first
-    (area,) = tmp_path.glob("*-area.svg")
-    assert "lane" in area.read_text()
+    path = accepted.accept(tmp_path, [gone], [row], known, osu018, options)
+    assert list(tmp_path.iterdir()) == [path]  # figures, and nothing that can be drawn from them
+    first = path.read_bytes()
+    assert accepted.load(tmp_path, osu018, options) == [row]
+    accepted.accept(tmp_path, [row], [], known, osu018, options)
+    assert path.read_bytes() == first
     with pytest.raises(InputError, match=r"another flow.*booth"):
-        baseline.load(tmp_path, osu018, FlowOptions(booth=True))
-    (tmp_path / "synth-osu018.json").write_text("{}")
+        accepted.load(tmp_path, osu018, FlowOptions(booth=True))
+    path.write_text("{}")
     with pytest.raises(InputError, match="not a report"):
-        baseline.load(tmp_path, osu018, options)
-    assert baseline.load(tmp_path / "none", osu018, options) == []
+        accepted.load(tmp_path, osu018, options)
+    assert accepted.load(tmp_path / "none", osu018, options) == []
 
 
-def test_paper_table(osu018):
+def test_tables_and_plots_are_drawn_from_the_figures_alone(row, osu018, tmp_path):
+    known = [("activation_quantizer", "bf16x32"), ("activation_quantizer", CONFIG)]
+    rows = [replace(row, config="bf16x32"), row]
+    accepted.accept(tmp_path, [], rows, known, osu018, FlowOptions())
+    tables = accepted.tables(tmp_path)
+    assert set(tables) == {
+        *("synth-osu018", "synth-osu018-units", "synth-osu018-activation_quantizer")
+    }
+    assert CONFIG in tables["synth-osu018"]
+    assert CONFIG not in tables["synth-osu018-units"]  # the first configuration of each unit
+    assert tables["synth-osu018"] == markdown_table(rows, flow_facts(osu018, FlowOptions()))
+    drawn = accepted.plots(tmp_path, tmp_path / "drawn")
+    assert {path.name for path in drawn} == {
+        *("synth-osu018-area.svg", "synth-osu018-tradeoff.svg")
+    }
+    first = [path.read_bytes() for path in drawn]
+    assert b"lane" in first[0]
+    accepted.plots(tmp_path, tmp_path / "drawn")
+    assert [path.read_bytes() for path in drawn] == first
+
+
+def test_paper_table():
     """Densities and ratios by hand."""
     base = Row("pe_tile", "mxfp4", "osu018", 3200.0, 1, 1, 1, 1, 1, 1, 1, 1, "", "", 1)
     rows = [base, replace(base, config="m2xfp", area_um2=3520.0)]
     macs = {(row.unit, row.config): 8 for row in rows}
-    assert paper_table([], osu018, {}) == ""
-    _, _, plain, refined = paper_table(rows, osu018, macs).splitlines()
+    assert paper_table([], "osu018", {}) == ""
+    _, _, plain, refined = paper_table(rows, "osu018", macs).splitlines()
     cells = [cell.strip() for cell in refined.strip("|").split("|")]
     assert cells == [
         *("PE tile, M2XFP", "2140.12", "267.5", "+4.0%"),
@@ -140,8 +158,8 @@ def test_check_fails_on_a_regression_and_accept_settles_it(folder, monkeypatch, 
     choice = ["activation_quantizer", "--config", CONFIG, "--no-power"]
     assert run(monkeypatch, *choice, "--accept") == 0
     path = folder / "docs/results/synth-osu018.json"
-    accepted = path.read_text()
-    report = json.loads(accepted)
+    figures = path.read_text()
+    report = json.loads(figures)
     report["rows"][0]["area_um2"] *= 0.95
     path.write_text(json.dumps(report))
     capsys.readouterr()
@@ -150,7 +168,7 @@ def test_check_fails_on_a_regression_and_accept_settles_it(folder, monkeypatch, 
     assert re.search(r"REGRESSION: activation_quantizer bf16x8 area_um2 .*\+5\.3%", told.out)
     assert "--accept" in told.err
     assert run(monkeypatch, *choice, "--accept") == 0
-    assert path.read_text() == accepted
+    assert path.read_text() == figures
     assert run(monkeypatch, *choice, "--check", "--accept") == 2
 
 

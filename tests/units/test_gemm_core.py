@@ -14,7 +14,6 @@ from click.testing import CliRunner
 from mutation import Mutation, emit_mutant
 
 from m2xfp.cli import cli
-from m2xfp.commands import gemm
 from m2xfp.errors import InputError
 from m2xfp.formats import BF16, E2M1, E8M0, MXFP4, BlockFormat, Metadata
 from m2xfp.golden import get_format
@@ -25,6 +24,7 @@ from m2xfp.rtl.parts.gemm_cycles import GemmTiming
 from m2xfp.rtl.units.gemm_core import GemmCore
 from m2xfp.rtl.verilog.emit import emit
 from m2xfp.synth.gate_sim.stimulus import job_for
+from m2xfp.synth.studies import gemm
 from m2xfp.tb.adapters import find_adapter
 from m2xfp.tb.bulk.simulator import Player, SimulationError
 from m2xfp.tb.parts.gemm_arrays import Product, command_row, status_names
@@ -37,8 +37,6 @@ from m2xfp.tb.units.gemm_core import (
     run_linear,
 )
 from m2xfp.tb.vectors import Beats
-
-ROOT = Path(__file__).parents[2]
 
 UNIT = "gemm_core"
 
@@ -296,9 +294,35 @@ def test_models_reach_their_share() -> None:
                 assert timing.utilisation(2048, layer.n, layer.k) >= 0.95, (rows, layer)
 
 
-def test_published_page() -> None:
-    page = ROOT / "docs" / "results" / "gemm.md"
-    assert page.read_text() == gemm.report(rows=1, columns=32, chains=3, tokens=2048)
+def test_the_command_counts_the_clocks_of_the_emitted_core(sim_dir: Path) -> None:
+    """``m2xfp gemm`` with the parameters of an emitted core prints what its Verilog takes."""
+    m, n, k = 7, 6, 64
+    settings = {"rows": 2, "columns": 2, "max_k": 64, "chains": 2}
+    options = [f"--set={name}={value}" for name, value in settings.items()]
+    done = CliRunner().invoke(cli, ["gemm", *options, f"--tokens={m}", f"--layer={n}x{k}"])
+    assert done.exit_code == 0, done.output
+    cells = [cell.strip() for cell in done.stdout.splitlines()[-1].split("|")]
+
+    instance = find_unit("gemm_core").instance(changes=settings)
+    core = instance.component
+    assert isinstance(core, GemmCore)
+    player = Player(emit(instance, sim_dir / "verilog"), build_dir=sim_dir)
+    _, run = GemmBench(core, player).run([product(core, m, n, k // 32, seed=3)], stamps=True)
+    assert cells[3:6] == [f"{n} x {k}", "1", str(run.stamps["o"][-1] - run.stamps["cmd"][0])]
+
+
+def test_the_command_takes_the_parameters_of_the_unit() -> None:
+    def table(*options: str) -> str:
+        done = CliRunner().invoke(cli, ["gemm", *options])
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    assert table("--set", "rows=4", "--set", "columns=8", "--tokens", "512") == gemm.layer_table(
+        GemmTiming(4, 8, max_k=gemm.LARGEST_K), 512
+    )
+    assert "k > 512" in table("--config", "m2xfp-2x2")  # no layer of these fits its buffers
+    refused = CliRunner().invoke(cli, ["gemm", "--set", "chains=4"])
+    assert isinstance(refused.exception, InputError)
 
 
 def test_linear_layer(sim_dir: Path) -> None:
@@ -347,7 +371,7 @@ def test_perplexity_command(monkeypatch: pytest.MonkeyPatch, last_bit: int) -> N
         return verilog, golden, 77
 
     monkeypatch.setattr("m2xfp.tb.units.gemm_core.compare_losses", losses)
-    done = CliRunner().invoke(cli, ["gemm", "--perplexity", "2"])
+    done = CliRunner().invoke(cli, ["study", "gemm-perplexity", "--windows", "2"])
     assert done.exit_code == last_bit
     assert f"golden   {perplexity(golden)!r}" in done.stdout
     assert ("NOT equal" in done.stdout) == bool(last_bit)
