@@ -1,22 +1,44 @@
-"""What the pages say: links lead somewhere, and the guide to adding a unit works as written."""
+"""What the pages say is true: links, tables, commands, snippets, and the guide as written."""
 
+import os
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
+import click
 import numpy as np
 import pytest
 import stimulus
+import torch
+from click.testing import CliRunner
 
-from m2xfp.rtl.catalog import Unit
+import m2xfp.fpga
+from m2xfp.cli import cli
+from m2xfp.commands.options import chosen
+from m2xfp.commands.report import all_tables, pages
+from m2xfp.errors import UnknownNameError
+from m2xfp.models.lm import LanguageModel, ModelConfig
+from m2xfp.results import RESULTS, read_figures, to_json
+from m2xfp.rtl.catalog import UNITS, Unit
 from m2xfp.rtl.verilog.emit import emit
+from m2xfp.tables import aligned_table, embed
 from m2xfp.tb.bulk.simulator import Player
 from m2xfp.tb.vectors import Beats
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+GUIDE = ROOT / "docs" / "adding-a-unit.md"
+EXAMPLE = "code_negator"  # the unit of the guide, which is not in the catalog
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
@@ -28,11 +50,226 @@ def test_links(page: Path) -> None:
     assert not missing
 
 
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def test_tables_are_those_of_the_figures() -> None:
+    """Whoever changes a number by hand, or figures without the pages, fails here."""
+    found = pages(ROOT / "docs", all_tables(ROOT / RESULTS))
+    assert len(found) > 5
+    for page, text in found.items():
+        assert page.read_text() == text, f"{name_of(page)}: run m2xfp report --pages"
+
+
+def test_a_number_changed_by_hand_is_put_right() -> None:
+    table = aligned_table([("area", "path"), ("286309", "4.79")])
+    page = f"Text.\n\n<!-- table: area -->\n\n{table}\n<!-- end -->\n\nMore.\n"
+    assert embed(page, {"area": table}) == page
+    assert embed(page.replace("4.79", "4.80"), {"area": table}) == page
+    assert embed(page.replace("More", "Less"), {"area": table}) != page
+    with pytest.raises(UnknownNameError, match=r"'area'.*path"):
+        embed(page, {"path": table})
+
+
+def test_results_are_figures_alone() -> None:
+    """What can be drawn from figures is not kept, and a row of figures is a line."""
+    files = sorted((ROOT / RESULTS).iterdir())
+    assert {file.suffix for file in files} == {".json"}
+    for file in files:
+        assert file.read_text() == to_json(read_figures(file)), file.name
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def blocks(text: str) -> Iterator[str]:
+    """Yield the lines of indented and fenced code, comments of Python included."""
+    fenced = False
+    for line in text.splitlines():
+        if line.startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith("    "):
+            yield line.strip().removeprefix("# ")
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Yield every ``m2xfp`` command of a page, in code and within a sentence, without comments."""
+    text = page.read_text()
+    for line in blocks(text):
+        found = re.match(r"(?:\.venv/bin/|torchrun .* )?m2xfp (?!=)(.*)", line)
+        if found:
+            yield re.split(r"\s{2,}", found[1])[0].strip()
+    for span in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+        if span.startswith("m2xfp "):
+            yield " ".join(span.split()).removeprefix("m2xfp ")
+
+
+EVERY = sorted({(command, name_of(page)) for page in PAGES for command in commands(page)})
+IDS = [f"{page}: {command}" for command, page in EVERY]
+
+# Run in a folder of its own. All others are only parsed, since they take minutes (demo, eval,
+# synth, study, lint and verilog of the whole catalog, train), other machines or boards (bench
+# --device cuda, fpga, explore), or stand for what the reader has (UNIT, MODEL, ...).
+QUICK = (
+    r"formats",
+    r"fpga boards",
+    r"gemm( --(set|config|tokens|layer) \S+)*",
+    r"report",
+    r"study libraries",
+    r"(synth|verilog( [a-z_]+)?|explore [a-z_]+) --list",
+    r"verilog [a-z_]+ .*",
+    r"simulate [a-z_]+ .*",
+)
+
+
+def parse(line: str) -> tuple[click.Command, dict[str, Any]]:
+    """Return the command of a line and its parameters; UsageError if they do not belong to it.
+
+    Usage lines are read without their brackets. Paths need not exist.
+    """
+    words = shlex.split(re.sub(r"\.\.\.|[][|]", " ", line))
+    command: click.Command = cli
+    context = click.Context(cli, info_name="m2xfp")
+    while isinstance(command, click.Group) and words:
+        name, *words = words
+        if name.startswith("-"):
+            break
+        _, found, _ = command.resolve_command(context, [name])
+        assert found is not None, line
+        command, context = found, click.Context(found, parent=context, info_name=name)
+    if isinstance(command, click.Group):
+        return command, {}
+    given, rest, _ = command.make_parser(context).parse_args(words)
+    if rest:
+        raise click.UsageError(f"unexpected {rest}", context)
+    values = {}
+    for parameter in command.params:
+        value = given.get(parameter.name or "")
+        if not isinstance(value, (str, list, tuple, bool)):
+            continue  # not given, for which click has a mark of its own
+        values[parameter.name or ""] = value
+        if value and not isinstance(parameter.type, click.Path) and not parameter.is_eager:
+            parameter.process_value(context, value)
+    return command, values
+
+
+@pytest.mark.parametrize(("line", "page"), EVERY, ids=IDS)
+def test_commands_exist(line: str, page: str) -> None:
+    """Commands, options, values, and the units, configurations and parameters that they name."""
+    command, values = parse(line)
+    if "settings" not in {parameter.name for parameter in command.params}:
+        return
+    for unit in [*values.get("units", ()), *filter(None, [values.get("unit")])]:
+        if unit.islower() and unit != EXAMPLE:
+            assert unit in UNITS, f"{page}: no unit {unit}"
+            config = values.get("config")
+            if config is None or config.islower():
+                chosen(unit, config, tuple(values.get("settings", ())))
+
+
+def test_commands_that_do_not_exist_are_noticed() -> None:
+    for line in ("gem", "gemm --rows 4", "synth a --pkd osu018", "formats x", "study fraction"):
+        with pytest.raises((click.UsageError, AssertionError)):
+            parse(line)
+    parse("synth [UNIT ...] [--config NAME] [--pdk NAME | --liberty FILE ...]")
+    with pytest.raises(click.UsageError):
+        parse("study gemm-perplexity --windows two")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, sim_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as the pages assume it: inputs of ``m2xfp simulate``, and figures to draw from."""
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", rng.integers(0, 1 << 15, (64, 32), dtype=np.uint16))
+    planes = {
+        f"{side}_{plane}": rng.integers(0, 256, (64, 16) if plane == "codes" else 64, np.uint8)
+        for side in "aw"
+        for plane in ("codes", "scales", "meta")
+    }
+    np.savez(tmp_path / "pairs.npz", **planes, first=np.arange(64) % 8 == 0)
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / "sim").symlink_to(sim_dir)  # what other tests have compiled
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def is_quick(line: str) -> bool:
+    given = any(re.fullmatch(form, line) for form in QUICK)
+    return given and EXAMPLE not in line and not re.search(r"[][|]|\b[A-Z]{4,}", line)
+
+
+@pytest.mark.parametrize("line", sorted({line for line, _ in EVERY if is_quick(line)}))
+def test_commands_run(line: str, folder: Path) -> None:
+    result = CliRunner().invoke(cli, shlex.split(line))
+    assert result.exit_code == 0, result.output
+    if found := re.search(r"(?:-o|--output) (\S+)", line):
+        assert (folder / found[1]).exists()
+
+
+def test_make_targets_exist() -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for page in PAGES:
+        for line in blocks(page.read_text()):
+            if found := re.fullmatch(r"make ([a-z-]+)(\s.*)?", line):
+                assert found[1] in targets, f"{name_of(page)}: {line}"
+
+
+# --- snippets -------------------------------------------------------------------------------------
+
+
+def snippets(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def tiny() -> torch.nn.Module:
+    """A language model with attention and a layer called lm_head."""
+    config = ModelConfig(width=64, layers=1, heads=2, hidden=96, context=16)
+    head = torch.nn.Sequential()
+    head.append(LanguageModel(config).eval())
+    head.add_module("lm_head", torch.nn.Linear(256, 256))
+    return head
+
+
+def names_of(page: Path) -> dict[str, Any]:
+    """What a page's snippets take as given."""
+    if page.name == "evaluation.md":
+        tokens = torch.randint(256, (1, 16))
+        return {"model": tiny(), "model_of_the_same_architecture": tiny(), "tokens": tokens}
+    if page.name == "simulation.md":
+        rng = np.random.default_rng(0)
+        return {"raw": rng.integers(0, 1 << 15, (64, 32), dtype=np.uint16)}
+    if page.name == "fpga.md":
+        return {"x": None, "qw": None, "qv": None}
+    return {}
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if snippets(page) and page != GUIDE], ids=name_of
+)
+def test_snippets(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python of a page, one snippet after the other; there is no board, so a stand-in."""
+    device = mock.create_autospec(m2xfp.fpga.Device)
+    device.return_value.__enter__.return_value = device.return_value
+    device.return_value.identity = {}  # read when the port is opened
+    monkeypatch.setattr(m2xfp.fpga, "Device", device)
+    namespace = names_of(page)
+    for snippet in snippets(page):
+        for part in re.split(r"^(# m2xfp .*\n)", snippet, flags=re.MULTILINE):
+            if part.startswith("# m2xfp "):  # what the reader does in between
+                result = CliRunner().invoke(cli, shlex.split(part.removeprefix("# m2xfp ")))
+                assert result.exit_code == 0, result.output
+            else:
+                exec(part, namespace)
+    assert os.getcwd() == str(folder)
+
+
+# --- the guide ------------------------------------------------------------------------------------
+
+
 def test_guide(tmp_path: Path, sim_dir: Path) -> None:
     """The unit of the guide, emitted and played against its own definition."""
-    blocks = re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs" / "adding-a-unit.md").read_text(), re.DOTALL
-    )
+    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     namespace: dict[str, object] = {"Unit": Unit}
     exec(blocks[0] + "\nfrom m2xfp.formats import MXFP4\n", namespace)
     exec("unit = " + blocks[1], namespace)

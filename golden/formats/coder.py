@@ -117,7 +117,7 @@ class AffineCoder:
     kept as a float64 offset -z - 8 = round(min / s), exact because it needs at most 29 bits, or 24
     when s became 1. All roundings are ties away from zero.
 
-    Source: MX-QLLM, as family.md of the format definition gives it.
+    Source: MX-QLLM; docs/format.md has the definition.
     """
 
     bits: int = 4
