@@ -15,7 +15,7 @@ from m2xfp.cli import cli
 from m2xfp.commands import demo
 from m2xfp.errors import MissingToolError, UnknownNameError
 from m2xfp.facts import EmittedFiles
-from m2xfp.models.layer_inputs import layer_inputs
+from m2xfp.models.activations import layer_inputs
 from m2xfp.models.lm import LanguageModel, ModelConfig, load_model
 from m2xfp.tb.units.gemm_core import LinearRun
 

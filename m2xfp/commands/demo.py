@@ -126,7 +126,7 @@ def _sqnr(inputs: dict[str, Tensor], formats: list[Format]) -> dict[str, list[fl
     """Return signal over quantization noise in dB by kind of layer input, and of all together."""
     import math
 
-    from m2xfp.models.layer_inputs import READERS
+    from m2xfp.models.activations import READERS
 
     powers = {kind: [0.0] * (1 + len(formats)) for kind in (*READERS.values(), "all")}
     for name, x in _bar(inputs.items(), "SQNR", "tensor"):
@@ -254,8 +254,8 @@ def command(
     from m2xfp.errors import UnknownNameError
     from m2xfp.golden import get_format
     from m2xfp.golden.bits import to_bits
+    from m2xfp.models.activations import layer_inputs
     from m2xfp.models.evaluate import cut_windows, spread
-    from m2xfp.models.layer_inputs import layer_inputs
     from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
     from m2xfp.models.quantized import linear_layers
     from m2xfp.rtl.catalog import find_unit

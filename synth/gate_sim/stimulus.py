@@ -58,8 +58,8 @@ def _model_rows() -> tuple["Tensor", "Tensor"]:
     """Return all groups of the layers' inputs on held-out text, and of the layers' weights."""
     import torch
 
+    from m2xfp.models.activations import READERS, layer_inputs
     from m2xfp.models.evaluate import cut_windows
-    from m2xfp.models.layer_inputs import READERS, layer_inputs
     from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
 
     model = load_model()

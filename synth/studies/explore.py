@@ -78,9 +78,9 @@ def parse_sweep(
         if taken.count(name) > 1 or (name in fixed and name in taken):
             raise InputError(f"{name}: give one of --sweep and --set, and give it once")
     kept = {
-        names: tuple(values)
+        names: given.get(names, tuple(values))  # in its place, so that points keep their order
         for names, values in own.items()
-        if not {*names.split()} & {*taken, *fixed}
+        if names in given or not {*names.split()} & {*taken, *fixed}
     }
     axes = {**kept, **given}
     if not axes:

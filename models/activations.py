@@ -1,11 +1,16 @@
-"""What the linear layers of the bundled language model read."""
+"""What the linear layers of the bundled model read."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
 
-from m2xfp.models.lm import LanguageModel
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from m2xfp.models.lm import LanguageModel
 
 __all__ = ["READERS", "layer_inputs"]
 
