@@ -239,8 +239,8 @@ def _area_lines(configs: list[str], build: Path) -> list[str]:
     options = FlowOptions()
     try:
         pdk = find_pdk(DEFAULT_PDK)
-        pairs = [(find_unit(UNIT), config) for config in configs]
-        rows = measure_all(pairs, pdk, options, build=build)
+        instances = [find_unit(UNIT).instance(config) for config in configs]
+        rows = measure_all(instances, pdk, options, build=build)
     except MissingToolError as error:
         return [f"not measured: {error}"]
     return markdown_table(rows, pdk, options).splitlines()

@@ -274,7 +274,7 @@ def command(
     samples = tqdm(_samples(groups).items(), desc="search", unit="tensor")
     excesses = {name: excess(x, bits) for name, x in samples}
     unit = _unit(bits)
-    chosen = [(unit, config) for config in unit.configs]
+    chosen = [unit.instance(config) for config in unit.configs]
     rows = measure_all(chosen, library, FlowOptions(), power=power)
     text = _text(bits, rows, excesses, _searches(library, BUILD), library)
     _plot(output / f"{STEM}.svg", bits, rows, excesses)

@@ -243,7 +243,7 @@ class Point:
 
     def catalog_row(self) -> Unit:
         """Return the catalog's row with this point as its one configuration."""
-        keywords = self.space.parameters(dict(self.parameters))
+        keywords = self.space.keywords(dict(self.parameters))
         return replace(find_unit(self.unit), configs={self.label: keywords})
 
 
@@ -258,7 +258,7 @@ def points_of(unit: str, sweep: Mapping[str, Sequence[str]]) -> list[Point]:
         point = Point(unit, tuple(zip(sweep, values, strict=True)))
         try:
             row = point.catalog_row()
-            row.instance(point.label).component
+            row.instance(point.label)
         except InputError:
             continue
         what = repr(row.configs[point.label])
@@ -305,7 +305,7 @@ class Outcome:
 
 def _measure(point: Point, pdk: Pdk, options: FlowOptions, build: Path) -> Row:
     """Run by a worker: the silicon of a point."""
-    return measure(point.catalog_row(), point.label, pdk, options, power=True, build=build)
+    return measure(point.catalog_row().instance(point.label), pdk, options, power=True, build=build)
 
 
 def _perplexity(weights: str, activations: str, build: Path) -> float:

@@ -99,13 +99,12 @@ def mac_report(pdk_name: str, build: Path = BUILD) -> str:
     with tqdm(total=len(ENERGY_ROWS), desc="synthesis and power", unit="unit") as bar:
         for name, config in ENERGY_ROWS:
             split = name == "dot_product" and config.endswith("-fp32")
-            row = measure(
-                find_unit(name), config, pdk, options, power=True, breakdown=split, build=build
-            )
+            instance = find_unit(name).instance(config)
+            row = measure(instance, pdk, options, power=True, breakdown=split, build=build)
             rows[name, config] = row
             if split:
                 assert row.module_area_um2 is not None
-                top = find_unit(name).instance(config).top  # the shell of AXI names: no area
+                top = instance.top  # the shell of AXI names: no area
                 areas[config.removesuffix("-fp32")] = {
                     part: area for part, area in row.module_area_um2.items() if part != top
                 }

@@ -12,10 +12,10 @@ import pytest
 
 from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.rtl.catalog import UNITS
-from m2xfp.synth import explore as module
 from m2xfp.synth.flow.pdk import find_pdk
 from m2xfp.synth.flow.yosys import FlowOptions
 from m2xfp.synth.report.figures import Row
+from m2xfp.synth.studies import explore as module
 from m2xfp.synth.studies.explore import SPACES, explore, front, parse_sweep, points_of
 from m2xfp.synth.studies.explore_report import write_report
 
