@@ -55,7 +55,7 @@ def test_a_row_is_whole_and_consistent(row):
 
 def test_a_second_run_is_the_same(row, osu018, build):
     (again,) = measure_all(
-        [(find_unit("activation_quantizer"), CONFIG)],
+        [find_unit("activation_quantizer").instance(CONFIG)],
         osu018,
         FlowOptions(),
         power=True,
