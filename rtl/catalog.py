@@ -211,6 +211,17 @@ class Instance:
     parameters: Mapping[str, Any]
     top: str
 
+    @classmethod
+    def of(cls, facts: Facts) -> "Instance":
+        """Return the instance that ``facts`` are of, by the catalog."""
+        row = find_unit(facts.unit)
+        known = parameters_of(row.component)
+        parameters = {
+            name: known[name].parse(value) if isinstance(value, str) else value
+            for name, value in facts.parameters.items()
+        }
+        return cls(row, facts.config, parameters, facts.top)
+
     @cached_property
     def component(self) -> Component:
         """The component, built once."""

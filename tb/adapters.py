@@ -43,13 +43,8 @@ class Adapter:
     decode: Callable[[Mapping[str, Beats], Arrays, Facts], Arrays]
 
 
-# Format of a unit's groups where the configuration does not name one.
-_DEFAULT_BLOCK = {"weight_encoder": "m2xfp-weight"}
-
-
 def _block(description: Facts) -> BlockFormat:
-    default = _DEFAULT_BLOCK.get(description.unit, "m2xfp-act")
-    return block_format(description.parameters.get("block", default))
+    return block_format(description.parameters["block"])
 
 
 def load_values(path: Path, description: Facts) -> Arrays:

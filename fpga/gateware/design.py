@@ -58,7 +58,7 @@ class BoardUnit:
         unit = self.build()
         # Formats stand by their name.
         values = ",".join(f"{name}={getattr(v, 'name', v)}" for name, v in self.options.items())
-        ports = ",".join(f"{p.member}:{p.data_width}" for p in (*sinks(unit), *sources(unit)))
+        ports = ",".join(f"{p.name}:{p.data_width}" for p in (*sinks(unit), *sources(unit)))
         return f"{self.unit}({values}) {ports}"
 
 

@@ -5,20 +5,21 @@ from amaranth.lib import stream
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from m2xfp.rtl.verilog.axi import StreamPort, stream_ports
+from m2xfp.facts import Stream
+from m2xfp.rtl.verilog.axi import streams_of
 from m2xfp.rtl.verilog.component import Component
 
 __all__ = ["ByteRom", "Gateway", "sinks", "sources"]
 
 
-def sinks(unit: Component) -> list[StreamPort]:
+def sinks(unit: Component) -> list[Stream]:
     """Return the input streams of ``unit``; records number them in this order."""
-    return [port for port in stream_ports(unit) if port.role == "sink"]
+    return [port for port in streams_of(unit) if port.is_input]
 
 
-def sources(unit: Component) -> list[StreamPort]:
+def sources(unit: Component) -> list[Stream]:
     """Return the output streams of ``unit``; records number them in this order."""
-    return [port for port in stream_ports(unit) if port.role == "source"]
+    return [port for port in streams_of(unit) if not port.is_input]
 
 
 class Gateway(Component):
@@ -85,8 +86,8 @@ class Gateway(Component):
                     with m.Default():
                         m.d.sync += left.eq(0)
         for n, port in enumerate(self._sinks):
-            member = getattr(self.unit, port.member)
-            mine = Signal(name=f"for_{port.member}")
+            member = getattr(self.unit, port.name)
+            mine = Signal(name=f"for_{port.name}")
             bits = beat[-port.tdata_width :][: port.data_width]
             m.d.comb += [
                 mine.eq(complete & (tag[:7] == n)),
@@ -113,9 +114,9 @@ class Gateway(Component):
             m.d.sync += [record.eq(record[8:]), left.eq(left - 1)]
         earlier: Value = Const(0, 1)
         for n, port in enumerate(self._sources):
-            member = getattr(self.unit, port.member)
+            member = getattr(self.unit, port.name)
             payload = Value.cast(member.payload)
-            mine = Signal(name=f"from_{port.member}")
+            mine = Signal(name=f"from_{port.name}")
             m.d.comb += [mine.eq(free & ~earlier), member.ready.eq(mine)]
             with m.If(mine & member.valid):
                 m.d.sync += [

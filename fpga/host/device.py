@@ -470,9 +470,9 @@ class _Gemm:
         core = find_board_unit("gemm").build()
         assert isinstance(core, GemmCore)
         self.core, self._buffer = core, buffer
-        names = [port.member for port in sinks(core)]
+        names = [port.name for port in sinks(core)]
         self._stream = {name: names.index(name) for name in names}
-        self._size = {port.member: 1 + port.tdata_width // 8 for port in sinks(core)}  # of records
+        self._size = {port.name: 1 + port.tdata_width // 8 for port in sinks(core)}  # of records
         self.widths = [port.tdata_width // 8 for port in sources(core)]
 
         self._step = self._size["acts"]  # bytes of a group of ``rows`` rows

@@ -6,7 +6,7 @@ reported for adds its row to JOBS.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -110,13 +110,9 @@ def _values(which: str) -> Callable[[Facts, Tensors], Job]:
         import torch
 
         from m2xfp.golden.bits import to_bits
-        from m2xfp.models.evaluate import parse_format
 
         kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
         kind = kinds[description.parameters["input_type"]]
-        if "block" in description.parameters:  # a variant's name carries golden's options
-            block = parse_format(description.parameters["block"])
-            description = replace(description, keywords=description.parameters | {"block": block})
         bench = import_module(f"m2xfp.tb.{description.unit}")
         made: Job = bench.make_job(description, to_bits(getattr(given, which).to(kind)))
         return made
@@ -184,12 +180,12 @@ def _gemm(description: Facts, given: Tensors) -> Job:
 
     from m2xfp.golden import get_format
     from m2xfp.golden.bits import to_bits
-    from m2xfp.rtl.catalog import find_unit
+    from m2xfp.rtl.catalog import Instance
     from m2xfp.rtl.units.gemm_core import GemmCore
     from m2xfp.tb.parts.gemm_arrays import Product
     from m2xfp.tb.units.gemm_core import make_job
 
-    core = find_unit(description.unit).instance(description.config).component
+    core = Instance.of(description).component
     assert isinstance(core, GemmCore)
     pair = core.pair
     blocks = 3  # one of them whole within the record, wherever that begins

@@ -156,10 +156,10 @@ class GemmStreams:
 
 
 def _core(description: Facts) -> GemmCore:
-    from m2xfp.rtl.catalog import find_unit
+    from m2xfp.rtl.catalog import Instance
     from m2xfp.rtl.units.gemm_core import GemmCore
 
-    core = find_unit(description.unit).instance(description.config).component
+    core = Instance.of(description).component
     assert isinstance(core, GemmCore)
     return core
 

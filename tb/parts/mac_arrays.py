@@ -30,19 +30,16 @@ Arrays = dict[str, NDArray[Any]]
 
 def formats(description: Facts) -> tuple[BlockFormat, BlockFormat]:
     """Return the formats of activations and weights that a MAC unit takes."""
-    keywords = description.parameters
-    return (
-        block_format(keywords.get("act", "m2xfp-act")),
-        block_format(keywords.get("weight", "m2xfp-weight")),
-    )
+    parameters = description.parameters
+    return block_format(parameters["act"]), block_format(parameters["weight"])
 
 
 def lanes(description: Facts) -> int:
     """Return the products that a MAC unit takes in a beat."""
-    number = description.parameters.get("lanes")
-    if number is None:
-        number = 8 if description.unit == "pe_tile" else formats(description)[0].group
-    return int(number)
+    fields = {field.name: field for field in description.stream("i").fields}
+    if "operands.act.codes" not in fields:  # an accumulator: products of whole groups come in
+        return formats(description)[0].group
+    return fields["operands.act.codes"].shape[0]
 
 
 def chains(description: Facts) -> int:

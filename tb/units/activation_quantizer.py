@@ -31,8 +31,9 @@ def make_job(description: Facts, raw: NDArray[Any], seed: int = 0) -> Job:
     """
     from m2xfp.golden.bits import quantize_bits
 
-    block = description.parameters.get("block", "m2xfp-act")
-    planes = quantize_bits(block, description.parameters["input_type"], raw)
+    planes = quantize_bits(
+        description.parameters["block"], description.parameters["input_type"], raw
+    )
     last = np.random.default_rng(seed).random(len(raw) * description.beats_per_group) < 0.5
     return Job(
         {"i": value_beats(raw, description, last)},

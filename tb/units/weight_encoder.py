@@ -17,8 +17,8 @@ __all__ = ["make_job", "search_options"]
 def search_options(description: Facts) -> dict[str, Any]:
     """Return the options of ``get_format("m2xfp-weight")`` that a configuration computes."""
     given = description.parameters
-    options = {"adaptive": given.get("adaptive", True), "search": "fixed"}
-    if "fraction_bits" in given:
+    options = {"adaptive": given["adaptive"], "search": "fixed"}
+    if given["fraction_bits"] is not None:
         options["fraction_bits"] = given["fraction_bits"]
     return options
 
@@ -41,7 +41,7 @@ def make_job(description: Facts, raw: NDArray[Any], seed: int = 0) -> Job:
     from m2xfp.golden import get_format
     from m2xfp.golden.bits import quantize_bits
 
-    fmt = get_format("m2xfp-weight", **search_options(description))
+    fmt = get_format(description.parameters["block"], **search_options(description))
     planes = quantize_bits(fmt, description.parameters["input_type"], raw)
     beats = description.beats_per_group
     last = np.random.default_rng(seed).random(len(raw) * beats) < 0.5

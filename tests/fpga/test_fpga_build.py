@@ -15,12 +15,12 @@ from click.testing import CliRunner
 
 from m2xfp.cli import cli
 from m2xfp.errors import InputError, M2xfpError, UnknownNameError
-from m2xfp.fpga import build as build_module
 from m2xfp.fpga.check import check as proof
 from m2xfp.fpga.check.check import ProofError, simulate, values
 from m2xfp.fpga.check.netlist import ONE, ZERO, Alias, Carry, Fault, FlipFlop, Lut, Netlist
 from m2xfp.fpga.check.pins import CELLS
 from m2xfp.fpga.check.read_back import parse_icebox, parse_routed
+from m2xfp.fpga.flow import bitstream as build_module
 from m2xfp.fpga.flow.bitstream import (
     FAMILIES,
     BuildError,

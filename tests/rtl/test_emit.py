@@ -106,7 +106,7 @@ def test_emission_needs_no_torch(tmp_path: Path) -> None:
         "import sys; sys.modules['torch'] = None\n"
         "from m2xfp.rtl.catalog import UNITS\n"
         "from m2xfp.rtl.verilog.emit import emit\n"
-        f"emit(UNITS[{UNIT!r}], {CONFIG!r}, sys.argv[1])\n"
+        f"emit(UNITS[{UNIT!r}].instance({CONFIG!r}), sys.argv[1])\n"
         "assert not [name for name in sys.modules if name.startswith('m2xfp.golden')]\n"
     )
     done = subprocess.run(

@@ -1,12 +1,12 @@
 """The bulk player on a small unit with two inputs, whose faults can be switched on one by one."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from m2xfp.facts import Facts, Port, Stream
 from m2xfp.tb.bulk.simulator import Player, SimulationError
 from m2xfp.tb.cache import cached_build
 from m2xfp.tb.vectors import Beats, Job
@@ -53,43 +53,37 @@ endmodule
 """
 
 
-def facts() -> dict:
-    def stream(member: str, prefix: str, role: str, width: int) -> dict:
-        return {
-            "member": member,
-            "prefix": prefix,
-            "role": role,
-            "data_width": width,
-            "tdata_width": width,
-        }
-
-    ports = {"fault": 3, "bias": 70, "count": 40, "without_reset": 7}
-    return {
-        "unit": "adder",
-        "config": "small",
-        "top": "adder_small",
-        "parameters": {},
-        "clock": "clk",
-        "reset": "rst",
-        "latency": 1,
-        "beats_per_group": 1,
-        "streams": [
-            stream("a", "s_axis_a", "sink", 16),
-            stream("b", "s_axis_b", "sink", 8),
-            stream("o", "m_axis", "source", 24),
-        ],
-        "ports": [
-            {"name": name, "width": width, "direction": "input" if width in (3, 70) else "output"}
-            for name, width in ports.items()
-        ],
-    }
+FACTS = Facts(
+    unit="adder",
+    config="small",
+    top="adder_small",
+    purpose="adds two streams",
+    version="0",
+    parameters={},
+    streams=(
+        Stream("a", "s_axis_a", "sink", 16),
+        Stream("b", "s_axis_b", "sink", 8),
+        Stream("o", "m_axis", "source", 24),
+    ),
+    signals=(
+        Port("fault", "input", 3),
+        Port("bias", "input", 70),
+        Port("count", "output", 40),
+        Port("without_reset", "output", 7),
+    ),
+    latency=1,
+    beats_per_group=1,
+    clocks_per_group=1,
+    clocks_per_block=1,
+    groups_per_clock=1.0,
+)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("adder")
     (folder / "adder_small.v").write_text(ADDER)
-    (folder / "adder_small.json").write_text(json.dumps(facts()))
+    (folder / "adder_small.json").write_text(FACTS.to_json())
     return SimpleNamespace(verilog=folder / "adder_small.v", json=folder / "adder_small.json")
 
 

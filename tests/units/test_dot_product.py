@@ -195,7 +195,7 @@ def test_arrays(player: Player) -> None:
 
 
 def test_command(tmp_path: Path, sim_dir: Path) -> None:
-    description = Facts.from_facts(_facts("m2xfp-fp32"))
+    description = UNITS[UNIT].instance("m2xfp-fp32").facts
     act, weight, first = mac_stimulus.groups("near", formats(description), 50, 1, seed=8)
     arrays = pairs(act[:, 0], weight[:, 0], description) | {"first": first[:, 0]}
     np.savez(tmp_path / "pairs.npz", **arrays)
@@ -207,12 +207,6 @@ def test_command(tmp_path: Path, sim_dir: Path) -> None:
         assert out.files == ["acc"]
         assert out["acc"].dtype == np.uint32
         assert np.array_equal(out["acc"], expected(act, weight, first, description)[:, -1, 0])
-
-
-def _facts(config: str) -> dict:
-    from m2xfp.rtl.verilog.emit import describe
-
-    return describe(UNITS[UNIT], config)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +223,7 @@ def _facts(config: str) -> dict:
 def test_wrong_arrays_are_refused(tmp_path: Path, change: Callable, message: str) -> None:
     from m2xfp.tb.parts.mac_arrays import load_pairs
 
-    description = Facts.from_facts(_facts("m2xfp-fp32"))
+    description = UNITS[UNIT].instance("m2xfp-fp32").facts
     arrays = pairs(*(np.zeros((3, 18), np.uint8) for _ in range(2)), description)
     arrays["first"] = np.ones(3, bool)
     change(arrays)

@@ -1,7 +1,6 @@
 """The exact accumulation: golden and Verilog against integers, windows, overflow, and faults."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from test_group_dot import products
 
 from m2xfp.cli import cli
 from m2xfp.errors import InputError, UnknownNameError
-from m2xfp.facts import EmittedFiles
+from m2xfp.facts import EmittedFiles, Facts
 from m2xfp.formats import (
     ALL_EXPONENTS,
     M2XFP_ACT,
@@ -135,8 +134,8 @@ def find_player(sim_dir: Path, tmp_path: Path) -> Callable[[Window], Player]:
     """Return a function from a window to the simulation of the unit that is built for it."""
 
     def find(taken: Window) -> Player:
-        unit = replace(UNITS[UNIT], configs={taken.name: {"window": taken}})
-        return Player(emit(unit.instance(taken.name), tmp_path), build_dir=sim_dir)
+        instance = UNITS[UNIT].instance(changes={"window": taken})
+        return Player(emit(instance, tmp_path), build_dir=sim_dir)
 
     return find
 
@@ -289,8 +288,7 @@ def test_command(tmp_path: Path, sim_dir: Path) -> None:
     assert 0 < inexact.sum() < len(first)
 
 
-def _description(config: str):
-
+def _description(config: str) -> Facts:
     return UNITS["dot_product"].instance(config).facts
 
 

@@ -24,8 +24,8 @@ _E2M3 = np.array([int(8 * E2M3.magnitude(code)) for code in range(32)])
 
 
 def pair_of(unit: str, config: str) -> DotPair:
-    keywords = UNITS[unit].configs[config]
-    return DotPair(**{side: keywords[side] for side in ("act", "weight") if side in keywords})
+    parameters = UNITS[unit].instance(config).parameters
+    return DotPair(parameters["act"], parameters["weight"])
 
 
 def unpack(groups: np.ndarray, block: BlockFormat) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -109,7 +109,7 @@ def test_accumulation(emitted: Emit, sim_dir: Path, config: str) -> None:
     from m2xfp.golden.bits import to_bits
     from m2xfp.golden.formats.products import accumulate
 
-    chains = UNITS["fp32_accumulator"].configs[config].get("chains", 3)
+    chains = UNITS["fp32_accumulator"].instance(config).parameters["chains"]
     player = Player(emitted("fp32_accumulator", config), build_dir=sim_dir)
     pair = pair_of("fp32_accumulator", config)
     product, exponent, nan, first = accumulator_words(pair, 20_000, seed=3)
