@@ -6,7 +6,7 @@ M2XFP := .venv/bin/m2xfp
 READY := .venv/.ready
 
 .DEFAULT_GOAL := demo
-.PHONY: demo setup test test-slow check verilog lint synth bench eval results train fpga clean distclean help
+.PHONY: demo setup test test-slow check verilog lint synth bench eval report pages train fpga clean distclean help
 
 demo: $(READY) ## set up, then the main job: real activations through golden model and Verilog
 	$(M2XFP) demo
@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt apt.txt tools/setup
 check: $(READY) ## ruff and mypy
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/python tools/typecheck
+	.venv/bin/mypy -p m2xfp
 
 test: check ## ruff, mypy and the tests (two at a time; the long sweeps are in test-slow)
 	.venv/bin/python -m pytest -n 2
@@ -46,8 +46,11 @@ eval: $(READY) ## perplexity of the bundled language model in the main formats
 fpga: $(READY) ## bitstream for BOARD (icebreaker if left out), with its report; UNITS="dot gemm" chooses
 	$(M2XFP) fpga build $(or $(BOARD),icebreaker) $(addprefix --unit ,$(UNITS))
 
-results: $(READY) ## the study of the bundled model in docs/results (hours without a GPU)
-	$(M2XFP) eval --results docs/results
+report: $(READY) ## all tables and plots of the accepted figures, into build/report
+	$(M2XFP) report
+
+pages: $(READY) ## the tables in docs/, from the figures in docs/results
+	$(M2XFP) report --pages
 
 train: $(READY) ## train the bundled language model again
 	$(M2XFP) train

@@ -104,11 +104,19 @@ def commands(page: Path) -> Iterator[str]:
             yield " ".join(span.split()).removeprefix("m2xfp ")
 
 
-EVERY = sorted({(command, name_of(page)) for page in PAGES for command in commands(page)})
+# The changelog names spellings that are gone.
+EVERY = sorted(
+    {
+        (command, name_of(page))
+        for page in PAGES
+        if page.name != "CHANGELOG.md"
+        for command in commands(page)
+    }
+)
 IDS = [f"{page}: {command}" for command, page in EVERY]
 
 # Run in a folder of its own. All others are only parsed, since they take minutes (demo, eval,
-# synth, study, lint and verilog of the whole catalog, train), other machines or boards (bench
+# synth, study, lint and verilog of the whole catalog or of a large array, train), other machines or boards (bench
 # --device cuda, fpga, explore), or stand for what the reader has (UNIT, MODEL, ...).
 QUICK = (
     r"formats",
@@ -117,7 +125,7 @@ QUICK = (
     r"report",
     r"study libraries",
     r"(synth|verilog( [a-z_]+)?|explore [a-z_]+) --list",
-    r"verilog [a-z_]+ .*",
+    r"verilog [a-z_]+ (?!.*columns=32).*",
     r"simulate [a-z_]+ .*",
 )
 
@@ -148,7 +156,13 @@ def parse(line: str) -> tuple[click.Command, dict[str, Any]]:
         if not isinstance(value, (str, list, tuple, bool)):
             continue  # not given, for which click has a mark of its own
         values[parameter.name or ""] = value
-        if value and not isinstance(parameter.type, click.Path) and not parameter.is_eager:
+        if (
+            parameter.is_eager
+            or not parameter.expose_value
+            or isinstance(parameter.type, click.Path)
+        ):
+            continue  # such as --help, which prints and ends
+        if value:
             parameter.process_value(context, value)
     return command, values
 
