@@ -1,6 +1,7 @@
 """What the pages say is true: links, tables, commands, snippets, and the guide as written."""
 
 import os
+import pkgutil
 import re
 import shlex
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from m2xfp.tb.vectors import Beats
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+ROOMS = ("rtl", "golden", "models", "tb", "synth", "fpga")
 GUIDE = ROOT / "docs" / "adding-a-unit.md"
 EXAMPLE = "code_negator"  # the unit of the guide, which is not in the catalog
 
@@ -47,6 +49,20 @@ def test_links(page: Path) -> None:
         for target in targets
         if not re.match(r"[a-z]+:", target) and not (page.parent / target).exists()
     ]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_and_names_exist(page: Path) -> None:
+    """What stands as code in a sentence: paths of this repository, and names of the package."""
+    text = page.read_text()
+    paths = re.findall(r"`((?:docs|tools|tests|m2xfp|" + "|".join(ROOMS) + r")/[\w./-]+)`", text)
+    missing = [path for path in paths if EXAMPLE not in path and not (ROOT / path).exists()]
+    for name in re.findall(r"`(m2xfp\.[\w.]+)`", text):
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError):
+            missing.append(name)
     assert not missing
 
 
@@ -116,8 +132,8 @@ EVERY = sorted(
 IDS = [f"{page}: {command}" for command, page in EVERY]
 
 # Run in a folder of its own. All others are only parsed, since they take minutes (demo, eval,
-# synth, study, lint and verilog of the whole catalog or of a large array, train), other machines or boards (bench
-# --device cuda, fpga, explore), or stand for what the reader has (UNIT, MODEL, ...).
+# synth, study, lint and verilog of the whole catalog or of a large array, train), other machines or
+# boards (bench --device cuda, fpga, explore), or stand for what the reader has (UNIT, MODEL, ...).
 QUICK = (
     r"formats",
     r"fpga boards",

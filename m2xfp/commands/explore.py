@@ -52,6 +52,11 @@ __all__ = ["command"]
     show_default=True,
     help="Folder for everything that is kept, and for figures and plots.",
 )
+@click.option(
+    "--results",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write the figures into this folder too; docs/results accepts them.",
+)
 @click.option("--list", "listing", is_flag=True, help="Show what is swept of UNIT and stop.")
 def command(
     unit: str,
@@ -68,6 +73,7 @@ def command(
     scheduler: str | None,
     workers: int,
     output: Path,
+    results: Path | None,
     listing: bool,
 ) -> None:
     r"""Measure UNIT for every combination of parameter values and plot what is worth building.
@@ -117,7 +123,8 @@ def command(
         workers=workers,
         folder=output,
     )
-    click.echo(f"figures: {write_outcomes(outcomes, output)}")
+    for folder in filter(None, (output, results)):
+        click.echo(f"figures: {write_outcomes(outcomes, folder)}")
     for title, table in tables(output).items():
         if title.startswith(f"explore-{unit}-"):
             click.echo(f"\n{title}\n\n{table}", nl=False)

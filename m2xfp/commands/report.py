@@ -69,9 +69,9 @@ def pages(folder: Path, tables: dict[str, str]) -> dict[Path, str]:
 def command(results: Path, output: Path, in_pages: bool) -> None:
     r"""Draw all tables and plots from the accepted figures.
 
-    Commands that measure write figures as JSON: `m2xfp synth --accept`, `m2xfp fpga table`, and
-    with -o docs/results `m2xfp bench`, `m2xfp explore` and `m2xfp study`. The same figures give the
-    same bytes.
+    Commands that measure write figures as JSON: `m2xfp synth --accept`, `m2xfp fpga table`,
+    `m2xfp bench` and `m2xfp study` with -o docs/results, `m2xfp explore` with --results. The same
+    figures give the same bytes.
 
     \b
     m2xfp report             everything, into build/report
