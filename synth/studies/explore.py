@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m2xfp.errors import InputError, MissingToolError, UnknownNameError
+from m2xfp.facts import Facts
 from m2xfp.files import sources_digest, write_atomic
-from m2xfp.rtl.catalog import Instance, Unit, find_unit
+from m2xfp.rtl.catalog import Instance, Unit
 from m2xfp.rtl.parameters import Parameter, parameters_of
 from m2xfp.synth.flow.pdk import Pdk
 from m2xfp.synth.flow.yosys import FlowOptions
@@ -193,18 +194,9 @@ class Outcome:
     row: dict[str, Any] = field(repr=False)
 
 
-def _measure(
-    unit: str,
-    config: str,
-    parameters: Mapping[str, Any],
-    top: str,
-    pdk: Pdk,
-    options: FlowOptions,
-    build: Path,
-) -> Row:
-    """Run by a worker: the silicon of a point. The component is built there, not sent."""
-    instance = Instance(find_unit(unit), config, parameters, top)
-    return measure(instance, pdk, options, power=True, build=build)
+def _measure(facts: Facts, pdk: Pdk, options: FlowOptions, build: Path) -> Row:
+    """Run by a worker: the silicon of a point, from plain data, since formats have an identity."""
+    return measure(Instance.of(facts), pdk, options, power=True, build=build)
 
 
 def _perplexity(weights: str, activations: str, build: Path) -> float:
@@ -288,10 +280,9 @@ def explore(
 
             tasks: dict[Any, Any] = {}
             for index, name in missing:
-                instance = points[index].instance
-                what = (instance.unit.name, instance.config, instance.parameters, instance.top)
+                what = points[index].instance.facts
                 how = (by_name[name], options, folder / "synth")
-                tasks[client.submit(_measure, *what, *how, pure=False)] = index, name
+                tasks[client.submit(_measure, what, *how, pure=False)] = index, name
             if accuracy:
                 tasks |= {
                     client.submit(_perplexity, *case, folder, pure=False): case for case in cases

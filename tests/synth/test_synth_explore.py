@@ -1,6 +1,7 @@
 """Sweeps: what is swept, what is kept, and what is drawn."""
 
 import json
+import pickle
 import random
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.results import RESULTS, read_figures
-from m2xfp.rtl.catalog import UNITS, find_unit
+from m2xfp.rtl.catalog import UNITS, Instance, find_unit
 from m2xfp.rtl.parameters import parameters_of
 from m2xfp.synth.flow.pdk import find_pdk
 from m2xfp.synth.flow.yosys import FlowOptions
@@ -133,6 +134,14 @@ def test_accepted_points_are_those_of_the_page():
     assert [(point.instance.config, point.swept) for point in found] == [
         (point["config"], point["parameters"]) for point in accepted
     ]
+
+
+@pytest.mark.parametrize("unit", [name for name, unit in UNITS.items() if unit.sweep])
+def test_a_worker_builds_the_point_from_what_is_sent_to_it(unit: str):
+    """Formats have an identity, which a copy that went through a socket has not."""
+    for point in points(unit)[::5]:
+        facts = pickle.loads(pickle.dumps(point.instance.facts))
+        assert Instance.of(facts).facts == point.instance.facts
 
 
 def test_kept_points_are_not_measured_again(osu018, tmp_path, monkeypatch):
