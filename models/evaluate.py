@@ -6,7 +6,7 @@ process gets all losses, and they are those of a single process, since the passe
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -43,6 +43,7 @@ __all__ = [
     "perplexity",
     "quantized",
     "spread",
+    "sweep_cases",
     "window_nats",
 ]
 
@@ -139,6 +140,48 @@ class Case:
 
 FP = Case()
 """The model as it is: what the others are compared with."""
+
+
+def sweep_cases(columns: Mapping[str, Sequence[str]], quantized: bool) -> list[Case]:
+    """Return the unquantized case, and one for each position of the columns.
+
+    Parameters
+    ----------
+    columns
+        Formats of ``weights``, ``activations``, ``cache`` and ``operands``, none of one that is
+        not given; a single format stands for all positions. MXFP4 and M2XFP where all are empty.
+    quantized
+        Whether the model is quantized already, so that only its attention can be.
+
+    Raises
+    ------
+    InputError
+        Formats that do not go together.
+    """
+    given = {name: values for name, values in columns.items() if values}
+    if quantized:
+        if given.keys() - {"cache", "operands"}:
+            raise InputError("the model is quantized already; give no --weights or --activations")
+    elif not given:
+        return [FP, Case.parse("mxfp4", "mxfp4"), Case.parse("m2xfp-weight", "m2xfp-act")]
+    if "operands" in given and "cache" not in given:
+        raise InputError("--operands goes with --cache: give the format of keys and values too")
+    count = max(map(len, given.values()), default=0)
+    for name, values in given.items():
+        if len(values) not in (1, count):
+            raise InputError(
+                f"--{name} is given {len(values)} times and another option {count} times; give "
+                "each once, or all of them equally often"
+            )
+    whole = {
+        name: values if len(values) == count else [*values] * count
+        for name, values in given.items()
+    }
+    asked = [
+        Case.parse(**{name: values[index] for name, values in whole.items()})
+        for index in range(count)
+    ]
+    return list(dict.fromkeys([FP, *asked]))
 
 
 def head_layers(model: nn.Module) -> list[str]:

@@ -1,6 +1,7 @@
 """How well formats represent known distributions: SQNR on reproducible samples."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from m2xfp.formats import BLOCK_FORMATS
 from m2xfp.golden.formats.format import Format, get_format
+from m2xfp.models.activations import READERS
 from m2xfp.results import read_figures
 from m2xfp.tables import aligned_table
 
-__all__ = ["DISTRIBUTIONS", "measure_sqnr", "sample", "sqnr", "sqnr_table", "tables"]
+__all__ = ["DISTRIBUTIONS", "input_sqnr", "measure_sqnr", "sample", "sqnr", "sqnr_table", "tables"]
 
 Draw = Callable[[np.random.Generator, tuple[int, int]], npt.NDArray[np.float64]]
 
@@ -43,6 +45,31 @@ def sqnr(fmt: Format, x: Tensor) -> float:
     exact = x.double()
     noise = (exact - fmt.quantize(x).dequantize().double()).square().sum()
     return float(10 * torch.log10(exact.square().sum() / noise))
+
+
+def input_sqnr(inputs: Mapping[str, Tensor], formats: Sequence[Format]) -> dict[str, list[float]]:
+    """Return the SQNR in dB of each format by kind of layer input, and of all inputs together.
+
+    Parameters
+    ----------
+    inputs
+        What layers read, by their name, see ``layer_inputs``.
+    formats
+        What to quantize them to.
+    """
+    from tqdm import tqdm
+
+    powers = {kind: [0.0] * (1 + len(formats)) for kind in (*READERS.values(), "all")}
+    for name, x in tqdm(inputs.items(), desc="SQNR", unit="tensor"):
+        signal = x.double()
+        errors = [signal] + [fmt.quantize(x).dequantize().double() - signal for fmt in formats]
+        for kind in (READERS[name.rpartition(".")[2]], "all"):
+            for index, error in enumerate(errors):
+                powers[kind][index] += error.square().sum().item()
+    return {
+        kind: [10 * math.log10(signal / noise) for noise in noises]
+        for kind, (signal, *noises) in powers.items()
+    }
 
 
 def measure_sqnr(groups: int, seed: int) -> dict[str, Any]:

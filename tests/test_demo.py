@@ -164,7 +164,7 @@ def test_the_main_job(sim_dir: Path) -> None:
     assert re.match(r"gemm_core .* of peak: 0 and 0 mismatches$", lines[2])
 
     def figures(start: str) -> list[float]:
-        line = next(x for x in lines if x.strip().startswith(start) and re.search(r"\d\.\d", x))
+        line = next(x for x in lines if x.startswith(f"| {start} ") and re.search(r"\d\.\d", x))
         return [float(word) for word in line.replace(start, "").split() if word[0].isdigit()]
 
     mxfp4, m2xfp = figures("all")

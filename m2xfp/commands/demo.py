@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from m2xfp.facts import EmittedFiles
-    from m2xfp.golden import Format
     from m2xfp.tb.units.gemm_core import LinearRun
 
 __all__ = ["Comparison", "command", "compare"]
@@ -120,31 +119,6 @@ def _rows(planes: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     import numpy as np
 
     return np.concatenate([plane.reshape(len(plane), -1) for plane in planes], axis=1)
-
-
-def _sqnr(inputs: dict[str, Tensor], formats: list[Format]) -> dict[str, list[float]]:
-    """Return signal over quantization noise in dB by kind of layer input, and of all together."""
-    import math
-
-    from m2xfp.models.activations import READERS
-
-    powers = {kind: [0.0] * (1 + len(formats)) for kind in (*READERS.values(), "all")}
-    for name, x in _bar(inputs.items(), "SQNR", "tensor"):
-        signal = x.double()
-        errors = [signal] + [fmt.quantize(x).dequantize().double() - signal for fmt in formats]
-        for kind in (READERS[name.rpartition(".")[2]], "all"):
-            for index, error in enumerate(errors):
-                powers[kind][index] += error.square().sum().item()
-    return {
-        kind: [10 * math.log10(signal / noise) for noise in noises]
-        for kind, (signal, *noises) in powers.items()
-    }
-
-
-def _bar(items: Any, text: str, unit: str) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(items, desc=text, unit=unit)
 
 
 def _losses(windows: Tensor, activations: str, cache: Path) -> Tensor:
@@ -257,6 +231,7 @@ def command(
     from m2xfp.models.activations import layer_inputs
     from m2xfp.models.evaluate import cut_windows, spread
     from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
+    from m2xfp.models.quality import input_sqnr
     from m2xfp.models.quantized import linear_layers
     from m2xfp.rtl.catalog import find_unit
     from m2xfp.rtl.verilog.emit import emit
@@ -301,7 +276,7 @@ def command(
         sys.exit(1)
 
     click.echo(f"\nSQNR in dB of the activations in {known[configs[-1]]}")
-    quality = _sqnr(inputs, [get_format(name) for name in FORMATS])
+    quality = input_sqnr(inputs, [get_format(name) for name in FORMATS])
     rows = [[kind, *(f"{value:.2f}" for value in values)] for kind, values in quality.items()]
     click.echo(aligned_table([["", *FORMATS], *rows]), nl=False)
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-
-from m2xfp.errors import InputError
 
 if TYPE_CHECKING:
     from m2xfp.models.evaluate import Case
@@ -18,32 +15,6 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-def _cases(columns: dict[str, tuple[str, ...]], quantized: bool) -> list[Case]:
-    """Return one case for each position of the options; a single value stands for all of them."""
-    from m2xfp.models.evaluate import FP, Case
-
-    given = {name: values for name, values in columns.items() if values}
-    if quantized:
-        if given.keys() - {"cache", "operands"}:
-            raise InputError("the model is quantized already; give no --weights or --activations")
-    elif not given:
-        return [FP, Case.parse("mxfp4", "mxfp4"), Case.parse("m2xfp-weight", "m2xfp-act")]
-    if "operands" in given and "cache" not in given:
-        raise InputError("--operands goes with --cache: give the format of keys and values too")
-    count = max(map(len, given.values()), default=0)
-    for name, values in given.items():
-        if len(values) not in (1, count):
-            raise InputError(
-                f"--{name} is given {len(values)} times and another option {count} times; give "
-                "each once, or all of them equally often"
-            )
-    series = [
-        repeat(values[0], count) if len(values) == 1 else iter(values) for values in given.values()
-    ]
-    asked = [Case.parse(**dict(zip(given, row, strict=True))) for row in zip(*series, strict=False)]
-    return list(dict.fromkeys(chain([FP], asked)))
 
 
 def _memory(
@@ -184,7 +155,7 @@ def command(
     """
     from m2xfp.models.checkpoints import dispatch, open_checkpoint, read_text
     from m2xfp.models.devices import find_device, joined_processes
-    from m2xfp.models.evaluate import check_cases, cut_windows, head_layers, spread
+    from m2xfp.models.evaluate import check_cases, cut_windows, head_layers, spread, sweep_cases
     from m2xfp.models.tasks import find_tasks
 
     target = find_device(device)
@@ -197,7 +168,7 @@ def command(
         "cache": cache,
         "operands": operands,
     }
-    cases = _cases(columns, checkpoint.quantized)
+    cases = sweep_cases(columns, checkpoint.quantized)
     if save is not None and (len(cases) != 2 or not (cases[1].weights or cases[1].activations)):
         raise click.UsageError("--save goes with one format of weights or activations, or of both")
     names = tasks.split(",") if tasks else []
