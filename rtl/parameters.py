@@ -231,7 +231,7 @@ def _parameter(name: str, given: inspect.Parameter, text: str) -> Parameter:
     if typing.get_origin(kind) is Annotated:
         kind, limit = typing.get_args(kind)
     optional = False
-    if isinstance(kind, types.UnionType):
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
         optional = True
         (kind,) = (part for part in typing.get_args(kind) if part is not types.NoneType)
         if typing.get_origin(kind) is Annotated:

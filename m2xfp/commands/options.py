@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,39 +29,34 @@ def _print_parameters(context: click.Context, _option: click.Parameter, wanted: 
 
 
 def parameter_help(unit: str) -> str:
-    """Return name, default, allowed values and meaning of a unit's parameters, and its sets."""
+    """Return default, meaning and allowed values of a unit's parameters, and its configurations."""
     from m2xfp.rtl.catalog import find_unit
     from m2xfp.rtl.parameters import parameters_of
 
     row = find_unit(unit)
     known = parameters_of(row.component)
-    formatter = click.HelpFormatter(width=100)
-    formatter.write(f"{row.name}: {row.purpose}\n\n")
-    formatter.write("Parameters, for --set NAME=VALUE:\n")
-    with formatter.indentation():
-        formatter.write_dl(
-            [
-                (
-                    name,
-                    f"{parameter.text}\n\n\b\nAllowed: {parameter.allowed}.\n"
-                    f"Default: {parameter.write(parameter.default)}.",
-                )
-                for name, parameter in known.items()
-            ]
+    lines = [f"{row.name}: {row.purpose}", "", "Parameters, with their defaults, for --set:", ""]
+    for name, parameter in known.items():
+        allowed = f"Allowed: {parameter.allowed}."
+        lines += [f"  {name}={parameter.write(parameter.default)}"]
+        for text in (parameter.text.replace("``", ""), allowed):
+            lines += wrap(
+                text,
+                96,
+                initial_indent=" " * 6,
+                subsequent_indent=" " * 6,
+                break_on_hyphens=False,
+            )
+        lines += [""]
+    lines += ["Configurations, for --config, with what differs from the defaults:", ""]
+    for name, given in row.configs.items():
+        values = " ".join(
+            f"{key}={known[key].write(value)}"
+            for key, value in given.items()
+            if value != known[key].default
         )
-    formatter.write("\nConfigurations, for --config NAME:\n")
-    with formatter.indentation():
-        formatter.write_dl(
-            [
-                (
-                    name,
-                    " ".join(f"{key}={known[key].write(value)}" for key, value in given.items())
-                    or "all defaults",
-                )
-                for name, given in row.configs.items()
-            ]
-        )
-    return formatter.getvalue()
+        lines += [f"  {name:<20} {values}".rstrip()]
+    return "\n".join(lines) + "\n"
 
 
 def parameter_options(function: Callable[..., Any]) -> Callable[..., Any]:
