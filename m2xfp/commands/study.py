@@ -66,7 +66,7 @@ def command() -> None:
     """
 
 
-@command.command("array")
+@command.command("array", short_help="What metadata costs in an array of cells; buffers.")
 @_library_options
 @_OUTPUT
 def array(pdk: str | None, liberty: tuple[Path, ...], output: Path | None) -> None:
@@ -78,7 +78,7 @@ def array(pdk: str | None, liberty: tuple[Path, ...], output: Path | None) -> No
     _finish(output, f"array-{library.name}.json", figures, [array_table(figures)])
 
 
-@command.command("fractions")
+@command.command("fractions", short_help="Fraction bits of the weight encoder.")
 @_library_options
 @click.option("--lowest", default=5, show_default=True, type=click.IntRange(5, 32))
 @click.option("--highest", default=14, show_default=True, type=click.IntRange(5, 32))
@@ -121,7 +121,7 @@ def fractions(
     _finish(output, study.FILE, figures, found)
 
 
-@command.command("gemm-perplexity")
+@command.command("gemm-perplexity", short_help="A language model in the GEMM core's Verilog.")
 @click.option(
     "--windows",
     type=click.IntRange(1),
@@ -142,7 +142,7 @@ def gemm_perplexity(windows: int) -> None:
         raise SystemExit(1)
 
 
-@command.command("libraries")
+@command.command("libraries", short_help="Where libraries differ from the formats.")
 @_OUTPUT
 def libraries(output: Path | None) -> None:
     """List where ml_dtypes, torch and torchao, as installed here, differ from the definitions."""
@@ -155,7 +155,7 @@ def libraries(output: Path | None) -> None:
     _finish(output, "libraries.json", figures, [library_table(found)])
 
 
-@command.command("perplexity")
+@command.command("perplexity", short_help="The bundled model in all formats.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--windows", type=click.IntRange(1), help="Use so many windows, evenly spread.")
 @click.option(
@@ -192,7 +192,7 @@ def perplexity(device: str, windows: int | None, batch: int, output: Path | None
     _finish(output, FILE, figures, study_tables(figures).values())
 
 
-@command.command("sqnr")
+@command.command("sqnr", short_help="Every format on known distributions.")
 @click.option("--groups", default=4000, show_default=True, type=click.IntRange(1), help="Sample.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Sample.")
 @_OUTPUT
