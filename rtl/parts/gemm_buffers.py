@@ -7,31 +7,12 @@ from amaranth.lib.wiring import In, Out
 
 from m2xfp.formats import FP32
 from m2xfp.rtl.arith.datapath import named
+from m2xfp.rtl.parts.gemm_layouts import status_layout, tile_layout
 from m2xfp.rtl.parts.layouts import value_layout
 from m2xfp.rtl.parts.streams import packet_stream
 from m2xfp.rtl.verilog.component import Component
 
-__all__ = ["ResultQueue", "WeightBank", "status_layout", "tile_layout"]
-
-# What became of a command: all zero is success.
-status_layout = data.StructLayout({"bad_m": 1, "bad_n": 1, "bad_k": 1, "misframed": 1})
-
-
-def tile_layout(rows: int, columns: int) -> data.StructLayout:
-    """Return what goes with a step whose accumulators are results.
-
-    ``rows`` and ``lanes`` say how many rows and columns are part of the matrix, ``last`` that no
-    more follow for this command, and ``status`` then how it went. No rows and ``last`` is a command
-    without results.
-    """
-    return data.StructLayout(
-        {
-            "rows": Shape.cast(range(rows + 1)).width,
-            "lanes": Shape.cast(range(columns + 1)).width,
-            "last": 1,
-            "status": status_layout,
-        }
-    )
+__all__ = ["ResultQueue", "WeightBank"]
 
 
 class WeightBank(Component):

@@ -1,6 +1,10 @@
 """The paper's processing element: eight lanes, one subgroup a clock, FP32 partial sums."""
 
-from m2xfp.formats import M2XFP_ACT, M2XFP_WEIGHT, BlockFormat
+from typing import Annotated
+
+from m2xfp.formats import M2XFP_ACT, M2XFP_WEIGHT
+from m2xfp.rtl.parameters import Between, checked
+from m2xfp.rtl.parts.dot_pair import Activations, Weights
 from m2xfp.rtl.units.dot_product import DotProduct
 
 __all__ = ["PeTile"]
@@ -16,10 +20,13 @@ class PeTile(DotProduct):
 
     Parameters
     ----------
-    act, weight
-        Formats of the operands.
+    act
+        Format of the activations: E2M1 elements, with Elem-EM metadata of two bits or without.
+    weight
+        Format of the weights: E2M1 elements, with Sg-EM metadata of two bits or without. Group,
+        scale and, where both have one, subgroup are those of the activations.
     chains
-        Independent accumulators, 1 to 3.
+        Independent accumulators that take beats in turn: the register stages of the accumulation.
 
     Members
     -------
@@ -27,11 +34,12 @@ class PeTile(DotProduct):
         As in ``DotProduct``.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        act: BlockFormat = M2XFP_ACT,
-        weight: BlockFormat = M2XFP_WEIGHT,
-        chains: int = 3,
+        act: Activations = M2XFP_ACT,
+        weight: Weights = M2XFP_WEIGHT,
+        chains: Annotated[int, Between(1, 3)] = 3,
     ) -> None:
         super().__init__(act=act, weight=weight, lanes=8, chains=chains)

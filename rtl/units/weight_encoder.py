@@ -3,27 +3,28 @@
 The derivation, with its width proofs, stands in docs/weight-encoder.md.
 """
 
-from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, unsigned
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.errors import InputError
 from m2xfp.formats import BF16, M2XFP_WEIGHT, BlockFormat, FloatElement, InputType
-from m2xfp.rtl.arith.datapath import jam, named, saturating_difference
+from m2xfp.rtl.arith.datapath import named, sticky_or
+from m2xfp.rtl.parts.alignment import Aligner
+from m2xfp.rtl.parts.code_ladder import Ladder, threshold_bits
+from m2xfp.rtl.parts.fall_through_fifo import FallThroughFifo
 from m2xfp.rtl.parts.group_front import GroupFront, narrowed
 from m2xfp.rtl.parts.layouts import group_layout, value_layout
 from m2xfp.rtl.parts.multiplier_search import (
     BestMultiplier,
     CandidateGains,
     CoarseGains,
-    Ladder,
     SubgroupSums,
     first_largest,
-    threshold_bits,
     total,
 )
-from m2xfp.rtl.parts.streams import Queue, Slot, packet, packet_stream
-from m2xfp.rtl.units.activation_quantizer import normalise_bits
+from m2xfp.rtl.parts.streams import HalfRateRegister, SpillRegister, packet, packet_stream
+from m2xfp.rtl.parts.subgroup_codes import SubgroupCodes
 from m2xfp.rtl.verilog.component import Component
 
 __all__ = ["FRACTION_BITS", "WeightEncoder"]
@@ -36,171 +37,6 @@ OFFSETS = (-1, 0, 1)
 
 STAGES_BEFORE_CHOICE = 5
 """Pipeline stages between a beat aligned and its offset chosen: four a subgroup, and totals."""
-
-
-def shift_right_jam(m: Module, value: Value, amount: Value) -> Value:
-    """Shift right; the lowest bit of the result is ORed with every bit that is shifted out."""
-    for stage in range(len(amount)):
-        step = min(1 << stage, len(value) - 1)
-        shifted = Cat(value[: step + 1].any(), value[step + 1 :], Const(0, step))
-        value = named(m, f"shifted_{stage}", Mux(amount[stage], shifted, value))
-    return value
-
-
-class Aligner(Component):
-    """Bring a value to the fixed point of its group; combinational.
-
-    Parameters
-    ----------
-    kind
-        Type of the value.
-    width
-        Bits of the result.
-
-    Members
-    -------
-    value : In(value_layout(kind))
-        The value.
-    reference, normalise : In
-        As ``SharedScale`` gives them.
-    magnitude : Out(width)
-        |x| / scale, with the top bit for 2^emax, and 1 in the lowest bit if anything is left below.
-
-    Notes
-    -----
-    A significand h.m whose exponent lies ``distance`` below the reference stands for
-    h.m * 2^(emax - distance). The distance saturates where only the lowest bit can be set.
-    """
-
-    def __init__(self, kind: InputType, width: int) -> None:
-        super().__init__(
-            {
-                "value": In(value_layout(kind)),
-                "reference": In(kind.exponent_bits),
-                "normalise": In(normalise_bits(kind)),
-                "magnitude": Out(width),
-            }
-        )
-
-    def build(self) -> Module:
-        """Build the shifter."""
-        m = Module()
-        value, width = self.value, len(self.magnitude)
-        normal = Signal()
-        field = Signal(len(value.exponent))
-        placed = Signal(width)
-        distance = Signal(min((width - 1).bit_length(), len(value.exponent)))
-        significand: Value = Cat(value.mantissa, normal)
-        if len(self.normalise):
-            significand = (significand << self.normalise)[: len(significand)]
-        significand = jam(significand, width)
-        m.d.comb += [
-            normal.eq(value.exponent.any()),
-            field.eq(Cat(value.exponent[0] | ~normal, value.exponent[1:])),  # subnormals have 1
-            distance.eq(saturating_difference(m, self.reference, field, len(distance))),
-            placed.eq(Cat(Const(0, width - len(significand)), significand)),
-            self.magnitude.eq(shift_right_jam(m, placed, distance)),
-        ]
-        return m
-
-
-class SubgroupCodes(Component):
-    """Codes of a subgroup under the multiplier and offset that the search chose; combinational.
-
-    Parameters
-    ----------
-    ladder
-        Of the lowest offset, with no more fraction bits than the thresholds need.
-
-    Members
-    -------
-    magnitudes : In(ArrayLayout(width + 1, subgroup))
-        The magnitudes, and below them 1 if anything is left.
-    offset : In(2)
-        Offset of the shared scale, less the lowest.
-    k : In(metadata bits)
-        The multiplier is 1 + k/4.
-    codes : Out(ArrayLayout(magnitude code, subgroup))
-        Nearest codes, ties to the even one, saturating.
-    """
-
-    def __init__(self, ladder: Ladder) -> None:
-        self._ladder = ladder
-        size = ladder.block.metadata.subgroup
-        super().__init__(
-            {
-                "magnitudes": In(data.ArrayLayout(unsigned(ladder.width + 1), size)),
-                "offset": In(2),
-                "k": In(ladder.block.metadata.bits),
-                "codes": Out(data.ArrayLayout(unsigned(ladder.element.bits - 1), size)),
-            }
-        )
-
-    def build(self) -> Module:
-        """Build the thresholds, which all lanes share, and the comparisons."""
-        m = Module()
-        ladder = self._ladder
-        nothing = 2 << ladder.width  # no magnitude is as large
-        marks = []
-        for code in range(ladder.element.max_code):
-            by_k = []
-            for multiplier in reversed(ladder.multipliers):
-                reach = dict(enumerate(ladder.thresholds(multiplier)))
-                # The lowest bit tells a tie, which goes up to an even code only.
-                by_k.append(Const(2 * reach[code] + 1 - code % 2 if code in reach else nothing))
-            mark = Signal(ladder.width + 2, name=f"mark_{code + 1}")
-            m.d.comb += mark.eq(Array(by_k)[self.k])
-            marks.append(mark)
-        for n in range(ladder.block.metadata.subgroup):
-            x = named(m, f"x_{n}", shift_right_jam(m, self.magnitudes[n], self.offset))
-            reached = [named(m, f"reached_{n}_{c + 1}", x >= mark) for c, mark in enumerate(marks)]
-            m.d.comb += self.codes[n].eq(total(reached))
-        return m
-
-
-class WaitingBeats(Component):
-    """Queue that falls through: beats wait for the end of their group's search.
-
-    Parameters
-    ----------
-    width
-        Bits of a beat.
-    depth
-        Beats that it holds.
-
-    Members
-    -------
-    enable : In(1)
-        Nothing moves without it.
-    push, i : In
-        Take a beat; there must be room.
-    pop : In(1)
-        Drop the oldest beat.
-    o : Out(width)
-        The oldest beat, ``depth`` clocks after it was taken at the earliest.
-    """
-
-    def __init__(self, width: int, depth: int) -> None:
-        self._depth = depth
-        super().__init__(
-            {"enable": In(1), "push": In(1), "i": In(width), "pop": In(1), "o": Out(width)}
-        )
-
-    def build(self) -> Module:
-        """Build the places; a beat moves on when the place ahead is free or becomes free."""
-        m = Module()
-        beats = [Signal(len(self.i), name=f"beat_{n}", reset_less=True) for n in range(self._depth)]
-        valids = [Signal(name=f"valid_{n}") for n in range(self._depth)]
-        moves: Value = self.pop
-        for n in reversed(range(self._depth)):
-            moves = named(m, f"moves_{n}", moves | ~valids[n])
-            with m.If(self.enable & moves):
-                m.d.sync += [
-                    valids[n].eq(valids[n - 1] if n else self.push),
-                    beats[n].eq(beats[n - 1] if n else self.i),
-                ]
-        m.d.comb += self.o.eq(beats[-1])
-        return m
 
 
 class WeightEncoder(Component):
@@ -314,7 +150,7 @@ class WeightEncoder(Component):
 
         m.submodules.front = front = GroupFront(self.input_type, kind, self.lanes, block)
         payload = packet(group_layout(block))
-        queue = Slot(payload) if self.clocks_per_group > 1 else Queue(payload)
+        queue = HalfRateRegister(payload) if self.clocks_per_group > 1 else SpillRegister(payload)
         m.submodules.queue = queue
         wiring.connect(m, wiring.flipped(self.i), front.i)
         wiring.connect(m, queue.o, wiring.flipped(self.o))
@@ -387,7 +223,7 @@ class WeightEncoder(Component):
             m.submodules[f"best_{s}"] = chooser = BestMultiplier(ladder)
             for n in range(block.metadata.subgroup):
                 x = aligned[s * block.metadata.subgroup + n].magnitude
-                u: Value = jam(x, len(x) - 1)
+                u: Value = sticky_or(x, len(x) - 1)
                 if clocks > 1:  # in units of the highest offset, for the others shifted up
                     phases = [Cat(Const(0, clocks - 1 - p), u) for p in range(clocks)]
                     u = Array(phases)[aligned_token.phase]
@@ -485,7 +321,7 @@ class WeightEncoder(Component):
         waiting_layout = data.ArrayLayout(
             data.StructLayout({"magnitude": code_ladder.width + 1, "sign": 1}), self.lanes
         )
-        m.submodules.waiting = waiting = WaitingBeats(
+        m.submodules.waiting = waiting = FallThroughFifo(
             waiting_layout.size, beats + STAGES_BEFORE_CHOICE // clocks
         )
         m.d.comb += [
@@ -493,7 +329,7 @@ class WeightEncoder(Component):
             waiting.push.eq(aligned_valid & phase_ends),
             waiting.i.eq(
                 Cat(
-                    Cat(jam(lane.magnitude, code_ladder.width + 1), lane.sign)
+                    Cat(sticky_or(lane.magnitude, code_ladder.width + 1), lane.sign)
                     for lane in (aligned[n] for n in range(self.lanes))
                 )
             ),
