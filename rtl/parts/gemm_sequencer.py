@@ -1,6 +1,8 @@
 """The sequencer of the GEMM core: which groups meet in which step."""
 
-from amaranth.hdl import Module, Mux, Signal
+from dataclasses import dataclass
+
+from amaranth.hdl import Module, Mux, Signal, Value
 from amaranth.lib import stream
 from amaranth.lib.wiring import In, Out
 
@@ -10,6 +12,49 @@ from m2xfp.rtl.parts.gemm_layouts import job_layout, tile_layout
 from m2xfp.rtl.verilog.component import Component
 
 __all__ = ["Sequencer"]
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where the sequencer is in a command: its registers.
+
+    Members
+    -------
+    running, buffer
+        There is a command; the weight buffer of its panel.
+    chain, turn
+        Position in the block; the chain of the block whose accumulator is next.
+    group, last_group
+        Group of k.
+    columns_left, block_left, rows_left
+        Columns, this panel included; rows, this block included; rows, those of this step included.
+    misframed
+        ``last`` of an input was at the wrong place.
+    """
+
+    running: Signal
+    buffer: Signal
+    chain: Signal
+    turn: Signal
+    group: Signal
+    last_group: Signal
+    columns_left: Signal
+    block_left: Signal
+    rows_left: Signal
+    misframed: Signal
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Which loops end with this step, and the rows that remain after it."""
+
+    chain: Signal
+    group: Signal
+    rows: Signal
+    columns: Signal
+    block: Signal
+    panel: Signal
+    remaining: Signal
 
 
 class Sequencer(Component):
@@ -72,87 +117,98 @@ class Sequencer(Component):
         )
 
     def build(self) -> Module:
-        """Build the nest of counters."""
+        """Build the nest of counters, and what follows from where they stand."""
         m = Module()
-        rows, columns, chains = self._rows, self._columns, self._chains
-        job = self.job.payload
-        running = Signal()
-        buffer = Signal()
-        chain = Signal(range(chains))  # position in the block
-        turn = Signal(range(chains))  # chain of the block whose accumulator is next
-        group = Signal(range(self._max_groups))
-        last_group = Signal(range(self._max_groups), reset_less=True)
-        columns_left = Signal(SIZE_BITS, reset_less=True)  # this panel included
-        block_left = Signal(SIZE_BITS, reset_less=True)  # rows, this block included
-        rows_left = Signal(SIZE_BITS, reset_less=True)  # rows, those of this step included
-        misframed = Signal(reset_less=True)
-
-        starts = named(m, "starts", (chain == 0) & (group == 0))
-        in_turn = named(m, "in_turn", starts | (turn == chain))
-        wanted = named(m, "wanted", rows_left != 0)
-        may_issue = named(
-            m, "may_issue", running & self.enable & in_turn & self.full.bit_select(buffer, 1)
-        )
-        chain_ends = named(m, "chain_ends", chain == chains - 1)
-        group_ends = named(m, "group_ends", group == last_group)
-        last_rows = named(m, "last_rows", rows_left <= rows)
-        last_columns = named(m, "last_columns", columns_left <= columns)
-        block_ends = named(m, "block_ends", chain_ends & group_ends)
-        panel_ends = named(m, "panel_ends", block_ends & last_rows)
-        remaining = named(m, "remaining", Mux(last_rows, 0, rows_left - rows))
-        final = named(m, "final", wanted & group_ends & last_rows & last_columns)
+        at, job = self._position(), self.job.payload
+        ends = self._ends(m, at)
+        starts = named(m, "starts", (at.chain == 0) & (at.group == 0))
+        in_turn = named(m, "in_turn", starts | (at.turn == at.chain))
+        wanted = named(m, "wanted", at.rows_left != 0)
+        full = self.full.bit_select(at.buffer, 1)
+        may_issue = named(m, "may_issue", at.running & self.enable & in_turn & full)
+        final = named(m, "final", wanted & ends.group & ends.rows & ends.columns)
         wrong = named(m, "wrong", wanted & (self.act_last ^ final))
-        suspect = named(m, "suspect_now", misframed | wrong | self.suspect.bit_select(buffer, 1))
-
+        suspect = named(
+            m, "suspect_now", at.misframed | wrong | self.suspect.bit_select(at.buffer, 1)
+        )
         refused = named(m, "refused", job.status.as_value().any())
         # A refused command goes through the array as an empty result, so that statuses keep order.
-        refusal = named(m, "refusal", ~running & self.job.valid & refused & self.enable)
+        refusal = named(m, "refusal", ~at.running & self.job.valid & refused & self.enable)
         m.d.comb += [
             self.act_ready.eq(may_issue & wanted),
             self.issue.eq(may_issue & (self.act_valid | ~wanted)),
-            self.first.eq(group == 0),
-            self.read.eq(self.issue & (chain == 0)),
-            self.buffer.eq(buffer),
-            self.address.eq(group),
-            self.released.eq(self.issue & panel_ends),
-            self.job.ready.eq(refusal | (self.released & last_columns)),
-            self.tile.rows.eq(Mux(refused, 0, Mux(last_rows, rows_left, rows))),
-            self.tile.lanes.eq(Mux(last_columns, columns_left, columns)),
+            self.first.eq(at.group == 0),
+            self.read.eq(self.issue & (at.chain == 0)),
+            self.buffer.eq(at.buffer),
+            self.address.eq(at.group),
+            self.released.eq(self.issue & ends.panel),
+            self.job.ready.eq(refusal | (self.released & ends.columns)),
+            self.tile.rows.eq(Mux(refused, 0, Mux(ends.rows, at.rows_left, self._rows))),
+            self.tile.lanes.eq(Mux(ends.columns, at.columns_left, self._columns)),
             self.tile.last.eq(refused | final),
             self.tile.status.eq(job.status),
             self.tile.status.misframed.eq(~refused & suspect),
-            self.tile_valid.eq(refusal | (self.issue & group_ends & wanted)),
+            self.tile_valid.eq(refusal | (self.issue & ends.group & wanted)),
         ]
-
         with m.If(self.enable):
-            m.d.sync += turn.eq(Mux(turn == chains - 1, 0, turn + 1))
-        with m.If(~running):
+            m.d.sync += at.turn.eq(Mux(at.turn == self._chains - 1, 0, at.turn + 1))
+        with m.If(~at.running):
             m.d.sync += [
-                running.eq(self.job.valid & ~refused),
-                last_group.eq(job.groups - 1),
-                columns_left.eq(job.n),
-                block_left.eq(job.m),
-                rows_left.eq(job.m),
-                misframed.eq(0),
+                at.running.eq(self.job.valid & ~refused),
+                at.last_group.eq(job.groups - 1),
+                at.columns_left.eq(job.n),
+                at.block_left.eq(job.m),
+                at.rows_left.eq(job.m),
+                at.misframed.eq(0),
             ]
         with m.If(self.issue):
-            m.d.sync += [
-                misframed.eq(suspect),
-                chain.eq(Mux(chain_ends, 0, chain + 1)),
-                rows_left.eq(Mux(chain_ends, block_left, remaining)),
-            ]
-            with m.If(starts):
-                m.d.sync += turn.eq(1 % chains)
-            with m.If(chain_ends):
-                m.d.sync += group.eq(Mux(group_ends, 0, group + 1))
-            with m.If(block_ends):
-                m.d.sync += [block_left.eq(remaining), rows_left.eq(remaining)]
-            with m.If(panel_ends):
-                m.d.sync += [
-                    buffer.eq(~buffer),
-                    columns_left.eq(columns_left - columns),
-                    block_left.eq(job.m),
-                    rows_left.eq(job.m),
-                    running.eq(~last_columns),
-                ]
+            m.d.sync += at.misframed.eq(suspect)
+            self._go_on(m, at, ends, starts)
         return m
+
+    def _position(self) -> Position:
+        """Return the counters."""
+        return Position(
+            running=Signal(name="running"),
+            buffer=Signal(name="buffer_now"),
+            chain=Signal(range(self._chains), name="chain"),
+            turn=Signal(range(self._chains), name="turn"),
+            group=Signal(range(self._max_groups), name="group"),
+            last_group=Signal(range(self._max_groups), name="last_group", reset_less=True),
+            columns_left=Signal(SIZE_BITS, name="columns_left", reset_less=True),
+            block_left=Signal(SIZE_BITS, name="block_left", reset_less=True),
+            rows_left=Signal(SIZE_BITS, name="rows_left", reset_less=True),
+            misframed=Signal(name="misframed", reset_less=True),
+        )
+
+    def _ends(self, m: Module, at: Position) -> Ends:
+        """Return which loops end with this step."""
+        chain = named(m, "chain_ends", at.chain == self._chains - 1)
+        group = named(m, "group_ends", at.group == at.last_group)
+        rows = named(m, "last_rows", at.rows_left <= self._rows)
+        columns = named(m, "last_columns", at.columns_left <= self._columns)
+        block = named(m, "block_ends", chain & group)
+        panel = named(m, "panel_ends", block & rows)
+        remaining = named(m, "remaining", Mux(rows, 0, at.rows_left - self._rows))
+        return Ends(chain, group, rows, columns, block, panel, remaining)
+
+    def _go_on(self, m: Module, at: Position, ends: Ends, starts: Value) -> None:
+        """Go to the next step: chains innermost, then groups, blocks of rows, panels."""
+        m.d.sync += [
+            at.chain.eq(Mux(ends.chain, 0, at.chain + 1)),
+            at.rows_left.eq(Mux(ends.chain, at.block_left, ends.remaining)),
+        ]
+        with m.If(starts):
+            m.d.sync += at.turn.eq(1 % self._chains)
+        with m.If(ends.chain):
+            m.d.sync += at.group.eq(Mux(ends.group, 0, at.group + 1))
+        with m.If(ends.block):
+            m.d.sync += [at.block_left.eq(ends.remaining), at.rows_left.eq(ends.remaining)]
+        with m.If(ends.panel):
+            m.d.sync += [
+                at.buffer.eq(~at.buffer),
+                at.columns_left.eq(at.columns_left - self._columns),
+                at.block_left.eq(self.job.payload.m),
+                at.rows_left.eq(self.job.payload.m),
+                at.running.eq(~ends.columns),
+            ]

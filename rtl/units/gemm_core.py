@@ -203,19 +203,7 @@ class GemmCore(Component):
                 suspect.bit_select(loader.buffer, 1).eq(loader.misframed),
             ]
 
-        for column in range(columns):
-            m.submodules[f"bank_{column}"] = bank = WeightBank(
-                group_layout(self.pair.weight), 2 * max_groups
-            )
-            m.d.comb += [
-                bank.write.eq(loader.write[column]),
-                bank.write_address.eq(2 * loader.address + loader.buffer),
-                bank.write_data.eq(self.weights.payload.data),
-                bank.read.eq(sequencer.read),
-                bank.read_address.eq(2 * sequencer.address + sequencer.buffer),
-                array.weights[column].eq(bank.read_data),
-            ]
-
+        self._connect_weights(m, loader, sequencer, array)
         # The array stands still while a result finds no room.
         step = Signal()
         steps = self.array_latency
@@ -236,6 +224,24 @@ class GemmCore(Component):
         self._take_activations(m, sequencer, array)
         self._give_results(m, queue)
         return m
+
+    def _connect_weights(
+        self, m: Module, loader: Loader, sequencer: Sequencer, array: GemmArray
+    ) -> None:
+        """Give each column a memory of both weight buffers, their groups in turn."""
+        max_groups = self.max_k // self.pair.group
+        for column in range(self.columns):
+            m.submodules[f"bank_{column}"] = bank = WeightBank(
+                group_layout(self.pair.weight), 2 * max_groups
+            )
+            m.d.comb += [
+                bank.write.eq(loader.write[column]),
+                bank.write_address.eq(2 * loader.address + loader.buffer),
+                bank.write_data.eq(self.weights.payload.data),
+                bank.read.eq(sequencer.read),
+                bank.read_address.eq(2 * sequencer.address + sequencer.buffer),
+                array.weights[column].eq(bank.read_data),
+            ]
 
     def _take_activations(self, m: Module, sequencer: Sequencer, array: GemmArray) -> None:
         """Connect the activations with the array, through an engine a row if they need one."""
