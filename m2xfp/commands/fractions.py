@@ -100,7 +100,7 @@ def _searches(pdk: Pdk, build: Path) -> list[tuple[str, float]]:
 
     from m2xfp.files import write_atomic
     from m2xfp.formats import BF16, M2XFP_WEIGHT
-    from m2xfp.rtl.parts.multiplier_search import Ladder
+    from m2xfp.rtl.parts.code_ladder import Ladder
     from m2xfp.rtl.parts.search_study import GainSearch, SquareSearch
     from m2xfp.rtl.units.weight_encoder import FRACTION_BITS, OFFSETS
     from m2xfp.rtl.verilog.emit import verilog_text
