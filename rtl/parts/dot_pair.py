@@ -101,7 +101,7 @@ class DotPair:
         Raises InputError if they do not divide the group or are not whole subgroups.
         """
         step = self.act.metadata.subgroup or self.weight.metadata.subgroup or 1
-        if lanes < 1 or self.group % lanes or lanes % step:
+        if self.group % lanes or lanes % step:
             raise InputError(
                 f"lanes={lanes}: must divide the group of {self.group} and be a multiple of the "
                 f"subgroup of {step}"

@@ -23,7 +23,14 @@ from m2xfp.rtl.parts.group_scale import lowest_reference, normalise_bits
 from m2xfp.rtl.parts.layouts import value_layout
 from m2xfp.rtl.verilog.component import Component
 
-__all__ = ["Lane", "Refiner", "TopElement", "stored_type", "subnormal_distances", "top_layout"]
+__all__ = [
+    "ElementRounder",
+    "Refiner",
+    "TopElement",
+    "stored_type",
+    "subnormal_distances",
+    "top_layout",
+]
 
 
 def stored_type(kind: InputType, block: BlockFormat) -> InputType:
@@ -31,7 +38,7 @@ def stored_type(kind: InputType, block: BlockFormat) -> InputType:
 
     With an 8-bit exponent a subnormal is at least one step below the reference, so the
     significand's lowest bit that can be a guard bit is the window's last at distance 1: window - 2
-    mantissa bits, and one to jam the rest into. At distance 0 the hidden bit is 1, and the guard
+    mantissa bits, and a sticky bit below them. At distance 0 the hidden bit is 1, and the guard
     bits lie higher. float16 is normalised after the store and keeps its mantissa.
     """
     if normalise_bits(kind):
@@ -45,7 +52,8 @@ def place_layout(kind: InputType, block: BlockFormat) -> data.StructLayout:
 
     ``distance`` is how far the exponent field is below the reference, and right if ``near``.
     ``fraction`` is the mantissa, normalised with its group if that is subnormal; ``lead`` is then
-    the bit above it (float16 only). In a jammed fraction the window's last bit is still apart.
+    the bit above it (float16 only). If its last bit is a sticky bit, the window's last bit is still
+    apart from that.
     """
     window = sum(element_window(refined_element(block)))
     lead = 1 if normalise_bits(kind) else 0
@@ -102,7 +110,7 @@ def top_layout(kind: InputType, block: BlockFormat) -> data.StructLayout:
     return data.StructLayout({"place": place_layout(kind, block), "odd": 1})
 
 
-class Lane(Component):
+class ElementRounder(Component):
     """Round one value to its code; combinational.
 
     Parameters
@@ -184,7 +192,7 @@ class TopElement(Component):
     magnitudes : In(ArrayLayout(magnitude, subgroup))
         Magnitude codes.
     places : In(ArrayLayout(place, subgroup))
-        The values, as ``Lane`` places them.
+        The values, as ``ElementRounder`` places them.
     top : Out(top_layout(kind, block))
         Its magnitude code and its place.
     """
@@ -228,7 +236,7 @@ class Refiner(Component):
     top : In(top_layout(kind, block))
         The element.
     subnormal, poisoned
-        As for ``Lane``.
+        As for ``ElementRounder``.
     meta : Out(2)
         clamp(fine + 1, low, low + 3) - low with low = coarse * 4.
     """

@@ -51,7 +51,7 @@ def _top_exponent(pair: DotPair, window: Window) -> int:
     return window.lowest - pair.bias + window.bits - 2 + FP32.bias
 
 
-class Sum(Component):
+class CarrySaveSum(Component):
     """The register of the sum: sum' = sum + D * 2^(exponent - lowest), in two's complement.
 
     The sum is cut into digits, and each keeps the carry that it gives to the next one until the
@@ -149,7 +149,7 @@ class Sum(Component):
         return m
 
 
-class Resolve(Component):
+class CarryPropagation(Component):
     """Add the carries that a sum still has to the digits above them; combinational.
 
     A digit passes a carry on if it has nothing but ones, so all of them are known before any digit
@@ -163,7 +163,7 @@ class Resolve(Component):
     Members
     -------
     digits : In(bits), carries : In
-        See ``Sum``.
+        See ``CarrySaveSum``.
     total : Out(bits)
         The sum in two's complement.
     """
@@ -195,7 +195,7 @@ class Resolve(Component):
 
 
 class ExactPipeline(Component):
-    """``Sum``, ``Resolve``, ``Normalise`` and ``Round``, registers between them.
+    """``CarrySaveSum``, ``CarryPropagation``, ``Normalise`` and ``Round``, registers between them.
 
     They all stand still unless enabled.
 
@@ -209,7 +209,7 @@ class ExactPipeline(Component):
     Members
     -------
     enable, i, valid, first
-        As for ``Sum``.
+        As for ``CarrySaveSum``.
     o : Out(exact_layout)
         The result after the product of ``latency`` steps ago.
     """
@@ -233,8 +233,8 @@ class ExactPipeline(Component):
         """Build the pipeline."""
         m = Module()
         step, bits = self.enable, self._window.bits
-        m.submodules.sum = running = Sum(self._pair, self._window)
-        m.submodules.resolve = resolve = Resolve(bits + 1)
+        m.submodules.sum = running = CarrySaveSum(self._pair, self._window)
+        m.submodules.resolve = resolve = CarryPropagation(bits + 1)
         m.submodules.normalise = normalised = Normalise(bits)
         m.submodules.round = round_ = Round()
         total = register(m, step, "total", resolve.total)

@@ -3,10 +3,9 @@
 from amaranth.hdl import Module, Signal, Value
 from amaranth.lib.wiring import In, Out
 
-from m2xfp.errors import InputError
 from m2xfp.formats import FP32
 from m2xfp.rtl.parts.dot_pair import DotPair
-from m2xfp.rtl.parts.fp32_addition import Add, Addend, Align, addend_layout
+from m2xfp.rtl.parts.fp32_addition import Add, Addend, Align, addend_layout, check_addend
 from m2xfp.rtl.parts.fp32_rounding import Normalise, Round
 from m2xfp.rtl.parts.layouts import value_layout
 from m2xfp.rtl.parts.registers import register
@@ -96,11 +95,15 @@ class AccumulatorPipeline(Component):
         Clear the chain to +0 first. Reset clears all chains.
     o : Out(32)
         The chain after the addend of ``latency`` steps ago.
+
+    Raises
+    ------
+    InputError
+        If a group's product has more bits than FP32's significand.
     """
 
     def __init__(self, pair: DotPair, chains: int) -> None:
-        if chains not in (1, 2, 3):
-            raise InputError(f"chains={chains}: the accumulator has 1, 2 or 3 chains")
+        check_addend(pair)
         self.pair, self.chains = pair, chains
         self.latency = 1 + chains
         super().__init__(

@@ -4,6 +4,7 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
+from m2xfp.errors import InputError
 from m2xfp.formats import FP32
 from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.arith.fixed_point import leading_zeros, normalise, shift_right
@@ -12,7 +13,7 @@ from m2xfp.rtl.parts.fp32_rounding import summed_layout
 from m2xfp.rtl.parts.layouts import value_layout
 from m2xfp.rtl.verilog.component import Component
 
-__all__ = ["Add", "Addend", "Align", "addend_layout"]
+__all__ = ["Add", "Addend", "Align", "addend_layout", "check_addend"]
 
 # The significand of an aligned operand: 24 bits, guard, round and sticky. One rounding needs no
 # more, since a cancellation of more than one bit happens only when nothing was shifted out.
@@ -41,6 +42,16 @@ def addend_layout(pair: DotPair) -> data.StructLayout:
             "nan": 1,
         }
     )
+
+
+def check_addend(pair: DotPair) -> None:
+    """Refuse formats whose products have more bits than the significand of FP32."""
+    bits = pair.product_bound.bit_length()
+    if bits > _SIGNIFICAND:
+        raise InputError(
+            f"{pair.act.name} x {pair.weight.name}: the products of {pair.group} values have "
+            f"{bits} bits and the FP32 accumulation takes {_SIGNIFICAND}; choose a smaller group"
+        )
 
 
 class Addend(Component):

@@ -1,4 +1,4 @@
-"""Storage of the GEMM core: banks of packed weights, and the queue of finished results."""
+"""Storage of the GEMM core: banks of packed weights, and the FIFO of finished results."""
 
 from amaranth.hdl import Array, Module, Mux, Shape, ShapeLike, Signal
 from amaranth.lib import data
@@ -12,7 +12,7 @@ from m2xfp.rtl.parts.layouts import value_layout
 from m2xfp.rtl.parts.streams import packet_stream
 from m2xfp.rtl.verilog.component import Component
 
-__all__ = ["ResultQueue", "WeightBank"]
+__all__ = ["ResultFifo", "WeightBank"]
 
 
 class WeightBank(Component):
@@ -64,7 +64,7 @@ class WeightBank(Component):
         return m
 
 
-class ResultQueue(Component):
+class ResultFifo(Component):
     """Take the results of the whole array at once, give them away row by row.
 
     Parameters

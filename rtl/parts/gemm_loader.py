@@ -62,15 +62,15 @@ class Loader(Component):
     def build(self) -> Module:
         """Build the check and the counters."""
         m = Module()
-        m.submodules.queue = queue = SpillRegister(job_layout)
-        wiring.connect(m, queue.o, wiring.flipped(self.job))
+        m.submodules.job_register = register = SpillRegister(job_layout)
+        wiring.connect(m, register.o, wiring.flipped(self.job))
         loading = Signal()
-        command, job = self.cmd.payload.data, queue.i.payload
+        command, job = self.cmd.payload.data, register.i.payload
         bits = (self._pair.group - 1).bit_length()
         accepted = named(m, "accepted", self.cmd.valid & self.cmd.ready)
         m.d.comb += [
-            self.cmd.ready.eq(~loading & queue.i.ready),
-            queue.i.valid.eq(self.cmd.valid & ~loading),
+            self.cmd.ready.eq(~loading & register.i.ready),
+            register.i.valid.eq(self.cmd.valid & ~loading),
             job.m.eq(command.m),
             job.n.eq(command.n),
             job.groups.eq(command.k[bits:]),

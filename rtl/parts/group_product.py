@@ -6,7 +6,6 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed, unsigne
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from m2xfp.errors import InputError
 from m2xfp.rtl.arith.datapath import named, one_hot_mux
 from m2xfp.rtl.arith.fixed_point import signed_bits, signed_total
 from m2xfp.rtl.parts.dot_pair import DotPair
@@ -306,8 +305,6 @@ class ProductPipeline(Component):
     """
 
     def __init__(self, pair: DotPair, depth: int) -> None:
-        if depth not in (1, 2):
-            raise InputError(f"depth={depth}: a group's product takes 1 or 2 register stages")
         self.pair, self.depth = pair, depth
         super().__init__(
             {

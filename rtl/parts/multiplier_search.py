@@ -354,7 +354,7 @@ class BestMultiplier(Component):
         super().__init__({"gains": In(gains_layout(ladder)), "best": Out(best_layout(ladder))})
 
     def build(self) -> Module:
-        """Build the tournaments."""
+        """Build the comparison trees."""
         m = Module()
         ladder = self._ladder
         for offset in range(ladder.offsets):

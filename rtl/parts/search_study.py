@@ -104,7 +104,7 @@ class SquareSearch(Component):
         )
 
     def build(self) -> Module:
-        """Build the candidates and the tournaments."""
+        """Build the candidates and the comparison trees."""
         m = Module()
         ladder = self._ladder
         size = ladder.block.metadata.subgroup

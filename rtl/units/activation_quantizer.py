@@ -13,7 +13,7 @@ from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parameters import Between, Formats, checked
 from m2xfp.rtl.parts.beat_store import BeatStore
 from m2xfp.rtl.parts.element_rounding import (
-    Lane,
+    ElementRounder,
     Refiner,
     TopElement,
     stored_type,
@@ -44,7 +44,7 @@ class RoundedBeat:
     valid, ends
         There is a beat; it is the last of its group.
     magnitudes, signs, places
-        Of each lane, as ``Lane`` gives them.
+        Of each lane, as ``ElementRounder`` gives them.
     scale, poisoned, subnormal, last
         Of the group.
     """
@@ -223,7 +223,7 @@ class ActivationQuantizer(Component):
             shared.peak.eq(store.group_peak),
             subnormal.eq(Cat(shared.reference == distance for distance in distances)),
         ]
-        lanes = [Lane(kind, self.block) for _ in range(self.lanes)]
+        lanes = [ElementRounder(kind, self.block) for _ in range(self.lanes)]
         for n, lane in enumerate(lanes):
             m.submodules[f"lane_{n}"] = lane
             m.d.comb += [

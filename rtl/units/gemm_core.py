@@ -12,7 +12,7 @@ from m2xfp.rtl.parameters import Between, Names, checked
 from m2xfp.rtl.parts.dot_pair import Activations, DotPair, Weights
 from m2xfp.rtl.parts.fp32_rounding import round_to_bf16
 from m2xfp.rtl.parts.gemm_array import GemmArray
-from m2xfp.rtl.parts.gemm_buffers import ResultQueue, WeightBank
+from m2xfp.rtl.parts.gemm_buffers import ResultFifo, WeightBank
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
 from m2xfp.rtl.parts.gemm_layouts import command_layout, status_layout
 from m2xfp.rtl.parts.gemm_loader import Loader
@@ -57,8 +57,8 @@ class GemmCore(Component):
     activations
         Type in which activations come, for a quantization engine a row; none if they come packed.
     results
-        fp32; bf16, rounded once to nearest even; packed, the FP32 results quantized to the
-        activations' format, for which there must be as many columns as a group has values.
+        How results leave: as fp32; as bf16, rounded once more, to nearest even; or packed,
+        quantized to the activations' format, which takes as many columns as a group has values.
 
     Members
     -------
@@ -182,11 +182,11 @@ class GemmCore(Component):
         m.submodules.loader = loader = Loader(self.pair, columns, max_groups)
         m.submodules.sequencer = sequencer = Sequencer(rows, columns, self.chains, max_groups)
         m.submodules.array = array = self._array
-        m.submodules.queue = queue = ResultQueue(rows, columns, max(2, self.chains))
+        m.submodules.result_fifo = fifo = ResultFifo(rows, columns, max(2, self.chains))
         wiring.connect(m, wiring.flipped(self.cmd), loader.cmd)
         wiring.connect(m, wiring.flipped(self.weights), loader.weights)
         wiring.connect(m, loader.job, sequencer.job)
-        wiring.connect(m, queue.status, wiring.flipped(self.status))
+        wiring.connect(m, fifo.status, wiring.flipped(self.status))
 
         full = Signal(2)
         suspect = Signal(2, reset_less=True)
@@ -212,17 +212,17 @@ class GemmCore(Component):
         for n in range(steps):
             tile = register(m, step, f"tile_{n + 1}", tile)
         m.d.comb += [
-            step.eq(~ended | queue.ready),
+            step.eq(~ended | fifo.ready),
             sequencer.enable.eq(step),
             array.enable.eq(step),
             array.valid.eq(sequencer.issue),
             array.first.eq(sequencer.first),
-            queue.accs.eq(array.accs),
-            queue.tile.eq(tile),
-            queue.valid.eq(ended),
+            fifo.accs.eq(array.accs),
+            fifo.tile.eq(tile),
+            fifo.valid.eq(ended),
         ]
         self._take_activations(m, sequencer, array)
-        self._give_results(m, queue)
+        self._give_results(m, fifo)
         return m
 
     def _connect_weights(
@@ -271,20 +271,20 @@ class GemmCore(Component):
             sequencer.act_last.eq(leader.o.payload.last),
         ]
 
-    def _give_results(self, m: Module, queue: ResultQueue) -> None:
+    def _give_results(self, m: Module, fifo: ResultFifo) -> None:
         """Connect the results with the output, rounded or quantized if asked for."""
         if self._requantizer is not None:
             m.submodules.requantizer = requantizer = self._requantizer
-            wiring.connect(m, queue.o, requantizer.i)
+            wiring.connect(m, fifo.o, requantizer.i)
             wiring.connect(m, requantizer.o, wiring.flipped(self.o))
             return
         m.d.comb += [
-            self.o.valid.eq(queue.o.valid),
-            queue.o.ready.eq(self.o.ready),
-            self.o.payload.last.eq(queue.o.payload.last),
+            self.o.valid.eq(fifo.o.valid),
+            fifo.o.ready.eq(self.o.ready),
+            self.o.payload.last.eq(fifo.o.payload.last),
         ]
         for n in range(self.columns):
-            value = queue.o.payload.data[n]
+            value = fifo.o.payload.data[n]
             if self.results == "bf16":
                 value = round_to_bf16(m, value, f"rounded_{n}")
             m.d.comb += self.o.payload.data[n].eq(value)

@@ -106,8 +106,9 @@ class WeightEncoder(Component):
         adaptive search only: the same beats in three clocks each, an offset a clock. Each beat is
         whole subgroups.
     fraction_bits
-        Fraction bits of the fixed point in which errors are measured; codes are always exact; none
-        for as many as make the search equal the exact one: 10 for bf16, 13 for fp16, 26 for fp32.
+        Fraction bits of the fixed point in which errors are measured; codes are always exact. With
+        none they are as many as make the search equal the exact one: 10 for bf16, 13 for fp16, 26
+        for fp32.
     block
         The target: a floating-point element with an E8M0 scale and Sg-EM.
 

@@ -431,7 +431,7 @@ FAULTS = [
         "2 * sequencer.address + ~sequencer.buffer",
     ),
     Mutation("buffer overwritten", LOADER, "loading & ~self.full.bit_select(buffer, 1)", "loading"),
-    Mutation("full results overwritten", CORE, "step.eq(~ended | queue.ready)", "step.eq(1)"),
+    Mutation("full results overwritten", CORE, "step.eq(~ended | fifo.ready)", "step.eq(1)"),
     Mutation("columns not masked", BUFFERS, "lane & (tile.lanes > n).replicate(width)", "lane"),
     Mutation(
         "rows not masked", SEQUENCER, "Mux(ends.rows, at.rows_left, self._rows)", "self._rows"
