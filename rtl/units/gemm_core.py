@@ -7,7 +7,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.errors import InputError
-from m2xfp.formats import BF16, FP32, M2XFP_ACT, M2XFP_WEIGHT, InputType
+from m2xfp.formats import BF16, FP32, M2XFP_ACT, M2XFP_WEIGHT, BlockFormat, InputType
 from m2xfp.rtl.parameters import Between, Names, checked
 from m2xfp.rtl.parts.dot_pair import Activations, DotPair, Weights
 from m2xfp.rtl.parts.fp32_rounding import round_to_bf16
@@ -26,6 +26,17 @@ from m2xfp.rtl.verilog.component import Component
 __all__ = ["RESULTS", "GemmCore"]
 
 RESULTS = ("fp32", "bf16", "packed")
+
+
+def _quantizer(block: BlockFormat, kind: InputType) -> ActivationQuantizer:
+    """Return an engine for a whole group a clock."""
+    try:
+        return ActivationQuantizer(input_type=kind, lanes=block.group, block=block)
+    except InputError as error:
+        raise InputError(
+            f"act={block.name}: the core cannot quantize to it ({error}); set activations=none and "
+            "results=fp32 or bf16"
+        ) from error
 
 
 class GemmCore(Component):
@@ -134,19 +145,8 @@ class GemmCore(Component):
         )
         self.activations, self.results = activations, results
         self._array = GemmArray(pair, rows, columns, depth, chains)
-        self._engines = (
-            [
-                ActivationQuantizer(input_type=activations, lanes=act.group, block=act)
-                for _ in range(rows)
-            ]
-            if activations
-            else []
-        )
-        self._requantizer = (
-            ActivationQuantizer(input_type=FP32, lanes=act.group, block=act)
-            if results == "packed"
-            else None
-        )
+        self._engines = [_quantizer(act, activations) for _ in range(rows)] if activations else []
+        self._requantizer = _quantizer(act, FP32) if results == "packed" else None
         self.input_latency = self._engines[0].latency if self._engines else 0
         self.output_latency = self._requantizer.latency if self._requantizer else 0
         self.array_latency = self._array.latency
