@@ -336,8 +336,8 @@ def test_gain_fits_its_bits() -> None:
         ({"block": M2XFP_ACT}, "m2xfp-act"),
         ({"clocks_per_group": 5}, "1, 2, 3, 4, 6, 12"),
         ({"clocks_per_group": 3, "adaptive": False}, "1, 2, 4"),
-        ({"fraction_bits": 4}, "5..32"),
-        ({"fraction_bits": 33}, "5..32"),
+        ({"fraction_bits": 4}, "5 to 32"),
+        ({"fraction_bits": 33}, "5 to 32"),
     ],
 )
 def test_wrong_parameters(arguments: dict[str, object], words: str) -> None:
