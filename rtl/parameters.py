@@ -6,6 +6,7 @@ annotation (``Annotated[int, Between(1, 3)]``) where that can be said of the par
 depends on others is the constructor's to refuse, with an InputError.
 """
 
+import functools
 import inspect
 import random
 import re
@@ -13,7 +14,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ParamSpec
 
 from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.formats import (
@@ -34,10 +35,14 @@ __all__ = [
     "Names",
     "Parameter",
     "bind",
+    "checked",
     "parameters_of",
     "parse_settings",
     "plain",
 ]
+
+
+_Given = ParamSpec("_Given")
 
 
 @dataclass(frozen=True)
@@ -273,6 +278,27 @@ def bind(component: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, A
         name: parameter.check(given[name]) if name in given else parameter.default
         for name, parameter in known.items()
     }
+
+
+def checked(constructor: Callable[_Given, None]) -> Callable[_Given, None]:
+    """Make a constructor refuse, with InputError, what its own annotations do not allow.
+
+    So a limit is written once, and holds for the command line and for Python alike.
+    """
+
+    @functools.cache
+    def known() -> dict[str, Parameter]:
+        given = inspect.signature(constructor, eval_str=True).parameters.items()
+        return {name: _parameter(name, one, "") for name, one in given if name != "self"}
+
+    @functools.wraps(constructor)
+    def refusing(*args: _Given.args, **kwargs: _Given.kwargs) -> None:
+        for name, value in kwargs.items():
+            if name in known():
+                known()[name].check(value)
+        constructor(*args, **kwargs)
+
+    return refusing
 
 
 def parse_settings(component: Callable[..., Any], texts: Iterable[str]) -> dict[str, Any]:

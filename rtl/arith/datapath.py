@@ -14,7 +14,6 @@ from m2xfp.formats import FloatElement
 __all__ = [
     "element_window",
     "first_maximum",
-    "jam",
     "leading_one",
     "maximum",
     "named",
@@ -23,6 +22,7 @@ __all__ = [
     "reduce_tree",
     "round_up",
     "saturating_difference",
+    "sticky_or",
     "truncate_to_element",
 ]
 
@@ -61,31 +61,34 @@ def _of_one_length(values: Sequence[Value]) -> int:
 def maximum(m: Module, values: Sequence[Value], name: str = "max") -> Value:
     """Return the largest of some unsigned values of equal length.
 
-    Values race from the top down: if any that is still in the race has the bit, the maximum has it,
-    and those without it drop out. That takes few small gates a bit and value; a tree of comparisons
-    and choices takes twice the area. Two bits make a step, since each search waits for all values:
-    the lower bit is looked for under both assumptions about the upper one. If no racing value has
-    the upper bit, all that have the lower one count, otherwise those that have both.
+    The maximum is found bit by bit, from the top down. All values are candidates at first: if any
+    candidate has the bit, so has the maximum, and the candidates without it drop out. That takes
+    few small gates a bit and value; a tree of comparisons and choices takes twice the area. Two
+    bits make a step, since each search waits for all values: the lower bit is looked for under both
+    assumptions about the upper one. If no candidate has the upper bit, all that have the lower one
+    count, otherwise those that have both.
     """
     width = _of_one_length(values)
     columns = [
         named(m, f"{name}_{bit}_column", Cat(value[bit] for value in values))
         for bit in range(width)
     ]
-    racing: Value = Const((1 << len(values)) - 1, len(values))
+    candidates: Value = Const((1 << len(values)) - 1, len(values))
     largest: list[Value] = []
     if width % 2:
         found = named(m, f"{name}_{width - 1}", columns[-1].any())
-        racing = named(m, f"{name}_{width - 1}_racing", columns[-1] | ~found.replicate(len(values)))
+        candidates = named(
+            m, f"{name}_{width - 1}_candidates", columns[-1] | ~found.replicate(len(values))
+        )
         largest.append(found)
     for bit in reversed(range(0, width - 1, 2)):
         upper, lower = columns[bit + 1], columns[bit]
-        found = named(m, f"{name}_{bit + 1}", (racing & upper).any())
-        both = named(m, f"{name}_{bit}_both", (racing & upper & lower).any())
-        alone = named(m, f"{name}_{bit}_alone", (racing & lower).any())
+        found = named(m, f"{name}_{bit + 1}", (candidates & upper).any())
+        both = named(m, f"{name}_{bit}_both", (candidates & upper & lower).any())
+        alone = named(m, f"{name}_{bit}_alone", (candidates & lower).any())
         found_lower = named(m, f"{name}_{bit}", Mux(found, both, alone))
         out = Mux(found, ~upper, 0) | Mux(found_lower, ~lower, 0)
-        racing = named(m, f"{name}_{bit}_racing", racing & ~out)
+        candidates = named(m, f"{name}_{bit}_candidates", candidates & ~out)
         largest += [found, found_lower]
     return Cat(reversed(largest))
 
@@ -93,16 +96,16 @@ def maximum(m: Module, values: Sequence[Value], name: str = "max") -> Value:
 def first_maximum(m: Module, values: Sequence[Value], name: str = "max") -> tuple[Value, Value]:
     """Return the largest of some unsigned values and, one-hot, which it is: the first of equals.
 
-    A race as in ``maximum``, a bit a step: few values of few bits are soon through.
+    Bit by bit as in ``maximum``, a bit a step: few values of few bits take few steps.
     """
-    racing: Value = Const((1 << len(values)) - 1, len(values))
+    candidates: Value = Const((1 << len(values)) - 1, len(values))
     largest: list[Value] = []
     for bit in reversed(range(_of_one_length(values))):
         column = named(m, f"{name}_{bit}_column", Cat(value[bit] for value in values))
-        found = named(m, f"{name}_{bit}", (racing & column).any())
-        racing = named(m, f"{name}_{bit}_racing", racing & ~Mux(found, ~column, 0))
+        found = named(m, f"{name}_{bit}", (candidates & column).any())
+        candidates = named(m, f"{name}_{bit}_candidates", candidates & ~Mux(found, ~column, 0))
         largest.append(found)
-    first = named(m, f"{name}_first", (racing & -racing)[: len(values)])
+    first = named(m, f"{name}_first", (candidates & -candidates)[: len(values)])
     return Cat(reversed(largest)), first
 
 
@@ -147,11 +150,11 @@ def saturating_difference(m: Module, a: Value, b: Value, width: int) -> Value:
     return low | (~fits).replicate(width)
 
 
-def jam(value: Value, width: int) -> Value:
+def sticky_or(value: Value, width: int) -> Value:
     """Return the top ``width`` bits of ``value``, the lowest of them ORed with all that is cut off.
 
-    Rounding of the result equals rounding of ``value`` wherever the lowest bit is below the guard
-    bit: it then stands for "and something more".
+    That bit is a sticky bit: rounding of the result equals rounding of ``value`` wherever it is
+    below the guard bit, for it then stands for "and something more".
     """
     cut = len(value) - width
     if cut <= 0:
@@ -175,7 +178,7 @@ def truncate_to_element(significand: Value, distance: int, element: FloatElement
     Parameters
     ----------
     significand
-        h.m, any width, ``jam``-med below the guard bit.
+        h.m, any width; cut by ``sticky_or`` below the guard bit at most.
     distance
         How far it stands below the element's largest power of two.
     element

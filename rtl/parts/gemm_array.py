@@ -5,17 +5,12 @@ from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.formats import FP32
+from m2xfp.rtl.parts.dot_pair import DotPair
+from m2xfp.rtl.parts.fp32_accumulation import AccumulatorPipeline
+from m2xfp.rtl.parts.group_product import PartSum, ScaledProduct, scale_facts
 from m2xfp.rtl.parts.layouts import group_layout, value_layout
-from m2xfp.rtl.units.activation_decoder import ActivationDecoder, refinement_layout
-from m2xfp.rtl.units.fp32_accumulator import AccumulatorPipeline
-from m2xfp.rtl.units.group_dot import (
-    DotPair,
-    PartSum,
-    ScaledProduct,
-    delayed,
-    register,
-    scale_facts,
-)
+from m2xfp.rtl.parts.registers import delayed, register
+from m2xfp.rtl.parts.top_element_decoder import TopElementDecoder, refinement_layout
 from m2xfp.rtl.verilog.component import Component
 
 __all__ = ["GemmArray"]
@@ -61,7 +56,7 @@ class RowDecoder(Component):
         pair = self._pair
         m.d.comb += [self.o.codes.eq(self.i.codes), self.o.scale.eq(self.i.scale)]
         for part in range(pair.parts if pair.refined else 0):
-            m.submodules[f"decoder_{part}"] = decoder = ActivationDecoder(block=pair.act)
+            m.submodules[f"decoder_{part}"] = decoder = TopElementDecoder(pair.act)
             lanes = range(part * pair.part, (part + 1) * pair.part)
             m.d.comb += [
                 decoder.codes.eq(Cat(self.i.codes[n] for n in lanes)),

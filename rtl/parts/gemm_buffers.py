@@ -1,4 +1,4 @@
-"""Storage of the GEMM core: banks of packed weights, and the queue of finished results."""
+"""Storage of the GEMM core: banks of packed weights, and the FIFO of finished results."""
 
 from amaranth.hdl import Array, Module, Mux, Shape, ShapeLike, Signal
 from amaranth.lib import data
@@ -7,31 +7,12 @@ from amaranth.lib.wiring import In, Out
 
 from m2xfp.formats import FP32
 from m2xfp.rtl.arith.datapath import named
+from m2xfp.rtl.parts.gemm_layouts import status_layout, tile_layout
 from m2xfp.rtl.parts.layouts import value_layout
 from m2xfp.rtl.parts.streams import packet_stream
 from m2xfp.rtl.verilog.component import Component
 
-__all__ = ["ResultQueue", "WeightBank", "status_layout", "tile_layout"]
-
-# What became of a command: all zero is success.
-status_layout = data.StructLayout({"bad_m": 1, "bad_n": 1, "bad_k": 1, "misframed": 1})
-
-
-def tile_layout(rows: int, columns: int) -> data.StructLayout:
-    """Return what goes with a step whose accumulators are results.
-
-    ``rows`` and ``lanes`` say how many rows and columns are part of the matrix, ``last`` that no
-    more follow for this command, and ``status`` then how it went. No rows and ``last`` is a command
-    without results.
-    """
-    return data.StructLayout(
-        {
-            "rows": Shape.cast(range(rows + 1)).width,
-            "lanes": Shape.cast(range(columns + 1)).width,
-            "last": 1,
-            "status": status_layout,
-        }
-    )
+__all__ = ["ResultFifo", "WeightBank"]
 
 
 class WeightBank(Component):
@@ -83,7 +64,7 @@ class WeightBank(Component):
         return m
 
 
-class ResultQueue(Component):
+class ResultFifo(Component):
     """Take the results of the whole array at once, give them away row by row.
 
     Parameters

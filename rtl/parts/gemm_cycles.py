@@ -35,9 +35,9 @@ class _Steps:
     Parameters
     ----------
     latency
-        Steps from the last group of a result to its arrival at the result queue.
+        Steps from the last group of a result to its arrival at the result FIFO.
     slots
-        Results of the whole array that the queue holds.
+        Results of the whole array that the FIFO holds.
     """
 
     def __init__(self, latency: int, slots: int) -> None:

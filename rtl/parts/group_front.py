@@ -2,22 +2,23 @@
 
 from dataclasses import replace
 
-from amaranth.hdl import Array, Module, Mux, Signal
+from amaranth.hdl import Module
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
-from m2xfp.formats import BlockFormat, FloatElement, InputType
-from m2xfp.rtl.arith.datapath import jam
+from m2xfp.formats import BlockFormat, InputType
+from m2xfp.rtl.parts.beat_store import BeatStore
+from m2xfp.rtl.parts.elements import float_element
+from m2xfp.rtl.parts.group_scale import GroupPeak, SharedScale, normalise_bits
 from m2xfp.rtl.parts.layouts import value_layout
 from m2xfp.rtl.parts.streams import packet_stream
-from m2xfp.rtl.units.activation_quantizer import GroupPeak, SharedScale, normalise_bits
 from m2xfp.rtl.verilog.component import Component
 
 __all__ = ["GroupFront", "narrowed"]
 
 
 def narrowed(kind: InputType, fraction_bits: int, block: BlockFormat) -> InputType:
-    """Return the type that values are narrowed to on arrival by ``jam``; no result changes.
+    """Return the type that values are narrowed to on arrival by ``sticky_or``; no result changes.
 
     A value's highest bit has at most the weight 2^emax in units of the scale, so emax +
     ``fraction_bits`` mantissa bits reach down to 2^-fraction_bits and one more holds the rest.
@@ -64,8 +65,7 @@ class GroupFront(Component):
 
     Notes
     -----
-    One store of a group's size is enough for full throughput: while a group drains, the next fills
-    the places that it has left, so ``fill`` never passes ``drain``.
+    Full throughput, see ``BeatStore``.
     """
 
     def __init__(self, kind: InputType, stored: InputType, lanes: int, block: BlockFormat) -> None:
@@ -87,64 +87,20 @@ class GroupFront(Component):
         )
 
     def build(self) -> Module:
-        """Build the store and its two counters."""
+        """Build the store and the scale."""
         m = Module()
-        kind, beats, element = self._stored, self._beats, self._block.element
-        assert isinstance(element, FloatElement)
+        kind = self._stored
         m.submodules.peak = peak = GroupPeak(kind, self._lanes)
-        m.submodules.shared = shared = SharedScale(kind, element)
+        m.submodules.shared = shared = SharedScale(kind, float_element(self._block))
 
-        arriving = Signal(data.ArrayLayout(value_layout(kind), self._lanes))
-        for n in range(self._lanes):
-            value = self.i.payload.data[n]
-            m.d.comb += [
-                arriving[n].mantissa.eq(jam(value.mantissa, kind.mantissa_bits)),
-                arriving[n].exponent.eq(value.exponent),
-                arriving[n].sign.eq(value.sign),
-            ]
-
-        store = Array(
-            Signal(arriving.shape(), name=f"store_{n}", reset_less=True) for n in range(beats)
-        )
-        fill = Signal(range(beats))
-        drain = Signal(range(beats))
-        draining = Signal()
-        group_last = Signal(reset_less=True)
-        gathered = Signal(GroupPeak.layout(kind), reset_less=True)  # of the group that fills
-        group_peak = Signal(GroupPeak.layout(kind), reset_less=True)  # of the group that drains
-        accept = Signal()
-        fill_ends = Signal()
-        drain_ends = Signal()
+        store = BeatStore(kind, self._lanes, self._beats)
+        store.build(m, self.i, peak, free=self.step, step=store.draining & self.step, start=0)
         m.d.comb += [
-            self.i.ready.eq(~draining | (fill != drain) | self.step),
-            accept.eq(self.i.valid & self.i.ready),
-            fill_ends.eq(fill == beats - 1),
-            drain_ends.eq(drain == beats - 1),
-            peak.lanes.eq(arriving),
-            peak.earlier.eq(Mux(fill == 0, 0, gathered) if beats > 1 else 0),
-        ]
-        with m.If(draining & self.step):
-            m.d.sync += drain.eq(Mux(drain_ends, 0, drain + 1))
-            with m.If(drain_ends):
-                m.d.sync += draining.eq(0)
-        with m.If(accept):
-            m.d.sync += [
-                store[fill].eq(arriving),
-                fill.eq(Mux(fill_ends, 0, fill + 1)),
-                gathered.eq(peak.peak),
-            ]
-            with m.If(fill_ends):
-                m.d.sync += [
-                    draining.eq(1),
-                    group_peak.eq(peak.peak),
-                    group_last.eq(self.i.payload.last),
-                ]
-        m.d.comb += [
-            self.valid.eq(draining),
-            self.beat.eq(store[drain]),
-            self.index.eq(drain),
-            self.last.eq(group_last),
-            shared.peak.eq(group_peak),
+            self.valid.eq(store.draining),
+            self.beat.eq(store.beat),
+            self.index.eq(store.drain),
+            self.last.eq(store.group_last),
+            shared.peak.eq(store.group_peak),
             self.scale.eq(shared.scale),
             self.reference.eq(shared.reference),
             self.normalise.eq(shared.normalise),

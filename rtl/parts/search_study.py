@@ -12,17 +12,17 @@ from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.rtl.arith.datapath import named, one_hot_mux
+from m2xfp.rtl.parts.code_ladder import Ladder
 from m2xfp.rtl.parts.multiplier_search import (
     BestMultiplier,
     CandidateGains,
     CoarseGains,
-    Ladder,
     SubgroupSums,
     at_least,
     first_largest,
     total,
 )
-from m2xfp.rtl.units.group_dot import register
+from m2xfp.rtl.parts.registers import register
 from m2xfp.rtl.verilog.component import Component
 
 __all__ = ["LATENCY", "GainSearch", "SquareSearch"]
@@ -104,7 +104,7 @@ class SquareSearch(Component):
         )
 
     def build(self) -> Module:
-        """Build the candidates and the tournaments."""
+        """Build the candidates and the comparison trees."""
         m = Module()
         ladder = self._ladder
         size = ladder.block.metadata.subgroup

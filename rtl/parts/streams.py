@@ -1,4 +1,4 @@
-"""Streams: the payload convention of all units, and the queue that registers ``ready``.
+"""Streams: the payload convention of all units, and the registers that stand between two streams.
 
 Every data port is an ``amaranth.lib.stream`` whose payload is a ``packet``: the data and ``last``,
 the end-of-tensor mark that becomes AXI4-Stream TLAST. The rules are those of AXI4-Stream: valid
@@ -12,7 +12,7 @@ from amaranth.lib.wiring import In, Out
 
 from m2xfp.rtl.verilog.component import Component
 
-__all__ = ["Queue", "Skid", "Slot", "packet", "packet_stream"]
+__all__ = ["HalfRateRegister", "Skid", "SpillRegister", "packet", "packet_stream"]
 
 
 def packet(shape: ShapeLike) -> data.StructLayout:
@@ -33,8 +33,8 @@ class _Stage(Component):
         super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
 
 
-class Queue(_Stage):
-    """Two-entry queue: registered in every direction, one beat a clock.
+class SpillRegister(_Stage):
+    """Two-entry buffer: registered in every direction, one beat a clock.
 
     The second entry takes the beat that is already under way when the reader stalls, so that
     ``i.ready`` can be a flip-flop.
@@ -53,7 +53,7 @@ class Queue(_Stage):
     latency = 1
 
     def build(self) -> Module:
-        """Build the queue."""
+        """Build the two entries."""
         m = Module()
         width = Shape.cast(self._shape).width
         front = Signal(width, reset_less=True)  # meaningless until valid
@@ -84,7 +84,7 @@ class Skid(_Stage):
 
     The pipeline's last register drives ``i``. While ``i.ready`` is low the pipeline stands still;
     the beat that was under way when the reader stalled waits in the spare entry. Half the
-    registers of a ``Queue``, which also cuts the path from ``i`` to ``o``.
+    registers of a ``SpillRegister``, which also cuts the path from ``i`` to ``o``.
 
     Parameters
     ----------
@@ -116,11 +116,11 @@ class Skid(_Stage):
         return m
 
 
-class Slot(_Stage):
-    """One-entry queue: registered in every direction, a beat every other clock.
+class HalfRateRegister(_Stage):
+    """One-entry buffer: registered in every direction, a beat every other clock.
 
-    Half the registers of a ``Queue``, for results that are never a clock apart: while one is on its
-    way to a reader that is ready, the next cannot be there yet.
+    Half the registers of a ``SpillRegister``, for results that are never a clock apart: while one
+    is on its way to a reader that is ready, the next cannot be there yet.
 
     Parameters
     ----------

@@ -1,17 +1,24 @@
 """The MAC unit: packed groups in, the running FP32 dot product out."""
 
+from typing import Annotated
+
 from amaranth.hdl import Module
-from amaranth.lib import data, wiring
+from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.errors import InputError
-from m2xfp.formats import FP32, M2XFP_ACT, M2XFP_WEIGHT, BlockFormat, Window
+from m2xfp.formats import FP32, M2XFP_ACT, M2XFP_WEIGHT, Window
 from m2xfp.rtl.arith.datapath import named
+from m2xfp.rtl.parameters import Between, checked
+from m2xfp.rtl.parts.dot_pair import Activations, DotPair, Weights
+from m2xfp.rtl.parts.exact_accumulation import ExactPipeline, exact_layout
+from m2xfp.rtl.parts.fp32_accumulation import AccumulatorPipeline
+from m2xfp.rtl.parts.group_product import ProductPipeline
 from m2xfp.rtl.parts.layouts import value_layout
-from m2xfp.rtl.parts.streams import Skid, packet, packet_stream
-from m2xfp.rtl.units.exact_accumulator import ExactPipeline, exact_layout
-from m2xfp.rtl.units.fp32_accumulator import AccumulatorPipeline, Turnstile
-from m2xfp.rtl.units.group_dot import DotPair, ProductPipeline, delayed
+from m2xfp.rtl.parts.registers import delayed
+from m2xfp.rtl.parts.skid_tail import add_skid, feed_skid
+from m2xfp.rtl.parts.slot_arbiter import SlotArbiter
+from m2xfp.rtl.parts.streams import packet_stream
 from m2xfp.rtl.verilog.component import Component
 
 __all__ = ["DotProduct"]
@@ -33,18 +40,24 @@ class DotProduct(Component):
 
     Parameters
     ----------
-    act, weight
-        Formats of the operands, see ``DotPair``.
+    act
+        Format of the activations: E2M1 elements, with Elem-EM metadata of two bits or without.
+    weight
+        Format of the weights: E2M1 elements, with Sg-EM metadata of two bits or without. Group,
+        scale and, where both have one, subgroup are those of the activations.
     lanes
-        Products a beat, accumulated with one rounding; None for those of a group. A group of more
-        values comes in as several beats of one chain, each with the scales and its part of the
-        metadata. The subgroup of 8 gives the accumulation ``fp32_subgroup``.
+        Products a beat, accumulated with one rounding; none for those of a group. They divide the
+        group and are whole subgroups. A group of more values comes in as several beats of one
+        chain, each with the scales and its part of the metadata. The subgroup of 8 gives the
+        accumulation fp32_subgroup.
     depth
-        Register stages before the exact product, 1 or 2.
+        Register stages of the exact product: 1, at the product, or 2, at the sums of its parts too.
     chains
-        Independent accumulators, 1 to 3: the register stages of the accumulation.
+        Independent accumulators that take groups in turn: the register stages of the accumulation.
+        With a window there is one.
     window
-        Exponents that the exact accumulation takes; None accumulates in FP32.
+        Exponents that the exact accumulation takes, and the bits of its sum, as
+        LOWEST..HIGHEST/BITS or by name; none accumulates in FP32.
 
     Members
     -------
@@ -67,14 +80,15 @@ class DotProduct(Component):
 
     beats_per_group = 1
 
+    @checked
     def __init__(
         self,
         *,
-        act: BlockFormat = M2XFP_ACT,
-        weight: BlockFormat = M2XFP_WEIGHT,
-        lanes: int | None = None,
-        depth: int = 2,
-        chains: int = 3,
+        act: Activations = M2XFP_ACT,
+        weight: Weights = M2XFP_WEIGHT,
+        lanes: Annotated[int | None, Between(1, usual=(4, 8, 16, 32))] = None,
+        depth: Annotated[int, Between(1, 2)] = 2,
+        chains: Annotated[int, Between(1, 3)] = 3,
         window: Window | None = None,
     ) -> None:
         self.pair = DotPair(act, weight)
@@ -103,26 +117,24 @@ class DotProduct(Component):
     def build(self) -> Module:
         """Build the unit."""
         m = Module()
-        m.submodules.turnstile = turnstile = Turnstile(self.chains)
+        m.submodules.arbiter = arbiter = SlotArbiter(self.chains)
         m.submodules.product = product = self._product
         m.submodules.accumulator = accumulator = self._accumulator
-        m.submodules.skid = skid = Skid(packet(self._result))
+        skid = add_skid(m, self.o)
         step = skid.i.ready
-        accepted = named(m, "accepted", self.i.valid & turnstile.open)
+        accepted = named(m, "accepted", self.i.valid & arbiter.grant)
         valid = delayed(m, step, "product_valid", accepted, self.depth, reset=True)
+        last = delayed(m, step, "product_last", self.i.payload.last, self.depth)
         m.d.comb += [
-            turnstile.enable.eq(step),
-            turnstile.valid.eq(self.i.valid),
-            self.i.ready.eq(step & turnstile.open),
+            arbiter.enable.eq(step),
+            arbiter.request.eq(self.i.valid),
+            self.i.ready.eq(step & arbiter.grant),
             product.enable.eq(step),
             product.i.eq(self.i.payload.data.operands),
             accumulator.enable.eq(step),
             accumulator.i.eq(product.o),
             accumulator.valid.eq(valid),
             accumulator.first.eq(delayed(m, step, "first", self.i.payload.data.first, self.depth)),
-            skid.i.payload.data.eq(accumulator.o),
-            skid.i.payload.last.eq(delayed(m, step, "last", self.i.payload.last, self.latency)),
-            skid.i.valid.eq(delayed(m, step, "acc_valid", valid, accumulator.latency, reset=True)),
         ]
-        wiring.connect(m, skid.o, wiring.flipped(self.o))
+        feed_skid(m, skid, accumulator.o, last=last, valid=valid, latency=accumulator.latency)
         return m

@@ -1,275 +1,18 @@
 """Accumulation of exact group products in fixed point, rounded once for each result."""
 
-from amaranth.hdl import Cat, Const, Module, Signal, Value, signed
-from amaranth.lib import data, wiring
+from amaranth.hdl import Module
+from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
-from m2xfp.errors import InputError
-from m2xfp.formats import E8M0, FP32, M2XFP_ACT, M2XFP_WEIGHT, USUAL_EXPONENTS, BlockFormat, Window
-from m2xfp.rtl.arith.datapath import named
-from m2xfp.rtl.parts.layouts import value_layout
-from m2xfp.rtl.parts.streams import Skid, packet, packet_stream
-from m2xfp.rtl.units.fp32_accumulator import Normalise, Round
-from m2xfp.rtl.units.group_dot import DotPair, delayed, register
+from m2xfp.formats import M2XFP_ACT, M2XFP_WEIGHT, USUAL_EXPONENTS, Window
+from m2xfp.rtl.parameters import checked
+from m2xfp.rtl.parts.dot_pair import DotPair, PowerScaledActivations, PowerScaledWeights
+from m2xfp.rtl.parts.exact_accumulation import ExactPipeline, exact_layout
+from m2xfp.rtl.parts.skid_tail import add_skid, feed_skid
+from m2xfp.rtl.parts.streams import packet_stream
 from m2xfp.rtl.verilog.component import Component
 
-__all__ = ["ExactAccumulator", "ExactPipeline", "exact_layout"]
-
-# Bits of a digit of the sum: what is added between two registers, as much as FP32's significand.
-_DIGIT = 24
-
-# The result beside its warning.
-exact_layout = data.StructLayout({"acc": value_layout(FP32), "inexact": 1})
-
-
-def check_window(pair: DotPair, window: Window) -> None:
-    """Refuse a window that the formats do not fit, or FP32 results cannot come from."""
-    if pair.act.scale is not E8M0:
-        raise InputError(
-            f"{pair.act.name}: scale {pair.act.scale.name}; the exact accumulation takes e8m0"
-        )
-    # The rounding needs a guard bit and one below it.
-    least = max(
-        window.highest - window.lowest + len(Signal(pair.product_shape)), FP32.mantissa_bits + 3
-    )
-    if window.bits < least:
-        raise InputError(
-            f"window {window.name}: {window.bits} bits; one group of {pair.act.name} x "
-            f"{pair.weight.name} at any of its exponents, rounded to FP32, needs {least}"
-        )
-    # From the smallest normal number on, and what is beyond the largest must not wrap.
-    if not 0 < _top_exponent(pair, window) < 511:
-        raise InputError(
-            f"window {window.name}: its {window.bits} bits reach from 2^"
-            f"{window.lowest - pair.bias} to 2^{window.lowest - pair.bias + window.bits - 2}; the "
-            f"top must lie between 2^-{FP32.bias - 1} and 2^383"
-        )
-
-
-def _top_exponent(pair: DotPair, window: Window) -> int:
-    """Return the FP32 exponent field of a number whose leading bit is the sum's below its sign."""
-    return window.lowest - pair.bias + window.bits - 2 + FP32.bias
-
-
-class Sum(Component):
-    """The register of the sum: sum' = sum + D * 2^(exponent - lowest), in two's complement.
-
-    The sum is cut into digits, and each keeps the carry that it gives to the next one until the
-    next step, when it is added with the next product. So the loop is the addition of one digit,
-    however long the sum is; D is shifted to its place outside of it.
-
-    Parameters
-    ----------
-    pair
-        Formats of the operands.
-    window
-        Exponents and bits, see ``ExactAccumulator``.
-
-    Members
-    -------
-    enable : In(1)
-        Go on by one step.
-    i : In(pair.product_layout)
-        The exact product.
-    valid : In(1)
-        There is one; otherwise the sum stays as it is, but for the carries that move on.
-    first : In(1)
-        Clear the sum first. Reset clears it too.
-    digits : Out(bits + 1), carries : Out(digits)
-        The sum is ``digits``, to which each digit's carry is still to be added one digit above,
-        modulo 2^(bits + 1). One bit more than the window's shows that the sum has left those.
-    kept, below, above, nan : Out(1)
-        Of the latest step: the sum was not cleared; the product lay below or above the window; a
-        scale was NaN.
-    """
-
-    def __init__(self, pair: DotPair, window: Window) -> None:
-        self._pair, self._window = pair, window
-        bits = window.bits + 1
-        super().__init__(
-            {
-                "enable": In(1),
-                "i": In(pair.product_layout),
-                "valid": In(1),
-                "first": In(1),
-                "digits": Out(bits),
-                "carries": Out(-(-bits // _DIGIT)),
-                "kept": Out(1),
-                "below": Out(1),
-                "above": Out(1),
-                "nan": Out(1),
-            }
-        )
-
-    def build(self) -> Module:
-        """Build shift, adders and registers."""
-        m = Module()
-        window, step = self._window, self.enable
-        span = window.highest - window.lowest
-        number = named(m, "number", self.valid & ~self.i.nan & self.i.product.any())
-        place = Signal(signed(self._pair.exponent_bits + 1))
-        m.d.comb += place.eq(self.i.exponent - window.lowest)
-        distance, low = place[:-1], place[-1]
-        high = named(m, "high", ~low & (distance > Const(span, len(distance))))
-        product = Signal(self._pair.product_shape)
-        addend = Signal(signed(len(self.digits)))
-        m.d.comb += [
-            product.eq(self.i.product & (number & ~low & ~high).replicate(len(product))),
-            addend.eq(product << distance[: span.bit_length()]),
-        ]
-
-        fresh = Signal(init=1)  # after reset, until the first group
-        keep = named(m, "keep", ~(fresh | (self.first & self.valid)))
-        with m.If(step):
-            m.d.sync += fresh.eq(fresh & ~self.valid)
-        digits, carries = [], []
-        carry: Value = Const(0, 1)
-        for n in range(0, len(addend), _DIGIT):
-            part = addend[n : n + _DIGIT]
-            digit = Signal(len(part), name=f"digit_{n}", reset_less=True)
-            held = Signal(name=f"carry_{n}", reset_less=True)
-            longer = named(
-                m,
-                f"sum_{n}",
-                (digit & keep.replicate(len(part))) + part + (carry & keep),
-            )
-            with m.If(step):
-                m.d.sync += Cat(digit, held).eq(longer)
-            digits.append(digit)
-            carries.append(held)
-            carry = held
-        m.d.comb += [
-            self.digits.eq(Cat(digits)),
-            self.carries.eq(Cat(carries)),
-            self.kept.eq(register(m, step, "kept_held", keep)),
-            self.below.eq(register(m, step, "below_held", number & low)),
-            self.above.eq(register(m, step, "above_held", number & high)),
-            self.nan.eq(register(m, step, "nan_held", self.i.nan & self.valid)),
-        ]
-        return m
-
-
-class Resolve(Component):
-    """Add the carries that a sum still has to the digits above them; combinational.
-
-    A digit passes a carry on if it has nothing but ones, so all of them are known before any digit
-    is incremented.
-
-    Parameters
-    ----------
-    bits
-        Of the sum.
-
-    Members
-    -------
-    digits : In(bits), carries : In
-        See ``Sum``.
-    total : Out(bits)
-        The sum in two's complement.
-    """
-
-    def __init__(self, bits: int) -> None:
-        super().__init__(
-            {"digits": In(bits), "carries": In(-(-bits // _DIGIT)), "total": Out(bits)}
-        )
-
-    def build(self) -> Module:
-        """Build the chain and the increments."""
-        m = Module()
-        held: Value = Const(0, 1)  # the carry that the digit below has kept
-        passed: Value = Const(0, 1)  # the one that comes through it now
-        digits = []
-        for index, n in enumerate(range(0, len(self.digits), _DIGIT)):
-            digit = self.digits[n : n + _DIGIT]
-            digits.append((digit + held + passed)[: len(digit)])
-            # With a carry kept, digit + 1 is zero after ones, or all ones after ones and a zero.
-            full = named(m, f"full_{n}", digit[1:].all())
-            passed = named(
-                m,
-                f"passed_{n}",
-                full & ((digit[0] & held) | ((digit[0] ^ held) & passed)),
-            )
-            held = self.carries[index]
-        m.d.comb += self.total.eq(Cat(digits))
-        return m
-
-
-class ExactPipeline(Component):
-    """``Sum``, ``Resolve``, ``Normalise`` and ``Round``, registers between them.
-
-    They all stand still unless enabled.
-
-    Parameters
-    ----------
-    pair
-        Formats of the operands.
-    window
-        Exponents and bits, see ``ExactAccumulator``.
-
-    Members
-    -------
-    enable, i, valid, first
-        As for ``Sum``.
-    o : Out(exact_layout)
-        The result after the product of ``latency`` steps ago.
-    """
-
-    latency = 4
-
-    def __init__(self, pair: DotPair, window: Window) -> None:
-        check_window(pair, window)
-        self._pair, self._window = pair, window
-        super().__init__(
-            {
-                "enable": In(1),
-                "i": In(pair.product_layout),
-                "valid": In(1),
-                "first": In(1),
-                "o": Out(exact_layout),
-            }
-        )
-
-    def build(self) -> Module:
-        """Build the pipeline."""
-        m = Module()
-        step, bits = self.enable, self._window.bits
-        m.submodules.sum = running = Sum(self._pair, self._window)
-        m.submodules.resolve = resolve = Resolve(bits + 1)
-        m.submodules.normalise = normalised = Normalise(bits)
-        m.submodules.round = round_ = Round()
-        total = register(m, step, "total", resolve.total)
-        negative = total[bits - 1]
-        # The bit above the sign is the same unless the sum needs it.
-        outside = named(m, "outside", resolve.total[-1] ^ resolve.total[-2])
-        lost = named(m, "lost", running.above | outside)
-        nan, inexact = Signal(reset_less=True), Signal(reset_less=True)
-        with m.If(step):
-            m.d.sync += [
-                nan.eq((nan & running.kept) | running.nan | lost),
-                inexact.eq((inexact & running.kept) | running.below | lost),
-            ]
-        m.d.comb += [
-            running.enable.eq(step),
-            running.i.eq(self.i),
-            running.valid.eq(self.valid),
-            running.first.eq(self.first),
-            resolve.digits.eq(running.digits),
-            resolve.carries.eq(running.carries),
-            # A negative sum is complemented, and so one short. A further bit below, 1 then, keeps
-            # that of -1 from vanishing.
-            normalised.i.magnitude.eq(
-                Cat(Const(0, 1), total[: bits - 1]) ^ negative.replicate(bits)
-            ),
-            normalised.i.borrowed.eq(negative),
-            normalised.i.subtract.eq(1),
-            normalised.i.exponent.eq(_top_exponent(self._pair, self._window) - 1),
-            normalised.i.negative.eq(0),
-            normalised.i.nan.eq(nan),
-            round_.i.eq(register(m, step, "normalised_held", normalised.o.as_value())),
-            self.o.acc.eq(register(m, step, "acc_held", round_.acc.as_value())),
-            self.o.inexact.eq(delayed(m, step, "inexact", inexact, 2)),
-        ]
-        return m
+__all__ = ["ExactAccumulator"]
 
 
 class ExactAccumulator(Component):
@@ -286,11 +29,16 @@ class ExactAccumulator(Component):
 
     Parameters
     ----------
-    act, weight
-        Formats of the operands with E8M0 scales, see ``DotPair``.
+    act
+        Format of the activations: E2M1 elements and E8M0 scales, with Elem-EM metadata of two
+        bits or without.
+    weight
+        Format of the weights: E2M1 elements and E8M0 scales, with Sg-EM metadata of two bits or
+        without. Group and, where both have one, subgroup are those of the activations.
     window
-        Exponents, the sums of both scales' bytes, and the bits of the sum. With
-        bits >= highest - lowest + bits of D + n, 2^n groups cannot overflow.
+        Exponents that the sum has room for, the sums of both scales' bytes, and its bits, as
+        LOWEST..HIGHEST/BITS or by name. With BITS >= HIGHEST - LOWEST + n + bits of a group's
+        product, 2^n groups cannot overflow.
 
     Members
     -------
@@ -310,11 +58,12 @@ class ExactAccumulator(Component):
     beats_per_group = 1
     latency = ExactPipeline.latency
 
+    @checked
     def __init__(
         self,
         *,
-        act: BlockFormat = M2XFP_ACT,
-        weight: BlockFormat = M2XFP_WEIGHT,
+        act: PowerScaledActivations = M2XFP_ACT,
+        weight: PowerScaledWeights = M2XFP_WEIGHT,
         window: Window = USUAL_EXPONENTS,
     ) -> None:
         self.pair = DotPair(act, weight)
@@ -326,17 +75,21 @@ class ExactAccumulator(Component):
         """Build the unit."""
         m = Module()
         m.submodules.pipeline = pipeline = self._pipeline
-        m.submodules.skid = skid = Skid(packet(exact_layout))
-        step, latency = skid.i.ready, self.latency
+        skid = add_skid(m, self.o)
+        step = skid.i.ready
         m.d.comb += [
             self.i.ready.eq(step),
             pipeline.enable.eq(step),
             pipeline.i.eq(self.i.payload.data.product),
             pipeline.valid.eq(self.i.valid),
             pipeline.first.eq(self.i.payload.data.first),
-            skid.i.payload.data.eq(pipeline.o),
-            skid.i.payload.last.eq(delayed(m, step, "last", self.i.payload.last, latency)),
-            skid.i.valid.eq(delayed(m, step, "valid", self.i.valid, latency, reset=True)),
         ]
-        wiring.connect(m, skid.o, wiring.flipped(self.o))
+        feed_skid(
+            m,
+            skid,
+            pipeline.o,
+            last=self.i.payload.last,
+            valid=self.i.valid,
+            latency=self.latency,
+        )
         return m

@@ -1,9 +1,24 @@
 """The paper's processing element: eight lanes, one subgroup a clock, FP32 partial sums."""
 
+from typing import Annotated
+
 from m2xfp.formats import M2XFP_ACT, M2XFP_WEIGHT, BlockFormat
+from m2xfp.rtl.parameters import Between, Formats, checked
 from m2xfp.rtl.units.dot_product import DotProduct
 
 __all__ = ["PeTile"]
+
+# Groups of which eight lanes are whole subgroups.
+_LAYOUTS = ("", ":subgroup=4", ":group=16")
+_PLAIN = ("mxfp4", "mxfp4:group=16", "nvfp4")
+ACTIVATIONS = Formats(
+    (*(f"m2xfp-act{layout}" for layout in _LAYOUTS), *_PLAIN, "m2nvfp4-act"),
+    ("group", "subgroup"),
+)
+WEIGHTS = Formats(
+    (*(f"m2xfp-weight{layout}" for layout in _LAYOUTS), *_PLAIN, "m2nvfp4-weight"),
+    ("group", "subgroup"),
+)
 
 
 class PeTile(DotProduct):
@@ -16,10 +31,14 @@ class PeTile(DotProduct):
 
     Parameters
     ----------
-    act, weight
-        Formats of the operands.
+    act
+        Format of the activations: E2M1 elements, with Elem-EM metadata of two bits or without.
+    weight
+        Format of the weights: E2M1 elements, with Sg-EM metadata of two bits or without. Group,
+        scale and, where both have one, subgroup are those of the activations. Subgroups have at
+        most eight values.
     chains
-        Independent accumulators, 1 to 3.
+        Independent accumulators that take beats in turn: the register stages of the accumulation.
 
     Members
     -------
@@ -27,11 +46,12 @@ class PeTile(DotProduct):
         As in ``DotProduct``.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        act: BlockFormat = M2XFP_ACT,
-        weight: BlockFormat = M2XFP_WEIGHT,
-        chains: int = 3,
+        act: Annotated[BlockFormat, ACTIVATIONS] = M2XFP_ACT,
+        weight: Annotated[BlockFormat, WEIGHTS] = M2XFP_WEIGHT,
+        chains: Annotated[int, Between(1, 3)] = 3,
     ) -> None:
         super().__init__(act=act, weight=weight, lanes=8, chains=chains)

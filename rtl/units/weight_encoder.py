@@ -3,27 +3,40 @@
 The derivation, with its width proofs, stands in docs/weight-encoder.md.
 """
 
-from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, unsigned
+from dataclasses import dataclass
+from typing import Annotated
+
+from amaranth.hdl import Array, Cat, Const, Module, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.errors import InputError
-from m2xfp.formats import BF16, M2XFP_WEIGHT, BlockFormat, FloatElement, InputType
-from m2xfp.rtl.arith.datapath import jam, named, saturating_difference
+from m2xfp.formats import BF16, M2XFP_WEIGHT, BlockFormat, InputType
+from m2xfp.rtl.arith.datapath import named, sticky_or
+from m2xfp.rtl.parameters import Between, Formats, checked
+from m2xfp.rtl.parts.alignment import Aligner
+from m2xfp.rtl.parts.code_ladder import Ladder, threshold_bits
+from m2xfp.rtl.parts.elements import float_element
+from m2xfp.rtl.parts.fall_through_fifo import FallThroughFifo
 from m2xfp.rtl.parts.group_front import GroupFront, narrowed
 from m2xfp.rtl.parts.layouts import group_layout, value_layout
 from m2xfp.rtl.parts.multiplier_search import (
     BestMultiplier,
     CandidateGains,
     CoarseGains,
-    Ladder,
     SubgroupSums,
-    first_largest,
-    threshold_bits,
-    total,
 )
-from m2xfp.rtl.parts.streams import Queue, Slot, packet, packet_stream
-from m2xfp.rtl.units.activation_quantizer import normalise_bits
+from m2xfp.rtl.parts.offset_choice import (
+    GroupTotals,
+    SearchedBeat,
+    add_gains,
+    best_offset,
+    by_offset,
+    token_layout,
+)
+from m2xfp.rtl.parts.registers import delayed, register
+from m2xfp.rtl.parts.streams import HalfRateRegister, SpillRegister, packet, packet_stream
+from m2xfp.rtl.parts.subgroup_codes import SubgroupCodes
 from m2xfp.rtl.verilog.component import Component
 
 __all__ = ["FRACTION_BITS", "WeightEncoder"]
@@ -38,169 +51,38 @@ STAGES_BEFORE_CHOICE = 5
 """Pipeline stages between a beat aligned and its offset chosen: four a subgroup, and totals."""
 
 
-def shift_right_jam(m: Module, value: Value, amount: Value) -> Value:
-    """Shift right; the lowest bit of the result is ORed with every bit that is shifted out."""
-    for stage in range(len(amount)):
-        step = min(1 << stage, len(value) - 1)
-        shifted = Cat(value[: step + 1].any(), value[step + 1 :], Const(0, step))
-        value = named(m, f"shifted_{stage}", Mux(amount[stage], shifted, value))
-    return value
+BLOCKS = Formats(
+    tuple(f"m2xfp-weight{layout}" for layout in ("", ":subgroup=4", ":subgroup=16", ":group=16")),
+    ("group", "subgroup"),
+)
 
 
-class Aligner(Component):
-    """Bring a value to the fixed point of its group; combinational.
+@dataclass(frozen=True)
+class AlignedBeat:
+    """A beat in the fixed point of its group; ``phase_ends``: it goes on with the next step."""
 
-    Parameters
-    ----------
-    kind
-        Type of the value.
-    width
-        Bits of the result.
-
-    Members
-    -------
-    value : In(value_layout(kind))
-        The value.
-    reference, normalise : In
-        As ``SharedScale`` gives them.
-    magnitude : Out(width)
-        |x| / scale, with the top bit for 2^emax, and 1 in the lowest bit if anything is left below.
-
-    Notes
-    -----
-    A significand h.m whose exponent lies ``distance`` below the reference stands for
-    h.m * 2^(emax - distance). The distance saturates where only the lowest bit can be set.
-    """
-
-    def __init__(self, kind: InputType, width: int) -> None:
-        super().__init__(
-            {
-                "value": In(value_layout(kind)),
-                "reference": In(kind.exponent_bits),
-                "normalise": In(normalise_bits(kind)),
-                "magnitude": Out(width),
-            }
-        )
-
-    def build(self) -> Module:
-        """Build the shifter."""
-        m = Module()
-        value, width = self.value, len(self.magnitude)
-        normal = Signal()
-        field = Signal(len(value.exponent))
-        placed = Signal(width)
-        distance = Signal(min((width - 1).bit_length(), len(value.exponent)))
-        significand: Value = Cat(value.mantissa, normal)
-        if len(self.normalise):
-            significand = (significand << self.normalise)[: len(significand)]
-        significand = jam(significand, width)
-        m.d.comb += [
-            normal.eq(value.exponent.any()),
-            field.eq(Cat(value.exponent[0] | ~normal, value.exponent[1:])),  # subnormals have 1
-            distance.eq(saturating_difference(m, self.reference, field, len(distance))),
-            placed.eq(Cat(Const(0, width - len(significand)), significand)),
-            self.magnitude.eq(shift_right_jam(m, placed, distance)),
-        ]
-        return m
+    valid: Signal
+    token: data.View
+    phase_ends: Signal
+    lanes: list[data.View]
 
 
-class SubgroupCodes(Component):
-    """Codes of a subgroup under the multiplier and offset that the search chose; combinational.
-
-    Parameters
-    ----------
-    ladder
-        Of the lowest offset, with no more fraction bits than the thresholds need.
+@dataclass(frozen=True)
+class Choice:
+    """What a group is encoded with.
 
     Members
     -------
-    magnitudes : In(ArrayLayout(width + 1, subgroup))
-        The magnitudes, and below them 1 if anything is left.
-    offset : In(2)
-        Offset of the shared scale, less the lowest.
-    k : In(metadata bits)
-        The multiplier is 1 + k/4.
-    codes : Out(ArrayLayout(magnitude code, subgroup))
-        Nearest codes, ties to the even one, saturating.
+    encoding, encoded, ends
+        A beat is encoded, how many have been, and whether it is the last.
+    group
+        Offset, metadata, scale, ``poisoned`` and ``last``.
     """
 
-    def __init__(self, ladder: Ladder) -> None:
-        self._ladder = ladder
-        size = ladder.block.metadata.subgroup
-        super().__init__(
-            {
-                "magnitudes": In(data.ArrayLayout(unsigned(ladder.width + 1), size)),
-                "offset": In(2),
-                "k": In(ladder.block.metadata.bits),
-                "codes": Out(data.ArrayLayout(unsigned(ladder.element.bits - 1), size)),
-            }
-        )
-
-    def build(self) -> Module:
-        """Build the thresholds, which all lanes share, and the comparisons."""
-        m = Module()
-        ladder = self._ladder
-        nothing = 2 << ladder.width  # no magnitude is as large
-        marks = []
-        for code in range(ladder.element.max_code):
-            by_k = []
-            for multiplier in reversed(ladder.multipliers):
-                reach = dict(enumerate(ladder.thresholds(multiplier)))
-                # The lowest bit tells a tie, which goes up to an even code only.
-                by_k.append(Const(2 * reach[code] + 1 - code % 2 if code in reach else nothing))
-            mark = Signal(ladder.width + 2, name=f"mark_{code + 1}")
-            m.d.comb += mark.eq(Array(by_k)[self.k])
-            marks.append(mark)
-        for n in range(ladder.block.metadata.subgroup):
-            x = named(m, f"x_{n}", shift_right_jam(m, self.magnitudes[n], self.offset))
-            reached = [named(m, f"reached_{n}_{c + 1}", x >= mark) for c, mark in enumerate(marks)]
-            m.d.comb += self.codes[n].eq(total(reached))
-        return m
-
-
-class WaitingBeats(Component):
-    """Queue that falls through: beats wait for the end of their group's search.
-
-    Parameters
-    ----------
-    width
-        Bits of a beat.
-    depth
-        Beats that it holds.
-
-    Members
-    -------
-    enable : In(1)
-        Nothing moves without it.
-    push, i : In
-        Take a beat; there must be room.
-    pop : In(1)
-        Drop the oldest beat.
-    o : Out(width)
-        The oldest beat, ``depth`` clocks after it was taken at the earliest.
-    """
-
-    def __init__(self, width: int, depth: int) -> None:
-        self._depth = depth
-        super().__init__(
-            {"enable": In(1), "push": In(1), "i": In(width), "pop": In(1), "o": Out(width)}
-        )
-
-    def build(self) -> Module:
-        """Build the places; a beat moves on when the place ahead is free or becomes free."""
-        m = Module()
-        beats = [Signal(len(self.i), name=f"beat_{n}", reset_less=True) for n in range(self._depth)]
-        valids = [Signal(name=f"valid_{n}") for n in range(self._depth)]
-        moves: Value = self.pop
-        for n in reversed(range(self._depth)):
-            moves = named(m, f"moves_{n}", moves | ~valids[n])
-            with m.If(self.enable & moves):
-                m.d.sync += [
-                    valids[n].eq(valids[n - 1] if n else self.push),
-                    beats[n].eq(beats[n - 1] if n else self.i),
-                ]
-        m.d.comb += self.o.eq(beats[-1])
-        return m
+    encoding: Signal
+    encoded: Signal
+    ends: Signal
+    group: data.View
 
 
 class WeightEncoder(Component):
@@ -216,15 +98,17 @@ class WeightEncoder(Component):
     Parameters
     ----------
     input_type
-        Type of the values: BF16, FP16 or FP32.
+        Type of the values.
     adaptive
         Whether the shared scale adapts: 12 candidates, otherwise 4.
     clocks_per_group
-        1, 2 or 4: as many beats of 32, 16 or 8 values, searched in one clock each. 3, 6 or 12, for
-        the adaptive search only: the same beats in three clocks each, an offset a clock.
+        1, 2 or 4: a group comes in as many beats, each searched in one clock. 3, 6 or 12, for the
+        adaptive search only: the same beats in three clocks each, an offset a clock. Each beat is
+        whole subgroups.
     fraction_bits
-        F of the fixed-point view, 5 to 32, in which errors are measured; codes are always exact.
-        By default that of ``FRACTION_BITS``, where the search equals the exact one.
+        Fraction bits of the fixed point in which errors are measured; codes are always exact. With
+        none they are as many as make the search equal the exact one: 10 for bf16, 13 for fp16, 26
+        for fp32.
     block
         The target: a floating-point element with an E8M0 scale and Sg-EM.
 
@@ -255,45 +139,44 @@ class WeightEncoder(Component):
     are then encoded, a beat a clock.
     """
 
+    @checked
     def __init__(
         self,
         *,
         input_type: InputType = BF16,
         adaptive: bool = True,
-        clocks_per_group: int = 1,
-        fraction_bits: int | None = None,
-        block: BlockFormat = M2XFP_WEIGHT,
+        clocks_per_group: Annotated[int, Between(1, 12, usual=(1, 2, 3, 4, 6, 12))] = 1,
+        fraction_bits: Annotated[int | None, Between(5, 32, usual=(5, 8, 10, 13))] = None,
+        block: Annotated[BlockFormat, BLOCKS] = M2XFP_WEIGHT,
     ) -> None:
         if block.scale.name != "e8m0" or block.metadata.name != "sg-em":
             raise InputError(
                 f"block={block.name}: WeightEncoder makes formats with an E8M0 scale and Sg-EM"
             )
         offsets = len(OFFSETS) if adaptive else 1
-        rates = [
-            clocks * beats
-            for clocks in sorted({1, offsets})
-            for beats in (1, 2, 4)
-            if block.subgroups % beats == 0
-        ]
+        beats = [count for count in (1, 2, 4) if block.subgroups % count == 0]
+        rates = sorted(clocks * count for clocks in {1, offsets} for count in beats)
         if clocks_per_group not in rates:
             raise InputError(
                 f"clocks_per_group={clocks_per_group}, adaptive={adaptive}: must be one of "
-                f"{', '.join(map(str, sorted(rates)))}"
+                f"{', '.join(map(str, rates))} for {block.name}"
             )
         if fraction_bits is None:
             fraction_bits = FRACTION_BITS[input_type.name]
-        if not threshold_bits(block) < fraction_bits <= 32:
+        if fraction_bits <= threshold_bits(block):
             raise InputError(
-                f"fraction_bits={fraction_bits}: must be {threshold_bits(block) + 1}..32"
+                f"fraction_bits={fraction_bits}: must be more than the {threshold_bits(block)} of "
+                f"the thresholds of {block.name}"
             )
         self.input_type, self.adaptive, self.block = input_type, adaptive, block
+        self._integer_bits = float_element(block).emax + 1
         self.fraction_bits = fraction_bits
         self.offsets = OFFSETS if adaptive else (0,)
         self.clocks_per_group = clocks_per_group
         self.clocks_per_beat = offsets if clocks_per_group % offsets == 0 else 1
         self.beats_per_group = clocks_per_group // self.clocks_per_beat
         self.lanes = block.group // self.beats_per_group
-        # Into the store, aligned, then these, and the beats are encoded into a queue.
+        # Into the store, aligned, then these, and the beats are encoded into the output register.
         self.latency = 2 + clocks_per_group + STAGES_BEFORE_CHOICE + self.beats_per_group
         super().__init__(
             {
@@ -303,55 +186,69 @@ class WeightEncoder(Component):
         )
 
     def build(self) -> Module:
-        """Build the pipeline."""
+        """Build the pipeline: align, search, add up, choose, encode."""
         m = Module()
-        block, beats, clocks = self.block, self.beats_per_group, self.clocks_per_beat
-        subgroups = self.lanes // block.metadata.subgroup
-        kind = narrowed(self.input_type, self.fraction_bits, block)
-        element = block.element
-        assert isinstance(element, FloatElement)
-        integer_bits = element.emax + 1
-
-        m.submodules.front = front = GroupFront(self.input_type, kind, self.lanes, block)
-        payload = packet(group_layout(block))
-        queue = Slot(payload) if self.clocks_per_group > 1 else Queue(payload)
-        m.submodules.queue = queue
-        wiring.connect(m, wiring.flipped(self.i), front.i)
-        wiring.connect(m, queue.o, wiring.flipped(self.o))
-        # Only a finished group that the queue cannot take holds the pipeline.
+        payload = packet(group_layout(self.block))
+        output = HalfRateRegister(payload) if self.clocks_per_group > 1 else SpillRegister(payload)
+        m.submodules.output_register = output
+        wiring.connect(m, output.o, wiring.flipped(self.o))
+        # Only a finished group that the output cannot take holds the pipeline.
         advance = Signal()
-        m.d.comb += advance.eq(~queue.i.valid | queue.i.ready)
+        m.d.comb += advance.eq(~output.i.valid | output.i.ready)
 
-        # A beat aligned; it stays for as many clocks as offsets are tried one after the other.
-        token = data.StructLayout(
-            {"first": 1, "ends": 1, "phase": range(clocks), "scale": 8, "poisoned": 1, "last": 1}
+        aligned = self._align(m, advance)
+        searched = self._search(m, advance, aligned)
+        # A lane's gain is at most (|x| / scale)^2 < 4^integer_bits; the unit of the totals is
+        # 2^-(F + 2 - lowest offset).
+        total_bits = (
+            (self.block.group - 1).bit_length()
+            + 2 * self._integer_bits
+            + (self.fraction_bits + 2 - self.offsets[0])
         )
-        aligned = Signal(
-            data.ArrayLayout(
-                data.StructLayout({"magnitude": integer_bits + self.fraction_bits + 1, "sign": 1}),
-                self.lanes,
-            ),
-            reset_less=True,
+        found = add_gains(
+            m, advance, searched, self.beats_per_group, self.clocks_per_beat, total_bits
         )
-        aligned_valid = Signal()
-        aligned_token = Signal(token, reset_less=True)
+        choice = self._choose(m, advance, found)
+        codes = self._encode(m, advance, aligned, choice)
+        group = choice.group
+        m.d.comb += [
+            output.i.valid.eq(choice.encoding & choice.ends),
+            output.i.payload.eq(Cat(codes, group.scale, group.meta, group.last)),
+        ]
+        return m
+
+    def _align(self, m: Module, advance: Value) -> AlignedBeat:
+        """Store the beats, find the scale, and bring each value to the group's fixed point.
+
+        A beat stays for as many clocks as offsets are tried one after the other.
+        """
+        beats, phases = self.beats_per_group, self.clocks_per_beat
+        kind = narrowed(self.input_type, self.fraction_bits, self.block)
+        m.submodules.front = front = GroupFront(self.input_type, kind, self.lanes, self.block)
+        wiring.connect(m, wiring.flipped(self.i), front.i)
+        lane = data.StructLayout(
+            {"magnitude": self._integer_bits + self.fraction_bits + 1, "sign": 1}
+        )
+        aligned = Signal(data.ArrayLayout(lane, self.lanes), reset_less=True)
+        valid = Signal(name="aligned_valid")
+        token = Signal(token_layout(phases), name="aligned_token", reset_less=True)
         phase_ends = Signal()
         m.d.comb += [
-            phase_ends.eq(aligned_token.phase == clocks - 1),
-            front.step.eq(advance & (~aligned_valid | phase_ends)),
+            phase_ends.eq(token.phase == phases - 1),
+            front.step.eq(advance & (~valid | phase_ends)),
         ]
         with m.If(front.step):
             m.d.sync += [
-                aligned_valid.eq(front.valid),
-                aligned_token.first.eq(front.index == 0),
-                aligned_token.ends.eq(front.index == beats - 1),
-                aligned_token.phase.eq(0),
-                aligned_token.scale.eq(front.scale),
-                aligned_token.poisoned.eq(front.poisoned),
-                aligned_token.last.eq(front.last),
+                valid.eq(front.valid),
+                token.first.eq(front.index == 0),
+                token.ends.eq(front.index == beats - 1),
+                token.phase.eq(0),
+                token.scale.eq(front.scale),
+                token.poisoned.eq(front.poisoned),
+                token.last.eq(front.last),
             ]
         with m.Elif(advance):
-            m.d.sync += aligned_token.phase.eq(aligned_token.phase + 1)
+            m.d.sync += token.phase.eq(token.phase + 1)
         for n in range(self.lanes):
             m.submodules[f"aligner_{n}"] = aligner = Aligner(kind, len(aligned[n].magnitude))
             m.d.comb += [
@@ -364,172 +261,132 @@ class WeightEncoder(Component):
                     aligned[n].magnitude.eq(aligner.magnitude),
                     aligned[n].sign.eq(front.beat[n].sign),
                 ]
+        return AlignedBeat(valid, token, phase_ends, [aligned[n] for n in range(self.lanes)])
 
-        def register(name: str, value: data.View | Signal, reset: bool = False) -> data.View:
-            """Return ``value`` a clock later, when the pipeline moves."""
-            held = Signal(value.shape(), name=name, reset_less=not reset)
-            with m.If(advance):
-                m.d.sync += held.eq(value)
-            return held
-
-        # The search in each subgroup, for the offsets of this clock: the best multiplier of each.
-        best_valid, best_token = aligned_valid, aligned_token
-        for name in ("summed", "gained", "ranked", "best"):
-            best_valid = register(f"{name}_valid", best_valid, reset=True)
-            best_token = register(f"{name}_token", best_token)
-        ladder = self._ladder(integer_bits)
+    def _search(self, m: Module, advance: Value, beat: AlignedBeat) -> SearchedBeat:
+        """Search each subgroup, for the offsets of this clock: the best multiplier of each."""
+        size, ladder = self.block.metadata.subgroup, self._ladder()
+        valid: Value = beat.valid
+        token = beat.token
+        for stage in ("summed", "gained", "ranked", "best"):
+            valid = delayed(m, advance, f"{stage}_valid", valid, 1, reset=True)
+            token = register(m, advance, f"{stage}_token", token)
         gains: list[list[Value]] = [[] for _ in range(ladder.offsets)]
-        fields: list[list[Value]] = [[] for _ in range(ladder.offsets)]
-        for s in range(subgroups):
+        multipliers: list[list[Value]] = [[] for _ in range(ladder.offsets)]
+        for s in range(self.lanes // size):
             m.submodules[f"sums_{s}"] = adders = SubgroupSums(ladder)
             m.submodules[f"coarse_{s}"] = coarse = CoarseGains(ladder)
             m.submodules[f"gains_{s}"] = candidates = CandidateGains(ladder)
             m.submodules[f"best_{s}"] = chooser = BestMultiplier(ladder)
-            for n in range(block.metadata.subgroup):
-                x = aligned[s * block.metadata.subgroup + n].magnitude
-                u: Value = jam(x, len(x) - 1)
-                if clocks > 1:  # in units of the highest offset, for the others shifted up
-                    phases = [Cat(Const(0, clocks - 1 - p), u) for p in range(clocks)]
-                    u = Array(phases)[aligned_token.phase]
-                m.d.comb += adders.u[n].eq(u)
+            for n in range(size):
+                m.d.comb += adders.u[n].eq(self._magnitude(beat, s * size + n))
             m.d.comb += [
-                coarse.sums.eq(register(f"summed_{s}", adders.sums)),
-                candidates.coarse.eq(register(f"gained_{s}", coarse.gains)),
-                chooser.gains.eq(register(f"ranked_{s}", candidates.gains)),
+                coarse.sums.eq(register(m, advance, f"summed_{s}", adders.sums)),
+                candidates.coarse.eq(register(m, advance, f"gained_{s}", coarse.gains)),
+                chooser.gains.eq(register(m, advance, f"ranked_{s}", candidates.gains)),
             ]
-            best = register(f"best_{s}", chooser.best)
-            for slot in range(ladder.offsets):
-                fields[slot].append(best[f"k_{slot}"])
+            best = register(m, advance, f"best_{s}", chooser.best)
+            for offset in range(ladder.offsets):
+                multipliers[offset].append(best[f"k_{offset}"])
                 # In units of the lowest offset's gains.
-                gains[slot].append(Cat(Const(0, slot), best[f"gain_{slot}"]))
+                gains[offset].append(Cat(Const(0, offset), best[f"gain_{offset}"]))
+        return SearchedBeat(valid, token, gains, multipliers)
 
-        # Gains of the group: one total an offset, in a ring of as many places as phases. A lane's
-        # gain is at most (|x| / scale)^2 < 4^integer_bits; the unit is 2^-(F + 2 - lowest offset).
-        total_bits = (
-            (block.group - 1).bit_length()
-            + 2 * integer_bits
-            + (self.fraction_bits + 2 - self.offsets[0])
-        )
-        ring = [
-            [
-                Signal(total_bits, name=f"total_{phase * len(gains) + slot}", reset_less=True)
-                for slot in range(len(gains))
-            ]
-            for phase in range(clocks)
-        ]
-        found = Cat(*(k for slot in fields for k in slot))
-        collected = Signal(beats * clocks * len(found), reset_less=True)
-        complete = Signal()
-        added_token = Signal(token, reset_less=True)
-        with m.If(advance):
-            m.d.sync += [
-                complete.eq(best_valid & best_token.ends & (best_token.phase == clocks - 1)),
-                added_token.eq(best_token),
-            ]
-            with m.If(best_valid):
-                m.d.sync += collected.eq(Cat(collected, found)[len(found) :])
-                for phase in range(clocks - 1):
-                    m.d.sync += [a.eq(b) for a, b in zip(ring[phase], ring[phase + 1], strict=True)]
-                for slot, summands in enumerate(gains):
-                    gain = named(m, f"gain_{slot}", total(summands))
-                    if clocks > 1:
-                        # An offset more is a factor 4. The lowest one's u ends in clocks - 1 zeros,
-                        # and so does its gain.
-                        shifted = [Cat(Const(0, 2 * p), gain)[clocks - 1 :] for p in range(clocks)]
-                        gain = Array(shifted)[best_token.phase]
-                    earlier = Mux(best_token.first, 0, ring[0][slot])
-                    m.d.sync += ring[-1][slot].eq(earlier + gain)
+    def _magnitude(self, beat: AlignedBeat, lane: int) -> Value:
+        """Return a magnitude for the search, in the units of the offset that is its turn."""
+        x, phases = beat.lanes[lane].magnitude, self.clocks_per_beat
+        u = sticky_or(x, len(x) - 1)
+        if phases == 1:
+            return u
+        # In units of the highest offset, for the others shifted up.
+        return Array(Cat(Const(0, phases - 1 - p), u) for p in range(phases))[beat.token.phase]
 
-        # The offset of the largest total; the lower of equals; not the one below scale 0.
-        entries: list[Value] = []
-        for index, value in enumerate(value for row in ring for value in row):
-            allowed = Const(1, 1) if self.offsets[index] >= 0 else added_token.scale.any()
-            entries.append(Cat(value, allowed, Const(index, 2)))
-        offset = named(m, "offset", first_largest(m, entries, total_bits + 1, "better")[-2:])
-        ordered = self._by_offset(collected)
-        scale = added_token.scale + offset + self.offsets[0]
-        choice = Signal(
-            data.StructLayout(
-                {
-                    "offset": 2,
-                    "meta": block.subgroups * block.metadata.bits,
-                    "scale": 8,
-                    "poisoned": 1,
-                    "last": 1,
-                }
-            ),
-            reset_less=True,
+    def _choose(self, m: Module, advance: Value, found: GroupTotals) -> Choice:
+        """Choose the group's offset, then count the beats that are encoded with it."""
+        block = self.block
+        offset = best_offset(m, found, self.offsets)
+        meta = by_offset(
+            found.multipliers, len(self.offsets), self.beats_per_group, block.metadata.bits
         )
+        scale = found.token.scale + offset + self.offsets[0]
+        layout = data.StructLayout(
+            {
+                "offset": 2,
+                "meta": block.subgroups * block.metadata.bits,
+                "scale": 8,
+                "poisoned": 1,
+                "last": 1,
+            }
+        )
+        choice = Signal(layout, reset_less=True)
         encoding = Signal()
-        encoded = Signal(range(beats))
-        encoding_ends = Signal()
-        m.d.comb += encoding_ends.eq(encoded == beats - 1)
+        encoded = Signal(range(self.beats_per_group))
+        ends = Signal(name="encoding_ends")
+        m.d.comb += ends.eq(encoded == self.beats_per_group - 1)
+        poisoned = found.token.poisoned
         with m.If(advance):
-            with m.If(complete):
+            with m.If(found.complete):
                 m.d.sync += [
                     encoding.eq(1),
                     encoded.eq(0),
                     choice.offset.eq(offset),
-                    choice.meta.eq(
-                        Array(ordered)[offset] & ~added_token.poisoned.replicate(len(choice.meta))
-                    ),
-                    choice.scale.eq(scale[:8] | added_token.poisoned.replicate(8)),
-                    choice.poisoned.eq(added_token.poisoned),
-                    choice.last.eq(added_token.last),
+                    choice.meta.eq(Array(meta)[offset] & ~poisoned.replicate(len(choice.meta))),
+                    choice.scale.eq(scale[:8] | poisoned.replicate(8)),
+                    choice.poisoned.eq(poisoned),
+                    choice.last.eq(found.token.last),
                 ]
             with m.Elif(encoding):
-                m.d.sync += [encoding.eq(~encoding_ends), encoded.eq(encoded + 1)]
+                m.d.sync += [encoding.eq(~ends), encoded.eq(encoded + 1)]
+        return Choice(encoding, encoded, ends, choice)
 
-        # Meanwhile the beats wait, in as few bits as decide every code.
-        code_ladder = Ladder(block, threshold_bits(block), integer_bits - self.offsets[0])
-        waiting_layout = data.ArrayLayout(
-            data.StructLayout({"magnitude": code_ladder.width + 1, "sign": 1}), self.lanes
+    def _encode(self, m: Module, advance: Value, beat: AlignedBeat, choice: Choice) -> Value:
+        """Return the group's codes; its beats wait, in as few bits as decide every code."""
+        size, bits = self.block.metadata.subgroup, self.block.metadata.bits
+        ladder = Ladder(
+            self.block, threshold_bits(self.block), self._integer_bits - self.offsets[0]
         )
-        m.submodules.waiting = waiting = WaitingBeats(
-            waiting_layout.size, beats + STAGES_BEFORE_CHOICE // clocks
+        layout = data.ArrayLayout(
+            data.StructLayout({"magnitude": ladder.width + 1, "sign": 1}), self.lanes
+        )
+        m.submodules.waiting = waiting = FallThroughFifo(
+            layout.size, self.beats_per_group + STAGES_BEFORE_CHOICE // self.clocks_per_beat
         )
         m.d.comb += [
             waiting.enable.eq(advance),
-            waiting.push.eq(aligned_valid & phase_ends),
+            waiting.push.eq(beat.valid & beat.phase_ends),
             waiting.i.eq(
                 Cat(
-                    Cat(jam(lane.magnitude, code_ladder.width + 1), lane.sign)
-                    for lane in (aligned[n] for n in range(self.lanes))
+                    Cat(sticky_or(lane.magnitude, ladder.width + 1), lane.sign)
+                    for lane in beat.lanes
                 )
             ),
-            waiting.pop.eq(encoding),
+            waiting.pop.eq(choice.encoding),
         ]
-        oldest = data.View(waiting_layout, waiting.o)
-        step_fields = subgroups * block.metadata.bits
-        step_meta = Signal(step_fields)
-        m.d.comb += step_meta.eq(choice.meta.word_select(encoded, step_fields))
+        oldest = data.View(layout, waiting.o)
+        step_meta = Signal(self.lanes // size * bits)
+        m.d.comb += step_meta.eq(choice.group.meta.word_select(choice.encoded, len(step_meta)))
         parts: list[Value] = []
-        for s in range(subgroups):
-            m.submodules[f"codes_{s}"] = encoder = SubgroupCodes(code_ladder)
+        for s in range(self.lanes // size):
+            m.submodules[f"codes_{s}"] = encoder = SubgroupCodes(ladder)
             m.d.comb += [
-                encoder.offset.eq(choice.offset),
-                encoder.k.eq(step_meta.word_select(s, block.metadata.bits)),
+                encoder.offset.eq(choice.group.offset),
+                encoder.k.eq(step_meta.word_select(s, bits)),
             ]
-            for n in range(block.metadata.subgroup):
-                lane = oldest[s * block.metadata.subgroup + n]
+            for n in range(size):
+                lane = oldest[s * size + n]
                 m.d.comb += encoder.magnitudes[n].eq(lane.magnitude)
                 parts += [encoder.codes[n], lane.sign]
-        codes: Value = named(
-            m, "codes", Cat(*parts) & ~choice.poisoned.replicate(element.bits * self.lanes)
-        )
-        if beats > 1:
-            held = Signal((beats - 1) * len(codes), reset_less=True)
-            group_codes = Cat(held, codes)
-            with m.If(advance & encoding):
-                m.d.sync += held.eq(group_codes[len(codes) :])
-            codes = group_codes
-        m.d.comb += [
-            queue.i.valid.eq(encoding & encoding_ends),
-            queue.i.payload.eq(Cat(codes, choice.scale, choice.meta, choice.last)),
-        ]
-        return m
+        poisoned = choice.group.poisoned.replicate(self.block.element.bits * self.lanes)
+        codes: Value = named(m, "codes", Cat(*parts) & ~poisoned)
+        if self.beats_per_group == 1:
+            return codes
+        held = Signal((self.beats_per_group - 1) * len(codes), reset_less=True)
+        group_codes = Cat(held, codes)
+        with m.If(advance & choice.encoding):
+            m.d.sync += held.eq(group_codes[len(codes) :])
+        return group_codes
 
-    def _ladder(self, integer_bits: int) -> Ladder:
+    def _ladder(self) -> Ladder:
         """Return the ladder of a clock: of all offsets at once, or of one after the other.
 
         With an offset b, w = |x| / (scale * 2^b) has b bits more behind the point and b fewer
@@ -538,19 +395,5 @@ class WeightEncoder(Component):
         low, high = self.offsets[0], self.offsets[-1]
         fraction_bits = self.fraction_bits + high
         if self.clocks_per_beat > 1:
-            return Ladder(self.block, fraction_bits, integer_bits - low)
-        return Ladder(self.block, fraction_bits, integer_bits - high, len(self.offsets))
-
-    def _by_offset(self, collected: Value) -> list[Value]:
-        """Return the group's fields for each offset, from all in the order they were found in."""
-        bits, count = self.block.metadata.bits, len(self.offsets)
-        subgroups = self.lanes // self.block.metadata.subgroup
-        words = [collected[n : n + bits] for n in range(0, len(collected), bits)]
-        return [
-            Cat(
-                words[(beat * count + index) * subgroups + s]
-                for beat in range(self.beats_per_group)
-                for s in range(subgroups)
-            )
-            for index in range(count)
-        ]
+            return Ladder(self.block, fraction_bits, self._integer_bits - low)
+        return Ladder(self.block, fraction_bits, self._integer_bits - high, len(self.offsets))

@@ -7,9 +7,9 @@ from typing import Any
 from m2xfp.files import write_atomic
 from m2xfp.formats import M2XFP_ACT, M2XFP_WEIGHT, MXFP4
 from m2xfp.results import read_figures
+from m2xfp.rtl.parts.dot_pair import DotPair
 from m2xfp.rtl.parts.gemm_array import GemmArray
 from m2xfp.rtl.parts.gemm_cycles import GemmTiming
-from m2xfp.rtl.units.group_dot import DotPair
 from m2xfp.rtl.verilog.emit import verilog_text
 from m2xfp.synth.flow.pdk import Pdk
 from m2xfp.synth.flow.yosys import BUILD, FlowOptions, synthesize

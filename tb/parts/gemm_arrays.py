@@ -40,7 +40,7 @@ def command_row(m: int, n: int, k: int) -> Bytes:
 
 def status_names(status: int) -> list[str]:
     """Return the names of the bits that are set in a status; none is success."""
-    from m2xfp.rtl.parts.gemm_buffers import status_layout
+    from m2xfp.rtl.parts.gemm_layouts import status_layout
 
     return [name for n, (name, _) in enumerate(iter(status_layout)) if status >> n & 1]
 

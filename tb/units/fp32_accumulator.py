@@ -3,7 +3,7 @@
 import numpy as np
 
 from m2xfp.facts import Facts
-from m2xfp.rtl.units.group_dot import DotPair
+from m2xfp.rtl.parts.dot_pair import DotPair
 from m2xfp.tb.parts.mac_arrays import chains, formats
 from m2xfp.tb.units.dot_product import Bools, Bytes
 from m2xfp.tb.units.dot_product import make_job as dot_product_job

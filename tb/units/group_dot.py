@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from m2xfp.facts import Facts
 from m2xfp.formats import E4M3_SCALE, BlockFormat
-from m2xfp.rtl.units.group_dot import DotPair
+from m2xfp.rtl.parts.dot_pair import DotPair
 from m2xfp.tb.parts.mac_arrays import formats
 from m2xfp.tb.vectors import Beats, Job
 

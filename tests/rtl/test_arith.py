@@ -11,7 +11,7 @@ from amaranth.sim import Simulator
 
 from m2xfp.formats import E2M1, E2M3, E3M2, E4M3, E5M2, M2XFP_ACT, FloatElement
 from m2xfp.rtl.arith import datapath as arith
-from m2xfp.rtl.units.activation_quantizer import refined_element
+from m2xfp.rtl.parts.elements import refined_element
 
 ELEMENTS = [E2M1, E2M3, E3M2, E4M3, E5M2, refined_element(M2XFP_ACT)]
 
@@ -135,10 +135,10 @@ def test_differences_of_unlike_lengths(function) -> None:
 
 
 @pytest.mark.parametrize("width", range(1, 9))
-def test_jam(width: int) -> None:
+def test_sticky_or(width: int) -> None:
     cut = max(7 - width, 0)
-    for (value,), (jammed,) in evaluate(lambda m, v: [arith.jam(v, width)], [7], every(7)):
-        assert jammed == (value >> cut) | (value % (1 << cut) != 0)
+    for (value,), (kept,) in evaluate(lambda m, v: [arith.sticky_or(v, width)], [7], every(7)):
+        assert kept == (value >> cut) | (value % (1 << cut) != 0)
 
 
 def grid(element: FloatElement) -> list[Fraction]:

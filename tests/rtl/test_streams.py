@@ -7,10 +7,10 @@ from amaranth.hdl import Shape
 from amaranth.lib import data
 from amaranth.sim import Simulator
 
-from m2xfp.rtl.parts.streams import Queue, Skid, Slot, packet, packet_stream
+from m2xfp.rtl.parts.streams import HalfRateRegister, Skid, SpillRegister, packet, packet_stream
 
-STAGES = [Queue, Skid, Slot]
-CAPACITY = {Queue: 2, Skid: 1, Slot: 1}
+STAGES = [SpillRegister, Skid, HalfRateRegister]
+CAPACITY = {SpillRegister: 2, Skid: 1, HalfRateRegister: 1}
 BEATS = 400
 
 
@@ -65,7 +65,9 @@ def test_random_stalls(stage, feed: float, take: float) -> None:
     simulate(dut, bench)
 
 
-@pytest.mark.parametrize(("stage", "period"), [(Queue, 1), (Skid, 1), (Slot, 2)])
+@pytest.mark.parametrize(
+    ("stage", "period"), [(SpillRegister, 1), (Skid, 1), (HalfRateRegister, 2)]
+)
 def test_rate_and_latency(stage, period: int) -> None:
     """A beat every ``period`` clocks is taken in its clock and given after the latency."""
     dut = stage(16)
@@ -111,7 +113,7 @@ def test_capacity(stage) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_path_through(stage) -> None:
-    """Within a clock, i.ready does not follow o.ready or i.valid, nor a queue's o its i."""
+    """Within a clock, i.ready does not follow o.ready or i.valid, nor a register's o its i."""
     dut = stage(8)
     rng = random.Random(1)
     states = set()

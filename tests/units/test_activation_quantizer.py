@@ -150,7 +150,10 @@ def test_one_file_for_both_simulations(
 
 
 ARITH, STREAMS = "m2xfp.rtl.arith.datapath", "m2xfp.rtl.parts.streams"
-QUANTIZER = "m2xfp.rtl.units.activation_quantizer"
+QUANTIZER, SCALE, STORE = (
+    f"m2xfp.rtl.{name}"
+    for name in ("units.activation_quantizer", "parts.group_scale", "parts.beat_store")
+)
 
 ROUNDING = "guard & (rest | code[0])"
 
@@ -170,26 +173,36 @@ FAULTS = [
     Mutation("no sticky", ARITH, ROUNDING, "guard & code[0]"),
     Mutation("highest index of equals", ARITH, "", HIGHEST_INDEX),
     Mutation("lower bit of those without the upper one", ARITH, "Mux(found, both, alone)", "alone"),
-    Mutation("NaN ignored", QUANTIZER, "self.poisoned.eq(exponent.all())", "self.poisoned.eq(0)"),
-    Mutation("result lost on a stall", STREAMS, "full.eq(~self.o.ready)", "full.eq(0)", "Slot"),
+    Mutation("NaN ignored", SCALE, "self.poisoned.eq(exponent.all())", "self.poisoned.eq(0)"),
     Mutation(
-        "result changes on a stall", STREAMS, "m.Elif(self.i.valid)", "m.If(self.i.valid)", "Slot"
+        "result lost on a stall",
+        STREAMS,
+        "full.eq(~self.o.ready)",
+        "full.eq(0)",
+        "HalfRateRegister",
     ),
     Mutation(
-        "pipeline runs through a stall", QUANTIZER, "~queue.i.valid | queue.i.ready", "Const(1)"
+        "result changes on a stall",
+        STREAMS,
+        "m.Elif(self.i.valid)",
+        "m.If(self.i.valid)",
+        "HalfRateRegister",
+    ),
+    Mutation(
+        "pipeline runs through a stall", QUANTIZER, "~output.i.valid | output.i.ready", "Const(1)"
     ),
     Mutation(
         "TLAST inverted",
-        QUANTIZER,
-        "group_last.eq(self.i.payload.last)",
-        "group_last.eq(~self.i.payload.last)",
+        STORE,
+        "group_last.eq(i.payload.last)",
+        "group_last.eq(~i.payload.last)",
     ),
 ]
 
 PROTOCOL_FAULTS = [
     Mutation(
         "reset forgets the beat counter",
-        QUANTIZER,
+        STORE,
         "fill = Signal(range(beats))",
         "fill = Signal(range(beats), reset_less=True)",
     ),
@@ -198,7 +211,7 @@ PROTOCOL_FAULTS = [
         STREAMS,
         "self.i.ready.eq(~full)",
         "self.i.ready.eq(~full | self.o.ready)",
-        scope="Slot",
+        scope="HalfRateRegister",
     ),
 ]
 
@@ -217,7 +230,7 @@ def test_regression_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> N
         regress(player, make_job, 500, seed=5)
 
 
-# In what only some configurations have: the queue of two entries, and the fourth stage.
+# In what only some configurations have: the spill register, and the fourth stage.
 OTHER_FAULTS = {
     "bf16x32": [
         Mutation(
@@ -225,32 +238,30 @@ OTHER_FAULTS = {
             STREAMS,
             "spare_valid.eq(self.i.valid)",
             "spare_valid.eq(0)",
-            scope="Queue",
+            scope="SpillRegister",
         ),
         Mutation(
             "payload changes on a stall",
             STREAMS,
             "m.If(self.o.ready | ~front_valid)",
             "m.If(self.o.ready | ~front_valid | self.i.valid)",
-            scope="Queue",
+            scope="SpillRegister",
         ),
     ],
     "fp32x8-fast": [
         Mutation(
             "choice runs through a stall",
             QUANTIZER,
-            "choose.eq(placed & advance)",
-            "choose.eq(placed)",
+            "choose.eq(rounded.valid & advance)",
+            "choose.eq(rounded.valid)",
         ),
         Mutation(
             "metadata of the next group",
             QUANTIZER,
-            """staged("poisoned", shared.poisoned)""",
-            "shared.poisoned",
+            """held("poisoned", beat.poisoned)""",
+            "beat.poisoned",
         ),
-        Mutation(
-            "last of the next group", QUANTIZER, """staged("last", group_last)""", "group_last"
-        ),
+        Mutation("last of the next group", QUANTIZER, """held("last", beat.last)""", "beat.last"),
     ],
 }
 

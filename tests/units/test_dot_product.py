@@ -249,27 +249,33 @@ def test_wrong_parameters_are_refused(keywords: dict) -> None:
         DotProduct(**keywords)
 
 
-DOT, ACC, DEC = (
-    "m2xfp.rtl.units.group_dot",
-    "m2xfp.rtl.units.fp32_accumulator",
-    "m2xfp.rtl.units.activation_decoder",
+DOT, ADD, ROUND, ACC, SLOTS, DEC = (
+    f"m2xfp.rtl.parts.{name}"
+    for name in (
+        "group_product",
+        "fp32_addition",
+        "fp32_rounding",
+        "fp32_accumulation",
+        "slot_arbiter",
+        "top_element_decoder",
+    )
 )
 ARITH, STREAMS = "m2xfp.rtl.arith.datapath", "m2xfp.rtl.parts.streams"
 
 FAULTS = [
-    Mutation("ties away", ACC, "guard & (odd | rest.any() | i.borrowed)", "guard"),
-    Mutation("no sticky", ACC, "sticky = Mux(far, chosen.any(), lost) & live", "sticky = Const(0)"),
-    Mutation("no far sticky", ACC, "Mux(far, chosen.any(), lost)", "Mux(far, 0, lost)"),
-    Mutation("rounding of a borrow", ACC, "| (i.borrowed & odd & rest.all())", ""),
-    Mutation("zeros shifted in after a borrow", ACC, "fill=i.borrowed", "fill=None"),
-    Mutation("subnormals flushed", ACC, "Mux(subnormal, near, zeros)", "zeros"),
-    Mutation("hidden bit of subnormals", ACC, "acc.exponent[0] | ~hidden", "acc.exponent[0]"),
-    Mutation("overflow wraps", ACC, "exponent[8] | exponent[:8].all()", "Const(0, 1)"),
-    Mutation("infinity does not stay", ACC, "addend.nonzero & ~special", "addend.nonzero"),
-    Mutation("NaN is forgotten", ACC, "| (special & acc.mantissa[-1])", ""),
+    Mutation("ties away", ROUND, "guard & (odd | rest.any() | i.borrowed)", "guard"),
+    Mutation("no sticky", ADD, "sticky = Mux(far, chosen.any(), lost) & live", "sticky = Const(0)"),
+    Mutation("no far sticky", ADD, "Mux(far, chosen.any(), lost)", "Mux(far, 0, lost)"),
+    Mutation("rounding of a borrow", ROUND, "| (i.borrowed & odd & rest.all())", ""),
+    Mutation("zeros shifted in after a borrow", ROUND, "fill=i.borrowed", "fill=None"),
+    Mutation("subnormals flushed", ROUND, "Mux(subnormal, near, zeros)", "zeros"),
+    Mutation("hidden bit of subnormals", ADD, "acc.exponent[0] | ~hidden", "acc.exponent[0]"),
+    Mutation("overflow wraps", ROUND, "exponent[8] | exponent[:8].all()", "Const(0, 1)"),
+    Mutation("infinity does not stay", ADD, "addend.nonzero & ~special", "addend.nonzero"),
+    Mutation("NaN is forgotten", ADD, "| (special & acc.mantissa[-1])", ""),
     Mutation("NaN scale ignored", ACC, "addend.o.nan & self.valid", "Const(0, 1)"),
-    Mutation("-0 of a cancellation", ACC, "(found | i.borrowed | ~i.subtract)", "(Const(1, 1))"),
-    Mutation("far limit", ACC, "distance[5:].any()", "distance[6:].any()"),
+    Mutation("-0 of a cancellation", ROUND, "(found | i.borrowed | ~i.subtract)", "(Const(1, 1))"),
+    Mutation("far limit", ADD, "distance[5:].any()", "distance[6:].any()"),
     Mutation("first ignored", ACC, "(self.first & self.valid)", "Const(0, 1)"),
     Mutation(
         "chains not cleared by reset",
@@ -277,7 +283,7 @@ FAULTS = [
         "clear = Signal(self.chains, init=-1)",
         "clear = Signal(self.chains)",
     ),
-    Mutation("chain out of turn", ACC, "steps.eq(self._chains - 1)", "steps.eq(0)"),
+    Mutation("chain out of turn", SLOTS, "steps.eq(self._chains - 1)", "steps.eq(0)"),
     Mutation("down step at a power of two", DEC, "down & ~mantissa & exponent.any()", "down & 0"),
     Mutation(
         "metadata 0 beside code 0", DEC, "Mux(down, code.any(), self.meta != 1)", "self.meta != 1"

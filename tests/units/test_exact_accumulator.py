@@ -31,9 +31,9 @@ from m2xfp.golden import PackedTensor, dot, get_format
 from m2xfp.golden.bits import running_exact_bits, to_bits
 from m2xfp.golden.formats.products import running_exact
 from m2xfp.rtl.catalog import UNITS
+from m2xfp.rtl.parts.dot_pair import DotPair
 from m2xfp.rtl.units.dot_product import DotProduct
 from m2xfp.rtl.units.exact_accumulator import ExactAccumulator
-from m2xfp.rtl.units.group_dot import DotPair
 from m2xfp.rtl.verilog.emit import emit
 from m2xfp.tb.bulk.simulator import Player, SimulationError
 from m2xfp.tb.units.dot_product import make_job, pairs
@@ -330,7 +330,7 @@ def test_golden_refuses_other_scales() -> None:
         running_exact(packed, packed)
 
 
-EXACT, FP32 = "m2xfp.rtl.units.exact_accumulator", "m2xfp.rtl.units.fp32_accumulator"
+EXACT, FP32 = "m2xfp.rtl.parts.exact_accumulation", "m2xfp.rtl.parts.fp32_rounding"
 FAULTS = [
     Mutation("a digit's carry is lost", EXACT, "carry = held", "carry = Const(0, 1)"),
     Mutation("a carry kept over first", EXACT, "part + (carry & keep)", "part + carry"),

@@ -433,22 +433,33 @@ def test_user_sizes(bench: GemmBench, tmp_path: Path) -> None:
         find_adapter(UNIT).load(tmp_path / "in.npz", bench.player.description)
 
 
-CORE, BUFFERS, ARRAY = (
-    f"m2xfp.rtl.{name}" for name in ("units.gemm_core", "parts.gemm_buffers", "parts.gemm_array")
+CORE, LOADER, SEQUENCER, BUFFERS, ARRAY = (
+    f"m2xfp.rtl.{name}"
+    for name in (
+        "units.gemm_core",
+        "parts.gemm_loader",
+        "parts.gemm_sequencer",
+        "parts.gemm_buffers",
+        "parts.gemm_array",
+    )
 )
 FAULTS = [
-    Mutation("chain never cleared", CORE, "self.first.eq(group == 0)", "self.first.eq(0)"),
-    Mutation("late step out of turn", CORE, "starts | (turn == chain)", "starts | ~starts"),
+    Mutation("chain never cleared", SEQUENCER, "self.first.eq(at.group == 0)", "self.first.eq(0)"),
+    Mutation(
+        "late step out of turn", SEQUENCER, "starts | (at.turn == at.chain)", "starts | ~starts"
+    ),
     Mutation(
         "weights of the other panel",
         CORE,
         "2 * sequencer.address + sequencer.buffer",
         "2 * sequencer.address + ~sequencer.buffer",
     ),
-    Mutation("buffer overwritten", CORE, "loading & ~self.full.bit_select(buffer, 1)", "loading"),
-    Mutation("full results overwritten", CORE, "step.eq(~ended | queue.ready)", "step.eq(1)"),
+    Mutation("buffer overwritten", LOADER, "loading & ~self.full.bit_select(buffer, 1)", "loading"),
+    Mutation("full results overwritten", CORE, "step.eq(~ended | fifo.ready)", "step.eq(1)"),
     Mutation("columns not masked", BUFFERS, "lane & (tile.lanes > n).replicate(width)", "lane"),
-    Mutation("rows not masked", CORE, "Mux(last_rows, rows_left, rows)", "rows"),
+    Mutation(
+        "rows not masked", SEQUENCER, "Mux(ends.rows, at.rows_left, self._rows)", "self._rows"
+    ),
     Mutation(
         "refinement lost",
         ARRAY,

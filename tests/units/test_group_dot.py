@@ -13,7 +13,8 @@ from m2xfp.errors import InputError
 from m2xfp.facts import EmittedFiles
 from m2xfp.formats import E2M1, E2M3, BlockFormat
 from m2xfp.rtl.catalog import UNITS
-from m2xfp.rtl.units.group_dot import DotPair, GroupDot
+from m2xfp.rtl.parts.dot_pair import DotPair
+from m2xfp.rtl.units.group_dot import GroupDot
 from m2xfp.synth.gate_sim.stimulus import job_for
 from m2xfp.tb.bulk.simulator import Player
 from m2xfp.tb.vectors import Beats

@@ -23,9 +23,11 @@ from m2xfp.golden.bits import quantize_bits, to_bits
 from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
 from m2xfp.models.quantized import QuantAttention
 from m2xfp.rtl.catalog import UNITS, find_unit
-from m2xfp.rtl.parts.multiplier_search import Ladder, LaneTerms, lane_layout
+from m2xfp.rtl.parts.code_ladder import Ladder
+from m2xfp.rtl.parts.multiplier_search import LaneTerms, lane_layout
 from m2xfp.rtl.parts.search_study import LATENCY, GainSearch, SquareSearch
-from m2xfp.rtl.units.weight_encoder import SubgroupCodes, WeightEncoder
+from m2xfp.rtl.parts.subgroup_codes import SubgroupCodes
+from m2xfp.rtl.units.weight_encoder import WeightEncoder
 from m2xfp.tb.adapters import find_adapter
 from m2xfp.tb.bulk.simulator import Player, SimulationError
 from m2xfp.tb.protocol.harness import TestbenchError, run_testbench
@@ -334,8 +336,8 @@ def test_gain_fits_its_bits() -> None:
         ({"block": M2XFP_ACT}, "m2xfp-act"),
         ({"clocks_per_group": 5}, "1, 2, 3, 4, 6, 12"),
         ({"clocks_per_group": 3, "adaptive": False}, "1, 2, 4"),
-        ({"fraction_bits": 4}, "5..32"),
-        ({"fraction_bits": 33}, "5..32"),
+        ({"fraction_bits": 4}, "5 to 32"),
+        ({"fraction_bits": 33}, "5 to 32"),
     ],
 )
 def test_wrong_parameters(arguments: dict[str, object], words: str) -> None:
@@ -367,36 +369,45 @@ def test_catalog_states_the_rate() -> None:
 
 # --- what the tests notice ------------------------------------------------------------------------
 
-ENCODER, FRONT = "m2xfp.rtl.units.weight_encoder", "m2xfp.rtl.parts.group_front"
-SEARCH = "m2xfp.rtl.parts.multiplier_search"
+ENCODER, STORE, SEARCH, OFFSET, ALIGNMENT, CODES = (
+    f"m2xfp.rtl.{name}"
+    for name in (
+        "units.weight_encoder",
+        "parts.beat_store",
+        "parts.multiplier_search",
+        "parts.offset_choice",
+        "parts.alignment",
+        "parts.subgroup_codes",
+    )
+)
 
 FAULTS = [
-    Mutation("ties away", ENCODER, "2 * reach[code] + 1 - code % 2", "2 * reach[code]"),
-    Mutation("ties to zero", ENCODER, "2 * reach[code] + 1 - code % 2", "2 * reach[code] + 1"),
+    Mutation("ties away", CODES, "2 * reach[code] + 1 - code % 2", "2 * reach[code]"),
+    Mutation("ties to zero", CODES, "2 * reach[code] + 1 - code % 2", "2 * reach[code] + 1"),
     Mutation(
         "largest k of equals",
         SEARCH,
         "Mux(a[:key_bits] < b[:key_bits], b, a)",
         "Mux(a[:key_bits] <= b[:key_bits], b, a)",
     ),
-    Mutation("no jamming", ENCODER, "Cat(value[: step + 1].any(), value", "Cat(value[step], value"),
+    Mutation(
+        "no sticky bit", ALIGNMENT, "Cat(value[: step + 1].any(), value", "Cat(value[step], value"
+    ),
     Mutation(
         "offset below scale 0",
-        ENCODER,
-        "if self.offsets[index] >= 0 else added_token.scale.any()",
+        OFFSET,
+        "if offsets[index] >= 0 else group.token.scale.any()",
         "",
     ),
     Mutation("squares left out", SEARCH, "products - ((squares", "products - ((0"),
-    Mutation(
-        "NaN ignored", ENCODER, "choice.poisoned.eq(added_token.poisoned)", "choice.poisoned.eq(0)"
-    ),
-    Mutation("totals never start anew", ENCODER, "Mux(best_token.first, 0, ring", "Mux(0, 0, ring"),
-    Mutation("pipeline runs through a stall", ENCODER, "~queue.i.valid | queue.i.ready", "1"),
+    Mutation("NaN ignored", ENCODER, "choice.poisoned.eq(poisoned)", "choice.poisoned.eq(0)"),
+    Mutation("totals never start anew", OFFSET, "Mux(beat.token.first, 0, ring", "Mux(0, 0, ring"),
+    Mutation("pipeline runs through a stall", ENCODER, "~output.i.valid | output.i.ready", "1"),
     Mutation(
         "TLAST inverted",
-        FRONT,
-        "group_last.eq(self.i.payload.last)",
-        "group_last.eq(~self.i.payload.last)",
+        STORE,
+        "group_last.eq(i.payload.last)",
+        "group_last.eq(~i.payload.last)",
     ),
     Mutation("tents one too low", SEARCH, 'if kind == "tent":', 'if kind == "none":'),
     Mutation("no excess", SEARCH, "range(1, offset + 1)", "range(1, 1)"),
@@ -405,7 +416,7 @@ FAULTS = [
 PROTOCOL_FAULTS = [
     Mutation(
         "reset forgets the beat counter",
-        FRONT,
+        STORE,
         "fill = Signal(range(beats))",
         "fill = Signal(range(beats), reset_less=True)",
     ),

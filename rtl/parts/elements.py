@@ -1,0 +1,31 @@
+"""The floating-point elements of block formats, as the hardware asks for them."""
+
+from m2xfp.errors import InputError
+from m2xfp.formats import E2M3, M2XFP_ACT, BlockFormat, FloatElement
+
+__all__ = ["float_element", "refined_element"]
+
+
+def float_element(block: BlockFormat) -> FloatElement:
+    """Return the element of ``block``; InputError if it is no floating-point one."""
+    if not isinstance(block.element, FloatElement):
+        raise InputError(f"format {block.name}: the element must be a floating-point one")
+    return block.element
+
+
+def refined_element(block: BlockFormat) -> FloatElement:
+    """Return the element with the metadata's extra mantissa bits (E2M3 for E2M1 and two bits)."""
+    base = float_element(block)
+    if not block.metadata.bits:
+        return base
+    extra = block.metadata.bits
+    return FloatElement(
+        f"{base.name}+{extra}",
+        base.exponent_bits,
+        base.mantissa_bits + extra,
+        base.bias,
+        ((base.max_code + 1) << extra) - 1,
+    )
+
+
+assert refined_element(M2XFP_ACT).magnitude(31) == E2M3.max_value
