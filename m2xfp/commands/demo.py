@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +11,13 @@ import click
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from m2xfp.facts import EmittedFiles
     from m2xfp.golden import Format
-    from m2xfp.models.lm import LanguageModel
-    from m2xfp.tb.units.gemm_core import LinearRun
+    from m2xfp.tb.linear import LinearRun
 
-__all__ = ["Comparison", "command", "compare", "layer_inputs"]
+__all__ = ["Comparison", "command", "compare"]
 
 UNIT = "activation_quantizer"
 ENCODER, ENCODER_CONFIG = "weight_encoder", "bf16-kv"
@@ -30,44 +28,6 @@ TYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 # The layer that goes through the GEMM core's Verilog, and bytes of text: a second of simulation.
 LAYER = "layers.0.mlp.gate_proj"
 LAYER_TOKENS = 64
-
-# What the linear layers of a block read; queries, keys and values read one tensor, gate and up too.
-READERS = {
-    "q_proj": "attention input",
-    "o_proj": "attention output",
-    "gate_proj": "feed-forward input",
-    "down_proj": "feed-forward hidden",
-}
-
-
-def layer_inputs(model: LanguageModel, tokens: Tensor) -> dict[str, Tensor]:
-    """Return what the linear layers read while the model reads tokens [n, context].
-
-    Returns
-    -------
-    Tensors [n * context, width] of the model's type, by the name of the first layer that reads
-    each.
-    """
-    import torch
-
-    found: dict[str, Tensor] = {}
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def record(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            found[name] = inputs[0].flatten(0, -2)
-
-        return record
-
-    handles = [
-        layer.register_forward_pre_hook(hook(name))
-        for name, layer in model.named_modules()
-        if name.rpartition(".")[2] in READERS
-    ]
-    with torch.no_grad():
-        model(tokens)
-    for handle in handles:
-        handle.remove()
-    return found
 
 
 @dataclass(frozen=True)
@@ -112,14 +72,14 @@ def compare(emitted: EmittedFiles, raw: NDArray[Any], build: Path) -> Comparison
     import numpy as np
 
     from m2xfp.golden.bits import quantize_bits
-    from m2xfp.tb.adapters import find_adapter
-    from m2xfp.tb.bulk.simulator import Player
+    from m2xfp.tb.bench import bench_of
+    from m2xfp.tb.bulk.simulator import BulkSimulator
 
-    player = Player(emitted, build_dir=build)
-    facts = player.description
-    adapter = find_adapter(facts.unit)
-    run = player.run(adapter.encode({"x": raw}, facts), progress=True)
-    planes = adapter.decode(run.outputs, {"x": raw}, facts)
+    simulator = BulkSimulator(emitted, build_dir=build)
+    facts, arrays = simulator.facts, {"x": raw}
+    bench = bench_of(facts)
+    run = simulator.run(bench.encode(arrays, facts), progress=True)
+    planes = bench.decode(run.outputs, arrays, facts)
     found = _rows([planes["codes"], planes["scales"], planes["meta"]])
     expected = _rows(list(quantize_bits(TARGETS[facts.unit], facts.parameters["input_type"], raw)))
     differ = np.ones(len(raw), dtype=bool)
@@ -163,6 +123,8 @@ def _rows(planes: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 def _sqnr(inputs: dict[str, Tensor], formats: list[Format]) -> dict[str, list[float]]:
     """Return signal over quantization noise in dB by kind of layer input, and of all together."""
     import math
+
+    from m2xfp.models.activations import READERS
 
     powers = {kind: [0.0] * (1 + len(formats)) for kind in (*READERS.values(), "all")}
     for name, x in _bar(inputs.items(), "SQNR", "tensor"):
@@ -303,12 +265,13 @@ def command(
     from m2xfp.errors import UnknownNameError
     from m2xfp.golden import get_format
     from m2xfp.golden.bits import to_bits
+    from m2xfp.models.activations import layer_inputs
     from m2xfp.models.evaluate import cut_windows, spread
     from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
     from m2xfp.models.quantized import linear_layers
     from m2xfp.rtl.catalog import find_unit
     from m2xfp.rtl.verilog.emit import emit
-    from m2xfp.tb.units.gemm_core import run_linear
+    from m2xfp.tb.linear import run_linear
 
     known = {
         name: keywords["input_type"].name

