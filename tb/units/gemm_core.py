@@ -1,6 +1,7 @@
 """Testbench of the GEMM core: matrices in, products out."""
 
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,18 @@ from m2xfp.tb.vectors import Beats, TestVectors
 __all__ = ["decode", "encode", "expected", "golden_product", "load", "sample", "vectors"]
 
 
-def _planes(facts: Facts) -> dict[str, int]:
-    """Return the numbers a group of each field of the user's file; ``x`` is one of values."""
+def _planes(facts: Facts) -> dict[str, tuple[int, ...]]:
+    """Return the fields of the user's file with their shapes a group; ``x`` is one of values."""
     streams = GemmStreams(facts)
     blocks = {"w_": streams.weight}
     if facts.parameters["activations"] is None:
         blocks = {"a_": streams.act} | blocks
-    sizes = {
-        f"{side}{name}": int(np.prod(shape))
+    shapes = {
+        f"{side}{name}": shape
         for side, block in blocks.items()
         for name, shape in plane_shapes(block).items()
     }
-    return sizes if "a_scales" in sizes else sizes | {"x": streams.act.group}
+    return shapes if "a_scales" in shapes else shapes | {"x": (streams.act.group,)}
 
 
 def _type(name: str, facts: Facts) -> np.dtype[Any]:
@@ -68,7 +69,10 @@ def load(path: Path, facts: Facts) -> Arrays:
         m, n = (len(arrays[name]) for name in (acts, "w_scales"))
         groups = arrays["w_scales"].shape[1]
         sizes = [(m, n, groups * group)]
-        shapes = {name: (m if name[0] in "ax" else n, groups * planes[name]) for name in planes}
+        shapes: dict[str, tuple[int, ...]] = {
+            name: (n if name[0] == "w" else m, groups * prod(shape))
+            for name, shape in planes.items()
+        }
         beside = f"w_scales of {[n, groups]}"
     else:
         given = arrays["sizes"]
@@ -78,8 +82,8 @@ def load(path: Path, facts: Facts) -> Arrays:
             )
         sizes = [(m, n, k) for m, n, k in given.tolist()]
         rows = [sum(size[at] * (size[2] // group) for size in sizes) for at in (0, 1)]
-        shapes = {name: (rows[name[0] == "w"], planes[name]) for name in planes}
-        beside = f"sizes of {given.tolist()}"
+        shapes = {name: (rows[name[0] == "w"], *shape) for name, shape in planes.items()}
+        beside = f"sizes of {len(sizes)} products"
     timing = timing_of(facts)
     for size in sizes:
         timing.check(*size)
@@ -105,7 +109,11 @@ def _products(arrays: Arrays, facts: Facts) -> list[Product]:
 
     def cut(side: str, at: int) -> list[NDArray[Any]]:
         """Return matrices of groups [rows, groups, bytes or values]."""
-        flat = [arrays[name].reshape(-1, planes[name]) for name in planes if name[0] == side]
+        flat = [
+            arrays[name].reshape(-1, prod(shape))
+            for name, shape in planes.items()
+            if name[0] == side
+        ]
         joined = np.concatenate(flat, axis=1)
         ends = np.cumsum([size[at] * size[2] for size in sizes])
         return [
