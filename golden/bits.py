@@ -8,9 +8,21 @@ from m2xfp.errors import InputError
 from m2xfp.formats import Window, input_type
 from m2xfp.golden.formats.format import Format, get_format
 from m2xfp.golden.formats.packed import PackedTensor
-from m2xfp.golden.formats.products import dot, running_exact
+from m2xfp.golden.formats.products import dot, running_exact, running_fp32
 
-__all__ = ["dot_bits", "from_bits", "quantize_bits", "running_exact_bits", "to_bits"]
+__all__ = [
+    "Arrays",
+    "dot_bits",
+    "from_bits",
+    "quantize_bits",
+    "round_to_bits",
+    "running_exact_bits",
+    "running_fp32_bits",
+    "to_bits",
+]
+
+Arrays = dict[str, npt.NDArray[np.generic]]
+"""Bits by name, as the functions of golden/units/ return them."""
 
 _TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -31,6 +43,11 @@ def to_bits(x: torch.Tensor) -> npt.NDArray[np.generic]:
     signed = {16: torch.int16, 32: torch.int32}[width]
     patterns: npt.NDArray[np.generic] = x.detach().contiguous().cpu().view(signed).numpy()
     return patterns.view(f"uint{width}")
+
+
+def round_to_bits(kind: str, x: torch.Tensor) -> npt.NDArray[np.generic]:
+    """Return the patterns of ``x``, rounded to the input type ``kind``."""
+    return to_bits(x.to(_TORCH[input_type(kind).name]))
 
 
 def quantize_bits(
@@ -88,6 +105,35 @@ def dot_bits(
     start = None if initial is None else from_bits("fp32", initial)
     a, w = _from_groups(fmt_a, groups_a), _from_groups(fmt_w, groups_w)
     return to_bits(dot(a, w, accumulator, start)).view(np.uint32)
+
+
+def running_fp32_bits(
+    fmt_a: Format | str,
+    fmt_w: Format | str,
+    groups_a: npt.NDArray[np.uint8],
+    groups_w: npt.NDArray[np.uint8],
+    first: npt.NDArray[np.bool_],
+    lanes: int | None = None,
+) -> npt.NDArray[np.uint32]:
+    """Return ``running_fp32`` of packed groups, any bytes: float32 patterns.
+
+    Parameters
+    ----------
+    fmt_a, fmt_w
+        Formats, or their names.
+    groups_a, groups_w
+        uint8 [n, G, bytes a group].
+    first
+        bool [n, G]: start from +0 before that group.
+    lanes
+        Products of an addend; None for those of a group.
+
+    Returns
+    -------
+    uint32 [n, G, addends a group].
+    """
+    a, w = _from_groups(fmt_a, groups_a), _from_groups(fmt_w, groups_w)
+    return to_bits(running_fp32(a, w, torch.from_numpy(first.copy()), lanes)).view(np.uint32)
 
 
 def running_exact_bits(

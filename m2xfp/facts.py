@@ -199,7 +199,8 @@ class Facts:
     macs_per_clock
         Multiplications a clock; None of units that do not multiply.
     clock, reset
-        Names of the ports; reset is synchronous and active high.
+        Names of the ports, empty for a unit that is combinational; reset is synchronous and active
+        high.
     """
 
     unit: str
@@ -238,8 +239,9 @@ class Facts:
 
     def ports(self) -> Iterator[tuple[str, str, int]]:
         """Yield (name, direction, width) of every Verilog port, in the order of the module."""
-        yield self.clock, "input", 1
-        yield self.reset, "input", 1
+        for name in (self.clock, self.reset):
+            if name:
+                yield name, "input", 1
         for stream in self.streams:
             forward, backward = ("input", "output") if stream.is_input else ("output", "input")
             tdata, tvalid, tready, tlast = stream.ports

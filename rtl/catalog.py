@@ -233,6 +233,8 @@ class Instance:
         component: Any = self.component
         beats = component.beats_per_group
         clocks = getattr(component, "clocks_per_group", beats)
+        streams = streams_of(component)
+        combinational = not streams and component.latency == 0
         return Facts(
             unit=self.unit.name,
             config=self.config,
@@ -240,7 +242,7 @@ class Instance:
             purpose=self.unit.purpose,
             version=__version__,
             parameters={name: plain(value) for name, value in self.parameters.items()},
-            streams=streams_of(component),
+            streams=streams,
             signals=signals_of(component),
             latency=component.latency,
             beats_per_group=beats,
@@ -248,6 +250,8 @@ class Instance:
             clocks_per_block=getattr(component, "clocks_per_block", clocks),
             groups_per_clock=getattr(component, "groups_per_clock", 1 / clocks),
             macs_per_clock=getattr(component, "macs_per_clock", None),
+            clock="" if combinational else "clk",
+            reset="" if combinational else "rst",
         )
 
 

@@ -1,23 +1,23 @@
-"""Beats of streams, jobs and vectors: what goes into a unit together with what must come out."""
+"""Beats of streams, and test vectors: what goes into a unit together with what must come out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Beats", "Job", "Vectors"]
+__all__ = ["Beats", "TestVectors"]
 
 
 @dataclass(frozen=True)
 class Beats:
-    """Beats of a stream.
+    """Beats of a stream, or the words of a port in one clock after the other.
 
     Members
     -------
     data
-        uint8 [beats, bytes]: a row is TDATA, low byte first.
+        uint8 [beats, bytes]: a row is TDATA, or the port's word, low byte first.
     last
         bool [beats]: TLAST of each beat; None as input stands for all zeros.
     """
@@ -35,21 +35,27 @@ class Beats:
 
 
 @dataclass(frozen=True)
-class Job:
+class TestVectors:
     """Input beats of a unit and the output beats that they must give.
 
     Members
     -------
     inputs, outputs
-        Beats by stream name.
+        Beats by stream name; of a unit without streams by port name, a beat a clock.
     groups
-        Number of equal pieces that the job can be cut into: on every stream each piece has the
+        Number of equal pieces that the vectors can be cut into: on every stream each piece has the
         same number of beats, and no piece depends on another.
+    compared
+        uint8 [beats, bytes] by name of an output of which not every bit is compared: those that
+        are.
     """
+
+    __test__ = False  # pytest: not a class of tests
 
     inputs: Mapping[str, Beats]
     outputs: Mapping[str, Beats]
     groups: int
+    compared: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse beats that do not divide into the groups."""
@@ -57,8 +63,8 @@ class Job:
             if self.groups < 1 or len(beats) % self.groups:
                 raise ValueError(f"stream {name}: {len(beats)} beats in {self.groups} groups")
 
-    def part(self, start: int, stop: int) -> "Job":
-        """Return the groups ``start`` up to ``stop`` as a job."""
+    def part(self, start: int, stop: int) -> "TestVectors":
+        """Return the groups ``start`` up to ``stop`` as vectors."""
 
         def cut(streams: Mapping[str, Beats]) -> dict[str, Beats]:
             return {
@@ -68,20 +74,41 @@ class Job:
                 for name, beats in streams.items()
             }
 
-        return Job(cut(self.inputs), cut(self.outputs), stop - start)
+        masks = {name: Beats(mask) for name, mask in self.compared.items()}
+        return TestVectors(
+            cut(self.inputs),
+            cut(self.outputs),
+            stop - start,
+            {name: mask.data for name, mask in cut(masks).items()},
+        )
+
+    def differing(self, name: str, found: Beats) -> NDArray[np.int64]:
+        """Return which beats of an output are not as expected; ValueError for another number."""
+        wanted = self.outputs[name]
+        if len(found) != len(wanted):
+            raise ValueError(f"output {name}: {len(found)} beats came out of {len(wanted)}")
+        wrong = found.data ^ wanted.data
+        if name in self.compared:
+            wrong &= self.compared[name]
+        differ = wrong.any(axis=1)
+        if wanted.last is not None and found.last is not None:
+            differ |= found.last != wanted.last
+        return np.flatnonzero(differ)
 
     def save(self, path: Path) -> None:
-        """Write the job to an .npz file, for a testbench in another process."""
+        """Write the vectors to an .npz file, for a testbench in another process."""
         arrays: dict[str, NDArray[np.generic]] = {"groups": np.array(self.groups)}
         for side, streams in (("in", self.inputs), ("out", self.outputs)):
             for name, beats in streams.items():
                 arrays[f"{side}.data.{name}"] = beats.data
                 if beats.last is not None:
                     arrays[f"{side}.last.{name}"] = beats.last
+        for name, mask in self.compared.items():
+            arrays[f"compared.data.{name}"] = mask
         np.savez(path, allow_pickle=False, **arrays)
 
     @classmethod
-    def load(cls, path: Path) -> "Job":
+    def load(cls, path: Path) -> "TestVectors":
         """Read what `save` has written."""
         with np.load(path) as arrays:
 
@@ -94,21 +121,5 @@ class Job:
                     if key.startswith(f"{side}.data.")
                 }
 
-            return cls(streams("in"), streams("out"), int(arrays["groups"]))
-
-
-@dataclass(frozen=True)
-class Vectors:
-    """What a unit without streams is given, and what must come out in the same clock.
-
-    Members
-    -------
-    inputs, outputs
-        uint64 [clocks, lanes] by port name; lanes are independent runs.
-    compared
-        Bits of each output that are compared, shaped like it.
-    """
-
-    inputs: Mapping[str, NDArray[np.uint64]]
-    outputs: Mapping[str, NDArray[np.uint64]]
-    compared: Mapping[str, NDArray[np.uint64]]
+            masks = {name: mask.data for name, mask in streams("compared").items()}
+            return cls(streams("in"), streams("out"), int(arrays["groups"]), masks)

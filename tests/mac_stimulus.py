@@ -10,7 +10,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from m2xfp.facts import Facts
 from m2xfp.formats import BlockFormat
+from m2xfp.tb.bench import Arrays
+from m2xfp.tb.parts.pairs import pairs, vectors
+from m2xfp.tb.vectors import TestVectors
 
 Groups = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]
 Formats = tuple[BlockFormat, BlockFormat]
@@ -141,3 +145,22 @@ def groups(name: str, blocks: Formats, steps: int, count: int, seed: int) -> Gro
     """Return ``count`` dot products of ``steps`` groups from distribution ``name``."""
     rng = np.random.default_rng([seed, list(DISTRIBUTIONS).index(name)])
     return DISTRIBUTIONS[name](rng, blocks, steps, count)
+
+
+def pair_arrays(
+    facts: Facts, act: NDArray[np.uint8], weight: NDArray[np.uint8], first: NDArray[np.bool_]
+) -> Arrays:
+    """Return dot products one after the other as a user's arrays, see ``m2xfp.tb.parts.pairs``."""
+    rows = [side.swapaxes(0, 1).reshape(-1, side.shape[2]) for side in (act, weight)]
+    return pairs(*rows, facts) | {"first": first.T.reshape(-1)}
+
+
+def pair_vectors(
+    facts: Facts,
+    act: NDArray[np.uint8],
+    weight: NDArray[np.uint8],
+    first: NDArray[np.bool_],
+    seed: int = 0,
+) -> TestVectors:
+    """Return dot products as vectors; as many as the unit has chains are a piece."""
+    return vectors(pair_arrays(facts, act, weight, first), facts, seed)

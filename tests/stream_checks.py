@@ -1,43 +1,61 @@
-"""Playing jobs through an emitted unit and comparing every output beat, for the units' tests."""
+"""Playing test vectors through an emitted unit and comparing every output beat."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import stimulus
 
 from m2xfp.facts import Facts
-from m2xfp.tb.bulk.simulator import Player
-from m2xfp.tb.vectors import Job
+from m2xfp.tb.bench import bench_of
+from m2xfp.tb.bulk.simulator import BulkSimulator
+from m2xfp.tb.vectors import TestVectors
 
-__all__ = ["STALLS", "MakeJob", "check", "regress"]
+__all__ = ["STALLS", "check", "regress", "value_vectors"]
 
 # None, both sides now and then, and a reader so slow that everything fills up behind it.
 STALLS: list[dict[str, float]] = [{}, {"i": 0.25, "o": 0.25}, {"o": 0.9}]
 
-MakeJob = Callable[[Facts, np.ndarray, int], Job]
 
-
-def check(player: Player, job: Job, stall: dict[str, float], seed: int) -> None:
-    """Play a job of groups; AssertionError with the first one whose bits differ."""
-    out, expected = player.run(job.inputs, stall=stall, seed=seed).outputs["o"], job.outputs["o"]
-    assert len(out) == len(expected), f"{len(out)} groups came out of {len(expected)}"
-    wrong = np.flatnonzero(np.any(out.data != expected.data, axis=1) | (out.last != expected.last))
-    if len(wrong):
-        group = wrong[0]
-        beats = player.description.beats_per_group
-        fed = job.inputs["i"].data[group * beats : (group + 1) * beats]
+def check(
+    simulator: BulkSimulator,
+    vectors: TestVectors,
+    stall: float | Mapping[str, float] = 0.0,
+    seed: int = 0,
+) -> None:
+    """Play vectors; AssertionError with the first beat of an output that differs."""
+    outputs = simulator.run(vectors.inputs, stall=stall, seed=seed).outputs
+    for name, wanted in vectors.outputs.items():
+        found = outputs[name]
+        assert len(found) == len(wanted), f"{name}: {len(found)} beats came out of {len(wanted)}"
+        wrong = vectors.differing(name, found)
+        if not len(wrong):
+            continue
+        beat = int(wrong[0])
+        piece = beat * vectors.groups // len(wanted)
+        fed = {
+            source: beats.data.tobytes().hex()
+            for source, beats in vectors.part(piece, piece + 1).inputs.items()
+        }
+        last = "" if found.last is None or wanted.last is None else f", last {found.last[beat]}"
         raise AssertionError(
-            f"{len(wrong)} of {len(out)} groups differ, first {group}: {fed.tobytes().hex()}\n"
-            f"RTL    {out.data[group].tobytes().hex()} last={out.last[group]}\n"
-            f"golden {expected.data[group].tobytes().hex()} last={expected.last[group]}"
+            f"{name}: {len(wrong)} of {len(found)} beats differ, first {beat}, of {fed}\n"
+            f"RTL    {found.data[beat].tobytes().hex()}{last}\n"
+            f"golden {wanted.data[beat].tobytes().hex()}{last and f', last {wanted.last[beat]}'}"
         )
 
 
-def regress(player: Player, make_job: MakeJob, count: int, seed: int) -> int:
+def value_vectors(facts: Facts, raw: np.ndarray, seed: int = 0) -> TestVectors:
+    """Return the vectors of a unit that reads groups of floating-point values."""
+    arrays: dict[str, Any] = {"x": raw}
+    return bench_of(facts).vectors(arrays, facts, seed)
+
+
+def regress(simulator: BulkSimulator, count: int, seed: int) -> int:
     """Play ``count`` groups of every distribution, in turn with the STALLS; return how many."""
-    kind = player.description.parameters["input_type"]
+    kind = simulator.facts.parameters["input_type"]
     for index, name in enumerate(stimulus.DISTRIBUTIONS):
         raw = stimulus.groups(name, kind, count, seed)
         stall = STALLS[index % len(STALLS)]
-        check(player, make_job(player.description, raw, seed), stall, seed)
+        check(simulator, value_vectors(simulator.facts, raw, seed), stall, seed)
     return count * len(stimulus.DISTRIBUTIONS)

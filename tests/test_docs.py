@@ -1,4 +1,4 @@
-"""What the pages say is true: links, tables, commands, snippets, and the guide as written."""
+"""What the pages say is true: links, tables, commands and snippets."""
 
 import os
 import pkgutil
@@ -12,7 +12,6 @@ from unittest import mock
 import click
 import numpy as np
 import pytest
-import stimulus
 import torch
 from click.testing import CliRunner
 
@@ -23,11 +22,8 @@ from m2xfp.commands.report import all_tables, pages
 from m2xfp.errors import UnknownNameError
 from m2xfp.models.lm import LanguageModel, ModelConfig
 from m2xfp.results import RESULTS, read_figures, to_json
-from m2xfp.rtl.catalog import UNITS, Unit
-from m2xfp.rtl.verilog.emit import emit
+from m2xfp.rtl.catalog import UNITS
 from m2xfp.tables import aligned_table, embed
-from m2xfp.tb.bulk.simulator import Player
-from m2xfp.tb.vectors import Beats
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -266,9 +262,6 @@ def names_of(page: Path) -> dict[str, Any]:
     if page.name == "evaluation.md":
         tokens = torch.randint(256, (1, 16))
         return {"model": tiny(), "model_of_the_same_architecture": tiny(), "tokens": tokens}
-    if page.name == "simulation.md":
-        rng = np.random.default_rng(0)
-        return {"raw": rng.integers(0, 1 << 15, (64, 32), dtype=np.uint16)}
     if page.name == "fpga.md":
         return {"x": None, "qw": None, "qv": None}
     return {}
@@ -292,24 +285,3 @@ def test_snippets(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
             else:
                 exec(part, namespace)
     assert os.getcwd() == str(folder)
-
-
-# --- the guide ------------------------------------------------------------------------------------
-
-
-def test_guide(tmp_path: Path, sim_dir: Path) -> None:
-    """The unit of the guide, emitted and played against its own definition."""
-    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
-    namespace: dict[str, object] = {"Unit": Unit}
-    exec(blocks[0] + "\nfrom m2xfp.formats import MXFP4\n", namespace)
-    exec("unit = " + blocks[1], namespace)
-    exec(blocks[2], namespace)
-    unit, negate = namespace["unit"], namespace["negate_codes"]
-    assert isinstance(unit, Unit)
-    assert callable(negate)
-    groups = stimulus.packed_groups(1000, seed=5)
-    player = Player(emit(unit.instance("m2xfp"), tmp_path), build_dir=sim_dir)
-    out = player.run({"i": Beats(groups, np.arange(1000) % 7 == 0)}, stall=0.3, seed=5).outputs["o"]
-    expected = np.concatenate([negate(groups[:, :16]), groups[:, 16:]], axis=1)
-    assert np.array_equal(out.data, expected)
-    assert np.array_equal(out.last, np.arange(1000) % 7 == 0)

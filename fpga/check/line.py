@@ -6,7 +6,6 @@ it does to a board.
 """
 
 import ctypes
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -19,8 +18,8 @@ from m2xfp.files import write_atomic
 from m2xfp.fpga.gateware.design import Design
 from m2xfp.fpga.host.link import MOST_BYTES
 from m2xfp.rtl.verilog.emit import verilog_text
-from m2xfp.tb.cache import BUILD_DIR, cached_build
-from m2xfp.tb.verilator import find_verilator
+from m2xfp.tb.cache import BUILD_DIR
+from m2xfp.tb.shared_library import Signatures, build_library, load_library
 
 __all__ = [
     "FRAME_BITS",
@@ -98,7 +97,7 @@ class SimulatedLine:
     def __init__(self, design: Design, *, seed: int = 0, build_dir: Path = BUILD_DIR) -> None:
         self.divisor = design.divisor
         self.clocks = 0
-        self._library = _load(_build(design, build_dir))
+        self._library = load_library(_build(design, build_dir), "line", SIGNATURES)
         self._model = ctypes.c_void_p(self._library.line_new(seed))
 
     def __enter__(self) -> "SimulatedLine":
@@ -200,37 +199,14 @@ def _build(design: Design, build_dir: Path) -> Path:
     text = verilog_text(design, top)
     name = f"{top}_{sha256(text.encode()).hexdigest()[:16]}.v"
     verilog = write_atomic(build_dir / "verilog" / name, text)
-    verilator = find_verilator()
-    arguments = [
-        *("--cc", "--exe", "--build", "-O3", "--x-assign", "unique", "--x-initial", "unique"),
-        *("--prefix", "Vtop", "--top-module", top, "-Wno-fatal"),
-        *("-CFLAGS", "-fPIC -fvisibility=hidden -fno-gnu-unique"),
-        *("-LDFLAGS", "-shared -Wl,-Bsymbolic"),
-        *("-j", "0", "-Mdir", "obj", "-o", "../line.so"),
-        *(verilog.name, SOURCE.name),
-    ]
-
-    def build(folder: Path) -> None:
-        shutil.copy(SOURCE, folder)
-        done = verilator.run(arguments, folder)
-        if done.returncode:
-            raise RuntimeError(f"Verilator failed on {verilog}:\n{done.stdout}")
-        shutil.rmtree(folder / "obj")
-
-    facts = [SOURCE.read_text(), verilator.version, *arguments]
-    return cached_build(build_dir, f"{top}-line", verilog, facts, build) / "line.so"
+    return build_library(verilog, top, [SOURCE], name="line", build_dir=build_dir)
 
 
-def _load(path: Path) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(path.resolve()))
-    size, pointer, number = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_uint64
-    for name, result, arguments in (
-        ("new", pointer, (number,)),
-        ("delete", None, (pointer,)),
-        ("run", number, (pointer, pointer, size, number, number)),
-        ("toggle_count", size, (pointer,)),
-        ("toggles", pointer, (pointer,)),
-    ):
-        function = getattr(library, f"line_{name}")
-        function.restype, function.argtypes = result, arguments
-    return library
+_SIZE, _POINTER, _NUMBER = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_uint64
+SIGNATURES: Signatures = {
+    "new": (_POINTER, _NUMBER),
+    "delete": (None, _POINTER),
+    "run": (_NUMBER, _POINTER, _POINTER, _SIZE, _NUMBER, _NUMBER),
+    "toggle_count": (_SIZE, _POINTER),
+    "toggles": (_POINTER, _POINTER),
+}

@@ -91,6 +91,7 @@ Pins &pins(void *handle) { return *static_cast<Pins *>(handle); }
 
 }  // namespace
 
+#pragma GCC visibility push(default)  // everything else stays inside the library
 extern "C" {
 
 void *pins_new(unsigned lanes, unsigned divisor, unsigned batch) {
@@ -108,3 +109,4 @@ int pins_broken(void *handle, unsigned lane) { return pins(handle).receiver(lane
 uint64_t pins_clocks(void *handle) { return pins(handle).clocks(); }
 uint64_t pins_hits(void *handle) { return pins(handle).hits(); }
 }
+#pragma GCC visibility pop

@@ -1,12 +1,10 @@
 """A netlist on its pins: compiled with Verilator, spoken to in bytes over its serial lines."""
 
 import ctypes
-import shutil
-from functools import cache
 from pathlib import Path
 
-from m2xfp.tb.cache import BUILD_DIR, cached_build
-from m2xfp.tb.verilator import find_verilator
+from m2xfp.tb.cache import BUILD_DIR
+from m2xfp.tb.shared_library import Signatures, build_library, load_library
 
 __all__ = ["Pins", "compile_netlist", "quiet_clocks"]
 
@@ -33,34 +31,16 @@ def compile_netlist(verilog: Path, build_dir: Path = BUILD_DIR) -> Path:
     build_dir
         Folder of the cache.
     """
-    verilator = find_verilator()
-    arguments = [
-        *("--cc", "--exe", "--build", "-O3", "--x-assign", "0", "--x-initial", "0"),
-        *("--prefix", "Vchip", "--top-module", "chip", "-Wno-fatal", "--no-timing"),
-        *("-CFLAGS", "-fPIC", "-LDFLAGS", "-shared", "-j", "0"),
-        *(
-            "-Mdir",
-            "obj",
-            "-o",
-            "../chip.so",
-            "--unroll-count",
-            "1",
-            CELLS.name,
-            verilog.name,
-            SOURCE.name,
-        ),
-    ]
-
-    def build(folder: Path) -> None:
-        shutil.copy(SOURCE, folder)
-        shutil.copy(CELLS, folder)
-        done = verilator.run(arguments, folder)
-        if done.returncode:
-            raise RuntimeError(f"Verilator failed on {verilog}:\n{done.stdout}")
-        shutil.rmtree(folder / "obj")
-
-    facts = [SOURCE.read_text(), CELLS.read_text(), verilator.version, *arguments]
-    return cached_build(build_dir, "chip", verilog, facts, build) / "chip.so"
+    return build_library(
+        verilog,
+        "chip",
+        [CELLS, SOURCE],
+        name="pins",
+        prefix="Vchip",
+        undefined="0",
+        options=("--no-timing", "--unroll-count", "1"),
+        build_dir=build_dir,
+    )
 
 
 class Pins:
@@ -83,7 +63,7 @@ class Pins:
     def __init__(
         self, library: Path, divisor: int, quiet: int, lanes: int = 1, batch: int = 0
     ) -> None:
-        self._calls, self._quiet = _load(library), quiet
+        self._calls, self._quiet = load_library(library, "pins", SIGNATURES), quiet
         self._pins = self._calls.pins_new(lanes, divisor, batch)
         self.exchange(b"")  # the power-on reset takes a while after configuration
 
@@ -118,22 +98,15 @@ class Pins:
         return int(self._calls.pins_hits(self._pins))
 
 
-@cache
-def _load(path: Path) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(path.resolve()))
-    size, pointer, lane = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_uint
-    number = ctypes.c_uint64
-    signatures = {
-        "new": (pointer, lane, ctypes.c_uint, ctypes.c_uint),
-        "delete": (None, pointer),
-        "exchange": (None, pointer, ctypes.c_char_p, size, number),
-        "size": (size, pointer, lane),
-        "bytes": (pointer, pointer, lane),
-        "broken": (ctypes.c_int, pointer, lane),
-        "clocks": (number, pointer),
-        "hits": (number, pointer),
-    }
-    for name, (result, *arguments) in signatures.items():
-        function = getattr(library, f"pins_{name}")
-        function.restype, function.argtypes = result, arguments
-    return library
+_SIZE, _POINTER, _LANE = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_uint
+_NUMBER = ctypes.c_uint64
+SIGNATURES: Signatures = {
+    "new": (_POINTER, _LANE, ctypes.c_uint, ctypes.c_uint),
+    "delete": (None, _POINTER),
+    "exchange": (None, _POINTER, ctypes.c_char_p, _SIZE, _NUMBER),
+    "size": (_SIZE, _POINTER, _LANE),
+    "bytes": (_POINTER, _POINTER, _LANE),
+    "broken": (ctypes.c_int, _POINTER, _LANE),
+    "clocks": (_NUMBER, _POINTER),
+    "hits": (_NUMBER, _POINTER),
+}

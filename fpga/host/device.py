@@ -487,13 +487,17 @@ class _Gemm:
 
     def records(self, acts: Bytes, weights: Bytes) -> list[Record]:
         """Return command, weights and activations."""
-        from m2xfp.tb.parts.gemm_arrays import GemmStreams, command_row
+        from m2xfp.fpga.gateware.design import find_board_unit
+        from m2xfp.rtl.catalog import find_unit
+        from m2xfp.tb.parts.gemm_arrays import GemmStreams
 
+        row = find_board_unit("gemm")
+        order = GemmStreams(find_unit(row.unit).instance(row.config, row.changes).facts)
         sizes = (len(acts), len(weights), acts.shape[1] * self.core.pair.group)
         streams = {
-            "cmd": command_row(*sizes)[None],
-            "weights": weights.reshape(-1, weights.shape[2]),
-            "acts": GemmStreams(self.core).act_beats(acts, len(weights)),
+            "cmd": order.command_beats([sizes]),
+            "weights": order.weight_beats(weights),
+            "acts": order.act_beats(acts, len(weights)),
         }
         return [
             Record(self._stream[name], beat.tobytes(), number == len(beats) - 1)

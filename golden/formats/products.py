@@ -27,7 +27,18 @@ from m2xfp.golden.formats.coder import ScaledCoder
 from m2xfp.golden.formats.numeric import add_to_odd, exponent, power_of_two
 from m2xfp.golden.formats.packed import PackedTensor
 
-__all__ = ["ACCUMULATORS", "accumulate", "dot", "matmul", "running_exact"]
+__all__ = [
+    "ACCUMULATORS",
+    "accumulate",
+    "dot",
+    "matmul",
+    "product_bias",
+    "product_unit",
+    "running_exact",
+    "running_exact_sum",
+    "running_fp32",
+    "running_fp32_sum",
+]
 
 ACCUMULATORS = ("fp32", "fp32_subgroup", "exact")
 _QUIET_NAN = 0x7FC00000
@@ -128,6 +139,24 @@ def _places(a: BlockFormat, w: BlockFormat) -> tuple[int, int]:
         lowest -= {"none": 0, "pair": 1, "elem-em": 2, "sg-em": 2}[metadata]
         highest += element.emax + 1 + (metadata == "sg-em")
     return lowest, highest
+
+
+def product_unit(a: BlockFormat, w: BlockFormat) -> int:
+    """Return the power of two of which the sum of a group's products, unscaled, is a multiple."""
+    return _places(a, w)[0]
+
+
+def product_bias(a: BlockFormat, w: BlockFormat) -> int:
+    """Return ``bias``: the value of a group is D * 2^(exponent - bias).
+
+    D is the sum of products in units of its last place, times the significands of the scales where
+    they have some; ``exponent`` is the sum of both scales' exponent fields (docs/format.md, 7).
+    """
+    scales = sum(
+        block.scale.bias + (block.scale.grid.mantissa_bits if block.scale.grid else 0)
+        for block in (a, w)
+    )
+    return scales - product_unit(a, w)
 
 
 def _fits(a: BlockFormat, w: BlockFormat, accumulator: str) -> bool:
@@ -335,6 +364,64 @@ def dot(
 
 
 @torch.no_grad()
+def running_fp32(
+    qa: PackedTensor,
+    qw: PackedTensor,
+    first: Tensor | None = None,
+    lanes: int | None = None,
+) -> Tensor:
+    """Return what the ``fp32`` accumulation holds after each addend: float32 [..., groups, parts].
+
+    Parameters
+    ----------
+    qa, qw
+        As for ``dot``, of one shape.
+    first
+        bool [..., groups]: start from +0 before that group; by default at group 0 alone.
+    lanes
+        Products of an addend, of which a group has one or more; None for those of a group.
+
+    Raises
+    ------
+    TypeError, InputError
+        As for ``dot``; and for lanes that do not divide the group.
+    """
+    _check(qa, qw, "fp32")
+    if qa.shape != qw.shape:
+        raise InputError(f"qa has shape {tuple(qa.shape)}, qw {tuple(qw.shape)}; pass one shape")
+    size = qa.format.block.group
+    lanes = size if lanes is None else lanes
+    if lanes < 1 or size % lanes:
+        raise InputError(f"lanes={lanes}: must divide the group of {size}")
+    a, w = _operand(qa), _operand(qw)
+    products = (a.elements * w.elements).unflatten(-1, (-1, lanes)).sum(-1)
+    addends = products * (a.scales * w.scales).unsqueeze(-1)
+    begins = None if first is None else first.reshape(a.scales.shape)
+    found = running_fp32_sum(addends, begins)
+    return found.reshape(*qa.shape[:-1], *addends.shape[1:])
+
+
+def running_fp32_sum(addends: Tensor, first: Tensor | None = None) -> Tensor:
+    """Return the ``fp32`` accumulator after each addend.
+
+    Parameters
+    ----------
+    addends
+        float64 [rows, steps, parts], exact or NaN; the parts of a step follow one another.
+    first
+        bool [rows, steps]: start from +0 before that step; by default at step 0 alone.
+    """
+    acc = torch.zeros(len(addends), dtype=torch.float32, device=addends.device)
+    found = torch.empty(addends.shape, dtype=torch.float32, device=addends.device)
+    for step in range(addends.shape[1]):
+        if first is not None:
+            acc = acc.masked_fill(first[:, step], 0.0)
+        for part in range(addends.shape[2]):
+            acc = found[:, step, part] = accumulate(acc, addends[:, step, part])
+    return found
+
+
+@torch.no_grad()
 def running_exact(
     qa: PackedTensor,
     qw: PackedTensor,
@@ -374,19 +461,43 @@ def running_exact(
             "pass formats with E8M0 scales"
         )
     a, w = _operand(qa), _operand(qw)
-    rows, groups = a.scales.shape
-    begins = None if first is None else first.reshape(rows, groups)
-    acc = _WindowAccumulator((rows,), a.scales.device, window, _places(*blocks)[0])
+    begins = None if first is None else first.reshape(a.scales.shape)
+    acc, inexact = running_exact_sum(
+        (a.elements * w.elements).sum(-1),
+        a.scales * w.scales,
+        begins,
+        window,
+        product_unit(*blocks),
+    )
+    shape = (*qa.shape[:-1], a.scales.shape[1])
+    return acc.reshape(shape), inexact.reshape(shape)
+
+
+def running_exact_sum(
+    products: Tensor, scales: Tensor, first: Tensor | None, window: Window, unit: int
+) -> tuple[Tensor, Tensor]:
+    """Return the ``exact`` accumulator, rounded, and ``inexact`` after each product.
+
+    Parameters
+    ----------
+    products
+        float64 [rows, steps]: multiples of 2^unit.
+    scales
+        float64 [rows, steps]: powers of two, or NaN.
+    first
+        bool [rows, steps]: start from zero before that step; by default at step 0 alone.
+    window, unit
+        Exponents that the accumulator is built for, and the last place of a product.
+    """
+    acc = _WindowAccumulator((len(products),), products.device, window, unit)
     found, flags = [], []
-    for g in range(groups):
-        if begins is not None:
-            acc.clear(begins[:, g])
-        products = (a.elements[:, g] * w.elements[:, g]).sum(-1)
-        acc.add(products, a.scales[:, g] * w.scales[:, g])
+    for step in range(products.shape[1]):
+        if first is not None:
+            acc.clear(first[:, step])
+        acc.add(products[:, step], scales[:, step])
         found.append(acc.result())
         flags.append(acc.inexact.clone())
-    shape = (*qa.shape[:-1], groups)
-    return torch.stack(found, -1).reshape(shape), torch.stack(flags, -1).reshape(shape)
+    return torch.stack(found, -1), torch.stack(flags, -1)
 
 
 @torch.no_grad()

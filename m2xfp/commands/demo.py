@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from m2xfp.facts import EmittedFiles
-    from m2xfp.tb.units.gemm_core import LinearRun
+    from m2xfp.synth.studies.linear import LinearRun
 
 __all__ = ["Comparison", "command", "compare"]
 
@@ -73,14 +73,14 @@ def compare(emitted: EmittedFiles, raw: NDArray[Any], build: Path) -> Comparison
     import numpy as np
 
     from m2xfp.golden.bits import quantize_bits
-    from m2xfp.tb.adapters import find_adapter
-    from m2xfp.tb.bulk.simulator import Player
+    from m2xfp.tb.bench import bench_of
+    from m2xfp.tb.bulk.simulator import BulkSimulator
 
-    player = Player(emitted, build_dir=build)
-    facts = player.description
-    adapter = find_adapter(facts.unit)
-    run = player.run(adapter.encode({"x": raw}, facts), progress=True)
-    planes = adapter.decode(run.outputs, {"x": raw}, facts)
+    simulator = BulkSimulator(emitted, build_dir=build)
+    facts, arrays = simulator.facts, {"x": raw}
+    bench = bench_of(facts)
+    run = simulator.run(bench.encode(arrays, facts), progress=True)
+    planes = bench.decode(run.outputs, arrays, facts)
     found = _rows([planes["codes"], planes["scales"], planes["meta"]])
     expected = _rows(list(quantize_bits(TARGETS[facts.unit], facts.parameters["input_type"], raw)))
     differ = np.ones(len(raw), dtype=bool)
@@ -235,7 +235,7 @@ def command(
     from m2xfp.models.quantized import linear_layers
     from m2xfp.rtl.catalog import find_unit
     from m2xfp.rtl.verilog.emit import emit
-    from m2xfp.tb.units.gemm_core import run_linear
+    from m2xfp.synth.studies.linear import run_linear
 
     known = {
         name: keywords["input_type"].name

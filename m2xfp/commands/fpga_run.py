@@ -79,7 +79,8 @@ def command(
     from m2xfp.fpga.host.device import Device
     from m2xfp.golden.bits import from_bits
     from m2xfp.rtl.catalog import find_unit
-    from m2xfp.tb.adapters import find_adapter, group_arrays
+    from m2xfp.tb.bench import bench_of
+    from m2xfp.tb.parts.groups import group_arrays
 
     if unit is None:
         kinds = {".npy": "quantizer", ".npz": "dot"}
@@ -93,8 +94,8 @@ def command(
     if source.resolve() == target.resolve():
         raise InputError(f"--output {target}: must not be the input")
     row = find_board_unit(unit)
-    description = find_unit(row.unit).instance(row.config).facts
-    arrays = find_adapter(row.unit).load(source, description)
+    facts = find_unit(row.unit).instance(row.config).facts
+    arrays = bench_of(facts).load(source, facts)
 
     with Device(port, baud=baud, timeout=timeout, retries=retries) as device:
         click.echo(

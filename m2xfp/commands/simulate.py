@@ -65,16 +65,18 @@ def command(
     seed: int,
     build_dir: Path,
 ) -> None:
-    r"""Run an array through the emitted Verilog of UNIT, under Verilator.
+    r"""Run arrays through the emitted Verilog of UNIT, under Verilator.
 
-    activation_quantizer: the input is [n, 32], one group a row: uint16 or uint32 raw patterns of
-    the configuration's input type, or float16 for fp16, float32 for fp32, and float32 for bf16 if
-    every value is a bfloat16. The output holds codes (n, 16), scales (n,) and meta (n,), all uint8.
+    activation_quantizer, weight_encoder: the input is a .npy file [n, group], one group a row:
+    uint16 or uint32 raw patterns of the configuration's input type, or float16 for fp16, float32
+    for fp32, and float32 for bf16 if every value is a bfloat16. The output holds codes, scales and
+    meta, all uint8.
 
-    dot_product, pe_tile: the input is an .npz file of pairs of packed groups, a_codes, a_scales,
-    a_meta, w_codes, w_scales, w_meta (uint8) and first (bool, clears the accumulator); the output
-    is acc, the accumulator's FP32 patterns, and for an exact configuration inexact (docs/mac.md).
-    gemm_core takes matrices in the same planes (docs/gemm.md).
+    The others take an .npz file. dot_product, pe_tile: pairs of packed groups, a_codes, a_scales,
+    a_meta, w_codes, w_scales, w_meta (uint8) and first (bool, clears the accumulator); group_dot
+    the same without first. fp32_accumulator, exact_accumulator: what group_dot gives, product and
+    exponent (int64), nan and first (bool). gemm_core: matrices in the same planes as pairs.
+    activation_decoder: codes [n, subgroup] and meta (uint8). docs/simulation.md has every field.
 
     The first run of a configuration compiles its simulation model; later runs find it.
 
@@ -89,26 +91,26 @@ def command(
     from m2xfp.errors import InputError
     from m2xfp.files import atomic_path
     from m2xfp.rtl.verilog.emit import emit
-    from m2xfp.tb.adapters import find_adapter
-    from m2xfp.tb.bulk.simulator import Player
+    from m2xfp.tb.bench import find_bench
+    from m2xfp.tb.bulk.simulator import BulkSimulator
 
     instance = one_instance(unit, config, settings, name)
-    adapter, description = find_adapter(unit), instance.facts
+    bench, facts = find_bench(instance.unit), instance.facts
     if not source.is_file():
         raise InputError(f"--input {source}: there is no such file")
     if len({path.resolve() for path in (source, target, waves) if path}) < 2 + bool(waves):
         raise InputError("--input, --output and --waves must be different files")
-    arrays = adapter.load(source, description)
-    inputs = adapter.encode(arrays, description)
+    arrays = bench.load(source, facts)
+    inputs = bench.encode(arrays, facts)
 
     emitted = emit(instance, build_dir / "verilog")
-    player = Player(emitted, trace=waves is not None, build_dir=build_dir)
+    simulator = BulkSimulator(emitted, trace=waves is not None, build_dir=build_dir)
     with ExitStack() as files:
         output = files.enter_context(atomic_path(target))
         trace = files.enter_context(atomic_path(waves)) if waves else None
-        run = player.run(inputs, stall=stall, seed=seed, waves=trace, progress=True)
-        results = adapter.decode(run.outputs, arrays, description)
+        run = simulator.run(inputs, stall=stall, seed=seed, waves=trace, progress=True)
+        results = bench.decode(run.outputs, arrays, facts)
         with output.open("wb") as file:
             np.savez(file, allow_pickle=False, **results)
-    groups = len(next(iter(results.values())))
-    click.echo(f"{emitted.top}: {groups} groups in {run.cycles} clocks, written to {target}")
+    rows = len(next(iter(results.values())))
+    click.echo(f"{emitted.top}: {rows} rows in {run.cycles} clocks, written to {target}")

@@ -45,11 +45,11 @@ from m2xfp.synth.gate_sim.simulator import (
     Batch,
     Gates,
     Words,
-    apply_vectors,
     function_of,
     play,
+    play_ports,
 )
-from m2xfp.tb.vectors import Job, Vectors
+from m2xfp.tb.vectors import TestVectors
 
 __all__ = [
     "Power",
@@ -493,56 +493,54 @@ def lanes_for(netlist: Netlist) -> int:
     return 64 * max(1, min(16, _NET_WORDS // max(netlist.cells, 1)))
 
 
-def depth_for(description: Facts) -> int:
-    """Return how many groups each lane of a job for ``unit_power`` needs."""
-    clocks = _transitions(description) + description.latency
-    return -(-clocks // description.clocks_per_group) + _SPARE
+def depth_for(facts: Facts) -> int:
+    """Return how many groups each lane of the vectors for ``unit_power`` needs."""
+    clocks = _transitions(facts) + facts.latency
+    return -(-clocks // facts.clocks_per_group) + _SPARE
 
 
-def _transitions(description: Facts) -> int:
+def _transitions(facts: Facts) -> int:
     """Return how many clocks count: whole groups and blocks, since their clocks are not alike."""
-    period = description.clocks_per_block
+    period = facts.clocks_per_block
     return -(-_TRANSITIONS // period) * period
 
 
-def _contents(job: Job | Vectors) -> Iterator[bytes]:
+def _contents(vectors: TestVectors) -> Iterator[bytes]:
     """Yield all that a run depends on."""
-    if isinstance(job, Vectors):
-        for ports in (job.inputs, job.outputs, job.compared):
-            for name, words in ports.items():
-                yield name.encode() + words.tobytes()
-        return
-    for streams in (job.inputs, job.outputs):
+    for streams in (vectors.inputs, vectors.outputs):
         for name, beats in streams.items():
             last = b"" if beats.last is None else beats.last.tobytes()
             yield name.encode() + beats.data.tobytes() + last
+    for name, mask in vectors.compared.items():
+        yield name.encode() + mask.tobytes()
 
 
-def unit_power(netlist: Netlist, pdk: Pdk, description: Facts, job: Job | Vectors) -> UnitPower:
-    """Play a job through a netlist without stalls and return what it takes; cached beside it.
+def unit_power(netlist: Netlist, pdk: Pdk, facts: Facts, vectors: TestVectors) -> UnitPower:
+    """Play vectors through a netlist without stalls and return what it takes; cached beside it.
 
     Raises
     ------
     MismatchError
         The netlist gives a beat that the golden model does not.
     """
-    window = 1 + _transitions(description)
-    key = sha256(repr((window, lanes_for(netlist), description)).encode())
+    window = 1 + _transitions(facts)
+    key = sha256(repr((window, lanes_for(netlist), facts)).encode())
     key.update(sources_digest("m2xfp.synth.gate_sim", "m2xfp.synth.flow"))
-    for content in _contents(job):
+    for content in _contents(vectors):
         key.update(content)
     kept = netlist.folder / f"power-{key.hexdigest()[:16]}.json"
     if kept.exists():
-        facts = json.loads(kept.read_text())
-        return UnitPower(Power(**facts.pop("power")), **facts)
+        known = json.loads(kept.read_text())
+        return UnitPower(Power(**known.pop("power")), **known)
     gates = Gates(netlist, pdk)
-    if isinstance(job, Vectors):
-        played = apply_vectors(gates, job)
+    lanes = lanes_for(netlist)
+    if facts.streams:
+        played = play(gates, vectors, facts, words=lanes // 64, window=window)
     else:
-        played = play(gates, job, description, words=lanes_for(netlist) // 64, window=window)
+        played = play_ports(gates, vectors, lanes)
     if len(played.history) < window:
-        raise RuntimeError(f"{description.top}: {len(played.history)} of {window} clocks recorded")
-    clocks = (len(played.history) - 1) * lanes_for(netlist)
+        raise RuntimeError(f"{facts.top}: {len(played.history)} of {window} clocks recorded")
+    clocks = (len(played.history) - 1) * lanes
     result = UnitPower(
         estimate_power(gates, pdk, played.history), played.window_groups / clocks, played.groups
     )

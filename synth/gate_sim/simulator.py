@@ -22,17 +22,17 @@ from m2xfp.facts import Facts, Stream
 from m2xfp.synth.flow.liberty import Cell, parse_function
 from m2xfp.synth.flow.pdk import Pdk
 from m2xfp.synth.flow.yosys import Netlist, SynthesisError
-from m2xfp.tb.vectors import Job, Vectors
+from m2xfp.tb.vectors import TestVectors
 
 __all__ = [
     "Batch",
     "Gates",
     "MismatchError",
     "Played",
-    "apply_vectors",
     "function_of",
     "pack_bits",
     "play",
+    "play_ports",
     "unpack_bits",
 ]
 
@@ -314,7 +314,7 @@ class Played:
     Members
     -------
     groups
-        Pieces of the job that were compared.
+        Pieces of the vectors that were compared.
     clocks
         Clocks until the last lane was done, reset apart.
     history
@@ -331,43 +331,66 @@ class Played:
     window_groups: float
 
 
-def apply_vectors(gates: Gates, vectors: Vectors) -> Played:
-    """Give a netlist without flip-flops a vector a clock in every lane, and compare all outputs.
+def play_ports(gates: Gates, vectors: TestVectors, lanes: int) -> Played:
+    """Give a netlist without flip-flops a word a clock in every lane, and compare all outputs.
+
+    Parameters
+    ----------
+    gates
+        The netlist.
+    vectors
+        Words of its ports; the first lane gets the first of them, and so on.
+    lanes
+        A multiple of 64 that divides the words.
 
     Raises
     ------
     MismatchError
         An output differs.
     """
-    clocks, lanes = next(iter(vectors.inputs.values())).shape
+    clocks = vectors.groups // lanes
+
+    def by_lane(data: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+        """Return bits [clocks, lanes, width]."""
+        bits = np.unpackbits(data, axis=1, count=width, bitorder="little")
+        return bits.reshape(lanes, clocks, width).swapaxes(0, 1)
+
+    given, wanted, compared = {}, {}, {}
+    for name, words in vectors.inputs.items():
+        given[name] = by_lane(words.data, len(gates.ports[name])).astype(bool)
+    for name, words in vectors.outputs.items():
+        wanted[name] = by_lane(words.data, len(gates.ports[name]))
+        mask = vectors.compared.get(name, np.full_like(words.data, 0xFF))
+        compared[name] = by_lane(mask, len(gates.ports[name]))
     values = np.zeros((gates.nets, lanes // 64), np.uint64)
     values[ONE] = ALL
     history = []
     for clock in range(clocks):
-        for name, given in vectors.inputs.items():
-            nets = gates.ports[name]
-            bits = given[clock][:, None] >> np.arange(len(nets), dtype=np.uint64) & np.uint64(1)
-            values[nets] = pack_bits(bits.astype(bool))
+        for name, bits in given.items():
+            values[gates.ports[name]] = pack_bits(bits[clock])
         gates.settle(values)
-        for name, expected in vectors.outputs.items():
-            bits = unpack_bits(values[gates.ports[name]]).astype(np.uint64)
-            found = (bits << np.arange(bits.shape[1], dtype=np.uint64)).sum(1, dtype=np.uint64)
-            wrong = (found ^ expected[clock]) & vectors.compared[name][clock] != 0
+        for name, expected in wanted.items():
+            found = unpack_bits(values[gates.ports[name]])
+            wrong = ((found ^ expected[clock]) & compared[name][clock]).any(axis=1)
             if wrong.any():
                 lane = int(np.argmax(wrong))
                 raise MismatchError(
-                    f"port {name}, clock {clock}, lane {lane}: {int(found[lane]):#x}, expected "
-                    f"{int(expected[clock, lane]):#x}"
+                    f"port {name}, clock {clock}, lane {lane}: {_hex(found[lane])}, expected "
+                    f"{_hex(expected[clock, lane])}"
                 )
         history.append(values.copy())
     return Played(clocks * lanes, clocks, np.array(history), float((clocks - 1) * lanes))
 
 
+def _hex(bits: NDArray[np.uint8]) -> str:
+    return hex(int.from_bytes(np.packbits(bits, bitorder="little").tobytes(), "little"))
+
+
 class _Side:
     """One stream of all lanes: beats to give or to expect, and how far each lane is."""
 
-    def __init__(self, stream: Stream, job: Job, lanes: int) -> None:
-        beats = (job.inputs if stream.is_input else job.outputs)[stream.name]
+    def __init__(self, stream: Stream, vectors: TestVectors, lanes: int) -> None:
+        beats = (vectors.inputs if stream.is_input else vectors.outputs)[stream.name]
         self.stream = stream
         self.per_lane = len(beats) // lanes
         self.data = beats.data.reshape(lanes, self.per_lane, stream.bytes)
@@ -390,8 +413,8 @@ class _Side:
 
 def play(
     gates: Gates,
-    job: Job,
-    description: Facts,
+    vectors: TestVectors,
+    facts: Facts,
     *,
     words: int = 16,
     stall: float = 0.0,
@@ -399,13 +422,13 @@ def play(
     window: int = 0,
     patience: int = 512,
 ) -> Played:
-    """Play a job through the netlist, 64 ``words`` parts of it at once, and compare all beats.
+    """Play vectors through the netlist, 64 ``words`` parts of them at once, and compare all beats.
 
     Parameters
     ----------
-    gates, description
+    gates, facts
         The netlist, and the streams of its ports.
-    job
+    vectors
         Beats in and out; groups that do not fill all lanes equally are left out.
     words
         Lanes over 64.
@@ -422,14 +445,14 @@ def play(
     Raises
     ------
     ValueError
-        The job has fewer groups than lanes.
+        The vectors have fewer groups than lanes.
     MismatchError
         A beat differs, comes unasked, or never comes.
     """
     lanes = 64 * words
-    if job.groups < lanes:
-        raise ValueError(f"the job has {job.groups} groups; {lanes} lanes need at least one each")
-    job = job.part(0, job.groups // lanes * lanes)
+    if vectors.groups < lanes:
+        raise ValueError(f"there are {vectors.groups} groups; {lanes} lanes need at least one each")
+    vectors = vectors.part(0, vectors.groups // lanes * lanes)
     rng = np.random.default_rng(seed)
     values = np.zeros((gates.nets, words), np.uint64)
     values[ONE] = ALL
@@ -438,8 +461,8 @@ def play(
         for kind, batch in gates.batches.items()
         if batch.cell.is_flop
     }
-    sources = [_Side(stream, job, lanes) for stream in description.inputs]
-    sinks = [_Side(stream, job, lanes) for stream in description.outputs]
+    sources = [_Side(stream, vectors, lanes) for stream in facts.inputs]
+    sinks = [_Side(stream, vectors, lanes) for stream in facts.outputs]
 
     def port(name: str) -> NDArray[np.int64]:
         return gates.ports[name]
@@ -495,14 +518,14 @@ def play(
         idle = 0 if moved else idle + 1
         if idle > patience:
             counts = [f"{s.stream.name}: {int(s.position.min())} of {s.per_lane}" for s in sinks]
-            raise MismatchError(f"{description.top}: nothing moved for {patience} clocks; {counts}")
+            raise MismatchError(f"{facts.top}: nothing moved for {patience} clocks; {counts}")
         clock()
         clocks += 1
     return Played(
-        groups=job.groups,
+        groups=vectors.groups,
         clocks=clocks,
         history=np.array(history, np.uint64).reshape(-1, gates.nets, words),
-        window_groups=accepted / description.beats_per_group,
+        window_groups=accepted / facts.beats_per_group,
     )
 
 

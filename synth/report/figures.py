@@ -143,14 +143,12 @@ def measure(
 
 def _with_power(row: Row, netlist: Netlist, pdk: Pdk, facts: Facts) -> Row:
     from m2xfp.synth.gate_sim.power import depth_for, lanes_for, unit_power
-    from m2xfp.synth.gate_sim.stimulus import job_for
+    from m2xfp.synth.gate_sim.stimulus import vectors_for
 
     found = {}
     for source in ("model", "random"):
-        job = job_for(facts, source, lanes_for(netlist), depth_for(facts))
-        if job is None:
-            return row
-        found[source] = unit_power(netlist, pdk, facts, job)
+        vectors = vectors_for(facts, source, lanes_for(netlist), depth_for(facts))
+        found[source] = unit_power(netlist, pdk, facts, vectors)
 
     def energy(source: str) -> float:
         """Energy of a clock, with what leaks in it (uW times ns is fJ)."""

@@ -1,6 +1,7 @@
-// The bulk player: pushes rows of bytes through the streams of a Verilated unit, checks the stream
-// rules in every cycle and records what comes out. Generic: streams.h, generated from the unit's
-// JSON, lists the ports. The C functions at the end are called through ctypes by player.py.
+// The bulk simulator: pushes rows of bytes through the streams of a Verilated unit, checks the stream
+// rules in every cycle and records what comes out; a unit without streams is played clock by clock
+// through its ports. Generic: ports.h, generated from the unit's JSON, lists the ports. The C
+// functions at the end are called through ctypes by simulator.py.
 //
 // Values live in the model as CData/SData/IData/QData/VlWide, all little-endian on the hosts that
 // are supported, so a row of bytes is copied in and out without conversion.
@@ -32,9 +33,10 @@ struct Port {            // a stream as the model has it
 struct Signal {          // a port that belongs to no stream
     void* data;
     size_t bytes;
+    bool is_input;
 };
 
-#include "streams.h"     // input_ports, output_ports, signals
+#include "ports.h"       // input_ports, output_ports, signals, set_clock, set_reset
 
 class Random {           // splitmix64
     uint64_t state;
@@ -97,7 +99,7 @@ struct Output {
     std::vector<uint64_t> stamps;
 };
 
-class Player {
+class Simulator {
     VerilatedContext context;
     std::unique_ptr<Vtop> top;
 #if VM_TRACE_FST
@@ -111,7 +113,7 @@ class Player {
     bool stamping = false;
 
     void half(bool level) {
-        top->clk = level;
+        set_clock(*top, level);
         top->eval();
 #if VM_TRACE_FST
         if (trace) trace->dump(context.time());
@@ -150,7 +152,7 @@ class Player {
 public:
     std::string error;
 
-    Player(uint64_t seed, [[maybe_unused]] const char* wave) {
+    Simulator(uint64_t seed, [[maybe_unused]] const char* wave) {
         // Registers start at random, so that one that reset misses is found out. Verilator takes a
         // seed of 31 bits, and 0 would mean "choose one".
         context.randReset(2);
@@ -170,7 +172,7 @@ public:
         }
 #endif
     }
-    ~Player() {
+    ~Simulator() {
         top->final();
 #if VM_TRACE_FST
         if (trace) trace->close();
@@ -198,12 +200,12 @@ public:
     void reset() {
         for (Input& in : inputs) *in.port.valid = 0;
         for (Output& out : outputs) *out.port.ready = 0;
-        top->rst = 1;
+        set_reset(*top, true);
         for (int i = 0; i < 2; ++i) {
             half(false);
             half(true);
         }
-        top->rst = 0;
+        set_reset(*top, false);
     }
 
     // Run at most `cycles` clocks. Returns 0 if there is more to do, 1 if nothing has moved for
@@ -235,6 +237,25 @@ public:
         return 0;
     }
 
+    // Give the input ports a row of words in every clock, and write down the output ports' words.
+    void play_ports(const uint8_t* given, uint8_t* found, size_t clocks) {
+        for (; clocks; --clocks) {
+            for (const Signal& port : side) {
+                if (!port.is_input) continue;
+                std::memcpy(port.data, given, port.bytes);
+                given += port.bytes;
+            }
+            half(false);
+            for (const Signal& port : side) {
+                if (port.is_input) continue;
+                std::memcpy(found, port.data, port.bytes);
+                found += port.bytes;
+            }
+            half(true);
+            ++cycle;
+        }
+    }
+
     uint64_t cycles() const { return cycle; }
     const Input& input(size_t i) const { return inputs[i]; }
     const Output& output(size_t i) const { return outputs[i]; }
@@ -244,31 +265,34 @@ public:
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT Player* player_new(uint64_t seed, const char* wave) { return new Player{seed, wave}; }
-EXPORT void player_delete(Player* p) { delete p; }
-EXPORT void player_set_input(Player* p, size_t i, const uint8_t* rows, const uint8_t* lasts,
+EXPORT Simulator* simulator_new(uint64_t seed, const char* wave) { return new Simulator{seed, wave}; }
+EXPORT void simulator_delete(Simulator* s) { delete s; }
+EXPORT void simulator_set_input(Simulator* s, size_t i, const uint8_t* rows, const uint8_t* lasts,
                              size_t count, double stall, uint64_t seed) {
-    p->set_input(i, rows, lasts, count, stall, seed);
+    s->set_input(i, rows, lasts, count, stall, seed);
 }
-EXPORT void player_set_output(Player* p, size_t i, double stall, uint64_t seed) {
-    p->set_output(i, stall, seed);
+EXPORT void simulator_set_output(Simulator* s, size_t i, double stall, uint64_t seed) {
+    s->set_output(i, stall, seed);
 }
-EXPORT void player_set_signal(Player* p, size_t i, const uint8_t* value) { p->set_signal(i, value); }
-EXPORT void player_get_signal(Player* p, size_t i, uint8_t* value) { p->get_signal(i, value); }
-EXPORT void player_set_stamping(Player* p, int on) { p->set_stamping(on); }
-EXPORT void player_reset(Player* p) { p->reset(); }
-EXPORT int player_step(Player* p, uint64_t cycles, uint64_t patience) {
-    return p->step(cycles, patience);
+EXPORT void simulator_set_signal(Simulator* s, size_t i, const uint8_t* value) { s->set_signal(i, value); }
+EXPORT void simulator_get_signal(Simulator* s, size_t i, uint8_t* value) { s->get_signal(i, value); }
+EXPORT void simulator_set_stamping(Simulator* s, int on) { s->set_stamping(on); }
+EXPORT void simulator_reset(Simulator* s) { s->reset(); }
+EXPORT void simulator_play_ports(Simulator* s, const uint8_t* given, uint8_t* found, size_t clocks) {
+    s->play_ports(given, found, clocks);
 }
-EXPORT const char* player_error(Player* p) { return p->error.c_str(); }
-EXPORT uint64_t player_cycles(Player* p) { return p->cycles(); }
-EXPORT size_t player_input_accepted(Player* p, size_t i) { return p->input(i).accepted; }
-EXPORT const uint64_t* player_input_stamps(Player* p, size_t i) { return p->input(i).stamps.data(); }
-EXPORT size_t player_output_accepted(Player* p, size_t i) { return p->output(i).accepted; }
-EXPORT const uint8_t* player_output_rows(Player* p, size_t i) { return p->output(i).rows.data(); }
-EXPORT const uint8_t* player_output_lasts(Player* p, size_t i) {
-    return p->output(i).lasts.data();
+EXPORT int simulator_step(Simulator* s, uint64_t cycles, uint64_t patience) {
+    return s->step(cycles, patience);
 }
-EXPORT const uint64_t* player_output_stamps(Player* p, size_t i) {
-    return p->output(i).stamps.data();
+EXPORT const char* simulator_error(Simulator* s) { return s->error.c_str(); }
+EXPORT uint64_t simulator_cycles(Simulator* s) { return s->cycles(); }
+EXPORT size_t simulator_input_accepted(Simulator* s, size_t i) { return s->input(i).accepted; }
+EXPORT const uint64_t* simulator_input_stamps(Simulator* s, size_t i) { return s->input(i).stamps.data(); }
+EXPORT size_t simulator_output_accepted(Simulator* s, size_t i) { return s->output(i).accepted; }
+EXPORT const uint8_t* simulator_output_rows(Simulator* s, size_t i) { return s->output(i).rows.data(); }
+EXPORT const uint8_t* simulator_output_lasts(Simulator* s, size_t i) {
+    return s->output(i).lasts.data();
+}
+EXPORT const uint64_t* simulator_output_stamps(Simulator* s, size_t i) {
+    return s->output(i).stamps.data();
 }

@@ -1,12 +1,12 @@
-"""The bulk player: an emitted unit as a Verilated shared library, driven with numpy arrays.
+"""The bulk simulator: an emitted unit as a Verilated shared library, driven with numpy arrays.
 
 About a million groups a second, with random stalls on every stream and the stream rules checked in
-every clock. Cocotb does the fine-grained protocol work on the same file (protocol.py).
+every clock. Cocotb does the fine-grained protocol work on the same file (tb/protocol/). A unit
+without streams is played clock by clock through its ports.
 """
 
 import ctypes
 import math
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,17 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2xfp.facts import EmittedFiles, Facts, Port, Stream
-from m2xfp.tb.cache import BUILD_DIR, cached_build
+from m2xfp.tb.cache import BUILD_DIR
+from m2xfp.tb.shared_library import Signatures, build_library, load_library
 from m2xfp.tb.vectors import Beats
-from m2xfp.tb.verilator import find_verilator, require_headers
 
-__all__ = ["Player", "Run", "SimulationError"]
+__all__ = ["BulkSimulator", "Run", "SimulationError"]
 
 SOURCE = Path(__file__).with_name("simulator.cpp")
-
-# Several models live in one process, all with the class Vtop: nothing of one may bind to another.
-CXX_FLAGS = "-fPIC -fvisibility=hidden -fno-gnu-unique"
-LINK_FLAGS = "-shared -Wl,-Bsymbolic"
 
 
 class SimulationError(RuntimeError):
@@ -41,7 +37,8 @@ class Run:
     Members
     -------
     outputs
-        Beats that each output stream delivered, by stream name.
+        Beats that each output stream delivered, by stream name; of a unit without streams the words
+        of each output port, by port name.
     cycles
         Clocks from the end of reset until nothing moved any more.
     signals
@@ -56,7 +53,7 @@ class Run:
     stamps: dict[str, NDArray[np.uint64]] = field(default_factory=dict)
 
 
-class Player:
+class BulkSimulator:
     """An emitted unit as a shared library.
 
     Parameters
@@ -68,6 +65,15 @@ class Player:
     build_dir
         Folder of the build cache. The key is a hash of everything that goes into the build.
 
+    Members
+    -------
+    facts
+        The unit.
+    trace
+        Whether it can write waveforms.
+    build
+        Folder of the build.
+
     Raises
     ------
     MissingToolError
@@ -77,10 +83,19 @@ class Player:
     def __init__(
         self, emitted: EmittedFiles, *, trace: bool = False, build_dir: Path = BUILD_DIR
     ) -> None:
-        self.description = Facts.load(emitted.json)
+        self.facts = Facts.load(emitted.json)
         self.trace = trace
-        self.build = _build(emitted.verilog, self.description, trace, build_dir)
-        self._library = _load(self.build / "player.so")
+        library = build_library(
+            emitted.verilog,
+            self.facts.top,
+            [SOURCE],
+            name="bulk",
+            headers={"ports.h": _ports_header(self.facts)},
+            trace=trace,
+            build_dir=build_dir,
+        )
+        self.build = library.parent
+        self._library = load_library(library, "simulator", SIGNATURES)
 
     def run(
         self,
@@ -100,7 +115,9 @@ class Player:
         Parameters
         ----------
         inputs
-            Beats of each input stream, by stream name; a stream left out stays silent.
+            Beats of each input stream, by stream name; a stream left out stays silent. Of a unit
+            without streams the words of each input port, by port name, a clock each; they must be
+            equally many, and a port left out is 0.
         stall
             Probability that a stream pauses in a clock: an input presents nothing new, an output is
             not ready. One number for all streams, or by stream name (others do not pause).
@@ -133,16 +150,18 @@ class Player:
             If the unit drops valid or changes the payload while stalled, stops accepting beats or
             exceeds ``cycle_limit``.
         """
-        description = self.description
-        beats = _checked(description, inputs)
-        stalls = _stalls(description, stall)
+        facts = self.facts
+        if waves is not None and not self.trace:
+            raise ValueError("waves: this simulator was built without trace=True")
+        if not facts.streams:
+            return self._play_ports(inputs, seed, waves)
+        beats = _checked(facts, inputs)
+        stalls = _stalls(facts, stall)
         settings = settings or {}
-        widths = {port.name: port.width for port in description.signals if port.is_input}
+        widths = {port.name: port.width for port in facts.signals if port.is_input}
         for name, number in settings.items():
             if not 0 <= number < 1 << widths.get(name, 0):
                 raise ValueError(f"settings: {name}={number} fits no input port; widths: {widths}")
-        if waves is not None and not self.trace:
-            raise ValueError("waves: this player was built without trace=True")
         if cycle_limit is None:
             share = 1 - max(stalls.values())
             total = sum(len(stream) for stream in beats.values())
@@ -153,14 +172,37 @@ class Player:
             self._advance(model, beats, patience, cycle_limit, progress)
             return self._collect(model, stamps)
 
+    def _play_ports(self, inputs: Mapping[str, Beats], seed: int, waves: Path | None) -> Run:
+        """Give the ports a word in every clock; outputs are those of ``latency`` clocks later."""
+        facts = self.facts
+        given, clocks = _checked_ports(facts, inputs)
+        rows = np.concatenate([given, np.zeros((facts.latency, given.shape[1]), np.uint8)])
+        outputs = [port for port in facts.signals if not port.is_input]
+        found = np.zeros((len(rows), sum(port.bytes for port in outputs)), np.uint8)
+        with self._model(seed, waves) as model:
+            self._library.simulator_reset(model)
+            self._library.simulator_play_ports(
+                model, rows.ctypes.data, found.ctypes.data, len(rows)
+            )
+        ends = np.cumsum([port.bytes for port in outputs])
+        words = np.split(found[facts.latency :], ends[:-1], axis=1)
+        return Run(
+            {
+                port.name: Beats(np.ascontiguousarray(word))
+                for port, word in zip(outputs, words, strict=True)
+            },
+            clocks,
+            {},
+        )
+
     @contextmanager
     def _model(self, seed: int, waves: Path | None) -> Iterator[ctypes.c_void_p]:
         name = None if waves is None else str(waves).encode()
-        model = ctypes.c_void_p(self._library.player_new(seed, name))
+        model = ctypes.c_void_p(self._library.simulator_new(seed, name))
         try:
             yield model
         finally:
-            self._library.player_delete(model)
+            self._library.simulator_delete(model)
 
     def _prepare(
         self,
@@ -171,16 +213,15 @@ class Player:
         settings: Mapping[str, int],
         stamps: bool,
     ) -> None:
-        library, description = self._library, self.description
-        seeds = np.random.SeedSequence(seed).generate_state(len(description.streams), np.uint64)
+        library, facts = self._library, self.facts
+        seeds = np.random.SeedSequence(seed).generate_state(len(facts.streams), np.uint64)
         stream_seeds = {
-            stream.name: int(number)
-            for stream, number in zip(description.streams, seeds, strict=True)
+            stream.name: int(number) for stream, number in zip(facts.streams, seeds, strict=True)
         }
-        for index, stream in enumerate(description.inputs):
+        for index, stream in enumerate(facts.inputs):
             rows = beats[stream.name]
             assert rows.last is not None  # _checked has filled it in
-            library.player_set_input(
+            library.simulator_set_input(
                 model,
                 index,
                 rows.data.ctypes.data,
@@ -189,14 +230,16 @@ class Player:
                 stalls[stream.name],
                 stream_seeds[stream.name],
             )
-        for index, stream in enumerate(description.outputs):
-            library.player_set_output(model, index, stalls[stream.name], stream_seeds[stream.name])
-        for index, port in enumerate(description.signals):
+        for index, stream in enumerate(facts.outputs):
+            library.simulator_set_output(
+                model, index, stalls[stream.name], stream_seeds[stream.name]
+            )
+        for index, port in enumerate(facts.signals):
             if port.is_input:
                 number = settings.get(port.name, 0)
-                library.player_set_signal(model, index, number.to_bytes(port.bytes, "little"))
-        library.player_set_stamping(model, stamps)
-        library.player_reset(model)
+                library.simulator_set_signal(model, index, number.to_bytes(port.bytes, "little"))
+        library.simulator_set_stamping(model, stamps)
+        library.simulator_reset(model)
 
     def _advance(
         self,
@@ -208,65 +251,67 @@ class Player:
     ) -> None:
         from tqdm import tqdm
 
-        library, description = self._library, self.description
+        library, facts = self._library, self.facts
         accepted = dict.fromkeys(beats, 0)
         total = sum(len(rows) for rows in beats.values())
-        with tqdm(total=total, unit="beat", disable=not progress, desc=description.top) as bar:
+        with tqdm(total=total, unit="beat", disable=not progress, desc=facts.top) as bar:
             status = 0
             while status == 0:
-                done = library.player_cycles(model)
+                done = library.simulator_cycles(model)
                 if done >= cycle_limit:
                     raise SimulationError(
-                        f"{description.top}: still busy after {done} clocks; {accepted} accepted"
+                        f"{facts.top}: still busy after {done} clocks; {accepted} accepted"
                     )
-                status = library.player_step(model, min(1 << 16, cycle_limit - done), patience)
-                for index, stream in enumerate(description.inputs):
-                    accepted[stream.name] = library.player_input_accepted(model, index)
+                status = library.simulator_step(model, min(1 << 16, cycle_limit - done), patience)
+                for index, stream in enumerate(facts.inputs):
+                    accepted[stream.name] = library.simulator_input_accepted(model, index)
                 bar.update(sum(accepted.values()) - bar.n)
         if status == 2:
-            message = library.player_error(model).decode()
-            raise SimulationError(f"{description.top}: {message}")
+            message = library.simulator_error(model).decode()
+            raise SimulationError(f"{facts.top}: {message}")
         for name, rows in beats.items():
             if accepted[name] < len(rows):
                 raise SimulationError(
-                    f"{description.top}: stream {name} took {accepted[name]} of {len(rows)} beats, "
+                    f"{facts.top}: stream {name} took {accepted[name]} of {len(rows)} beats, "
                     f"then nothing moved for {patience} clocks"
                 )
 
     def _collect(self, model: ctypes.c_void_p, stamps: bool) -> Run:
-        library, description = self._library, self.description
+        library, facts = self._library, self.facts
         outputs: dict[str, Beats] = {}
         times: dict[str, NDArray[np.uint64]] = {}
-        for index, stream in enumerate(description.outputs):
-            count = library.player_output_accepted(model, index)
-            rows = _copy(library.player_output_rows(model, index), count * stream.bytes, np.uint8)
-            last = _copy(library.player_output_lasts(model, index), count, np.bool_)
+        for index, stream in enumerate(facts.outputs):
+            count = library.simulator_output_accepted(model, index)
+            rows = _copy(
+                library.simulator_output_rows(model, index), count * stream.bytes, np.uint8
+            )
+            last = _copy(library.simulator_output_lasts(model, index), count, np.bool_)
             outputs[stream.name] = Beats(rows.reshape(count, stream.bytes), last)
             if stamps:
-                address = library.player_output_stamps(model, index)
+                address = library.simulator_output_stamps(model, index)
                 times[stream.name] = _copy(address, count, np.uint64)
         if stamps:
-            for index, stream in enumerate(description.inputs):
-                count = library.player_input_accepted(model, index)
-                address = library.player_input_stamps(model, index)
+            for index, stream in enumerate(facts.inputs):
+                count = library.simulator_input_accepted(model, index)
+                address = library.simulator_input_stamps(model, index)
                 times[stream.name] = _copy(address, count, np.uint64)
         signals = {}
-        for index, port in enumerate(description.signals):
+        for index, port in enumerate(facts.signals):
             if not port.is_input:
                 buffer = ctypes.create_string_buffer(port.bytes)
-                library.player_get_signal(model, index, buffer)
+                library.simulator_get_signal(model, index, buffer)
                 signals[port.name] = int.from_bytes(buffer.raw, "little")
-        return Run(outputs, library.player_cycles(model), signals, times)
+        return Run(outputs, library.simulator_cycles(model), signals, times)
 
 
-def _checked(description: Facts, inputs: Mapping[str, Beats]) -> dict[str, Beats]:
+def _checked(facts: Facts, inputs: Mapping[str, Beats]) -> dict[str, Beats]:
     """Return contiguous beats for every input stream; ValueError if some do not fit."""
-    names = [stream.name for stream in description.inputs]
+    names = [stream.name for stream in facts.inputs]
     for name in inputs:
         if name not in names:
-            raise ValueError(f"inputs: {description.top} has no input stream {name!r}; {names}")
+            raise ValueError(f"inputs: {facts.top} has no input stream {name!r}; {names}")
     checked = {}
-    for stream in description.inputs:
+    for stream in facts.inputs:
         beats = inputs.get(stream.name, Beats(np.zeros((0, stream.bytes), np.uint8)))
         data, last = beats.data, beats.last
         if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != stream.bytes:
@@ -282,12 +327,37 @@ def _checked(description: Facts, inputs: Mapping[str, Beats]) -> dict[str, Beats
     return checked
 
 
-def _stalls(description: Facts, stall: float | Mapping[str, float]) -> dict[str, float]:
-    names = [stream.name for stream in description.streams]
+def _checked_ports(facts: Facts, inputs: Mapping[str, Beats]) -> tuple[NDArray[np.uint8], int]:
+    """Return the words of all input ports side by side, and the clocks; ValueError as above."""
+    ports = [port for port in facts.signals if port.is_input]
+    names = [port.name for port in ports]
+    for name in inputs:
+        if name not in names:
+            raise ValueError(f"inputs: {facts.top} has no input port {name!r}; {names}")
+    counts = {len(words) for words in inputs.values()}
+    if len(counts) > 1:
+        raise ValueError(f"inputs: ports are given {sorted(counts)} words; give all as many")
+    clocks = counts.pop() if counts else 0
+    rows = np.zeros((clocks, sum(port.bytes for port in ports)), np.uint8)
+    start = 0
+    for port in ports:
+        data = inputs[port.name].data if port.name in inputs else rows[:, start:][:, : port.bytes]
+        if data.dtype != np.uint8 or data.shape[1:] != (port.bytes,):
+            raise ValueError(
+                f"port {port.name}: rows must be uint8 [clocks, {port.bytes}], "
+                f"got {data.dtype} {list(data.shape)}"
+            )
+        rows[:, start : start + port.bytes] = data
+        start += port.bytes
+    return rows, clocks
+
+
+def _stalls(facts: Facts, stall: float | Mapping[str, float]) -> dict[str, float]:
+    names = [stream.name for stream in facts.streams]
     stalls = dict(stall) if isinstance(stall, Mapping) else dict.fromkeys(names, stall)
     for name, probability in stalls.items():
         if name not in names:
-            raise ValueError(f"stall: {description.top} has no stream {name!r}; there are: {names}")
+            raise ValueError(f"stall: {facts.top} has no stream {name!r}; there are: {names}")
         if not 0 <= probability < 1:
             raise ValueError(f"stall: probability {probability} must be at least 0 and below 1")
     return {name: stalls.get(name, 0.0) for name in names}
@@ -298,15 +368,15 @@ def _copy(address: int, count: int, dtype: Any) -> NDArray[Any]:
     return np.frombuffer(ctypes.string_at(address, count * np.dtype(dtype).itemsize), dtype).copy()
 
 
-def _streams_header(description: Facts) -> str:
-    """Return streams.h: the tables that tell player.cpp the unit's ports."""
+def _ports_header(facts: Facts) -> str:
+    """Return ports.h: the tables that tell simulator.cpp the unit's ports."""
 
-    def port(stream: Stream) -> str:
+    def stream(stream: Stream) -> str:
         members = ", ".join(f"&top.{name}" for name in stream.ports)
         return f'    {{{members}, {stream.bytes}, "{stream.prefix}"}},'
 
     def signal(port: Port) -> str:
-        return f"    {{&top.{port.name}, {port.bytes}}},"
+        return f"    {{&top.{port.name}, {port.bytes}, {str(port.is_input).lower()}}},"
 
     def table(kind: str, name: str, rows: list[str]) -> str:
         body = "\n".join(rows)
@@ -314,66 +384,41 @@ def _streams_header(description: Facts) -> str:
             f"std::vector<{kind}> {name}([[maybe_unused]] Vtop& top) {{ return {{\n{body}\n}}; }}"
         )
 
+    def setter(name: str, port: str) -> str:
+        body = f"top.{port} = level;" if port else ""  # a combinational unit has no clock
+        return f"void {name}([[maybe_unused]] Vtop& top, [[maybe_unused]] bool level) {{ {body} }}"
+
     return "\n".join(
         [
-            table("Port", "input_ports", [port(stream) for stream in description.inputs]),
-            table("Port", "output_ports", [port(stream) for stream in description.outputs]),
-            table("Signal", "signals", [signal(port) for port in description.signals]),
+            table("Port", "input_ports", [stream(each) for each in facts.inputs]),
+            table("Port", "output_ports", [stream(each) for each in facts.outputs]),
+            table("Signal", "signals", [signal(port) for port in facts.signals]),
+            setter("set_clock", facts.clock),
+            setter("set_reset", facts.reset),
             "",
         ]
     )
 
 
-def _build(verilog: Path, description: Facts, trace: bool, build_dir: Path) -> Path:
-    """Return the folder with player.so, building it unless it is there already."""
-    verilator = find_verilator()
-    header = _streams_header(description)
-    arguments = [
-        *("--cc", "--exe", "--build", "-O3", "--x-assign", "unique", "--x-initial", "unique"),
-        *("--prefix", "Vtop", "--top-module", description.top, "-Wno-fatal"),
-        *("-CFLAGS", CXX_FLAGS, "-LDFLAGS", LINK_FLAGS, "-j", "0"),
-        *("-Mdir", "obj", "-o", "../player.so", *(["--trace-fst"] if trace else [])),
-        *(verilog.name, SOURCE.name),
-    ]
-
-    def build(folder: Path) -> None:
-        if trace:
-            require_headers({"lz4.h": "liblz4-dev", "zlib.h": "zlib1g-dev"})
-        (folder / "streams.h").write_text(header)
-        shutil.copy(SOURCE, folder)
-        done = verilator.run(arguments, folder)
-        if done.returncode:
-            raise RuntimeError(f"Verilator failed on {verilog}:\n{done.stdout}")
-        shutil.rmtree(folder / "obj")
-
-    facts = [header, SOURCE.read_text(), verilator.version, *arguments]
-    return cached_build(build_dir, f"{description.top}-player", verilog, facts, build)
-
-
-def _load(path: Path) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(path.resolve()))
-    size, pointer, text = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_char_p
-    number, real = ctypes.c_uint64, ctypes.c_double
-    signatures = {
-        "new": (pointer, number, text),
-        "delete": (None, pointer),
-        "set_input": (None, pointer, size, pointer, pointer, size, real, number),
-        "set_output": (None, pointer, size, real, number),
-        "set_signal": (None, pointer, size, text),
-        "get_signal": (None, pointer, size, text),
-        "set_stamping": (None, pointer, ctypes.c_int),
-        "reset": (None, pointer),
-        "step": (ctypes.c_int, pointer, number, number),
-        "error": (text, pointer),
-        "cycles": (number, pointer),
-        "input_accepted": (size, pointer, size),
-        "input_stamps": (pointer, pointer, size),
-        "output_accepted": (size, pointer, size),
-        "output_rows": (pointer, pointer, size),
-        "output_lasts": (pointer, pointer, size),
-        "output_stamps": (pointer, pointer, size),
-    }
-    for name, (result, *arguments) in signatures.items():
-        function = getattr(library, f"player_{name}")
-        function.restype, function.argtypes = result, arguments
-    return library
+_SIZE, _POINTER, _TEXT = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_char_p
+_NUMBER, _REAL = ctypes.c_uint64, ctypes.c_double
+SIGNATURES: Signatures = {
+    "new": (_POINTER, _NUMBER, _TEXT),
+    "delete": (None, _POINTER),
+    "set_input": (None, _POINTER, _SIZE, _POINTER, _POINTER, _SIZE, _REAL, _NUMBER),
+    "set_output": (None, _POINTER, _SIZE, _REAL, _NUMBER),
+    "set_signal": (None, _POINTER, _SIZE, _TEXT),
+    "get_signal": (None, _POINTER, _SIZE, _TEXT),
+    "set_stamping": (None, _POINTER, ctypes.c_int),
+    "reset": (None, _POINTER),
+    "step": (ctypes.c_int, _POINTER, _NUMBER, _NUMBER),
+    "play_ports": (None, _POINTER, _POINTER, _POINTER, _SIZE),
+    "error": (_TEXT, _POINTER),
+    "cycles": (_NUMBER, _POINTER),
+    "input_accepted": (_SIZE, _POINTER, _SIZE),
+    "input_stamps": (_POINTER, _POINTER, _SIZE),
+    "output_accepted": (_SIZE, _POINTER, _SIZE),
+    "output_rows": (_POINTER, _POINTER, _SIZE),
+    "output_lasts": (_POINTER, _POINTER, _SIZE),
+    "output_stamps": (_POINTER, _POINTER, _SIZE),
+}

@@ -58,7 +58,7 @@ def _checked(stream: Stream, checker: str) -> str:
     )
 
 
-def rules_text(description: Facts) -> str:
+def rules_text(facts: Facts) -> str:
     """Return SystemVerilog that checks every stream of a unit, to be compiled beside it.
 
     A violation ends the simulation with ``$fatal`` and a message that begins with the stream's
@@ -67,16 +67,16 @@ def rules_text(description: Facts) -> str:
 
     Parameters
     ----------
-    description
+    facts
         The emitted unit.
     """
-    top = description.top
+    top = facts.top
     checker = f"{top}_stream_rules"
     ports = ["input clk", "input rst"]
-    for stream in description.streams:
+    for stream in facts.streams:
         ports += [f"input {stream.prefix}_{port}" for port in ("tvalid", "tready", "tlast")]
         ports.append(f"input [{8 * stream.bytes - 1}:0] {stream.prefix}_tdata")
-    instances = "\n".join(_checked(stream, checker) for stream in description.streams)
+    instances = "\n".join(_checked(stream, checker) for stream in facts.streams)
     joined = ",\n  ".join(ports)
     return (
         f"// Assertions for simulating {top}; no part of the design.\n"

@@ -1,62 +1,105 @@
-"""Subgroups for the activation decoder, and what it must find in them."""
+"""Testbench of the activation decoder: subgroups in, the refined element out, a clock each.
+
+The unit has no streams: beats are the words of its ports.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from m2xfp.formats import M2XFP_ACT, MXFP4
-from m2xfp.tb.vectors import Vectors
+from m2xfp.facts import Facts, Port
+from m2xfp.formats import block_format
+from m2xfp.tb.bench import Arrays, Operands, golden_of
+from m2xfp.tb.fields import pack, read, read_plane
+from m2xfp.tb.parts.files import load_rows
+from m2xfp.tb.parts.groups import elements, group_arrays, packed_groups
+from m2xfp.tb.vectors import Beats, TestVectors
 
-__all__ = ["make_vectors"]
+__all__ = ["decode", "encode", "expected", "load", "sample", "vectors"]
 
 
-def make_vectors(groups: NDArray[np.uint8], lanes: int) -> Vectors:
-    """Return the subgroups of packed groups as vectors; a lane's come one after the other.
+def _port(facts: Facts, name: str) -> Port:
+    return next(port for port in facts.signals if port.name == name)
 
-    Golden has no decoder: what the unit must find follows from the values of a subgroup with its
-    metadata and without, in eighths of the scale.
 
-    Parameters
-    ----------
-    groups
-        uint8 [n, bytes]: packed groups of activations, a multiple of ``lanes`` of them.
-    lanes
-        Independent runs.
+def load(path: Path, facts: Facts) -> Arrays:
+    """Read subgroups, an .npz file.
+
+    Returns
+    -------
+    dict
+        ``codes`` uint8 [n, subgroup], an element code each, and ``meta`` uint8 [n].
     """
-    import torch
+    size = block_format(facts.parameters["block"]).metadata.subgroup
+    return load_rows(path, facts, {"codes": (np.uint8, (size,)), "meta": (np.uint8, ())})
 
-    from m2xfp.golden import PackedTensor, get_format
 
-    size = M2XFP_ACT.metadata.subgroup
-    code_bytes, scale_bytes = M2XFP_ACT.group_bytes[:2]
-    groups = groups.copy()
-    groups[:, code_bytes] = 127  # scale 1
+def encode(arrays: Arrays, facts: Facts) -> dict[str, Beats]:
+    """Return the words of the input ports, a subgroup a clock."""
+    ports = {name: _port(facts, name) for name in ("codes", "meta")}
+    return {name: Beats(pack(port, {port.fields[0]: arrays[name]})) for name, port in ports.items()}
 
-    def eighths(name: str, width: int) -> NDArray[np.int64]:
-        packed = PackedTensor.from_groups(
-            get_format(name), torch.from_numpy(groups[:, None, :width].copy())
-        )
-        values = 8 * packed.dequantize(torch.float64).abs()
-        return values.reshape(-1, size).numpy().astype(np.int64)
 
-    plain = eighths(MXFP4.name, code_bytes + scale_bytes)
-    rows, top = np.arange(len(plain)), plain.argmax(1)  # the first of equals
-    added = (eighths(M2XFP_ACT.name, groups.shape[1]) - plain)[rows, top]
-    shift = np.log2(np.maximum(np.abs(added), 1)).astype(np.int64)
-    codes = groups[:, :code_bytes].reshape(-1, size // 2).astype(np.int64)
-    meta = groups[:, -1:] >> np.arange(0, 8, M2XFP_ACT.metadata.bits) & 3
+def decode(beats: Mapping[str, Beats], arrays: Arrays, facts: Facts) -> Arrays:
+    """Return ``top`` bool [n, subgroup], and ``nonzero``, ``negative``, ``shift`` [n].
 
-    def by_lane(column: NDArray[np.int64]) -> NDArray[np.uint64]:
-        return column.astype(np.uint64).reshape(lanes, -1).T
-
-    return Vectors(
-        {"codes": by_lane((codes << 8 * np.arange(size // 2)).sum(1)), "meta": by_lane(meta)},
-        {
-            "top": by_lane(1 << top),
-            "refinement": by_lane(shift | (added < 0) << 2 | (added != 0) << 3),
-        },
-        {
-            "top": by_lane(np.full(len(top), (1 << size) - 1)),
-            # Shift and sign of no refinement mean nothing.
-            "refinement": by_lane(np.where(added != 0, 15, 8)),
-        },
+    Sign and shift of no refinement mean nothing, and are 0 here.
+    """
+    (one_hot,) = _port(facts, "top").fields
+    top = np.unpackbits(
+        read_plane(one_hot, beats["top"].data), axis=1, count=one_hot.width, bitorder="little"
     )
+    fields = _port(facts, "refinement").fields
+    found = {field.name: read(field, beats["refinement"].data) for field in fields}
+    return {
+        "top": top.astype(bool),
+        **{
+            name: np.where(found["nonzero"], array, 0).astype(array.dtype)
+            for name, array in found.items()
+        },
+    }
+
+
+def expected(arrays: Arrays, facts: Facts) -> Arrays:
+    """Return what the golden model finds in the subgroups."""
+    return golden_of(facts)(arrays["codes"], arrays["meta"])
+
+
+def vectors(arrays: Arrays, facts: Facts, seed: int = 0) -> TestVectors:
+    """Return the words of all ports, a piece a subgroup; sign and shift where they mean something.
+
+    There is no TLAST to be random.
+    """
+    results, inputs = expected(arrays, facts), encode(arrays, facts)
+    top, refinement = _port(facts, "top"), _port(facts, "refinement")
+    nonzero = results["nonzero"]
+    fields = {field.name: field for field in refinement.fields}
+    plane = np.packbits(results["top"], axis=1, bitorder="little")
+    mask = {
+        field: np.where(nonzero | (name == "nonzero"), (1 << field.width) - 1, 0)
+        for name, field in fields.items()
+    }
+    return TestVectors(
+        inputs,
+        {
+            "top": Beats(pack(top, planes={top.fields[0]: plane})),
+            "refinement": Beats(
+                pack(refinement, {field: results[name] for name, field in fields.items()})
+            ),
+        },
+        len(nonzero),
+        {"refinement": pack(refinement, mask)},
+    )
+
+
+def sample(operands: Operands, facts: Facts) -> Arrays:
+    """Return the subgroups of activations, those of a group one after the other."""
+    block = block_format(facts.parameters["block"])
+    count = operands.activations.numel() // block.group
+    planes = group_arrays(packed_groups(block, operands.activations, count), block)
+    codes = elements(planes["codes"], block.element.bits, block.group)
+    return {
+        "codes": codes.reshape(-1, block.metadata.subgroup),
+        "meta": elements(planes["meta"], block.metadata.bits, block.subgroups).reshape(-1),
+    }

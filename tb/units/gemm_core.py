@@ -1,342 +1,206 @@
-"""Matrix products and linear layers through the emitted GEMM core, and in the golden model."""
+"""Testbench of the GEMM core: matrices in, products out."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from m2xfp.rtl.catalog import find_unit
-from m2xfp.rtl.parts.gemm_cycles import GemmTiming
-from m2xfp.rtl.units.gemm_core import GemmCore
-from m2xfp.rtl.verilog.emit import emit
-from m2xfp.tb.bulk.simulator import Player, Run
-from m2xfp.tb.parts.gemm_arrays import Bytes, GemmStreams, Product, status_names
-from m2xfp.tb.vectors import Job
+from m2xfp.errors import InputError
+from m2xfp.facts import Facts
+from m2xfp.formats import input_type
+from m2xfp.tb.bench import Arrays, Operands, golden_of
+from m2xfp.tb.fields import Bytes
+from m2xfp.tb.parts.files import check_names, load_arrays
+from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product, timing_of
+from m2xfp.tb.parts.groups import group_arrays, packed_groups, plane_shapes
+from m2xfp.tb.vectors import Beats, TestVectors
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from m2xfp.golden.formats.packed import PackedTensor
-
-__all__ = [
-    "GemmBench",
-    "LinearRun",
-    "compare_losses",
-    "find_bench",
-    "golden_linear",
-    "golden_product",
-    "make_job",
-    "run_linear",
-]
+__all__ = ["decode", "encode", "expected", "golden_product", "load", "sample", "vectors"]
 
 
-class GemmBench:
-    """A GEMM core in simulation.
-
-    Parameters
-    ----------
-    core
-        The component, for its parameters.
-    player
-        The emitted core.
-
-    Members
-    -------
-    clocks
-        That all linear layers took so far.
-    """
-
-    def __init__(self, core: GemmCore, player: Player) -> None:
-        self.core, self.player = core, player
-        self.streams = GemmStreams(core)
-        self.clocks = 0
-        self.timing = GemmTiming.of(core)
-
-    def run(
-        self,
-        products: list[Product],
-        *,
-        stall: float = 0.0,
-        seed: int = 0,
-        stamps: bool = False,
-        progress: bool = False,
-    ) -> tuple[list[Bytes], Run]:
-        """Multiply; return the results, see ``GemmStreams.results``, and the run.
-
-        Parameters
-        ----------
-        products
-            One command each, played one after the other.
-        stall, seed, stamps, progress
-            As for ``Player.run``.
-
-        Raises
-        ------
-        InputError
-            Sizes that the core does not support.
-        AssertionError
-            Results are missing, or a status is not success.
-        """
-        clocks = self.timing.finish([product.sizes for product in products])[-1]
-        run = self.player.run(
-            self.streams.inputs(products),
-            stall=stall,
-            seed=seed,
-            stamps=stamps,
-            progress=progress,
-            cycle_limit=int((8 * clocks + 20_000) / (1 - stall) ** 3),
-        )
-        statuses = [status_names(row[0]) for row in run.outputs["status"].data]
-        assert statuses == [[] for _ in products], f"statuses {statuses}"
-        return list(self.streams.results(run.outputs["o"], products)), run
-
-    def linear(self, x: Tensor, weight: PackedTensor, *, progress: bool = False) -> Tensor:
-        """Return x [..., k], quantized by the core, times the rows of ``weight`` [n, k].
-
-        The core takes values of x's type; it gives fp32 or bf16, the type of the result.
-        """
-        import torch
-
-        from m2xfp.golden.bits import from_bits, to_bits
-
-        core = self.core
-        assert core.activations is not None
-        assert core.results in ("fp32", "bf16"), core.results
-        group = core.pair.group
-        rows = torch.nn.functional.pad(x.flatten(0, -2), (0, -x.shape[-1] % group))
-        raw = np.ascontiguousarray(to_bits(rows))
-        assert raw.itemsize * 8 == core.activations.width, x.dtype
-        acts = raw.view(np.uint8).reshape(len(rows), rows.shape[1] // group, -1)
-        operands = Product(acts, weight.groups().numpy(), rows.shape[1])
-        (found,), run = self.run([operands], stamps=True, progress=progress)
-        self.clocks += int(run.stamps["o"][-1] - run.stamps["cmd"][0])
-        bits = np.ascontiguousarray(found).view(np.uint32 if core.results == "fp32" else np.uint16)
-        return from_bits(core.results, bits[..., 0]).reshape(*x.shape[:-1], -1)
+def _planes(facts: Facts) -> dict[str, tuple[int, ...]]:
+    """Return the fields of the user's file with their shapes a group; ``x`` is one of values."""
+    streams = GemmStreams(facts)
+    blocks = {"w_": streams.weight}
+    if facts.parameters["activations"] is None:
+        blocks = {"a_": streams.act} | blocks
+    shapes = {
+        f"{side}{name}": shape
+        for side, block in blocks.items()
+        for name, shape in plane_shapes(block).items()
+    }
+    return shapes if "a_scales" in shapes else shapes | {"x": (streams.act.group,)}
 
 
-def golden_product(core: GemmCore, operands: Product) -> Bytes:
-    """Return what the core must deliver, as ``GemmStreams.results`` gives it."""
-    import torch
-
-    from m2xfp.golden import PackedTensor, get_format, matmul
-    from m2xfp.golden.bits import from_bits, to_bits
-    from m2xfp.golden.formats.numeric import round_once
-
-    act, weight = (
-        get_format(block.name, **({} if block.group == 32 else {"group": block.group}))
-        for block in (core.pair.act, core.pair.weight)
-    )
-    acts = torch.from_numpy(operands.acts)
-    if core.activations is None:
-        left = PackedTensor.from_groups(act, acts)
-    else:
-        kind = core.activations
-        raw = operands.acts.view(f"uint{kind.width}").reshape(len(acts), -1)
-        left = act.quantize(from_bits(kind.name, raw))
-    out = matmul(left, PackedTensor.from_groups(weight, torch.from_numpy(operands.weights)))
-    if core.results == "packed":
-        packed: Bytes = act.quantize(out).groups().numpy()
-        return packed
-    if core.results == "bf16":
-        out = round_once(out.double(), torch.bfloat16)  # torch's own gives several NaNs
-    bits = to_bits(out)
-    return np.ascontiguousarray(bits).view(np.uint8).reshape(*bits.shape, -1)
+def _type(name: str, facts: Facts) -> np.dtype[Any]:
+    kind = facts.parameters["activations"]
+    return np.dtype(f"uint{input_type(kind).width}" if name == "x" else np.uint8)
 
 
-def make_job(core: GemmCore, products: Sequence[Product], groups: int) -> Job:
-    """Return products and their golden results as a job of so many equal pieces."""
-    streams = GemmStreams(core)
-    return Job(
-        streams.inputs(list(products)),
-        streams.outputs([golden_product(core, operands) for operands in products]),
-        groups,
-    )
-
-
-def golden_linear(x: Tensor, weight: PackedTensor) -> Tensor:
-    """Return what ``GemmBench.linear`` must give: golden quantizer and product, in x's type."""
-    from m2xfp.golden import get_format, matmul
-    from m2xfp.golden.formats.numeric import round_once
-
-    product = matmul(get_format("m2xfp-act").quantize(x), weight)
-    return round_once(product.double(), x.dtype)  # one NaN, where torch's conversion gives several
-
-
-def find_bench(config: str, build_dir: Path) -> GemmBench:
-    """Emit a configuration of the catalog and build its simulation, unless both are there."""
-    unit = find_unit("gemm_core")
-    core = unit.instance(config).component
-    assert isinstance(core, GemmCore)
-    return GemmBench(
-        core, Player(emit(unit.instance(config), build_dir / "verilog"), build_dir=build_dir)
-    )
-
-
-@dataclass(frozen=True)
-class LinearRun:
-    """A linear layer through the Verilog, compared with the golden model.
-
-    Members
-    -------
-    layer, config
-        Name in the model, and configuration of the core.
-    m, n, k
-        Tokens, outputs and inputs.
-    clocks, utilisation
-        Clocks that the core took, and the share of its peak that this is.
-    mismatches
-        Results of which a bit differs.
-    groups_mismatched
-        Groups that differ after the results were quantized again, for the next layer.
-    """
-
-    layer: str
-    config: str
-    m: int
-    n: int
-    k: int
-    clocks: int
-    utilisation: float
-    mismatches: int
-    groups_mismatched: int
-
-    @property
-    def equal(self) -> bool:
-        """Whether nothing differs."""
-        return not (self.mismatches or self.groups_mismatched)
-
-
-def run_linear(
-    build_dir: Path,
-    *,
-    layer: str = "layers.0.mlp.gate_proj",
-    tokens: int = 512,
-    config: str = "m2xfp-bf16-2x2",
-) -> LinearRun:
-    """Run a layer of the bundled model on held-out text through the emitted Verilog.
-
-    What the layer reads, in bfloat16, is quantized and multiplied by the core's Verilog, and its
-    results are quantized again by the activation quantizer's.
-
-    Parameters
-    ----------
-    build_dir
-        Folder of emitted files and simulation models.
-    layer
-        Name of a linear layer of the model.
-    tokens
-        Bytes of text.
-    config
-        A configuration of the core from bf16 to bf16.
-    """
-    import torch
-
-    from m2xfp.golden import get_format
-    from m2xfp.golden.bits import quantize_bits, to_bits
-    from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
-    from m2xfp.tb.adapters import find_adapter
-
-    model = load_model().to(torch.bfloat16)
-    module = model.get_submodule(layer)
-    assert isinstance(module, torch.nn.Linear)
-    seen: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    with torch.no_grad():
-        model(as_tokens(HELD_OUT.read_bytes()[:tokens]).long()[None])
-    handle.remove()
-
-    weight = get_format("m2xfp-weight").quantize(module.weight.detach())
-    bench = find_bench(config, build_dir)
-    x = seen[0][0]
-    found, expected = bench.linear(x, weight, progress=True), golden_linear(x, weight)
-    n, k = weight.shape
-
-    quantizer = emit(find_unit("activation_quantizer").instance("bf16x32"), build_dir / "verilog")
-    player, adapter = Player(quantizer, build_dir=build_dir), find_adapter("activation_quantizer")
-    arrays = {"x": to_bits(found).reshape(-1, 32)}
-    run = player.run(adapter.encode(arrays, player.description))
-    again = quantize_bits("m2xfp-act", "bf16", to_bits(expected).reshape(-1, 32))
-    return LinearRun(
-        layer,
-        config,
-        len(x),
-        n,
-        k,
-        bench.clocks,
-        len(x) * n * k / (bench.clocks * bench.core.macs_per_clock),
-        int((to_bits(found) != to_bits(expected)).sum()),
-        int((run.outputs["o"].data != np.hstack(again)).any(axis=1).sum()),
-    )
-
-
-def _with_weight(
-    compute: Callable[[Tensor, PackedTensor], Tensor], weight: PackedTensor
-) -> Callable[[Tensor], Tensor]:
-    def forward(x: Tensor) -> Tensor:
-        return compute(x, weight)
-
-    return forward
-
-
-@contextmanager
-def linear_layers_by(
-    model: nn.Module, compute: Callable[[Tensor, PackedTensor], Tensor]
-) -> Iterator[None]:
-    """Within this context every linear layer of the model is ``compute(x, packed weight)``."""
-    from m2xfp.golden import get_format
-    from m2xfp.models.quantized import linear_layers
-
-    layers = linear_layers(model)
-    for layer in layers.values():
-        weight = get_format("m2xfp-weight").quantize(layer.weight.detach())
-        layer.__dict__["forward"] = _with_weight(compute, weight)  # in front of the class's own
-    try:
-        yield
-    finally:
-        for layer in layers.values():
-            del layer.__dict__["forward"]
-
-
-def compare_losses(
-    build_dir: Path, windows: Tensor, *, config: str = "m2xfp-bf16-2x2"
-) -> tuple[Tensor, Tensor, int]:
-    """Return the losses of the bundled model with its linear layers in Verilog, and in golden.
-
-    Parameters
-    ----------
-    build_dir
-        Folder of emitted files and simulation models.
-    windows
-        int64 [n, length]: text.
-    config
-        A configuration of the core from bf16 to bf16.
+def load(path: Path, facts: Facts) -> Arrays:
+    """Read the two operands of a matrix product, or of several.
 
     Returns
     -------
-    Nats a token of each window, float64 [n], twice; and the clocks that the core took.
+    dict
+        ``w_codes`` uint8 [n, k/2], ``w_scales`` and, if the format has metadata, ``w_meta`` uint8
+        [n, groups]; ``a_codes``, ``a_scales``, ``a_meta`` likewise for m rows, or ``x`` uint16
+        (uint32 for fp32) [m, k], raw patterns, if the configuration quantizes activations.
+        Of several products ``sizes``, int64 [products, 3], m, n and k of each, and all their groups
+        behind one another as the rows of the other fields.
+
+    Raises
+    ------
+    InputError
+        If the file is no .npz file, lacks a field or has one that the configuration does not
+        take, a field has another type or shape, or the core does not support the sizes.
     """
-    import torch
-    from tqdm import tqdm
+    arrays, planes = load_arrays(path), _planes(facts)
+    several = "sizes" in arrays
+    check_names(path, facts, arrays, [*planes, *(["sizes"] if several else [])])
+    group = GemmStreams(facts).act.group
+    acts = "x" if "x" in planes else "a_scales"
+    if not several:
+        if any(arrays[name].ndim != 2 for name in (acts, "w_scales")):
+            raise InputError(f"input {path}: scales and values must have two dimensions")
+        m, n = (len(arrays[name]) for name in (acts, "w_scales"))
+        groups = arrays["w_scales"].shape[1]
+        sizes = [(m, n, groups * group)]
+        shapes: dict[str, tuple[int, ...]] = {
+            name: (n if name[0] == "w" else m, groups * prod(shape))
+            for name, shape in planes.items()
+        }
+        beside = f"w_scales of {[n, groups]}"
+    else:
+        given = arrays["sizes"]
+        if given.dtype != np.int64 or given.ndim != 2 or given.shape[1] != 3 or not len(given):
+            raise InputError(
+                f"input {path}: sizes is {given.dtype} {list(given.shape)}; must be int64 [n, 3]"
+            )
+        sizes = [(m, n, k) for m, n, k in given.tolist()]
+        rows = [sum(size[at] * (size[2] // group) for size in sizes) for at in (0, 1)]
+        shapes = {name: (rows[name[0] == "w"], *shape) for name, shape in planes.items()}
+        beside = f"sizes of {len(sizes)} products"
+    timing = timing_of(facts)
+    for size in sizes:
+        timing.check(*size)
+    for name, shape in shapes.items():
+        dtype, found = _type(name, facts), arrays[name]
+        if found.dtype != dtype or found.shape != shape:
+            raise InputError(
+                f"input {path}: {name} is {found.dtype} {list(found.shape)}; must be "
+                f"{dtype} {list(shape)} beside {beside}"
+            )
+    return arrays
 
-    from m2xfp.models.evaluate import window_nats
-    from m2xfp.models.lm import load_model
 
-    bench, model = find_bench(config, build_dir), load_model().to(torch.bfloat16)
-    with linear_layers_by(model, golden_linear):
-        golden = window_nats(model, windows, batch=1)
-    total = len(windows) * len(list(model.layers)) * 7
-    with tqdm(total=total, desc="linear layers in Verilog", unit="layer") as bar:
+def _products(arrays: Arrays, facts: Facts) -> list[Product]:
+    """Return the products that a file holds, their planes joined to groups."""
+    group, planes = GemmStreams(facts).act.group, _planes(facts)
+    if "sizes" in arrays:
+        sizes = [(m, n, k // group) for m, n, k in arrays["sizes"].tolist()]
+    else:
+        groups = arrays["w_scales"].shape[1]
+        m = len(arrays["x" if "x" in planes else "a_scales"])
+        sizes = [(m, len(arrays["w_scales"]), groups)]
 
-        def compute(x: Tensor, weight: PackedTensor) -> Tensor:
-            y = bench.linear(x, weight)
-            bar.update()
-            return y
+    def cut(side: str, at: int) -> list[NDArray[Any]]:
+        """Return matrices of groups [rows, groups, bytes or values]."""
+        flat = [
+            arrays[name].reshape(-1, prod(shape))
+            for name, shape in planes.items()
+            if name[0] == side
+        ]
+        joined = np.concatenate(flat, axis=1)
+        ends = np.cumsum([size[at] * size[2] for size in sizes])
+        return [
+            piece.reshape(size[at], size[2], -1)
+            for size, piece in zip(sizes, np.split(joined, ends[:-1]), strict=True)
+        ]
 
-        with linear_layers_by(model, compute):
-            verilog = window_nats(model, windows, batch=1)
-    return verilog, golden, bench.clocks
+    acts = [x.reshape(len(x), -1) for x in cut("x", 0)] if "x" in planes else cut("a", 0)
+    return [
+        Product(a, w, size[2] * group) for a, w, size in zip(acts, cut("w", 1), sizes, strict=True)
+    ]
+
+
+def encode(arrays: Arrays, facts: Facts) -> dict[str, Beats]:
+    """Turn the operands into one command a product, with its streams."""
+    return GemmStreams(facts).inputs(_products(arrays, facts))
+
+
+def _joined(results: list[NDArray[Any]], arrays: Arrays) -> Arrays:
+    """Return ``out``: the one result, or several behind one another, a row a number or group."""
+    if "sizes" not in arrays:
+        return {"out": results[0]}
+    rest = results[0].shape[2:]
+    return {"out": np.concatenate([result.reshape(-1, *rest) for result in results])}
+
+
+def decode(beats: Mapping[str, Beats], arrays: Arrays, facts: Facts) -> Arrays:
+    """Return ``out``: uint32 or uint16 [m, n] patterns, or uint8 [m, n / group, bytes] groups.
+
+    Of several products all numbers or groups, behind one another.
+    """
+    found = GemmStreams(facts).results(beats["o"], _products(arrays, facts))
+    return _joined(list(found), arrays)
+
+
+def golden_product(product: Product, facts: Facts) -> NDArray[Any]:
+    """Return what the core must deliver, as ``GemmStreams.results`` gives it."""
+    return golden_of(facts)(product.acts, product.weights)["out"]
+
+
+def expected(arrays: Arrays, facts: Facts) -> Arrays:
+    """Return the golden model's products."""
+    return _joined([golden_product(p, facts) for p in _products(arrays, facts)], arrays)
+
+
+def _period(sizes: list[tuple[int, int, int]]) -> int:
+    """Return after how many products their sizes begin anew."""
+    count = len(sizes)
+    return next(
+        n for n in range(1, count + 1) if count % n == 0 and sizes == sizes[:n] * (count // n)
+    )
+
+
+def vectors(arrays: Arrays, facts: Facts, seed: int = 0) -> TestVectors:
+    """Return commands and results; what repeats in the sizes is a piece.
+
+    TLAST ends the operands of a command and is never random.
+    """
+    streams, products = GemmStreams(facts), _products(arrays, facts)
+    results = [golden_product(product, facts) for product in products]
+    pieces = len(products) // _period([product.sizes for product in products])
+    return TestVectors(streams.inputs(products), streams.outputs(results), pieces)
+
+
+def sample(operands: Operands, facts: Facts) -> Arrays:
+    """Return four products a lane: a gate-level run records the second, all cells multiply in it.
+
+    The first lets every output deliver a beat. The last two keep all inputs waiting, with one group
+    of weights to load: beside a product of many rows the weights rest.
+    """
+    from m2xfp.golden.bits import round_to_bits
+
+    streams, given = GemmStreams(facts), facts.parameters
+    blocks = 3  # one of them whole within the record, wherever that begins
+    small = (1, 1, 1)
+    large = (
+        blocks * streams.rows * streams.chains,
+        streams.columns,
+        given["max_k"] // streams.act.group,
+    )
+    sizes = np.array([small, large, small, small] * operands.lanes)
+    acts, weights = (int((sizes[:, at] * sizes[:, 2]).sum()) for at in (0, 1))
+    arrays: Arrays = {"sizes": sizes * [1, 1, streams.act.group]}
+    packed = packed_groups(streams.weight, operands.weights, weights)
+    arrays |= group_arrays(packed, streams.weight, "w_")
+    if given["activations"] is None:
+        groups: Bytes = packed_groups(streams.act, operands.activations, acts)
+        return arrays | group_arrays(groups, streams.act, "a_")
+    raw = round_to_bits(given["activations"], operands.activations).reshape(-1, streams.act.group)
+    return arrays | {"x": raw.take(np.arange(acts), axis=0, mode="wrap")}

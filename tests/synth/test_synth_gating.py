@@ -24,7 +24,7 @@ from m2xfp.synth.gate_sim.power import estimate_power, net_slews, toggle_counts
 from m2xfp.synth.gate_sim.simulator import ALL, ONE, Gates, MismatchError, play
 from m2xfp.synth.report import accepted
 from m2xfp.synth.report.figures import Row
-from m2xfp.tb.units.activation_quantizer import make_job
+from m2xfp.tb.bench import bench_of
 
 GATED = FlowOptions(clock_gating=True)
 
@@ -183,23 +183,23 @@ def quantizer(pdk, build):
     """Return a gated quantizer with enough to play through it."""
     emitted = emit(find_unit("activation_quantizer").instance("bf16x8"), build)
     netlist = synthesize(emitted.verilog, emitted.top, pdk, GATED, build)
-    description = Facts.load(emitted.json)
+    facts = Facts.load(emitted.json)
     raw = np.random.default_rng(2).integers(0, 1 << 16, (64 * 4, 32), np.uint16)
-    return netlist, description, make_job(description, raw)
+    return netlist, facts, bench_of(facts).vectors({"x": raw}, facts)
 
 
 def test_gate_level_regression(quantizer, pdk):
-    netlist, description, job = quantizer
+    netlist, facts, vectors = quantizer
     assert netlist.cell_counts["CG1"] >= 4
     gates = Gates(netlist, pdk)
     for stall in (0.0, 0.4):
-        assert play(gates, job, description, words=1, stall=stall).groups == job.groups
+        assert play(gates, vectors, facts, words=1, stall=stall).groups == vectors.groups
 
 
 @pytest.mark.parametrize("fault", ["inverted", "always", "never"])
 def test_a_wrong_enable_is_found(quantizer, pdk, build, fault):
     """One gate at a time; an enable that is always on must be seen as well."""
-    netlist, description, job = quantizer
+    netlist, facts, vectors = quantizer
     design = json.loads(netlist.json.read_text())
     cells = design["modules"][netlist.top]["cells"]
     folder = build / fault
@@ -213,7 +213,7 @@ def test_a_wrong_enable_is_found(quantizer, pdk, build, fault):
         (folder / "netlist.json").write_text(json.dumps(design))
         cells[name]["connections"]["E"] = enable
         try:
-            play(Gates(replace(netlist, folder=folder), pdk), job, description, words=1, stall=0.3)
+            play(Gates(replace(netlist, folder=folder), pdk), vectors, facts, words=1, stall=0.3)
         except MismatchError:
             caught.append(name)
     number = netlist.cell_counts["CG1"]

@@ -19,12 +19,12 @@ from m2xfp.synth.gate_sim.simulator import (
     ONE,
     Gates,
     MismatchError,
-    apply_vectors,
     pack_bits,
     play,
+    play_ports,
     unpack_bits,
 )
-from m2xfp.tb.vectors import Vectors
+from m2xfp.tb.vectors import Beats
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +56,17 @@ def gates(netlist, osu018):
 
 
 @pytest.fixture(scope="module")
-def description(emitted):
+def facts(emitted):
     from m2xfp.facts import Facts
 
     return Facts.load(emitted.json)
 
 
-def make_job(description, groups, seed=0):
-    from m2xfp.tb.units.activation_quantizer import make_job
+def make_vectors(facts, groups, seed=0):
+    from m2xfp.tb.bench import bench_of
 
     raw = np.random.default_rng(seed).integers(0, 1 << 16, (groups, 32), np.uint16)
-    return make_job(description, raw)
+    return bench_of(facts).vectors({"x": raw}, facts, seed)
 
 
 def test_toggle_counts_equal_those_of_icarus_on_the_vendors_cells(netlist, gates, build):
@@ -84,23 +84,23 @@ def test_toggle_counts_equal_those_of_icarus_on_the_vendors_cells(netlist, gates
     assert sum(count for count, _ in compared.values()) > 100_000
 
 
-def test_gate_level_regression(gates, description):
+def test_gate_level_regression(gates, facts):
     """All beats equal golden, at full rate and with stalls on every stream."""
-    job = make_job(description, 64 * 6)
-    flowing = play(gates, job, description, words=1, window=9)
+    vectors = make_vectors(facts, 64 * 6)
+    flowing = play(gates, vectors, facts, words=1, window=9)
     assert flowing.groups == 64 * 6
     assert flowing.history.shape == (9, gates.nets, 1)
     assert flowing.window_groups == 64 * 8 / 4
-    stalled = play(gates, job, description, words=1, stall=0.4, seed=3)
+    stalled = play(gates, vectors, facts, words=1, stall=0.4, seed=3)
     assert stalled.clocks > 1.5 * flowing.clocks
     with pytest.raises(ValueError, match="64 lanes"):
-        play(gates, job.part(0, 63), description, words=1)
+        play(gates, vectors.part(0, 63), facts, words=1)
 
 
-def test_a_wrong_gate_is_found(netlist, osu018, description, build):
+def test_a_wrong_gate_is_found(netlist, osu018, facts, build):
     """Single wrong gates in the mapped netlist; one or two of a dozen may change no beat at all."""
     text = netlist.json.read_text()
-    job = make_job(description, 64 * 6)
+    vectors = make_vectors(facts, 64 * 6)
     folder = build / "faulty"
     folder.mkdir()
     faulty = replace(netlist, folder=folder)
@@ -112,7 +112,7 @@ def test_a_wrong_gate_is_found(netlist, osu018, description, build):
         damaged = text[: place.start(1)] + swaps[place[1]] + text[place.end(1) :]
         (folder / "netlist.json").write_text(damaged)
         try:
-            play(Gates(faulty, osu018), job, description, words=1, stall=0.2)
+            play(Gates(faulty, osu018), vectors, facts, words=1, stall=0.2)
         except MismatchError:
             caught += 1
     assert caught >= 10
@@ -124,26 +124,25 @@ def test_a_unit_without_streams_is_compared_and_measured(port, osu018, build):
     from m2xfp.facts import Facts
     from m2xfp.rtl.catalog import find_unit
     from m2xfp.rtl.verilog.emit import emit
-    from m2xfp.synth.gate_sim.stimulus import job_for
+    from m2xfp.synth.gate_sim.stimulus import vectors_for
 
     files = emit(find_unit("activation_decoder").instance("m2xfp"), build)
     netlist = synthesize(files.verilog, files.top, osu018, build=build)
-    vectors = job_for(Facts.load(files.json), "random", lanes=64, depth=20)
-    assert isinstance(vectors, Vectors)
-    shape = vectors.inputs["codes"].shape
-    assert shape == (80, 64)  # four subgroups a group
+    vectors = vectors_for(Facts.load(files.json), "random", lanes=64, depth=20)
+    assert vectors.groups == 80 * 64  # four subgroups a group
     gates = Gates(netlist, osu018)
-    played = apply_vectors(gates, vectors)
+    played = play_ports(gates, vectors, 64)
     assert played.groups == 80 * 64
     assert played.window_groups == 79 * 64
     assert len(played.history) == 80
     assert estimate_power(gates, osu018, played.history).energy_pj > 0
-    compared = np.argwhere(vectors.compared[port] >> np.uint64(3) & np.uint64(1))
-    wrong = vectors.outputs[port].copy()
-    wrong[tuple(compared[-1])] ^= np.uint64(8)
-    changed = replace(vectors, outputs={**vectors.outputs, port: wrong})
-    with pytest.raises(MismatchError, match=f"port {port}, clock {compared[-1][0]}"):
-        apply_vectors(gates, changed)
+    wrong = vectors.outputs[port].data.copy()
+    mask = vectors.compared.get(port, np.full_like(wrong, 255))
+    word = np.flatnonzero(mask[:, 0] & 8)[-1]
+    wrong[word] ^= 8
+    changed = replace(vectors, outputs={**vectors.outputs, port: Beats(wrong)})
+    with pytest.raises(MismatchError, match=f"port {port}, clock {word % 80}, lane {word // 80}"):
+        play_ports(gates, changed, 64)
 
 
 def test_words_and_bits():

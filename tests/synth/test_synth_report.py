@@ -184,23 +184,23 @@ def test_command_writes_the_report(row, folder, monkeypatch, capsys):
 
 
 def test_an_unknown_stimulus_is_refused():
-    from m2xfp.synth.gate_sim.stimulus import tensors
+    from m2xfp.synth.gate_sim.stimulus import operands
 
     with pytest.raises(UnknownNameError, match=r"'noise'.*model, random"):
-        tensors("noise", 64, 1)
+        operands("noise", 64, 1)
 
 
 def test_stimulus_is_what_it_says():
     import torch
 
-    from m2xfp.synth.gate_sim.stimulus import tensors
+    from m2xfp.synth.gate_sim.stimulus import operands
 
-    model, random = tensors("model", 64, 10), tensors("random", 64, 10)
+    model, random = operands("model", 64, 10), operands("random", 64, 10)
     for part in (model.activations, model.weights, random.activations, random.weights):
         assert part.shape == (640, 32)
         assert part.dtype == torch.float32
         assert part.isfinite().all()
-    assert torch.equal(tensors("random", 64, 10).weights, random.weights)
+    assert torch.equal(operands("random", 64, 10).weights, random.weights)
     # Real activations have heavier tails than a normal distribution.
     assert model.activations.abs().max() / model.activations.std() > 6
     assert random.activations.abs().max() / random.activations.std() < 6

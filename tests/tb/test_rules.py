@@ -72,11 +72,11 @@ def simulation(
 ) -> Path:
     """Return the compiled bench with the rules bound to the unit."""
     files = emitted("group_dot", "mxfp4")
-    description = Facts.load(files.json)
+    facts = Facts.load(files.json)
     folder = tmp_path_factory.mktemp("rules")
-    (folder / "rules.sv").write_text(rules_text(description))
+    (folder / "rules.sv").write_text(rules_text(facts))
     (folder / "unit.v").write_text(files.verilog.read_text())
-    width = 8 * description.inputs[0].bytes - 1
+    width = 8 * facts.inputs[0].bytes - 1
     (folder / "bench.sv").write_text(BENCH.format(top=files.top, width=width))
     done = find_verilator().run(
         [

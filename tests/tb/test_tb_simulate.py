@@ -170,14 +170,14 @@ def test_wrong_arguments(cli: Cli, tmp_path: Path, arguments: tuple, message: st
 def test_failure_keeps_the_old_output(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from m2xfp.tb.bulk.simulator import Player, SimulationError
+    from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
 
     def stuck(*_: object, **__: object) -> None:
         raise SimulationError("stuck")
 
     np.save("x.npy", GOOD)
     Path("y.npz").write_text("old")
-    monkeypatch.setattr(Player, "run", stuck)
+    monkeypatch.setattr(BulkSimulator, "run", stuck)
     with pytest.raises(SimulationError):
         cli(UNIT, "--config", "bf16x8", "--input", "x.npy", "--output", "y.npz")
     assert files(tmp_path) == {"x.npy", "y.npz"}

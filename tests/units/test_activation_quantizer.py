@@ -12,20 +12,18 @@ import pytest
 import stimulus
 from choices import usual_first
 from mutation import Mutation, emit_mutant
-from stream_checks import check, regress
+from stream_checks import check, regress, value_vectors
 
 from m2xfp.facts import EmittedFiles, Facts
 from m2xfp.rtl.catalog import UNITS
-from m2xfp.tb.bulk.simulator import Player, SimulationError
+from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
 from m2xfp.tb.protocol.harness import TestbenchError, build_testbench, run_testbench
-from m2xfp.tb.units.activation_quantizer import make_job
-from m2xfp.tb.vectors import Job
+from m2xfp.tb.vectors import TestVectors
 
 UNIT = "activation_quantizer"
 CONFIGS = list(UNITS[UNIT].configs)
 # What the normal run plays: every input type, whole and part groups, no metadata.
 USUAL = ["bf16x32", "bf16x32-fast", "bf16x8", "fp16x32", "fp32x32", "mxfp4-bf16x32"]
-MODULES = ("m2xfp.tb.protocol.stream_tests", "m2xfp.tb.units.activation_quantizer")
 
 # Six usual configurations, fifteen distributions: over a million groups in the normal run.
 GROUPS = 12_000
@@ -56,93 +54,76 @@ all_patterns = cache(stimulus.all_patterns)  # of each type for all its configur
 
 
 @pytest.fixture
-def player(emitted: Emit, sim_dir: Path, config: str) -> Player:
-    return Player(emitted(UNIT, config), build_dir=sim_dir)
+def simulator(emitted: Emit, sim_dir: Path, config: str) -> BulkSimulator:
+    return BulkSimulator(emitted(UNIT, config), build_dir=sim_dir)
 
 
 @pytest.mark.parametrize("config", usual_first(CONFIGS, USUAL))
-def test_values(player: Player) -> None:
-    assert regress(player, make_job, GROUPS, seed=1) * len(USUAL) >= 1_000_000
+def test_values(simulator: BulkSimulator) -> None:
+    assert regress(simulator, GROUPS, seed=1) * len(USUAL) >= 1_000_000
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
-def test_values_at_length(player: Player) -> None:
+def test_values_at_length(simulator: BulkSimulator) -> None:
     for seed in range(10, 10 + SLOW_GROUPS // GROUPS):
-        regress(player, make_job, GROUPS, seed)
+        regress(simulator, GROUPS, seed)
 
 
 @pytest.mark.parametrize(
     "config", usual_first([name for name in CONFIGS if "fp32" not in name], USUAL)
 )
-def test_all_patterns(player: Player) -> None:
+def test_all_patterns(simulator: BulkSimulator) -> None:
     """All 65 536 patterns, each beside a fixed largest magnitude."""
-    kind = player.description.parameters["input_type"]
+    kind = simulator.facts.parameters["input_type"]
     for amax in AMAX[kind]:
         raw = all_patterns(kind, amax)
         assert len(np.unique(raw)) == 65536
-        check(player, make_job(player.description, raw), stall={}, seed=0)
+        check(simulator, value_vectors(simulator.facts, raw), stall={}, seed=0)
 
 
 @pytest.mark.parametrize("config", usual_first(CONFIGS, USUAL))
-def test_rate_and_latency(player: Player) -> None:
+def test_rate_and_latency(simulator: BulkSimulator) -> None:
     """One beat a clock without bubbles, each group after the stated number of clocks."""
-    description = player.description
-    kind, beats = description.parameters["input_type"], description.beats_per_group
-    job = make_job(description, stimulus.groups("normal", kind, 1000, seed=2))
-    stamps = player.run(job.inputs, stamps=True).stamps
+    facts = simulator.facts
+    kind, beats = facts.parameters["input_type"], facts.beats_per_group
+    vectors = value_vectors(facts, stimulus.groups("normal", kind, 1000, seed=2))
+    stamps = simulator.run(vectors.inputs, stamps=True).stamps
     assert np.array_equal(stamps["i"], np.arange(1000 * beats))
-    assert np.array_equal(stamps["o"], stamps["i"][beats - 1 :: beats] + description.latency)
+    assert np.array_equal(stamps["o"], stamps["i"][beats - 1 :: beats] + facts.latency)
 
 
 @pytest.mark.parametrize("config", ["bf16x32", "bf16x8"])
-def test_stalls_change_nothing(player: Player) -> None:
-    kind = player.description.parameters["input_type"]
-    job = make_job(player.description, stimulus.groups("wide", kind, 3000, seed=3))
+def test_stalls_change_nothing(simulator: BulkSimulator) -> None:
+    kind = simulator.facts.parameters["input_type"]
+    vectors = value_vectors(simulator.facts, stimulus.groups("wide", kind, 3000, seed=3))
     for seed, stall in enumerate(
         [{"i": 0.9}, {"o": 0.9}, {"i": 0.1, "o": 0.9}, {"i": 0.9, "o": 0.1}, {"i": 0.5, "o": 0.5}]
     ):
-        out = player.run(job.inputs, stall=stall, seed=seed).outputs["o"]
-        assert np.array_equal(out.data, job.outputs["o"].data)
-        assert np.array_equal(out.last, job.outputs["o"].last)
+        out = simulator.run(vectors.inputs, stall=stall, seed=seed).outputs["o"]
+        assert np.array_equal(out.data, vectors.outputs["o"].data)
+        assert np.array_equal(out.last, vectors.outputs["o"].last)
 
 
-def protocol_job(emitted: EmittedFiles) -> Job:
+def protocol_vectors(emitted: EmittedFiles) -> TestVectors:
     """Return 90 groups of all distributions, mixed."""
-    description = Facts.load(emitted.json)
-    kind = description.parameters["input_type"]
+    facts = Facts.load(emitted.json)
+    kind = facts.parameters["input_type"]
     raw = np.vstack([stimulus.groups(name, kind, 6, seed=4) for name in stimulus.DISTRIBUTIONS])
-    return make_job(description, np.random.default_rng(4).permutation(raw))
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        pytest.param(
-            config,
-            marks=[] if config in ("bf16x32", "fp16x8", "fp32x8-fast") else [pytest.mark.slow],
-        )
-        for config in CONFIGS
-    ],
-)
-def test_protocol(emitted: Emit, sim_dir: Path, config: str) -> None:
-    """The cocotb tests: stalls, resets, full rate, latency, independent handshakes, values."""
-    files = emitted(UNIT, config)
-    ran = run_testbench(files, protocol_job(files), MODULES, build_dir=sim_dir)
-    assert ran == 11
+    return value_vectors(facts, np.random.default_rng(4).permutation(raw))
 
 
 @pytest.mark.parametrize("config", ["bf16x32"])
 def test_one_file_for_both_simulations(
-    emitted: Emit, sim_dir: Path, player: Player, config: str
+    emitted: Emit, sim_dir: Path, simulator: BulkSimulator, config: str
 ) -> None:
-    """Player and cocotb are built from the bytes that were emitted."""
+    """BulkSimulator and cocotb are built from the bytes that were emitted."""
     files = emitted(UNIT, config)
     sums = {
         hashlib.sha256((folder / files.verilog.name).read_bytes()).hexdigest()
         for folder in (
             files.verilog.parent,
-            player.build,
+            simulator.build,
             build_testbench(files, build_dir=sim_dir),
         )
     }
@@ -225,9 +206,9 @@ PROTOCOL_FAULTS = [
 )
 def test_regression_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
     mutant = emit_mutant(fault, UNIT, "bf16x8", tmp_path)
-    player = Player(mutant, build_dir=sim_dir)
+    simulator = BulkSimulator(mutant, build_dir=sim_dir)
     with pytest.raises((AssertionError, SimulationError)):
-        regress(player, make_job, 500, seed=5)
+        regress(simulator, 500, seed=5)
 
 
 # In what only some configurations have: the spill register, and the fourth stage.
@@ -277,9 +258,9 @@ OTHER_FAULTS = {
 def test_regression_notices_elsewhere(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
     config = next(name for name, faults in OTHER_FAULTS.items() if fault in faults)
     mutant = emit_mutant(fault, UNIT, config, tmp_path)
-    player = Player(mutant, build_dir=sim_dir)
+    simulator = BulkSimulator(mutant, build_dir=sim_dir)
     with pytest.raises((AssertionError, SimulationError)):
-        regress(player, make_job, 500, seed=6)
+        regress(simulator, 500, seed=6)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +271,7 @@ def test_regression_notices_elsewhere(fault: Mutation, sim_dir: Path, tmp_path: 
 def test_protocol_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
     mutant = emit_mutant(fault, UNIT, "bf16x8", tmp_path)
     with pytest.raises(TestbenchError):
-        run_testbench(mutant, protocol_job(mutant), MODULES, build_dir=sim_dir)
+        run_testbench(mutant, protocol_vectors(mutant), build_dir=sim_dir)
 
 
 @pytest.mark.parametrize("config", ["fp16x8"])
@@ -304,4 +285,4 @@ def test_misstated_latency_is_noticed(
     wrong = replace(files, json=tmp_path / "wrong.json")
     wrong.json.write_text(json.dumps(facts))
     with pytest.raises(TestbenchError, match="clocks after its last beat, stated"):
-        run_testbench(wrong, protocol_job(wrong), MODULES, build_dir=sim_dir)
+        run_testbench(wrong, protocol_vectors(wrong), build_dir=sim_dir)

@@ -9,32 +9,24 @@ import numpy as np
 import pytest
 import reference
 from choices import usual_first
-from click.testing import CliRunner
 from golden_checks import spec_of
 from mutation import Mutation, emit_mutant
+from stream_checks import check
 
-from m2xfp.cli import cli
 from m2xfp.errors import InputError
 from m2xfp.facts import EmittedFiles, Facts
 from m2xfp.formats import MXFP4, MXFP6_E2M3, NVFP4
 from m2xfp.rtl.catalog import UNITS
 from m2xfp.rtl.units.dot_product import DotProduct
-from m2xfp.tb.bulk.simulator import Player, SimulationError
-from m2xfp.tb.parts.mac_arrays import (
-    decode_accumulators,
-    encode_pairs,
-    formats,
-    lanes,
-    schedule,
-)
+from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
+from m2xfp.tb.parts.accumulation import schedule
+from m2xfp.tb.parts.pairs import decode, encode, expected, formats, load, pairs
 from m2xfp.tb.protocol.harness import TestbenchError, run_testbench
-from m2xfp.tb.units.dot_product import expected, make_job, pairs
-from m2xfp.tb.vectors import Job
+from m2xfp.tb.vectors import Beats, TestVectors
 
 UNIT = "dot_product"
 CONFIGS = list(UNITS[UNIT].configs)
 USUAL = ["m2xfp-fp32", "mxfp4-fp32"]
-MODULES = ("m2xfp.tb.protocol.stream_tests", "m2xfp.tb.units.dot_product")
 Emit = Callable[[str, str], EmittedFiles]
 
 # 8 distributions of 12 x 3600 groups for each configuration: more than two million in all.
@@ -42,61 +34,45 @@ STEPS, COUNT = 12, 3600
 
 
 @pytest.fixture
-def player(emitted: Emit, sim_dir: Path, config: str) -> Player:
-    return Player(emitted(UNIT, config), build_dir=sim_dir)
+def simulator(emitted: Emit, sim_dir: Path, config: str) -> BulkSimulator:
+    return BulkSimulator(emitted(UNIT, config), build_dir=sim_dir)
 
 
-def check(player: Player, job: Job, stall: float, seed: int) -> None:
-    """Play a job; AssertionError with the first beat whose accumulator differs."""
-    out, wanted = player.run(job.inputs, stall=stall, seed=seed).outputs["o"], job.outputs["o"]
-    assert len(out) == len(wanted), f"{len(out)} beats came out of {len(wanted)}"
-    wrong = np.flatnonzero(np.any(out.data != wanted.data, axis=1) | (out.last != wanted.last))
-    if len(wrong):
-        beat = wrong[0]
-        raise AssertionError(
-            f"{len(wrong)} of {len(out)} beats differ, first {beat}: "
-            f"{job.inputs['i'].data[beat].tobytes().hex()}\n"
-            f"RTL    {out.data[beat][::-1].tobytes().hex()} last={out.last[beat]}\n"
-            f"golden {wanted.data[beat][::-1].tobytes().hex()} last={wanted.last[beat]}"
-        )
-
-
-def regress(player: Player, steps: int, count: int, seed: int) -> None:
+def regress(simulator: BulkSimulator, steps: int, count: int, seed: int) -> None:
     """Play every distribution, every other one with pauses."""
-    blocks = formats(player.description)
+    blocks = formats(simulator.facts)
     for index, name in enumerate(mac_stimulus.DISTRIBUTIONS):
         made = mac_stimulus.groups(name, blocks, steps, count, seed)
-        check(player, make_job(player.description, *made), 0.2 * (index % 2), seed)
+        check(simulator, mac_stimulus.pair_vectors(simulator.facts, *made), 0.2 * (index % 2), seed)
 
 
 @pytest.mark.parametrize("config", usual_first(CONFIGS, USUAL))
-def test_values(player: Player) -> None:
-    count = COUNT // (4 if player.description.parameters.get("lanes") else 1)
-    regress(player, STEPS, count, seed=1)
+def test_values(simulator: BulkSimulator) -> None:
+    count = COUNT // (4 if simulator.facts.parameters.get("lanes") else 1)
+    regress(simulator, STEPS, count, seed=1)
     assert STEPS * COUNT * len(mac_stimulus.DISTRIBUTIONS) * len(USUAL) > 650_000
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
-def test_values_at_length(player: Player) -> None:
+def test_values_at_length(simulator: BulkSimulator) -> None:
     for seed in range(10, 30):
-        regress(player, STEPS, COUNT, seed)
+        regress(simulator, STEPS, COUNT, seed)
 
 
 @pytest.mark.parametrize("config", usual_first(["m2xfp-fp32", "mxfp4-fp32", "nvfp4-fp32"], USUAL))
-def test_exact_rationals(player: Player, config: str) -> None:
+def test_exact_rationals(simulator: BulkSimulator, config: str) -> None:
     """The RTL against fractions, which share nothing with the golden model."""
-    description = player.description
-    blocks = formats(description)
+    facts = simulator.facts
+    blocks = formats(facts)
     specs = tuple(spec_of(block.name) for block in blocks)
-    assert lanes(description) == blocks[0].group
     for name in mac_stimulus.DISTRIBUTIONS:
         act, weight, first = mac_stimulus.groups(name, blocks, 10, 3, seed=6)
         if blocks[0].scale.grid:  # the reference has no scales with the unused sign bit set
             for groups, block in zip((act, weight), blocks, strict=True):
                 groups[..., block.group_bytes[0]] &= 0x7F
-        job = make_job(description, act, weight, first)
-        acc = player.run(job.inputs).outputs["o"].data.view("<u4").reshape(10, 3)
+        vectors = mac_stimulus.pair_vectors(facts, act, weight, first)
+        acc = simulator.run(vectors.inputs).outputs["o"].data.view("<u4").reshape(10, 3)
         for chain in range(3):
             state = 0
             for step in range(10):
@@ -117,55 +93,48 @@ def _reference_group(packed: np.ndarray, block: object) -> reference.Group:
 
 
 @pytest.mark.parametrize("config", usual_first(CONFIGS, USUAL))
-def test_rate_and_latency(player: Player) -> None:
+def test_rate_and_latency(simulator: BulkSimulator) -> None:
     """One group a clock without bubbles, each accumulator after the stated number of clocks."""
-    description = player.description
-    made = mac_stimulus.groups("near", formats(description), 20, 30, seed=2)
-    stamps = player.run(make_job(description, *made).inputs, stamps=True).stamps
+    facts = simulator.facts
+    made = mac_stimulus.groups("near", formats(facts), 20, 30, seed=2)
+    stamps = simulator.run(mac_stimulus.pair_vectors(facts, *made).inputs, stamps=True).stamps
     assert np.array_equal(stamps["i"], np.arange(len(stamps["i"])))
-    assert np.array_equal(stamps["o"], stamps["i"] + description.latency)
+    assert np.array_equal(stamps["o"], stamps["i"] + facts.latency)
 
 
 @pytest.mark.parametrize("config", usual_first(["m2xfp-fp32", "m2xfp-fp32-single"], USUAL))
-def test_stalls_change_nothing(player: Player) -> None:
-    made = mac_stimulus.groups("near", formats(player.description), 20, 60, seed=3)
-    job = make_job(player.description, *made)
+def test_stalls_change_nothing(simulator: BulkSimulator) -> None:
+    made = mac_stimulus.groups("near", formats(simulator.facts), 20, 60, seed=3)
+    vectors = mac_stimulus.pair_vectors(simulator.facts, *made)
     for seed, stall in enumerate(
         [{"i": 0.9}, {"o": 0.9}, {"i": 0.1, "o": 0.9}, {"i": 0.9, "o": 0.1}, {"i": 0.5, "o": 0.5}]
     ):
-        out = player.run(job.inputs, stall=stall, seed=seed).outputs["o"]
-        assert np.array_equal(out.data, job.outputs["o"].data)
+        out = simulator.run(vectors.inputs, stall=stall, seed=seed).outputs["o"]
+        assert np.array_equal(out.data, vectors.outputs["o"].data)
 
 
 @pytest.mark.parametrize("config", ["m2xfp-fp32"])
-def test_reset_clears_every_chain(player: Player) -> None:
+def test_reset_clears_every_chain(simulator: BulkSimulator) -> None:
     """Without any ``first`` the accumulators start from +0, whatever the registers held."""
-    act, weight, first = mac_stimulus.groups("near", formats(player.description), 5, 3, seed=4)
-    job = make_job(player.description, act, weight, first)
-    silent = make_job(player.description, act, weight, np.zeros_like(first))
+    act, weight, first = mac_stimulus.groups("near", formats(simulator.facts), 5, 3, seed=4)
+    vectors = mac_stimulus.pair_vectors(simulator.facts, act, weight, first)
+    data, bit = vectors.inputs["i"].data.copy(), simulator.facts.stream("i").field("first").offset
+    data[:, bit // 8] &= 0xFF ^ (1 << bit % 8)
     for seed in range(5):
-        out = player.run(silent.inputs, seed=seed).outputs["o"]
-        assert np.array_equal(out.data, job.outputs["o"].data)
+        out = simulator.run({"i": Beats(data)}, seed=seed).outputs["o"]
+        assert np.array_equal(out.data, vectors.outputs["o"].data)
 
 
-def protocol_job(emitted: EmittedFiles) -> Job:
+def protocol_vectors(emitted: EmittedFiles) -> TestVectors:
     """Return 36 dot products of all distributions, mixed."""
-    description = Facts.load(emitted.json)
+    facts = Facts.load(emitted.json)
     made = [
-        mac_stimulus.groups(name, formats(description), 2, 6, seed=5)
+        mac_stimulus.groups(name, formats(facts), 2, 6, seed=5)
         for name in mac_stimulus.DISTRIBUTIONS
     ]
-    return make_job(
-        description, *(np.concatenate(parts, axis=1) for parts in zip(*made, strict=True))
+    return mac_stimulus.pair_vectors(
+        facts, *(np.concatenate(parts, axis=1) for parts in zip(*made, strict=True))
     )
-
-
-@pytest.mark.parametrize("config", usual_first(["m2xfp-fp32", "m2xfp-fp32-single"], USUAL))
-def test_protocol(emitted: Emit, sim_dir: Path, config: str) -> None:
-    """The cocotb tests: stalls, resets, full rate, latency, independent handshakes, values."""
-    files = emitted(UNIT, config)
-    ran = run_testbench(files, protocol_job(files), MODULES, build_dir=sim_dir)
-    assert ran == 11
 
 
 def test_schedule_keeps_dot_products_together() -> None:
@@ -183,30 +152,15 @@ def test_schedule_keeps_dot_products_together() -> None:
 @pytest.mark.parametrize(
     "config", usual_first(["m2xfp-fp32", "m2xfp-fp32_subgroup", "m2xfp-fp32-single"], USUAL)
 )
-def test_arrays(player: Player) -> None:
+def test_arrays(simulator: BulkSimulator) -> None:
     """What `m2xfp simulate` does: rows in order, dot products of random lengths."""
-    description = player.description
-    act, weight, _ = mac_stimulus.groups("near", formats(description), 300, 1, seed=7)
+    facts = simulator.facts
+    act, weight, _ = mac_stimulus.groups("near", formats(facts), 300, 1, seed=7)
     first = np.random.default_rng(7).random((300, 1)) < 0.1
-    arrays = pairs(act[:, 0], weight[:, 0], description) | {"first": first[:, 0]}
-    run = player.run(encode_pairs(arrays, description))
-    acc = decode_accumulators(run.outputs, arrays, description)["acc"]
-    assert np.array_equal(acc, expected(act, weight, first, description)[:, -1, 0])
-
-
-def test_command(tmp_path: Path, sim_dir: Path) -> None:
-    description = UNITS[UNIT].instance("m2xfp-fp32").facts
-    act, weight, first = mac_stimulus.groups("near", formats(description), 50, 1, seed=8)
-    arrays = pairs(act[:, 0], weight[:, 0], description) | {"first": first[:, 0]}
-    np.savez(tmp_path / "pairs.npz", **arrays)
-    call = ["simulate", UNIT, "--config", "m2xfp-fp32", "--build-dir", str(sim_dir)]
-    call += ["--input", str(tmp_path / "pairs.npz"), "--output", str(tmp_path / "out.npz")]
-    done = CliRunner().invoke(cli, call, catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    with np.load(tmp_path / "out.npz") as out:
-        assert out.files == ["acc"]
-        assert out["acc"].dtype == np.uint32
-        assert np.array_equal(out["acc"], expected(act, weight, first, description)[:, -1, 0])
+    arrays = mac_stimulus.pair_arrays(facts, act, weight, first)
+    run = simulator.run(encode(arrays, facts))
+    acc = decode(run.outputs, arrays, facts)["acc"]
+    assert np.array_equal(acc, expected(arrays, facts)["acc"])
 
 
 @pytest.mark.parametrize(
@@ -221,15 +175,13 @@ def test_command(tmp_path: Path, sim_dir: Path) -> None:
     ],
 )
 def test_wrong_arrays_are_refused(tmp_path: Path, change: Callable, message: str) -> None:
-    from m2xfp.tb.parts.mac_arrays import load_pairs
-
-    description = UNITS[UNIT].instance("m2xfp-fp32").facts
-    arrays = pairs(*(np.zeros((3, 18), np.uint8) for _ in range(2)), description)
+    facts = UNITS[UNIT].instance("m2xfp-fp32").facts
+    arrays = pairs(*(np.zeros((3, 18), np.uint8) for _ in range(2)), facts)
     arrays["first"] = np.ones(3, bool)
     change(arrays)
     np.savez(tmp_path / "pairs.npz", **arrays)
     with pytest.raises(InputError, match=message):
-        load_pairs(tmp_path / "pairs.npz", description)
+        load(tmp_path / "pairs.npz", facts)
 
 
 @pytest.mark.parametrize(
@@ -303,11 +255,11 @@ FAULTS = [
     ids=lambda fault: fault.name,
 )
 def test_regression_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
-    player = Player(emit_mutant(fault, UNIT, "m2xfp-fp32", tmp_path), build_dir=sim_dir)
+    simulator = BulkSimulator(emit_mutant(fault, UNIT, "m2xfp-fp32", tmp_path), build_dir=sim_dir)
 
     def all_checks() -> None:
-        regress(player, 6, 600, seed=1)
-        test_reset_clears_every_chain(player)
+        regress(simulator, 6, 600, seed=1)
+        test_reset_clears_every_chain(simulator)
 
     with pytest.raises((AssertionError, SimulationError)):
         all_checks()
@@ -335,4 +287,4 @@ PROTOCOL_FAULTS = [
 def test_protocol_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
     mutant = emit_mutant(fault, UNIT, "m2xfp-fp32", tmp_path)
     with pytest.raises(TestbenchError):
-        run_testbench(mutant, protocol_job(mutant), MODULES, build_dir=sim_dir)
+        run_testbench(mutant, protocol_vectors(mutant), build_dir=sim_dir)

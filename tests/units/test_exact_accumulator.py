@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import mac_stimulus
 import numpy as np
@@ -10,13 +11,12 @@ import pytest
 import reference
 import torch
 from choices import usual_first
-from click.testing import CliRunner
+from exact_products import products
 from mutation import Mutation, emit_mutant
-from test_group_dot import products
+from stream_checks import check as check_vectors
 
-from m2xfp.cli import cli
 from m2xfp.errors import InputError, UnknownNameError
-from m2xfp.facts import EmittedFiles, Facts
+from m2xfp.facts import EmittedFiles
 from m2xfp.formats import (
     ALL_EXPONENTS,
     M2XFP_ACT,
@@ -31,25 +31,23 @@ from m2xfp.golden import PackedTensor, dot, get_format
 from m2xfp.golden.bits import running_exact_bits, to_bits
 from m2xfp.golden.formats.products import running_exact
 from m2xfp.rtl.catalog import UNITS
-from m2xfp.rtl.parts.dot_pair import DotPair
 from m2xfp.rtl.units.dot_product import DotProduct
 from m2xfp.rtl.units.exact_accumulator import ExactAccumulator
 from m2xfp.rtl.verilog.emit import emit
-from m2xfp.tb.bulk.simulator import Player, SimulationError
-from m2xfp.tb.units.dot_product import make_job, pairs
-from m2xfp.tb.vectors import Beats
+from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
+from m2xfp.tb.units.exact_accumulator import decode, encode, expected
 
 UNIT = "exact_accumulator"
-PAIR = DotPair()
+PAIR: Any = UNITS[UNIT].instance().component.pair  # type: ignore[attr-defined]
 BLOCKS = (M2XFP_ACT, M2XFP_WEIGHT)
 Emit = Callable[[str, str], EmittedFiles]
 Words = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 # Each is a window where something happens that the usual one keeps far away.
-NARROW = Window("narrow", 250, 257, 27)  # overflow after a few groups; three bits in a last digit
-LOW = Window("low", 90, 120, 80)  # subnormal results, and sums that round to zero
-HIGH = Window("high", 330, 377, 96)  # infinite results
-ONE = Window("one", 254, 254, 48)  # a single exponent, a digit of one bit
+NARROW = window("250..257/27")  # overflow after a few groups; three bits in a last digit
+LOW = window("90..120/80")  # subnormal results, and sums that round to zero
+HIGH = window("330..377/96")  # infinite results
+ONE = window("254..254/48")  # a single exponent, a digit of one bit
 WINDOWS = (USUAL_EXPONENTS, ALL_EXPONENTS, NARROW, LOW, HIGH, ONE)
 
 
@@ -95,25 +93,21 @@ def words(taken: Window, count: int, seed: int) -> Words:
     return product, exponent, nan, first
 
 
-def play(player: Player, made: Words, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def play(simulator: BulkSimulator, made: Words, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Return the accumulators and the warnings that the Verilog gives, with some pauses."""
-    product, exponent, nan, first = made
-    width = PAIR.product_shape.width
-    word = (
-        (product & (1 << width) - 1)
-        | exponent << width
-        | nan.astype(np.int64) << width + PAIR.exponent_bits
-        | first.astype(np.int64) << width + PAIR.exponent_bits + 1
-    )
-    rows = word.astype("<u8")[:, None].view(np.uint8)[:, : player.description.inputs[0].bytes]
-    out = player.run({"i": Beats(np.ascontiguousarray(rows))}, stall=0.1, seed=seed).outputs["o"]
-    return np.ascontiguousarray(out.data[:, :4]).view("<u4")[:, 0], out.data[:, 4].astype(bool)
+    arrays = dict(zip(("product", "exponent", "nan", "first"), made, strict=True))
+    run = simulator.run(encode(arrays, simulator.facts), stall=0.1, seed=seed)
+    found = decode(run.outputs, arrays, simulator.facts)
+    golden = expected(arrays, simulator.facts)
+    assert np.array_equal(golden["acc"], found["acc"])
+    assert np.array_equal(golden["inexact"], found["inexact"])
+    return found["acc"], found["inexact"]
 
 
-def check(player: Player, taken: Window, count: int, seed: int) -> dict[str, int]:
+def check(simulator: BulkSimulator, taken: Window, count: int, seed: int) -> dict[str, int]:
     """Compare every result; return how often each special case came."""
     made = words(taken, count, seed)
-    acc, inexact = play(player, made, seed)
+    acc, inexact = play(simulator, made, seed)
     wanted = list(exact_steps(made, PAIR.bias, taken))
     for n, (bits, flag) in enumerate(wanted):
         assert (int(acc[n]), bool(inexact[n])) == (bits, flag), (taken.name, n, hex(bits), flag)
@@ -130,12 +124,12 @@ def check(player: Player, taken: Window, count: int, seed: int) -> dict[str, int
 
 
 @pytest.fixture
-def find_player(sim_dir: Path, tmp_path: Path) -> Callable[[Window], Player]:
+def find_simulator(sim_dir: Path, tmp_path: Path) -> Callable[[Window], BulkSimulator]:
     """Return a function from a window to the simulation of the unit that is built for it."""
 
-    def find(taken: Window) -> Player:
+    def find(taken: Window) -> BulkSimulator:
         instance = UNITS[UNIT].instance(changes={"window": taken})
-        return Player(emit(instance, tmp_path), build_dir=sim_dir)
+        return BulkSimulator(emit(instance, tmp_path), build_dir=sim_dir)
 
     return find
 
@@ -143,28 +137,28 @@ def find_player(sim_dir: Path, tmp_path: Path) -> Callable[[Window], Player]:
 EXPECTED = {
     "usual": ("left out", "lost", "zero"),
     "all": ("zero", "subnormal", "infinite", "-0"),
-    "narrow": ("left out", "lost", "zero"),
-    "low": ("subnormal", "-0", "zero"),
-    "high": ("infinite", "zero"),
-    "one": ("left out", "lost", "zero"),
+    NARROW.name: ("left out", "lost", "zero"),
+    LOW.name: ("subnormal", "-0", "zero"),
+    HIGH.name: ("infinite", "zero"),
+    ONE.name: ("left out", "lost", "zero"),
 }
 
 
-@pytest.mark.parametrize("taken", usual_first(WINDOWS, ["usual", "narrow", "low"]))
-def test_accumulation(find_player: Callable[[Window], Player], taken: Window) -> None:
+@pytest.mark.parametrize("taken", usual_first(WINDOWS, ["usual", NARROW.name, LOW.name]))
+def test_accumulation(find_simulator: Callable[[Window], BulkSimulator], taken: Window) -> None:
     """Any D at any exponent against integers; each window's special cases do come."""
-    found = check(find_player(taken), taken, 20_000, seed=1)
+    found = check(find_simulator(taken), taken, 20_000, seed=1)
     assert all(found[case] > 10 for case in EXPECTED[taken.name]), found
 
 
 @pytest.mark.slow
-def test_accumulation_at_length(find_player: Callable[[Window], Player]) -> None:
+def test_accumulation_at_length(find_simulator: Callable[[Window], BulkSimulator]) -> None:
     for taken in WINDOWS:
         for seed in range(2, 6):
-            check(find_player(taken), taken, 30_000, seed)
+            check(find_simulator(taken), taken, 30_000, seed)
 
 
-def test_carries_through_all_digits(find_player: Callable[[Window], Player]) -> None:
+def test_carries_through_all_digits(find_simulator: Callable[[Window], BulkSimulator]) -> None:
     """-1 and +1 at the last place turn every digit at once, over and over."""
     taken = USUAL_EXPONENTS
     count = 4000
@@ -173,14 +167,14 @@ def test_carries_through_all_digits(find_player: Callable[[Window], Player]) -> 
     exponent = np.where(rng.random(count) < 0.9, taken.lowest, taken.highest)
     first = rng.random(count) < 0.01
     made = product, exponent, np.zeros(count, bool), first
-    acc, inexact = play(find_player(taken), made)
+    acc, inexact = play(find_simulator(taken), made)
     wanted = list(exact_steps(made, PAIR.bias, taken))
     assert acc.tolist() == [bits for bits, _ in wanted]
     assert not inexact.any()
 
 
-def test_room_to_grow(find_player: Callable[[Window], Player]) -> None:
-    """2^14 of the largest products fit the usual window, as its description says; twice not."""
+def test_room_to_grow(find_simulator: Callable[[Window], BulkSimulator]) -> None:
+    """2^14 of the largest products fit the usual window, as its facts says; twice not."""
     count = 1 << 15
     made = (
         np.full(count, PAIR.product_bound),
@@ -188,7 +182,7 @@ def test_room_to_grow(find_player: Callable[[Window], Player]) -> None:
         np.zeros(count, bool),
         np.arange(count) == 0,
     )
-    _, inexact = play(find_player(USUAL_EXPONENTS), made)
+    _, inexact = play(find_simulator(USUAL_EXPONENTS), made)
     assert not inexact[: 1 << 14].any()
     assert inexact[-1]
 
@@ -244,9 +238,9 @@ def test_all_exponents_equal_the_plain_exact_product(names: tuple[str, str]) -> 
 
 def test_language_model_fits_the_usual_window() -> None:
     """The groups of the bundled model's layers on held-out text, eight exponents from its ends."""
-    from m2xfp.synth.gate_sim.stimulus import tensors
+    from m2xfp.synth.gate_sim.stimulus import operands
 
-    given = tensors("model", 1, 5_000)
+    given = operands("model", 1, 5_000)
     a = get_format("m2xfp-act").quantize(given.activations.reshape(100, -1))
     w = get_format("m2xfp-weight").quantize(given.weights.reshape(100, -1))
     there = (a.codes.unflatten(-1, (-1, 16)) & 0x77 != 0).any(-1)
@@ -261,35 +255,11 @@ def test_language_model_fits_the_usual_window() -> None:
 @pytest.mark.parametrize("config", usual_first(["m2xfp-exact", "m2xfp-exact-all"], ["m2xfp-exact"]))
 def test_dot_product(emitted: Emit, sim_dir: Path, config: str) -> None:
     """Packed groups through the whole unit against the golden model."""
-    player = Player(emitted("dot_product", config), build_dir=sim_dir)
+    simulator = BulkSimulator(emitted("dot_product", config), build_dir=sim_dir)
     for seed in range(3):
-        made = packed_groups(window(player.description.parameters["window"]), 60, 500, seed)
-        job = make_job(player.description, *made, seed=seed)
-        out = player.run(job.inputs, stall=0.1 * seed, seed=seed).outputs["o"]
-        assert np.array_equal(out.data, job.outputs["o"].data)
-        assert np.array_equal(out.last, job.outputs["o"].last)
-
-
-def test_command(tmp_path: Path, sim_dir: Path) -> None:
-    """`m2xfp simulate` gives the warnings beside the results."""
-    act, weight, first = (part[:, 0] for part in packed_groups(USUAL_EXPONENTS, 300, 1, seed=8))
-    fields = pairs(act, weight, _description("m2xfp-exact"))
-    np.savez(tmp_path / "pairs.npz", first=first, **fields)
-    call = ["simulate", "dot_product", "--config", "m2xfp-exact", "--build-dir", str(sim_dir)]
-    call += ["--input", str(tmp_path / "pairs.npz"), "--output", str(tmp_path / "out.npz")]
-    done = CliRunner().invoke(cli, call, catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    names = [block.name for block in BLOCKS]
-    acc, inexact = running_exact_bits(*names, act[None], weight[None], first[None], USUAL_EXPONENTS)
-    with np.load(tmp_path / "out.npz") as out:
-        assert sorted(out.files) == ["acc", "inexact"]
-        assert np.array_equal(out["acc"], acc[0])
-        assert np.array_equal(out["inexact"], inexact[0])
-    assert 0 < inexact.sum() < len(first)
-
-
-def _description(config: str) -> Facts:
-    return UNITS["dot_product"].instance(config).facts
+        made = packed_groups(window(simulator.facts.parameters["window"]), 60, 500, seed)
+        vectors = mac_stimulus.pair_vectors(simulator.facts, *made, seed=seed)
+        check_vectors(simulator, vectors, stall=0.1 * seed, seed=seed)
 
 
 @pytest.mark.parametrize("numbers", [(-1, 5, 40), (6, 5, 40), (0, 509, 600), (0, 40, 41)])
@@ -353,15 +323,15 @@ FAULTS = [
 ]
 
 
-def regress(player: Player) -> None:
+def regress(simulator: BulkSimulator) -> None:
     """Play what each fault must be seen in; AssertionError if a result differs."""
     for seed in range(3):
         made = words(USUAL_EXPONENTS, 6000, seed)
         made[3][0] = False  # nothing but reset clears the sum at the start
-        acc, inexact = play(player, made, seed)
+        acc, inexact = play(simulator, made, seed)
         wanted = list(exact_steps(made, PAIR.bias, USUAL_EXPONENTS))
         assert [(int(a), bool(b)) for a, b in zip(acc, inexact, strict=True)] == wanted
-    test_room_to_grow(lambda _: player)
+    test_room_to_grow(lambda _: simulator)
 
 
 @pytest.mark.parametrize(
@@ -370,6 +340,6 @@ def regress(player: Player) -> None:
     ids=lambda fault: fault.name,
 )
 def test_regression_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
-    player = Player(emit_mutant(fault, UNIT, "m2xfp", tmp_path), build_dir=sim_dir)
+    simulator = BulkSimulator(emit_mutant(fault, UNIT, "m2xfp", tmp_path), build_dir=sim_dir)
     with pytest.raises((AssertionError, SimulationError)):
-        regress(player)
+        regress(simulator)

@@ -15,37 +15,39 @@ from mutation import Mutation, emit_mutant
 
 from m2xfp.cli import cli
 from m2xfp.errors import InputError
-from m2xfp.formats import BF16, E2M1, E8M0, MXFP4, BlockFormat, Metadata
+from m2xfp.formats import BF16, MXFP4, BlockFormat, block_format
 from m2xfp.golden import get_format
 from m2xfp.models.evaluate import cut_windows, perplexity
 from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
-from m2xfp.rtl.catalog import Unit, find_unit
+from m2xfp.rtl.catalog import Instance, find_unit
+from m2xfp.rtl.parameters import parameters_of
 from m2xfp.rtl.parts.gemm_cycles import GemmTiming
 from m2xfp.rtl.units.gemm_core import GemmCore
 from m2xfp.rtl.verilog.emit import emit
-from m2xfp.synth.gate_sim.stimulus import job_for
+from m2xfp.synth.gate_sim.stimulus import vectors_for
 from m2xfp.synth.studies import gemm
-from m2xfp.tb.adapters import find_adapter
-from m2xfp.tb.bulk.simulator import Player, SimulationError
-from m2xfp.tb.parts.gemm_arrays import Product, command_row, status_names
-from m2xfp.tb.units.gemm_core import (
-    GemmBench,
+from m2xfp.synth.studies.linear import (
+    GemmSimulation,
     compare_losses,
-    find_bench,
     golden_linear,
-    golden_product,
     run_linear,
+    simulate_core,
 )
+from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
+from m2xfp.tb.parts.gemm_arrays import Product, status_names
+from m2xfp.tb.parts.groups import group_arrays
+from m2xfp.tb.units.gemm_core import decode, encode, golden_product, load
 from m2xfp.tb.vectors import Beats
 
 UNIT = "gemm_core"
 
 # M2XFP with groups of one subgroup: a small core that requantizes, which takes a group of columns.
-SMALL_ACT = BlockFormat("m2xfp-act", E2M1, E8M0, 8, Metadata("elem-em", bits=2, subgroup=8))
-SMALL_WEIGHT = BlockFormat("m2xfp-weight", E2M1, E8M0, 8, Metadata("sg-em", bits=2, subgroup=8))
+SMALL_ACT = block_format("m2xfp-act:group=8")
+SMALL_WEIGHT = block_format("m2xfp-weight:group=8")
 SMALL = {"act": SMALL_ACT, "weight": SMALL_WEIGHT}
 
-# By name: parameters, beside those of the catalog.
+# By name: parameters, beside those of the catalog. What they leave out has the default.
+BASE = {name: known.default for name, known in parameters_of(GemmCore).items()}
 OTHERS: dict[str, dict[str, Any]] = {
     "small-packed": SMALL
     | {"rows": 1, "columns": 8, "max_k": 64, "depth": 1, "chains": 2}
@@ -59,30 +61,31 @@ NORMAL = ["m2xfp-2x2", "small-packed"]
 SLOW = ["small-4x3", "small-3x1", "mxfp4-1x2", "m2xfp-1x32"]
 CONFIGS = [*NORMAL, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
-Benches = Callable[[str], GemmBench]
+Cores = Callable[[str], GemmSimulation]
 
 
 @pytest.fixture(scope="module")
-def benches(sim_dir: Path) -> Benches:
+def cores(sim_dir: Path) -> Cores:
     """Return a function from a configuration to the emitted core in simulation."""
 
     @cache
-    def bench(config: str) -> GemmBench:
+    def core(config: str) -> GemmSimulation:
         unit = find_unit(UNIT)
-        if config in OTHERS:
-            unit = Unit(UNIT, unit.purpose, GemmCore, OTHERS, unit.golden)
-        core = unit.instance(config).component
-        assert isinstance(core, GemmCore)
-        return GemmBench(
-            core, Player(emit(unit.instance(config), sim_dir / "verilog"), build_dir=sim_dir)
-        )
+        changes = OTHERS.get(config, {})
+        if changes:
+            name = f"{UNIT}_{config.replace('-', '_')}"
+            instance = unit.instance(None, {**BASE, **changes}, name=name)
+        else:
+            instance = unit.instance(config)
+        emitted = emit(instance, sim_dir / "verilog")
+        return GemmSimulation(BulkSimulator(emitted, build_dir=sim_dir))
 
-    return bench
+    return core
 
 
 @pytest.fixture
-def bench(benches: Benches, config: str) -> GemmBench:
-    return benches(config)
+def core(cores: Cores, config: str) -> GemmSimulation:
+    return cores(config)
 
 
 def packed_rows(block: BlockFormat, rows: int, groups: int, spread: int, seed: int) -> np.ndarray:
@@ -96,65 +99,65 @@ def packed_rows(block: BlockFormat, rows: int, groups: int, spread: int, seed: i
     return data
 
 
-def product(core: GemmCore, m: int, n: int, groups: int, seed: int) -> Product:
+def product(core: GemmSimulation, m: int, n: int, groups: int, seed: int) -> Product:
     """Return random operands of a size: any bytes, or scales near each other."""
     spread = (0, 3, 12, 40)[seed % 4]
-    weights = packed_rows(core.pair.weight, n, groups, spread, seed)
-    group = core.pair.group
-    if core.activations is None:
-        acts = packed_rows(core.pair.act, m, groups, spread, seed + 1)
+    weights = packed_rows(core.streams.weight, n, groups, spread, seed)
+    group, kind = core.streams.act.group, core.facts.parameters["activations"]
+    if kind is None:
+        acts = packed_rows(core.streams.act, m, groups, spread, seed + 1)
     else:
         names = list(stimulus.DISTRIBUTIONS)
-        kind = core.activations.name
         raw = stimulus.groups(names[seed % len(names)], kind, m * groups, seed)[:, :group]
-        acts = np.ascontiguousarray(raw).view(np.uint8).reshape(m, groups, -1)
+        acts = raw.reshape(m, -1)
     return Product(acts, weights, groups * group)
 
 
-def random_products(core: GemmCore, count: int, seed: int) -> list[Product]:
+def random_products(core: GemmSimulation, count: int, seed: int) -> list[Product]:
     """Return products of random sizes that exercise every edge of the tiles."""
     rng = np.random.default_rng(seed)
-    block = core.rows * core.chains
+    block = core.streams.rows * core.streams.chains
+    most = core.facts.parameters["max_k"] // core.streams.act.group
     found = []
     for n in range(count):
-        rows, columns = rng.integers(1, 3 * block + 1), rng.integers(1, 3 * core.columns + 1)
-        groups = rng.integers(1, core.max_k // core.pair.group + 1)
+        rows = rng.integers(1, 3 * block + 1)
+        columns = rng.integers(1, 3 * core.streams.columns + 1)
+        groups = rng.integers(1, most + 1)
         found.append(product(core, int(rows), int(columns), int(groups), seed * 1000 + n))
     return found
 
 
-def check(bench: GemmBench, products: list[Product], stall: float, seed: int) -> None:
+def check(core: GemmSimulation, products: list[Product], stall: float, seed: int) -> None:
     """Run the products; AssertionError with the first result whose bits differ."""
-    results, _ = bench.run(products, stall=stall, seed=seed)
+    results, _ = core.run(products, stall=stall, seed=seed)
     for index, (operands, found) in enumerate(zip(products, results, strict=True)):
-        expected = golden_product(bench.core, operands)
-        wrong = np.argwhere((found != expected).any(-1))
+        expected = golden_product(operands, core.facts)
+        wrong = np.argwhere(found != expected)
         assert not len(wrong), (
-            f"product {index} {operands.sizes}: {len(wrong)} of {found[..., 0].size} results "
+            f"product {index} {operands.sizes}: {len(wrong)} of {found.size} results "
             f"differ, first {wrong[0].tolist()}: {found[tuple(wrong[0])]} for "
             f"{expected[tuple(wrong[0])]}"
         )
 
 
-def regress(bench: GemmBench, rounds: int, seed: int) -> None:
+def regress(core: GemmSimulation, rounds: int, seed: int) -> None:
     """Play several commands a round, without and with stalls."""
     for n in range(rounds):
-        check(bench, random_products(bench.core, 5, seed + n), (0.0, 0.3, 0.7)[n % 3], n)
+        check(core, random_products(core, 5, seed + n), (0.0, 0.3, 0.7)[n % 3], n)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_products(bench: GemmBench) -> None:
+def test_products(core: GemmSimulation) -> None:
     """Random sizes and operands, several commands one after the other, random stalls."""
-    regress(bench, 9, seed=1)
+    regress(core, 9, seed=1)
 
 
-def check_clocks(bench: GemmBench, timing: GemmTiming) -> None:
+def check_clocks(core: GemmSimulation, timing: GemmTiming) -> None:
     """Play commands, alone and in a row; AssertionError if a count is not exact."""
-    core = bench.core
     for n in range(25):
         products = random_products(core, 1 + n % 4, seed=100 + n)
-        _, run = bench.run(products, stamps=True)
-        panels = [-(-len(p.weights) // core.columns) for p in products]
+        _, run = core.run(products, stamps=True)
+        panels = [-(-len(p.weights) // core.streams.columns) for p in products]
         ends = np.cumsum([count * len(p.acts) for count, p in zip(panels, products, strict=True)])
         taken = run.stamps["o"][ends - 1] - run.stamps["cmd"][0]
         sizes = [p.sizes for p in products]
@@ -163,9 +166,9 @@ def check_clocks(bench: GemmBench, timing: GemmTiming) -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_clocks(bench: GemmBench) -> None:
+def test_clocks(core: GemmSimulation) -> None:
     """The cycle model's count, exactly, for one command and for commands in a row."""
-    check_clocks(bench, bench.timing)
+    check_clocks(core, core.timing)
 
 
 class OneSlot(GemmTiming):
@@ -176,21 +179,22 @@ class OneSlot(GemmTiming):
 
 @pytest.mark.parametrize("config", ["m2xfp-2x2"])
 @pytest.mark.parametrize("kind", [GemmTiming, OneSlot])
-def test_miscounted_clocks_are_noticed(bench: GemmBench, kind: type[GemmTiming]) -> None:
-    facts = asdict(bench.timing)
+def test_miscounted_clocks_are_noticed(core: GemmSimulation, kind: type[GemmTiming]) -> None:
+    facts = asdict(core.timing)
     if kind is GemmTiming:
         facts["depth"] -= 1
     with pytest.raises(AssertionError):
-        check_clocks(bench, kind(**facts))
+        check_clocks(core, kind(**facts))
 
 
 @pytest.mark.parametrize("config", ["m2xfp-2x2"])
-def test_latency(bench: GemmBench) -> None:
+def test_latency(core: GemmSimulation) -> None:
     """A result leaves the stated number of clocks after the last of its activations."""
-    core = bench.core
-    _, run = bench.run([product(core, core.rows, 1, 5, seed=7)], stamps=True)
-    assert run.stamps["o"][0] - run.stamps["acts"][-1] == core.latency
-    assert core.array_latency == bench.timing.array_latency
+    _, run = core.run([product(core, core.streams.rows, 1, 5, seed=7)], stamps=True)
+    assert run.stamps["o"][0] - run.stamps["acts"][-1] == core.facts.latency
+    component = Instance.of(core.facts).component
+    assert isinstance(component, GemmCore)
+    assert component.array_latency == core.timing.array_latency
 
 
 BAD = [
@@ -212,52 +216,51 @@ BAD = [
         pytest.param("m2xfp-bf16-2x2", "model", marks=pytest.mark.slow),
     ],
 )
-def test_power_job(bench: GemmBench, source: str) -> None:
+def test_gate_level_vectors(core: GemmSimulation, source: str) -> None:
     """What a gate-level run plays is what the Verilog gives, with a beat a clock in the middle."""
     lanes = 3
-    job = job_for(bench.player.description, source, lanes, depth=20)
-    assert job is not None
-    assert job.groups == lanes
-    run = bench.player.run(job.inputs, stamps=True)
-    for name, beats in job.outputs.items():
-        assert np.array_equal(run.outputs[name].data, beats.data)
-        assert np.array_equal(run.outputs[name].last, beats.last)
-    clocks = bench.core.clocks_per_block
+    vectors = vectors_for(core.facts, source, lanes, depth=20)
+    assert vectors.groups == lanes
+    run = core.simulator.run(vectors.inputs, stamps=True)
+    for name in vectors.outputs:
+        assert not len(vectors.differing(name, run.outputs[name]))
+    clocks = core.facts.clocks_per_block
     steps = np.diff(run.stamps["acts"])
     assert (steps[1 : 1 + 3 * clocks] == 1).sum() >= 3 * clocks - 1
 
 
 @pytest.mark.parametrize("config", ["m2xfp-2x2"])
 @pytest.mark.parametrize("stall", [0.0, 0.5])
-def test_bad_sizes(bench: GemmBench, stall: float) -> None:
+def test_bad_sizes(core: GemmSimulation, stall: float) -> None:
     """Each is refused with its status and nothing else; the commands around it are computed."""
-    assert bench.core.max_k == 512
-    good = [product(bench.core, 3, 3, 2, seed=n) for n in range(len(BAD) + 1)]
-    inputs = bench.streams.inputs(good)
-    rows = [command_row(*good[0].sizes)]
+    assert core.facts.parameters["max_k"] == 512
+    good = [product(core, 3, 3, 2, seed=n) for n in range(len(BAD) + 1)]
+    inputs = core.streams.inputs(good)
+    commands = [good[0].sizes]
     for (sizes, _), operands in zip(BAD, good[1:], strict=True):
-        rows += [command_row(*sizes), command_row(*operands.sizes)]
-    run = bench.player.run(inputs | {"cmd": Beats(np.stack(rows))}, stall=stall)
-    names = [status_names(row[0]) for row in run.outputs["status"].data]
+        commands += [sizes, operands.sizes]
+    beats = Beats(core.streams.command_beats(commands))
+    run = core.simulator.run(inputs | {"cmd": beats}, stall=stall)
+    names = [status_names(row[0], core.facts) for row in run.outputs["status"].data]
     assert names == [[], *(row for _, status in BAD for row in (status, []))]
-    for operands, found in zip(good, bench.streams.results(run.outputs["o"], good), strict=True):
-        assert np.array_equal(found, golden_product(bench.core, operands))
+    for operands, found in zip(good, core.streams.results(run.outputs["o"], good), strict=True):
+        assert np.array_equal(found, golden_product(core, operands))
 
 
 @pytest.mark.parametrize("config", ["m2xfp-2x2"])
 @pytest.mark.parametrize("name", ["acts", "weights"])
 @pytest.mark.parametrize("change", ["missing", "early"])
-def test_misplaced_last(bench: GemmBench, name: str, change: str) -> None:
+def test_misplaced_last(core: GemmSimulation, name: str, change: str) -> None:
     """TLAST at another place than the sizes say is reported with that command, and only there."""
-    products = [product(bench.core, 5, 5, 3, seed=n) for n in range(3)]
-    inputs = bench.streams.inputs(products)
+    products = [product(core, 5, 5, 3, seed=n) for n in range(3)]
+    inputs = core.streams.inputs(products)
     last = inputs[name].last.copy()
     second = np.flatnonzero(last)[1]
     last[second] = change == "early"
     if change == "early":
         last[second - 2] = True
-    run = bench.player.run(inputs | {name: Beats(inputs[name].data, last)})
-    names = [status_names(row[0]) for row in run.outputs["status"].data]
+    run = core.simulator.run(inputs | {name: Beats(inputs[name].data, last)})
+    names = [status_names(row[0], core.facts) for row in run.outputs["status"].data]
     assert names == [[], ["misframed"], []]
 
 
@@ -304,10 +307,10 @@ def test_the_command_counts_the_clocks_of_the_emitted_core(sim_dir: Path) -> Non
     cells = [cell.strip() for cell in done.stdout.splitlines()[-1].split("|")]
 
     instance = find_unit("gemm_core").instance(changes=settings)
-    core = instance.component
-    assert isinstance(core, GemmCore)
-    player = Player(emit(instance, sim_dir / "verilog"), build_dir=sim_dir)
-    _, run = GemmBench(core, player).run([product(core, m, n, k // 32, seed=3)], stamps=True)
+    simulated = GemmSimulation(
+        BulkSimulator(emit(instance, sim_dir / "verilog"), build_dir=sim_dir)
+    )
+    _, run = simulated.run([product(simulated, m, n, k // 32, seed=3)], stamps=True)
     assert cells[3:6] == [f"{n} x {k}", "1", str(run.stamps["o"][-1] - run.stamps["cmd"][0])]
 
 
@@ -337,14 +340,14 @@ def test_linear_layer(sim_dir: Path) -> None:
 
 def test_other_weights_are_noticed(sim_dir: Path) -> None:
     """The comparison sees one metadata bit of one weight group."""
-    bench = find_bench("m2xfp-bf16-2x2", sim_dir)
+    core = simulate_core("m2xfp-bf16-2x2", sim_dir)
     rng = torch.Generator().manual_seed(1)
     x = torch.randn(7, 64, generator=rng).to(torch.bfloat16)
     weight = get_format("m2xfp-weight").quantize(torch.randn(5, 64, generator=rng))
     expected = golden_linear(x, weight)
-    assert torch.equal(bench.linear(x, weight), expected)
+    assert torch.equal(core.linear(x, weight), expected)
     weight.meta[3, 1] ^= 1
-    differs = bench.linear(x, weight) != expected
+    differs = core.linear(x, weight) != expected
     assert differs.any()
     assert not differs[:, [0, 1, 2, 4]].any()
 
@@ -370,36 +373,35 @@ def test_perplexity_command(monkeypatch: pytest.MonkeyPatch, last_bit: int) -> N
         assert windows.shape == (2, 128)
         return verilog, golden, 77
 
-    monkeypatch.setattr("m2xfp.tb.units.gemm_core.compare_losses", losses)
+    monkeypatch.setattr("m2xfp.synth.studies.linear.compare_losses", losses)
     done = CliRunner().invoke(cli, ["study", "gemm-perplexity", "--windows", "2"])
     assert done.exit_code == last_bit
     assert f"golden   {perplexity(golden)!r}" in done.stdout
     assert ("NOT equal" in done.stdout) == bool(last_bit)
 
 
-def fields(core: GemmCore, m: int, n: int, groups: int) -> dict[str, np.ndarray]:
+def fields(core: GemmSimulation, m: int, n: int, groups: int) -> dict[str, np.ndarray]:
     """Return what a user's file holds: the planes of both operands."""
-    operands = product(core, m, n, groups, seed=2)
+    operands, streams = product(core, m, n, groups, seed=2), core.streams
     found = {}
-    for side, rows in (("a", operands.acts), ("w", operands.weights)):
-        for name, plane in zip(
-            ("codes", "scales", "meta"), np.split(rows, [16, 17], 2), strict=True
-        ):
-            found[f"{side}_{name}"] = plane.reshape(len(rows), -1)
+    for side, rows, block in (
+        ("a_", operands.acts, streams.act),
+        ("w_", operands.weights, streams.weight),
+    ):
+        planes = group_arrays(rows.reshape(-1, rows.shape[2]), block, side)
+        found |= {name: plane.reshape(len(rows), -1) for name, plane in planes.items()}
     return found
 
 
 @pytest.mark.parametrize("config", ["m2xfp-2x2"])
-def test_user_files(bench: GemmBench, tmp_path: Path) -> None:
+def test_user_files(core: GemmSimulation, tmp_path: Path) -> None:
     """`m2xfp simulate` takes planes and gives the matrix."""
-    adapter, description = find_adapter(UNIT), bench.player.description
-    np.savez(tmp_path / "in.npz", **fields(bench.core, 5, 7, 3))
-    arrays = adapter.load(tmp_path / "in.npz", description)
-    run = bench.player.run(adapter.encode(arrays, description), stall=0.2)
-    out = adapter.decode(run.outputs, arrays, description)["out"]
-    expected = golden_product(bench.core, product(bench.core, 5, 7, 3, seed=2))
+    np.savez(tmp_path / "in.npz", **fields(core, 5, 7, 3))
+    arrays = load(tmp_path / "in.npz", core.facts)
+    run = core.simulator.run(encode(arrays, core.facts), stall=0.2)
+    out = decode(run.outputs, arrays, core.facts)["out"]
     assert out.shape == (5, 7)
-    assert np.array_equal(out, expected.view(np.uint32)[..., 0])
+    assert np.array_equal(out, golden_product(product(core, 5, 7, 3, seed=2), core.facts))
 
 
 @pytest.mark.parametrize("config", ["m2xfp-2x2"])
@@ -414,23 +416,23 @@ def test_user_files(bench: GemmBench, tmp_path: Path) -> None:
     ],
 )
 def test_user_errors(
-    bench: GemmBench, tmp_path: Path, name: str, change: np.ndarray | None, word: str
+    core: GemmSimulation, tmp_path: Path, name: str, change: np.ndarray | None, word: str
 ) -> None:
-    arrays = fields(bench.core, 5, 7, 3)
+    arrays = fields(core, 5, 7, 3)
     if change is None:
         del arrays[name]
     else:
         arrays[name] = change
     np.savez(tmp_path / "in.npz", **arrays)
     with pytest.raises(InputError, match=word):
-        find_adapter(UNIT).load(tmp_path / "in.npz", bench.player.description)
+        load(tmp_path / "in.npz", core.facts)
 
 
 @pytest.mark.parametrize("config", ["m2xfp-2x2"])
-def test_user_sizes(bench: GemmBench, tmp_path: Path) -> None:
-    np.savez(tmp_path / "in.npz", **fields(bench.core, 1, 1, 17))
+def test_user_sizes(core: GemmSimulation, tmp_path: Path) -> None:
+    np.savez(tmp_path / "in.npz", **fields(core, 1, 1, 17))
     with pytest.raises(InputError, match="k=544"):
-        find_adapter(UNIT).load(tmp_path / "in.npz", bench.player.description)
+        load(tmp_path / "in.npz", core.facts)
 
 
 CORE, LOADER, SEQUENCER, BUFFERS, ARRAY = (
@@ -472,8 +474,6 @@ FAULTS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_regression_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
-    core = find_unit(UNIT).instance("m2xfp-2x2").component
-    assert isinstance(core, GemmCore)
     mutant = emit_mutant(fault, UNIT, "m2xfp-2x2", tmp_path)
     with pytest.raises((AssertionError, SimulationError)):
-        regress(GemmBench(core, Player(mutant, build_dir=sim_dir)), 9, seed=1)
+        regress(GemmSimulation(BulkSimulator(mutant, build_dir=sim_dir)), 9, seed=1)

@@ -12,7 +12,7 @@ import torch
 from amaranth.hdl import Module
 from amaranth.sim import Simulator
 from mutation import Mutation, emit_mutant
-from stream_checks import check, regress
+from stream_checks import check, regress, value_vectors
 from torch.nn import functional as F  # noqa: N812 - the name PyTorch's documentation uses
 
 from m2xfp.errors import InputError
@@ -28,15 +28,13 @@ from m2xfp.rtl.parts.multiplier_search import LaneTerms, lane_layout
 from m2xfp.rtl.parts.search_study import LATENCY, GainSearch, SquareSearch
 from m2xfp.rtl.parts.subgroup_codes import SubgroupCodes
 from m2xfp.rtl.units.weight_encoder import WeightEncoder
-from m2xfp.tb.adapters import find_adapter
-from m2xfp.tb.bulk.simulator import Player, SimulationError
+from m2xfp.tb.bench import bench_of
+from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
 from m2xfp.tb.protocol.harness import TestbenchError, run_testbench
-from m2xfp.tb.units.weight_encoder import make_job
-from m2xfp.tb.vectors import Job
+from m2xfp.tb.vectors import TestVectors
 
 UNIT = "weight_encoder"
 CONFIGS = list(UNITS[UNIT].configs)
-MODULES = ("m2xfp.tb.protocol.stream_tests", "m2xfp.tb.units.weight_encoder")
 
 # Every input type, one and three clocks a beat, adaptive and fixed, the smallest F; the others
 # differ in numbers only and are slow tests.
@@ -67,25 +65,25 @@ def marked(usual: list[str]) -> list[object]:
 
 
 @pytest.fixture
-def player(emitted: Emit, sim_dir: Path, config: str) -> Player:
-    return Player(emitted(UNIT, config), build_dir=sim_dir)
+def simulator(emitted: Emit, sim_dir: Path, config: str) -> BulkSimulator:
+    return BulkSimulator(emitted(UNIT, config), build_dir=sim_dir)
 
 
 # --- values ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("config", marked(USUAL))
-def test_values(player: Player) -> None:
-    assert regress(player, make_job, GROUPS, seed=1) >= 45_000
+def test_values(simulator: BulkSimulator) -> None:
+    assert regress(simulator, GROUPS, seed=1) >= 45_000
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["bf16-adaptive", "fp16-adaptive", "fp32-adaptive"])
-def test_values_at_length(player: Player) -> None:
+def test_values_at_length(simulator: BulkSimulator) -> None:
     """A million groups of each input type, where the default F also equals the exact search."""
-    kind = player.description.parameters["input_type"]
+    kind = simulator.facts.parameters["input_type"]
     for seed in range(20, 20 + SLOW_GROUPS // 10_000):
-        assert regress(player, make_job, 10_000, seed) == 150_000
+        assert regress(simulator, 10_000, seed) == 150_000
         for name in stimulus.DISTRIBUTIONS:
             raw = stimulus.groups(name, kind, 10_000, seed)
             fixed = quantize_bits(get_format("m2xfp-weight", search="fixed"), kind, raw)
@@ -95,24 +93,24 @@ def test_values_at_length(player: Player) -> None:
 
 
 @pytest.mark.parametrize("config", ["bf16-kv", "fp16-adaptive-12"])
-def test_all_patterns(player: Player) -> None:
+def test_all_patterns(simulator: BulkSimulator) -> None:
     """All 65 536 patterns, each beside a fixed largest magnitude."""
-    kind = player.description.parameters["input_type"]
+    kind = simulator.facts.parameters["input_type"]
     smallest = {"bf16": 2.0**-126, "fp16": 2.0**-24}[kind]
     for amax in (1.0, 1.9375, 6.0, smallest):
         raw = stimulus.all_patterns(kind, amax)
         assert len(np.unique(raw)) == 65536
-        check(player, make_job(player.description, raw), stall={}, seed=0)
+        check(simulator, value_vectors(simulator.facts, raw), stall={}, seed=0)
 
 
 @pytest.mark.parametrize("config", ["bf16-kv"])
-def test_real_weights(player: Player) -> None:
+def test_real_weights(simulator: BulkSimulator) -> None:
     """The bundled model's weights as they are stored, every group of every layer."""
     model = load_model()
     rows = [p.detach().to(torch.bfloat16) for p in model.parameters() if p.ndim == 2]
     raw = np.concatenate([to_bits(row).reshape(-1, 32) for row in rows])
     assert len(raw) * 32 == sum(row.numel() for row in rows) > 500_000
-    check(player, make_job(player.description, raw), stall={}, seed=0)
+    check(simulator, value_vectors(simulator.facts, raw), stall={}, seed=0)
 
 
 # --- key/value cache ------------------------------------------------------------------------------
@@ -120,7 +118,7 @@ def test_real_weights(player: Player) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("config", ["bf16-kv"])
-def test_attention_with_a_cache_from_the_hardware(player: Player) -> None:
+def test_attention_with_a_cache_from_the_hardware(simulator: BulkSimulator) -> None:
     """Attention of the bundled model: keys and values from the Verilog, the rest golden.
 
     Keys are packed as they come, a vector after the other; values by channel, since the product
@@ -140,11 +138,11 @@ def test_attention_with_a_cache_from_the_hardware(player: Player) -> None:
         model(tokens)
     assert len(calls) == mode.calls == model.config.layers
 
-    fmt, adapter = get_format("m2xfp-weight"), find_adapter(UNIT)
+    fmt, bench = get_format("m2xfp-weight"), bench_of(simulator.facts)
 
     def through_hardware(x: torch.Tensor) -> torch.Tensor:
-        beats = adapter.encode({"x": to_bits(x.reshape(-1, 32))}, player.description)
-        packed = torch.from_numpy(player.run(beats).outputs["o"].data)
+        beats = bench.encode({"x": to_bits(x.reshape(-1, 32))}, simulator.facts)
+        packed = torch.from_numpy(simulator.run(beats).outputs["o"].data)
         groups = packed.reshape(*x.shape[:-1], x.shape[-1] // 32, 18)
         return PackedTensor.from_groups(fmt, groups).dequantize(x.dtype)
 
@@ -175,43 +173,35 @@ def test_attention_with_a_cache_from_the_hardware(player: Player) -> None:
 
 
 @pytest.mark.parametrize("config", marked(USUAL))
-def test_rate_and_latency(player: Player) -> None:
+def test_rate_and_latency(simulator: BulkSimulator) -> None:
     """A group in the stated number of clocks, each after the stated latency."""
-    description = player.description
-    kind, beats = description.parameters["input_type"], description.beats_per_group
-    job = make_job(description, stimulus.groups("normal", kind, 1000, seed=2))
-    stamps = player.run(job.inputs, stamps=True).stamps
-    period = description.clocks_per_group
+    facts = simulator.facts
+    kind, beats = facts.parameters["input_type"], facts.beats_per_group
+    vectors = value_vectors(facts, stimulus.groups("normal", kind, 1000, seed=2))
+    stamps = simulator.run(vectors.inputs, stamps=True).stamps
+    period = facts.clocks_per_group
     assert set(np.diff(stamps["o"]).tolist()) == {period}
-    assert stamps["o"][0] == stamps["i"][beats - 1] + description.latency
+    assert stamps["o"][0] == stamps["i"][beats - 1] + facts.latency
     if period == beats:
         assert np.array_equal(stamps["i"], np.arange(1000 * beats))
 
 
 @pytest.mark.parametrize("config", ["bf16-kv", "bf16-adaptive-6"])
-def test_stalls_change_nothing(player: Player) -> None:
-    kind = player.description.parameters["input_type"]
-    job = make_job(player.description, stimulus.groups("wide", kind, 3000, seed=3))
+def test_stalls_change_nothing(simulator: BulkSimulator) -> None:
+    kind = simulator.facts.parameters["input_type"]
+    vectors = value_vectors(simulator.facts, stimulus.groups("wide", kind, 3000, seed=3))
     for seed, stall in enumerate(
         [{"i": 0.9}, {"o": 0.9}, {"i": 0.1, "o": 0.9}, {"i": 0.9, "o": 0.1}, {"i": 0.5, "o": 0.5}]
     ):
-        check(player, job, stall, seed)
+        check(simulator, vectors, stall, seed)
 
 
-def protocol_job(emitted: EmittedFiles) -> Job:
+def protocol_vectors(emitted: EmittedFiles) -> TestVectors:
     """Return 90 groups of all distributions, mixed."""
-    description = Facts.load(emitted.json)
-    kind = description.parameters["input_type"]
+    facts = Facts.load(emitted.json)
+    kind = facts.parameters["input_type"]
     raw = np.vstack([stimulus.groups(name, kind, 6, seed=4) for name in stimulus.DISTRIBUTIONS])
-    return make_job(description, np.random.default_rng(4).permutation(raw))
-
-
-@pytest.mark.parametrize("config", marked(["bf16-adaptive-6", "bf16-kv"]))
-def test_protocol(emitted: Emit, sim_dir: Path, config: str) -> None:
-    """The cocotb tests: stalls, resets, full rate, latency, independent handshakes, values."""
-    files = emitted(UNIT, config)
-    ran = run_testbench(files, protocol_job(files), MODULES, build_dir=sim_dir)
-    assert ran == 11
+    return value_vectors(facts, np.random.default_rng(4).permutation(raw))
 
 
 # --- parts ----------------------------------------------------------------------------------------
@@ -428,9 +418,9 @@ PROTOCOL_FAULTS = [
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_regression_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
     mutant = emit_mutant(fault, UNIT, "bf16-kv", tmp_path)
-    player = Player(mutant, build_dir=sim_dir)
+    simulator = BulkSimulator(mutant, build_dir=sim_dir)
     with pytest.raises((AssertionError, SimulationError)):
-        regress(player, make_job, 300, seed=5)
+        regress(simulator, 300, seed=5)
 
 
 @pytest.mark.slow
@@ -438,4 +428,4 @@ def test_regression_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> N
 def test_protocol_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
     mutant = emit_mutant(fault, UNIT, "bf16-adaptive-12", tmp_path)
     with pytest.raises(TestbenchError):
-        run_testbench(mutant, protocol_job(mutant), MODULES, build_dir=sim_dir)
+        run_testbench(mutant, protocol_vectors(mutant), build_dir=sim_dir)

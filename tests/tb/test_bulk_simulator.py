@@ -1,4 +1,4 @@
-"""The bulk player on a small unit with two inputs, whose faults can be switched on one by one."""
+"""The bulk simulator on a small unit with two inputs, whose faults are switched on one by one."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from m2xfp.facts import Facts, Port, Stream
-from m2xfp.tb.bulk.simulator import Player, SimulationError
+from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
 from m2xfp.tb.cache import cached_build
-from m2xfp.tb.vectors import Beats, Job
+from m2xfp.tb.vectors import Beats, TestVectors
 
 # Adds a, b and bias. `fault` breaks it: 1 drops valid under stall, 2 changes the payload under
 # stall, 3 stops for good after three results, 4 goes on delivering, 5 loses tlast under stall.
@@ -88,8 +88,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="module")
-def player(files: SimpleNamespace, sim_dir: Path) -> Player:
-    return Player(files, build_dir=sim_dir)
+def simulator(files: SimpleNamespace, sim_dir: Path) -> BulkSimulator:
+    return BulkSimulator(files, build_dir=sim_dir)
 
 
 COUNT = 2000
@@ -108,9 +108,11 @@ def sums(beats: Beats) -> np.ndarray:
 
 
 @pytest.mark.parametrize("stall", [0.0, 0.4, {"a": 0.9}, {"b": 0.5, "o": 0.9}])
-def test_streams_signals_and_settings(player: Player, stall: float | dict[str, float]) -> None:
+def test_streams_signals_and_settings(
+    simulator: BulkSimulator, stall: float | dict[str, float]
+) -> None:
     bias = 0xABCDEF
-    run = player.run(INPUTS, stall=stall, seed=7, settings={"bias": bias << 46}, stamps=True)
+    run = simulator.run(INPUTS, stall=stall, seed=7, settings={"bias": bias << 46}, stamps=True)
     assert np.array_equal(sums(run.outputs["o"]), (A.astype(int) + B + bias) % (1 << 24))
     assert np.array_equal(run.outputs["o"].last, LAST[0] ^ LAST[1])
     assert run.signals["count"] == COUNT
@@ -123,17 +125,17 @@ def test_streams_signals_and_settings(player: Player, stall: float | dict[str, f
         assert run.stamps["o"][-1] > 1.3 * COUNT
 
 
-def test_seed_decides(player: Player) -> None:
+def test_seed_decides(simulator: BulkSimulator) -> None:
     first, again, other = (
-        player.run(INPUTS, stall=0.5, seed=seed, stamps=True) for seed in (1, 1, 2)
+        simulator.run(INPUTS, stall=0.5, seed=seed, stamps=True) for seed in (1, 1, 2)
     )
     assert np.array_equal(first.stamps["o"], again.stamps["o"])
     assert not np.array_equal(first.stamps["o"], other.stamps["o"])
 
 
-def test_registers_start_at_random(player: Player) -> None:
+def test_registers_start_at_random(simulator: BulkSimulator) -> None:
     """A register that reset misses is not always zero, so that a unit with one is found out."""
-    values = {player.run({}, seed=seed).signals["without_reset"] for seed in range(20)}
+    values = {simulator.run({}, seed=seed).signals["without_reset"] for seed in range(20)}
     assert len(values) > 5
 
 
@@ -147,18 +149,18 @@ def test_registers_start_at_random(player: Player) -> None:
         (5, "m_axis: the payload changed"),
     ],
 )
-def test_faults_are_noticed(player: Player, fault: int, message: str) -> None:
+def test_faults_are_noticed(simulator: BulkSimulator, fault: int, message: str) -> None:
     with pytest.raises(SimulationError, match=message):
-        player.run(INPUTS, stall=0.2, settings={"fault": fault})
+        simulator.run(INPUTS, stall=0.2, settings={"fault": fault})
 
 
-def test_cycle_limit(player: Player) -> None:
+def test_cycle_limit(simulator: BulkSimulator) -> None:
     with pytest.raises(SimulationError, match="still busy after 100 clocks"):
-        player.run(INPUTS, cycle_limit=100)
+        simulator.run(INPUTS, cycle_limit=100)
 
 
-def test_nothing_to_play(player: Player) -> None:
-    run = player.run({})
+def test_nothing_to_play(simulator: BulkSimulator) -> None:
+    run = simulator.run({})
     assert len(run.outputs["o"]) == 0
     assert run.signals["count"] == 0
 
@@ -177,9 +179,9 @@ def test_nothing_to_play(player: Player) -> None:
         (INPUTS, {"waves": Path("x.fst")}, "trace=True"),
     ],
 )
-def test_bad_arguments(player: Player, inputs: dict, options: dict, message: str) -> None:
+def test_bad_arguments(simulator: BulkSimulator, inputs: dict, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        player.run(inputs, **options)
+        simulator.run(inputs, **options)
 
 
 def test_build_is_kept_and_failure_leaves_nothing(tmp_path: Path, files: SimpleNamespace) -> None:
@@ -210,20 +212,20 @@ def test_broken_verilog_is_reported(tmp_path: Path, files: SimpleNamespace) -> N
     broken = tmp_path / "adder_small.v"
     broken.write_text(ADDER.replace("endmodule", ""))
     with pytest.raises(RuntimeError, match="syntax error"):
-        Player(SimpleNamespace(verilog=broken, json=files.json), build_dir=tmp_path)
+        BulkSimulator(SimpleNamespace(verilog=broken, json=files.json), build_dir=tmp_path)
 
 
-def test_job_parts_and_files(tmp_path: Path) -> None:
-    job = Job(INPUTS, {"o": Beats(np.zeros((COUNT // 2, 3), np.uint8))}, COUNT // 2)
-    part = job.part(3, 5)
+def test_vectors_in_parts_and_files(tmp_path: Path) -> None:
+    vectors = TestVectors(INPUTS, {"o": Beats(np.zeros((COUNT // 2, 3), np.uint8))}, COUNT // 2)
+    part = vectors.part(3, 5)
     assert np.array_equal(part.inputs["a"].data, INPUTS["a"].data[6:10])
     assert np.array_equal(part.inputs["b"].last, LAST[1][6:10])
     assert len(part.outputs["o"]) == part.groups == 2
-    part.save(tmp_path / "job.npz")
-    loaded = Job.load(tmp_path / "job.npz")
+    part.save(tmp_path / "vectors.npz")
+    loaded = TestVectors.load(tmp_path / "vectors.npz")
     assert loaded.groups == 2
     assert np.array_equal(loaded.inputs["a"].data, part.inputs["a"].data)
     assert np.array_equal(loaded.inputs["a"].last, part.inputs["a"].last)
     assert loaded.outputs["o"].last is None
     with pytest.raises(ValueError, match="2000 beats in 3 groups"):
-        Job(INPUTS, {}, 3)
+        TestVectors(INPUTS, {}, 3)

@@ -1,0 +1,74 @@
+"""Lint of emitted Verilog with two tools: Verilator with all warnings, yosys' structural checks."""
+
+import subprocess
+import tempfile
+from pathlib import Path
+
+from m2xfp.synth.flow.yosys import yosys_command
+from m2xfp.tb import verilator as tools
+
+__all__ = ["lint_file"]
+
+# Forms that are harmless, each with its reason; any other warning is a finding.
+WAIVERS = Path(tools.__file__).with_name("lint.vlt")
+
+
+def lint_file(verilog: Path, top: str) -> list[str]:
+    """Check one file with both tools.
+
+    Returns
+    -------
+    What each tool that was not content had to say; empty if both were.
+
+    Raises
+    ------
+    MissingToolError
+        If Verilator or yosys is missing.
+    """
+    return [
+        f"{verilog}, {tool}:\n{text}"
+        for tool, text in (
+            ("Verilator", _verilator(verilog, top)),
+            ("yosys", _yosys(verilog, top)),
+        )
+        if text
+    ]
+
+
+def _verilator(verilog: Path, top: str) -> str:
+    """Return Verilator's warnings and errors, or an empty text."""
+    options = ["--lint-only", "-Wall", "--top-module", top]
+    files = [str(WAIVERS), str(verilog.resolve())]
+    done = tools.find_verilator().run([*options, *files], verilog.parent)
+    return done.stdout if done.returncode else ""
+
+
+def _yosys(verilog: Path, top: str) -> str:
+    """Return yosys' complaints, or an empty text."""
+    script = "\n".join(
+        [
+            f"read_verilog -noautowire {verilog.name}",
+            f"hierarchy -check -top {top}",
+            "proc",
+            # proc leaves latches as cells of their own: a design without them has none to select.
+            "select -assert-none t:$dlatch t:$adlatch t:$dlatchsr t:$sr",
+            "check -assert",
+            "",
+        ]
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / verilog.name).write_bytes(verilog.read_bytes())
+        (folder / "lint.ys").write_text(script)
+        done = subprocess.run(
+            [*yosys_command()[0], "lint.ys"],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+    if not done.returncode:
+        return ""
+    lines = [line for line in done.stdout.splitlines() if "Warning" in line or "ERROR" in line]
+    return "\n".join(lines) or done.stdout

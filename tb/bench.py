@@ -1,0 +1,92 @@
+"""What every unit's testbench module offers, and how to find it from the unit's record.
+
+The module `tb/units/<unit>.py` has the functions of `Bench`. Simulation, regression, gate-level
+runs and the tests that every unit must pass call them; none of these knows a unit by name.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from numpy.typing import NDArray
+
+from m2xfp.facts import Facts
+from m2xfp.rtl.catalog import Unit, find_unit
+from m2xfp.tb.vectors import Beats, TestVectors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Arrays", "Bench", "Operands", "bench_of", "find_bench", "golden_of"]
+
+Arrays = dict[str, NDArray[Any]]
+"""A user's arrays by name, as they stand in .npy and .npz files."""
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Values to feed a unit with, whatever it takes.
+
+    Members
+    -------
+    lanes, depth
+        Independent runs, and groups that each gets.
+    activations, weights
+        float32 [lanes * depth, 32].
+    """
+
+    lanes: int
+    depth: int
+    activations: "Tensor"
+    weights: "Tensor"
+
+
+class Bench(Protocol):
+    """The testbench of a unit: its arrays, and its beats.
+
+    Of a unit without streams, beats are the words of its ports, a clock each.
+    """
+
+    def load(self, path: Path, facts: Facts, /) -> Arrays:
+        """Read and check a user's file; InputError with the remedy if it is none for the unit."""
+
+    def encode(self, arrays: Arrays, facts: Facts, /) -> dict[str, Beats]:
+        """Return the beats of every input stream that carry the arrays in."""
+
+    def decode(self, beats: Mapping[str, Beats], arrays: Arrays, facts: Facts, /) -> Arrays:
+        """Return what the beats of the output streams say, given the arrays that went in."""
+
+    def expected(self, arrays: Arrays, facts: Facts, /) -> Arrays:
+        """Return what ``decode`` must give: the golden function's result for the arrays."""
+
+    def vectors(self, arrays: Arrays, facts: Facts, /, seed: int = 0) -> TestVectors:
+        """Return the arrays as beats with what must come out, in independent pieces.
+
+        TLAST is random, by ``seed``, where the unit only hands it on.
+        """
+
+    def sample(self, operands: Operands, facts: Facts, /) -> Arrays:
+        """Return arrays made of the operands, each lane's in a piece of ``vectors`` or several."""
+
+
+def find_bench(unit: Unit) -> Bench:
+    """Return the testbench of a unit, the module that its record names."""
+    return cast(Bench, import_module(unit.testbench))
+
+
+def bench_of(facts: Facts) -> Bench:
+    """Return the testbench of the unit that ``facts`` are of, by the catalog."""
+    return find_bench(find_unit(facts.unit))
+
+
+def golden_of(facts: Facts) -> Callable[..., Arrays]:
+    """Return the golden function of a unit with those parameters bound that it takes."""
+    module, _, name = find_unit(facts.unit).golden.rpartition(".")
+    function = getattr(import_module(module), name)
+    known = signature(function).parameters
+    bound = {key: value for key, value in facts.parameters.items() if key in known}
+    return partial(function, **bound)

@@ -1,0 +1,82 @@
+"""Reading a user's .npy and .npz files, with an answer to every mistake."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2xfp.errors import InputError
+from m2xfp.facts import Facts
+
+__all__ = ["check_names", "load_array", "load_arrays", "load_rows"]
+
+# What numpy raises for files that are none of its own, or are cut off.
+_UNREADABLE = (OSError, ValueError, EOFError, BadZipFile, AttributeError, TypeError)
+
+
+def load_array(path: Path) -> NDArray[Any]:
+    """Return the array of a .npy file, in native byte order; InputError for any other file."""
+    try:
+        with path.open("rb") as file:  # numpy would leave the file of an archive open
+            array = np.load(file, allow_pickle=False)
+    except _UNREADABLE as error:
+        raise InputError(f"input {path}: not a readable .npy file ({error})") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"input {path}: holds several arrays; give one array as a .npy file")
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+
+
+def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an .npz file; InputError for any other file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except _UNREADABLE as error:
+        raise InputError(f"input {path}: not a readable .npz file ({error})") from error
+
+
+def check_names(path: Path, facts: Facts, arrays: Mapping[str, Any], names: list[str]) -> None:
+    """Raise InputError unless the fields of a file are those of ``names``."""
+    if missing := [name for name in names if name not in arrays]:
+        raise InputError(f"input {path}: field {missing[0]!r} is missing; needed: {names}")
+    if unknown := [name for name in arrays if name not in names]:
+        raise InputError(
+            f"input {path}: {facts.config} takes no field {unknown[0]!r}; it takes: {names}"
+        )
+
+
+def load_rows(
+    path: Path, facts: Facts, fields: Mapping[str, tuple[type, tuple[int, ...]]]
+) -> dict[str, NDArray[Any]]:
+    """Read an .npz file of arrays that have one row for each of n things.
+
+    Parameters
+    ----------
+    path
+        The file.
+    facts
+        The unit that it is for, for messages.
+    fields
+        Type and shape, n apart, of each array.
+
+    Raises
+    ------
+    InputError
+        If the file is no .npz file, lacks a field or has one more, or a field has another type or
+        shape.
+    """
+    arrays = load_arrays(path)
+    check_names(path, facts, arrays, list(fields))
+    shape = next(iter(arrays[name].shape for name in fields))
+    count = shape[0] if shape else 0
+    for name, (kind, rest) in fields.items():
+        array, dtype = arrays[name], np.dtype(kind)
+        if array.dtype != dtype or array.shape != (count, *rest) or not count:
+            raise InputError(
+                f"input {path}: {name} is {array.dtype} {list(array.shape)}; must be {dtype} "
+                f"[{', '.join(['n', *map(str, rest)])}], one n of at least 1 for all fields"
+            )
+    return arrays

@@ -1,0 +1,124 @@
+"""Packed groups (docs/format.md, packed group) as a user's arrays, and as fields of a stream."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2xfp.facts import Field, Stream
+from m2xfp.formats import BlockFormat
+from m2xfp.tb.bench import Arrays
+from m2xfp.tb.fields import Bytes, pack, read_plane
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "elements",
+    "group_arrays",
+    "group_beats",
+    "join_planes",
+    "packed_groups",
+    "plane_shapes",
+    "planes_of_beats",
+    "user_planes",
+]
+
+PLANES = ("codes", "scales", "meta")
+_FIELDS = {"codes": "codes", "scales": "scale", "meta": "meta"}  # a plane's name in a payload
+
+
+def plane_shapes(block: BlockFormat) -> dict[str, tuple[int, ...]]:
+    """Return the planes of a user's file that a format has, with their shapes after n.
+
+    A byte a group has no dimension of its own.
+    """
+    sizes = zip(PLANES, block.group_bytes, strict=True)
+    return {name: () if size == 1 and name != "codes" else (size,) for name, size in sizes if size}
+
+
+def user_planes(planes: Mapping[str, NDArray[Any]], block: BlockFormat) -> Arrays:
+    """Return planes [n, bytes a group] as a user's file has them."""
+    return {
+        name: np.ascontiguousarray(planes[name]).reshape(len(planes[name]), *shape)
+        for name, shape in plane_shapes(block).items()
+    }
+
+
+def join_planes(planes: Mapping[str, NDArray[Any]], block: BlockFormat, side: str = "") -> Bytes:
+    """Return groups, uint8 [n, bytes], of a user's planes, whose names begin with ``side``."""
+    return np.concatenate(
+        [
+            planes[f"{side}{name}"].reshape(len(planes[f"{side}{name}"]), -1)
+            for name in plane_shapes(block)
+        ],
+        axis=1,
+    )
+
+
+def group_arrays(groups: Bytes, block: BlockFormat, side: str = "") -> Arrays:
+    """Split groups into a user's planes.
+
+    Parameters
+    ----------
+    groups
+        uint8 [n, bytes a group].
+    block
+        The format.
+    side
+        What the names of the planes begin with.
+
+    Returns
+    -------
+    dict
+        ``codes`` uint8 [n, bytes of codes], ``scales`` uint8 [n], and ``meta`` uint8 [n], or
+        [n, bytes] if it has several, for a format with metadata.
+    """
+    ends = np.cumsum(block.group_bytes)[:-1]
+    planes = dict(zip(PLANES, np.split(groups, ends, axis=1), strict=True))
+    return {f"{side}{name}": plane for name, plane in user_planes(planes, block).items()}
+
+
+def _plane_fields(stream: Stream, block: BlockFormat, prefix: str) -> dict[str, Field]:
+    return {name: stream.field(f"{prefix}{_FIELDS[name]}") for name in plane_shapes(block)}
+
+
+def group_beats(stream: Stream, planes: Mapping[str, NDArray[Any]], block: BlockFormat) -> Bytes:
+    """Return the beats of a stream that carries one group each."""
+    fields = _plane_fields(stream, block, "")
+    return pack(
+        stream,
+        planes={
+            field: planes[name].reshape(len(planes[name]), -1) for name, field in fields.items()
+        },
+    )
+
+
+def planes_of_beats(stream: Stream, data: Bytes, block: BlockFormat) -> Arrays:
+    """Return a user's planes of beats that carry one group each."""
+    fields = _plane_fields(stream, block, "")
+    return user_planes({name: read_plane(field, data) for name, field in fields.items()}, block)
+
+
+def elements(plane: NDArray[Any], width: int, count: int) -> Bytes:
+    """Return the ``count`` values of ``width`` bits that rows of a plane hold: uint8 [n, count]."""
+    rows = plane.reshape(len(plane), -1)
+    bits = np.unpackbits(rows, axis=1, count=width * count, bitorder="little")
+    packed = np.packbits(bits.reshape(len(rows), count, width), axis=2, bitorder="little")
+    return packed[..., 0]
+
+
+def packed_groups(block: BlockFormat, values: "Tensor", count: int) -> Bytes:
+    """Return ``count`` packed groups of values, uint8 [count, bytes].
+
+    Over again from the start, where there are not so many.
+    """
+    import torch
+
+    from m2xfp.golden import get_format
+
+    groups = get_format(block.name).quantize(values.reshape(-1, block.group)).groups()
+    rows = groups.reshape(-1, groups.shape[-1])
+    packed: Bytes = rows[torch.arange(count) % len(rows)].numpy()
+    return packed

@@ -1,0 +1,116 @@
+"""The testbench of units that turn groups of floating-point values into packed groups."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2xfp.errors import InputError
+from m2xfp.facts import Facts
+from m2xfp.formats import BF16, BlockFormat, InputType, block_format, input_type
+from m2xfp.tb.bench import Arrays, Operands, golden_of
+from m2xfp.tb.fields import Bytes, number, pack
+from m2xfp.tb.parts.files import load_array
+from m2xfp.tb.parts.groups import group_beats, planes_of_beats, user_planes
+from m2xfp.tb.vectors import Beats, TestVectors
+
+__all__ = ["decode", "encode", "expected", "load", "sample_of", "vectors"]
+
+
+def _block(facts: Facts) -> BlockFormat:
+    return block_format(facts.parameters["block"])
+
+
+def load(path: Path, facts: Facts) -> Arrays:
+    """Read one array of groups of floating-point values.
+
+    Returns
+    -------
+    dict
+        ``x``: raw patterns, uint16 or uint32 [n, group].
+
+    Raises
+    ------
+    InputError
+        If the file is no .npy file, the shape is not [n, group] with n at least 1, the type is
+        not one that the unit's input type takes, or a float32 value is no bfloat16.
+    """
+    kind, group = input_type(facts.parameters["input_type"]), _block(facts).group
+    x = load_array(path)
+    if x.ndim != 2 or x.shape[1] != group or not len(x):
+        raise InputError(
+            f"input {path}: shape {list(x.shape)}; must be [n, {group}] with n at least 1, "
+            "one group a row"
+        )
+    return {"x": _patterns(x, kind, path)}
+
+
+def _patterns(x: NDArray[Any], kind: InputType, path: Path) -> NDArray[Any]:
+    """Return the raw patterns of ``x``, which is contiguous and in native byte order."""
+    raw = np.dtype(f"uint{kind.width}")
+    values = {"bf16": np.float32, "fp16": np.float16, "fp32": np.float32}[kind.name]
+    if x.dtype == raw:
+        return x
+    if x.dtype != values:
+        raise InputError(
+            f"input {path}: type {x.dtype}; must be {raw} (raw {kind.name} patterns) or "
+            f"{np.dtype(values)}"
+        )
+    bits: NDArray[Any] = x.view(np.uint32 if kind is BF16 else raw)
+    if kind is not BF16:
+        return bits
+    if np.any(lost := bits & 0xFFFF != 0):
+        row, column = (int(index) for index in np.argwhere(lost)[0])
+        raise InputError(
+            f"input {path}: x[{row}, {column}] = {x[row, column]!r} is no bfloat16; round the "
+            "values to bfloat16 first, or use an fp32 configuration"
+        )
+    return (bits >> 16).astype(raw)
+
+
+def _beats(arrays: Arrays, facts: Facts) -> Bytes:
+    """Cut groups into beats: lane 0 lowest, first beat the group's first values."""
+    stream = facts.stream("i")
+    patterns = number(stream)
+    return pack(stream, {patterns: arrays["x"].reshape(-1, *patterns.shape)})
+
+
+def encode(arrays: Arrays, facts: Facts) -> dict[str, Beats]:
+    """Turn ``x`` into one stream with TLAST on its very last beat."""
+    data = _beats(arrays, facts)
+    return {"i": Beats(data, np.arange(len(data)) == len(data) - 1)}
+
+
+def decode(beats: Mapping[str, Beats], arrays: Arrays, facts: Facts) -> Arrays:
+    """Return the planes of the packed groups: ``codes``, ``scales`` and, if any, ``meta``."""
+    return planes_of_beats(facts.stream("o"), beats["o"].data, _block(facts))
+
+
+def expected(arrays: Arrays, facts: Facts) -> Arrays:
+    """Return the golden model's planes."""
+    return user_planes(golden_of(facts)(arrays["x"]), _block(facts))
+
+
+def vectors(arrays: Arrays, facts: Facts, seed: int = 0) -> TestVectors:
+    """Return beats and packed groups, a piece a group.
+
+    TLAST is random in every beat: that of a group's last beat must come out with the group, the
+    others must have no effect.
+    """
+    data = _beats(arrays, facts)
+    last = np.random.default_rng(seed).random(len(data)) < 0.5
+    groups = group_beats(facts.stream("o"), expected(arrays, facts), _block(facts))
+    beats = facts.beats_per_group
+    return TestVectors(
+        {"i": Beats(data, last)}, {"o": Beats(groups, last[beats - 1 :: beats])}, len(groups)
+    )
+
+
+def sample_of(values: str, operands: Operands, facts: Facts) -> Arrays:
+    """Return the operands called ``values``, rounded to the input type."""
+    from m2xfp.golden.bits import round_to_bits
+
+    raw = round_to_bits(facts.parameters["input_type"], getattr(operands, values))
+    return {"x": raw.reshape(-1, _block(facts).group)}

@@ -1,0 +1,171 @@
+"""Random parameters over the catalog: legal ones work, illegal ones are refused at once.
+
+What is drawn follows from a number, which is in the name of the test: `-k "legal and [17]"` draws
+the same again.
+"""
+
+import random
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stream_checks import check
+
+from m2xfp.cli import main
+from m2xfp.errors import InputError
+from m2xfp.formats import GROUP_SIZES, BlockFormat, Window, block_format, window
+from m2xfp.rtl.catalog import UNITS, Instance, Unit
+from m2xfp.rtl.parameters import Parameter, parameters_of
+from m2xfp.rtl.verilog.emit import emit
+from m2xfp.synth.flow.lint import lint_file
+from m2xfp.tb.bench import Operands, find_bench
+from m2xfp.tb.bulk.simulator import BulkSimulator
+
+LEGAL, SLOW_LEGAL = 12, 200
+ILLEGAL, SLOW_ILLEGAL = 18, 180
+GROUPS = 1000
+MOST_BITS, MOST_MACS = 2500, 300  # what compiles in well under a minute
+TRIES = 20_000
+NUMBERS = (1, 2, 3, 4, 8, 16)  # of a parameter that does not say what is usual
+
+
+def _layout(rng: random.Random) -> dict[str, int]:
+    """Return a group and a subgroup, those of the formats half of the time."""
+    if rng.random() < 0.5:
+        return {}
+    return {"group": rng.choice(GROUP_SIZES[:4]), "subgroup": rng.choice((2, 4, 8, 16))}
+
+
+def _draw(parameter: Parameter, layout: dict[str, int], rng: random.Random) -> Any:
+    """Return a random value; formats with the layout, which the others of the set have too."""
+    if parameter.limit is None and parameter.type in (int, str):
+        usual = map(str, NUMBERS) if parameter.type is int else [parameter.write(parameter.default)]
+        return parameter.parse(rng.choice([*usual, *["none"] * parameter.optional]))
+    value = parameter.draw(rng)
+    if isinstance(value, BlockFormat) and layout:
+        names = ("group", "subgroup") if value.metadata.bits else ("group",)
+        return block_format(f"{value.name}:" + ",".join(f"{n}={layout[n]}" for n in names))
+    if isinstance(value, Window) and rng.random() < 0.5:
+        low = rng.randrange(0, 480)
+        high = rng.randrange(low, min(low + 100, 509))
+        return window(f"{low}..{high}/{high - low + rng.randrange(2, 40)}")
+    return value
+
+
+def draws(unit: Unit, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield random values of all parameters of a unit, legal or not."""
+    rng = random.Random(f"{unit.name} {seed}")
+    known = parameters_of(unit.component)
+    for _ in range(TRIES):
+        layout = _layout(rng)
+        try:
+            yield {name: _draw(each, layout, rng) for name, each in known.items()}
+        except InputError:
+            continue  # a format that cannot have the layout, or numbers that are no window
+
+
+def _is_small(instance: Instance) -> bool:
+    facts = instance.facts
+    bits = sum(width for _, _, width in facts.ports())
+    return bits <= MOST_BITS and (facts.macs_per_clock or 0) <= MOST_MACS
+
+
+def legal(unit: Unit, seed: int) -> Instance:
+    """Return a small instance of random parameters that go together."""
+    for given in draws(unit, seed):
+        try:
+            instance = unit.instance(None, given, name=f"{unit.name}_random_{seed}")
+        except InputError:
+            continue
+        if _is_small(instance):
+            return instance
+    raise AssertionError(f"{unit.name}, seed {seed}: nothing legal in {TRIES} draws")
+
+
+def texts(unit: Unit, given: dict[str, Any]) -> list[str]:
+    """Return options that set the parameters on the command line."""
+    known = parameters_of(unit.component)
+    return [f"--set={name}={known[name].write(value)}" for name, value in given.items()]
+
+
+def numbered(count: int, most: int) -> list[Any]:
+    return [
+        pytest.param(n, marks=[] if n < count else [pytest.mark.slow], id=str(n))
+        for n in range(most)
+    ]
+
+
+def unit_of(seed: int) -> Unit:
+    """Return the units in turn."""
+    return list(UNITS.values())[seed % len(UNITS)]
+
+
+def operands(lanes: int, depth: int, seed: int) -> Operands:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (2, lanes * depth, 32)
+    values = torch.randn(shape, generator=generator)
+    values *= 2.0 ** torch.randint(-12, 13, (*shape[:2], 1), generator=generator)
+    values *= torch.rand(shape, generator=generator) > 0.1
+    return Operands(lanes, depth, *values)
+
+
+@pytest.mark.parametrize("seed", numbered(LEGAL, SLOW_LEGAL))
+def test_legal(seed: int, sim_dir: Path) -> None:
+    """It is emitted, lints clean with both tools and equals golden on a thousand groups."""
+    instance = legal(unit_of(seed), seed)
+    facts = instance.facts
+    print(f"seed {seed}: {facts.unit} {facts.parameters}")
+    files = emit(instance, sim_dir / "random")
+    assert lint_file(files.verilog, files.top) == []
+    bench, lanes, depth = find_bench(instance.unit), 24, 7
+    while True:
+        vectors = bench.vectors(bench.sample(operands(lanes, depth, seed), facts), facts, seed)
+        if max(map(len, vectors.inputs.values())) >= GROUPS:
+            break
+        lanes *= 2
+    stall = 0.2 * (seed % 2) if facts.streams else 0.0
+    check(BulkSimulator(files, build_dir=sim_dir), vectors, stall, seed)
+
+
+def illegal(unit: Unit, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield parameters that the unit refuses; any other error than InputError ends the test."""
+    for given in draws(unit, seed):
+        try:
+            unit.instance(None, given)
+        except InputError:
+            yield given
+
+
+@pytest.mark.parametrize("seed", numbered(ILLEGAL, SLOW_ILLEGAL))
+def test_illegal(
+    seed: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Status 2 and a message, before anything is written."""
+    unit = unit_of(seed)
+    for given in islice(illegal(unit, seed), 1):
+        call = ["verilog", unit.name, *texts(unit, given), "-o", str(tmp_path / "out")]
+        print(f"seed {seed}: m2xfp {' '.join(call)}")
+        monkeypatch.setattr(sys, "argv", ["m2xfp", *call])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        assert "Error: " in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+        return
+    pytest.skip(f"{unit.name}: every draw is legal")
+
+
+def test_draws_are_the_same_again() -> None:
+    unit = unit_of(0)
+    one, two = (legal(unit, 5).facts for _ in range(2))
+    assert one == two
+    assert any(legal(unit, n).facts.parameters != one.parameters for n in range(6, 12))
+    assert np.all([legal(unit_of(n), n).unit.name == unit_of(n).name for n in range(9)])
