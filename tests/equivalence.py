@@ -30,11 +30,12 @@ memory_nordff
 memory_collect
 opt_expr
 opt_merge -share_all
-opt_clean -purge
+opt_clean
 opt_dff
 opt_expr
 opt_merge -share_all
-opt_clean -purge
+opt_clean
+wreduce
 simplemap
 dffunmap
 opt_clean
