@@ -12,7 +12,9 @@ import json
 import re
 import subprocess
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +22,23 @@ from m2xfp.synth.flow.yosys import yosys_command
 
 __all__ = ["Netlist", "NotEqualError", "prove_equal", "read"]
 
-# Flip-flops of one bit with enable and reset as logic, memories with the registers of their reads
-# outside. What no output depends on goes and equal registers become one on both sides, as in the
-# emission. No initial values: a chip has none.
+# What the emission does as well: no initial values, since a chip has none; equal cells are one.
+# PURGE also removes all that no output depends on, but of the names of a wire it leaves only one.
 _PREPARE = """
 proc
-setattr -unset init w:*
 memory_nordff
 memory_collect
+setattr -unset init w:*
 opt_expr
 opt_merge -share_all
-opt_clean
+opt_clean PURGE
 opt_dff
 opt_expr
 opt_merge -share_all
-opt_clean
+opt_clean PURGE
+"""
+# Flip-flops of one bit with enable and reset as logic; operands no wider than they need be.
+_AS_LOGIC = """
 wreduce
 simplemap
 dffunmap
@@ -42,17 +46,24 @@ opt_clean
 """
 _FLIP_FLOP = "$_DFF_P_"
 _MEMORY = "$mem_v2"
-# Parameters of a memory that decide what it does if no read of it is clocked; the last tells that.
-_OF_MEMORY = """
-    ABITS OFFSET SIZE WIDTH RD_PORTS RD_WIDE_CONTINUATION WR_CLK_ENABLE WR_CLK_POLARITY WR_PORTS
-    WR_PRIORITY_MASK WR_WIDE_CONTINUATION RD_CLK_ENABLE
-""".split()
-_OF_STATE = re.compile(r"dff|sr|latch|mem", re.IGNORECASE)
+# What decides the meaning of a memory whose reads have no clock (the last one tells that).
+_PARAMETERS = (
+    *("ABITS", "OFFSET", "SIZE", "WIDTH", "RD_PORTS", "RD_WIDE_CONTINUATION", "WR_PORTS"),
+    *("WR_CLK_ENABLE", "WR_CLK_POLARITY", "WR_PRIORITY_MASK", "WR_WIDE_CONTINUATION"),
+    "RD_CLK_ENABLE",
+)
+_PINS = ("RD_ADDR", "RD_DATA", "WR_CLK", "WR_EN", "WR_ADDR", "WR_DATA")  # that mean something then
+_OF_STATE = re.compile(r"ff|sr|latch|mem", re.IGNORECASE)
 
-Module = dict[str, Any]
-"""A module as yosys' write_json puts it."""
+Module = dict[str, Any]  # as yosys' write_json puts it
 
-Netlist = dict[str, Module]
+
+@dataclass(frozen=True)
+class Netlist:
+    """Modules by name; ``name`` turns one of them and a name in it into what both sides know."""
+
+    modules: dict[str, Module]
+    name: Callable[[str, str], str]
 
 
 class NotEqualError(AssertionError):
@@ -66,39 +77,54 @@ def _yosys(folder: Path, script: str) -> None:
         [*command, "run.ys"], cwd=folder, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise NotEqualError(done.stdout[-3000:] + done.stderr[-2000:])
+        tried = re.findall(r"^Proving (\S+)$", done.stdout, re.MULTILINE)
+        raise NotEqualError(
+            "\n".join([*tried[-1:], done.stdout[-3000:].strip(), done.stderr[-2000:].strip()])
+        )
 
 
-def read(folder: Path, command: str, flatten: bool = False) -> Netlist:
-    """Return the modules that a yosys command reads, as logic and the cells that hold state."""
-    flat = "flatten\n" if flatten else ""
-    _yosys(folder, f"{command}\nhierarchy -auto-top\nproc\n{flat}{_PREPARE}write_json read.json\n")
-    modules: Netlist = json.loads((folder / "read.json").read_text())["modules"]
-    return modules
+def read(
+    folder: Path,
+    command: str,
+    name: Callable[[str, str], str] = lambda module, raw: raw,
+    *,
+    flatten: bool = False,
+    purge: bool = False,
+) -> Netlist:
+    """Return the modules that a yosys command reads, as logic and cells that hold state.
+
+    ``name`` is the netlist's; ``flatten`` makes one module of the design; ``purge`` removes what no
+    output depends on.
+    """
+    flat = "proc\nflatten\n" if flatten else ""
+    passes = _PREPARE.replace("PURGE", "-purge" if purge else "")
+    _yosys(
+        folder,
+        f"{command}\nhierarchy -check -auto-top\n{flat}{passes}{_AS_LOGIC}write_json read.json\n",
+    )
+    return Netlist(json.loads((folder / "read.json").read_text())["modules"], name)
 
 
-def prove_equal(
-    folder: Path, gold: Netlist, gate: Netlist, names: Callable[[str, str], str]
-) -> None:
-    """Prove each module of ``gold`` equal to the one of that name in ``gate``.
-
-    ``names`` turns a module and a name in it, of either side, into one that both sides share.
+def prove_equal(folder: Path, gold: Netlist, gate: Netlist, proved: Collection[str] = ()) -> None:
+    """Prove each module of ``gold``, but for those ``proved``, equal to its namesake in ``gate``.
 
     Raises
     ------
     NotEqualError
         A register, memory, instance or port has no counterpart, or a proof fails.
     """
-    if gold.keys() != gate.keys():
-        raise NotEqualError(f"modules {sorted(gold)} and {sorted(gate)}")
-    logic: Netlist = {}
+    if gold.modules.keys() != gate.modules.keys():
+        raise NotEqualError(f"modules {sorted(gold.modules)} and {sorted(gate.modules)}")
+    logic: dict[str, Module] = {}
     script = ["read_json logic.json"]
-    for number, module in enumerate(gold):
-        pairs = _pairs(module, gold[module], gate[module], lambda raw, m=module: names(m, raw))
+    for number, module in enumerate(gold.modules):
+        if module in proved:
+            continue
+        pairs = _pairs(module, gold, gate)
         logic[f"gold_{number}"] = _cut(gold, module, [cell for cell, _ in pairs])
         logic[f"gate_{number}"] = _cut(gate, module, [cell for _, cell in pairs])
         script += [
-            f"log {module}",
+            f"log Proving {module}",
             "miter -equiv -flatten -make_assert -ignore_gold_x "
             f"gold_{number} gate_{number} both_{number}",
             f"select both_{number}",
@@ -111,66 +137,116 @@ def prove_equal(
     _yosys(folder, "\n".join(script) + "\n")
 
 
-def _pairs(
-    where: str, gold: Module, gate: Module, name: Callable[[str], str]
-) -> list[tuple[str, str]]:
-    """Return the cells that hold state in both modules, as pairs that share a name and a kind."""
+def _pairs(module: str, gold: Netlist, gate: Netlist) -> list[tuple[str, str]]:
+    """Return the cells that hold state in both modules, in pairs that share a name."""
+    names_in_gate = _names(gate, module)
     owners = defaultdict(set)
-    cells_of_gate = _named_cells(gate, name)
-    for cell, known_as in cells_of_gate.items():
-        for key in known_as:
-            owners[key].add(cell)
+    for cell, known_as in names_in_gate.items():
+        for one in known_as:
+            owners[one].add(cell)
     pairs = []
-    for cell, known_as in _named_cells(gold, name).items():
-        same = set().union(*(owners[key] for key in known_as))
+    for cell, known_as in _names(gold, module).items():
+        same = set().union(*(owners[one] for one in known_as))
         if len(same) != 1:
-            raise NotEqualError(f"{where}: {sorted(known_as)} has {len(same)} counterparts")
-        pairs.append((cell, *same))
-    if len({other for _, other in pairs}) != len(cells_of_gate) or len(pairs) != len(cells_of_gate):
-        raise NotEqualError(f"{where}: {len(pairs)} for {len(cells_of_gate)}")
+            raise NotEqualError(
+                f"{module}: {cell}, {sorted(known_as)}, has {len(same)} counterparts"
+            )
+        pairs.append((cell, same.pop()))
+    if len({cell for _, cell in pairs}) != len(pairs) or len(pairs) != len(names_in_gate):
+        raise NotEqualError(f"{module}: {len(pairs)} cells hold state, and {len(names_in_gate)}")
     return pairs
 
 
-def _named_cells(module: Module, name: Callable[[str], str]) -> dict[str, set[tuple[str, ...]]]:
-    """Return the cells that hold state by their name, each with all it is known as.
+def _names(netlist: Netlist, module: str) -> dict[str, set[tuple[str, ...]]]:
+    """Return all names of each cell that holds state, as a kind and a name, by the cell.
 
-    A flip-flop is a bit of every wire that it drives, a memory has the name of its array.
+    A flip-flop is a bit of every wire that it drives. The name of a memory includes its shape and
+    contents; none are the zeros that Amaranth gives by default.
     """
     cells: dict[str, set[tuple[str, ...]]] = {}
     driver = {}
-    for cell, facts in module["cells"].items():
+    for cell, facts in netlist.modules[module]["cells"].items():
         kind = facts["type"]
         if kind == _FLIP_FLOP:
             cells[cell] = set()
             driver[facts["connections"]["Q"][0]] = cell
         elif kind == _MEMORY:
-            facts = facts["parameters"]
-            # No contents and zeros, Amaranth's default, are the same.
-            kind_of_memory = (facts["INIT"].strip("0x"), *(facts[key] for key in _OF_MEMORY))
-            cells[cell] = {(kind, name(facts["MEMID"].removeprefix("\\")), *kind_of_memory)}
+            value = facts["parameters"]
+            shape = (value["INIT"].replace("x", "0"), *(value[key] for key in _PARAMETERS))
+            array = netlist.name(module, value["MEMID"].removeprefix("\\"))
+            cells[cell] = {(kind, array, *shape)}
         elif not kind.startswith("$"):
-            cells[cell] = {(kind, name(cell))}
+            cells[cell] = {(kind, netlist.name(module, cell))}
         elif _OF_STATE.search(kind):
             raise NotEqualError(f"{cell} is a {kind}")
-    for wire, facts in module["netnames"].items():
+    for wire, facts in netlist.modules[module]["netnames"].items():
+        name = netlist.name(module, wire)
         for index, bit in enumerate(facts["bits"]):
             if bit in driver:
-                cells[driver[bit]].add((_FLIP_FLOP, name(wire), str(index)))
+                cells[driver[bit]].add((_FLIP_FLOP, f"{name}[{index}]"))
     return cells
 
 
-def _cut(modules: Netlist, module: str, cells: Sequence[str]) -> Module:
+def _cut(netlist: Netlist, module: str, cells: Sequence[str]) -> Module:
     """Return a module with ports in the place of ``cells``: what they take goes out of it."""
-    whole = modules[module]
-    ports = dict(whole["ports"])
+    modules = netlist.modules
+    logic = dict(modules[module]["cells"])
+    ports = dict(modules[module]["ports"])
+    pins_of_all = [facts["connections"].values() for facts in logic.values()]
+    used = [*chain.from_iterable(pins_of_all), *(port["bits"] for port in ports.values())]
+    wires = count(1 + max(bit for bits in used for bit in bits if isinstance(bit, int)))
     for number, cell in enumerate(cells):
-        facts = whole["cells"][cell]
-        given = {"Q", "RD_DATA"}
+        facts = logic.pop(cell)
+        pins, given, owner = facts["connections"], {"Q", "RD_DATA"}, str(number)
         if facts["type"] in modules:
             inner = modules[facts["type"]]["ports"]
             given = {port for port in inner if inner[port]["direction"] == "output"}
-        for pin, bits in facts["connections"].items():
+        elif facts["type"] == _MEMORY:
+            pins = _guard_writes(facts, logic, wires)
+        else:
+            owner = "state"  # one port for all: yosys is slow with thousands
+        for pin, bits in pins.items():
             direction = "input" if pin in given else "output"
-            ports[f"{number}_{pin}"] = {"direction": direction, "bits": bits}
-    logic = {cell: facts for cell, facts in whole["cells"].items() if cell not in set(cells)}
+            port = ports.setdefault(f"{owner}_{pin}", {"direction": direction, "bits": []})
+            port["bits"] = [*port["bits"], *bits]
     return {"attributes": {}, "ports": ports, "cells": logic, "netnames": {}}
+
+
+def _guard_writes(
+    memory: Module, logic: dict[str, Module], wires: Iterator[int]
+) -> dict[str, list[Any]]:
+    """Return the pins of a memory, with address and data of a write zero where it is not enabled.
+
+    Neither means anything there, and yosys makes it undefined when it reads Verilog. The cells that
+    do it join the ``logic``, on new ``wires``.
+    """
+    pins = {pin: memory["connections"][pin] for pin in _PINS}
+    enables, width = pins["WR_EN"], int(memory["parameters"]["WIDTH"], 2)
+    address_width = int(memory["parameters"]["ABITS"], 2)
+
+    def guarded(bit: Any, by: list[Any]) -> int:
+        enabled, result = next(wires), next(wires)
+        logic[f"enabled_{result}"] = _cell("$reduce_or", A=by, Y=[enabled])
+        logic[f"guarded_{result}"] = _cell("$and", A=[bit], B=[enabled], Y=[result])
+        return result
+
+    data = [guarded(bit, [enable]) for bit, enable in zip(pins["WR_DATA"], enables, strict=True)]
+    address = [
+        guarded(bit, enables[width * (index // address_width) :][:width])
+        for index, bit in enumerate(pins["WR_ADDR"])
+    ]
+    return pins | {"WR_DATA": data, "WR_ADDR": address}
+
+
+def _cell(kind: str, **pins: list[Any]) -> Module:
+    """Return a cell of unsigned operands as write_json puts it."""
+    parameters: dict[str, int] = {f"{pin}_WIDTH": len(bits) for pin, bits in pins.items()}
+    parameters |= {f"{pin}_SIGNED": 0 for pin in pins if pin != "Y"}
+    directions = {pin: "output" if pin == "Y" else "input" for pin in pins}
+    return {
+        "type": kind,
+        "parameters": parameters,
+        "attributes": {},
+        "port_directions": directions,
+        "connections": pins,
+    }

@@ -336,7 +336,7 @@ def _names(
     unescaped = set(_IDENTIFIER.findall(re.sub(r"\\\S+ ", " ", body)))
     taken = keep | (unescaped - {*declared, *instances})
     numbers = count()
-    plain: dict[str, str] = {name: name for name in keep}
+    plain = {name: name for name in taken}
 
     def candidates(raw: str) -> Iterator[str]:
         if raw in instances and _bare(raw) in wires_anywhere:
