@@ -22,20 +22,14 @@ from m2xfp.synth.flow.yosys import yosys_command
 
 __all__ = ["Netlist", "NotEqualError", "prove_equal", "read"]
 
-# What the emission does as well: no initial values, since a chip has none; equal cells are one.
-# PURGE also removes all that no output depends on, but of the names of a wire it leaves only one.
+# No initial values, since a chip has none. Then what the emission does in part: equal registers
+# become one, and a register that only ever takes one value becomes that value.
 _PREPARE = """
 proc
 memory_nordff
 memory_collect
 setattr -unset init w:*
-opt_expr
-opt_merge -share_all
-opt_clean PURGE
-opt_dff
-opt_expr
-opt_merge -share_all
-opt_clean PURGE
+opt -share_all
 """
 # Flip-flops of one bit with enable and reset as logic; operands no wider than they need be.
 _AS_LOGIC = """
@@ -44,6 +38,8 @@ simplemap
 dffunmap
 opt_clean
 """
+# Removes what no output depends on; but it leaves only one of the names of a wire.
+_PURGE = "opt_clean -purge"
 _FLIP_FLOP = "$_DFF_P_"
 _MEMORY = "$mem_v2"
 # What decides the meaning of a memory whose reads have no clock (the last one tells that).
@@ -60,9 +56,20 @@ Module = dict[str, Any]  # as yosys' write_json puts it
 
 @dataclass(frozen=True)
 class Netlist:
-    """Modules by name; ``name`` turns one of them and a name in it into what both sides know."""
+    """A design for ``prove_equal``.
+
+    Members
+    -------
+    modules
+        By name.
+    wires
+        By module and flip-flop, the bits of wires that it drives.
+    name
+        Turns a module and a name in it into the name that both sides know.
+    """
 
     modules: dict[str, Module]
+    wires: dict[str, dict[str, list[tuple[str, int]]]]
     name: Callable[[str, str], str]
 
 
@@ -89,20 +96,36 @@ def read(
     name: Callable[[str, str], str] = lambda module, raw: raw,
     *,
     flatten: bool = False,
-    purge: bool = False,
 ) -> Netlist:
     """Return the modules that a yosys command reads, as logic and cells that hold state.
 
-    ``name`` is the netlist's; ``flatten`` makes one module of the design; ``purge`` removes what no
-    output depends on.
+    ``name`` is the netlist's; ``flatten`` makes one module of the design.
     """
     flat = "proc\nflatten\n" if flatten else ""
-    passes = _PREPARE.replace("PURGE", "-purge" if purge else "")
     _yosys(
         folder,
-        f"{command}\nhierarchy -check -auto-top\n{flat}{passes}{_AS_LOGIC}write_json read.json\n",
+        f"{command}\nhierarchy -check -auto-top\n{flat}{_PREPARE}{_AS_LOGIC}"
+        f"write_json named.json\n{_PURGE}\nwrite_json purged.json\n",
     )
-    return Netlist(json.loads((folder / "read.json").read_text())["modules"], name)
+    named, purged = (
+        json.loads((folder / file).read_text())["modules"] for file in ("named.json", "purged.json")
+    )
+    return Netlist(purged, {module: _wires(named[module]) for module in named}, name)
+
+
+def _wires(module: Module) -> dict[str, list[tuple[str, int]]]:
+    """Return the bits of wires that each flip-flop drives."""
+    flip_flop_of = {
+        facts["connections"]["Q"][0]: cell
+        for cell, facts in module["cells"].items()
+        if facts["type"] == _FLIP_FLOP
+    }
+    wires = defaultdict(list)
+    for wire, facts in module["netnames"].items():
+        for index, bit in enumerate(facts["bits"]):
+            if bit in flip_flop_of:
+                wires[flip_flop_of[bit]].append((wire, index))
+    return wires
 
 
 def prove_equal(folder: Path, gold: Netlist, gate: Netlist, proved: Collection[str] = ()) -> None:
@@ -164,12 +187,13 @@ def _names(netlist: Netlist, module: str) -> dict[str, set[tuple[str, ...]]]:
     contents; none are the zeros that Amaranth gives by default.
     """
     cells: dict[str, set[tuple[str, ...]]] = {}
-    driver = {}
     for cell, facts in netlist.modules[module]["cells"].items():
         kind = facts["type"]
         if kind == _FLIP_FLOP:
-            cells[cell] = set()
-            driver[facts["connections"]["Q"][0]] = cell
+            cells[cell] = {
+                (kind, netlist.name(module, wire), str(index))
+                for wire, index in netlist.wires[module][cell]
+            }
         elif kind == _MEMORY:
             value = facts["parameters"]
             shape = (value["INIT"].replace("x", "0"), *(value[key] for key in _PARAMETERS))
@@ -179,11 +203,6 @@ def _names(netlist: Netlist, module: str) -> dict[str, set[tuple[str, ...]]]:
             cells[cell] = {(kind, netlist.name(module, cell))}
         elif _OF_STATE.search(kind):
             raise NotEqualError(f"{cell} is a {kind}")
-    for wire, facts in netlist.modules[module]["netnames"].items():
-        name = netlist.name(module, wire)
-        for index, bit in enumerate(facts["bits"]):
-            if bit in driver:
-                cells[driver[bit]].add((_FLIP_FLOP, f"{name}[{index}]"))
     return cells
 
 

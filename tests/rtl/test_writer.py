@@ -51,7 +51,7 @@ def prove(unit: str, config: str, folder: Path, text: str | None = None) -> None
 
     def name_in_text(module: str, name: str) -> str:
         bare = name.removeprefix("\\")
-        return names[module].get(bare) or names[module].get(f"\\{bare}") or bare
+        return names[module].get(bare) or names[module].get(f"\\{bare}") or f"not written: {name}"
 
     texts = module_texts(text)
     assert texts.keys() == modules.keys()
@@ -61,7 +61,7 @@ def prove(unit: str, config: str, folder: Path, text: str | None = None) -> None
     }
     prove_equal(
         folder,
-        read(folder, "read_rtlil amaranth.il", name_in_text, purge=True),
+        read(folder, "read_rtlil amaranth.il", name_in_text),
         read(folder, "read_verilog -sv written.v"),
         proved={name for name, key in keys.items() if key in PROVED},
     )
