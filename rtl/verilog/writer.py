@@ -84,7 +84,7 @@ class _Body:
         return f"[{self.widths[wire] - 1}:0] " if self.widths[wire] > 1 else ""
 
 
-def rewrite(text: str, modules: Mapping[str, EmittedModule]) -> str:
+def rewrite(text: str, modules: dict[str, EmittedModule]) -> str:
     """Return Verilog ``text`` rewritten for people, the top module first.
 
     Ports are in the order of the signature, clk and rst first. Memories of zeros, Amaranth's

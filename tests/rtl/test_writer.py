@@ -83,6 +83,7 @@ PLANTED = {
     "no enable": (r"if \((?!rst)(\w+)\) begin", "if (1'h1) begin"),
     "inverted reset": (r"if \(rst\) begin", "if (~rst) begin"),
     "other reset value": (r"<= 1'h0;", "<= 1'h1;"),
+    "undefined reset value": (r"<= 1'h0;", "<= 1'hx;"),
     "swapped branches": (r"\? (\w+) : (\w+);", r"? \2 : \1;"),
     "swapped parts": (r"= \{(\w+), (\w+)\};", r"= {\2, \1};"),
     "other clock": (r"\.clk\(clk\)", ".clk(rst)"),
