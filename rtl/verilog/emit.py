@@ -13,14 +13,19 @@ from m2xfp.facts import EmittedFiles, Facts, Field
 from m2xfp.files import write_atomic
 from m2xfp.rtl.catalog import Instance
 from m2xfp.rtl.verilog.axi import AxiStream
-from m2xfp.rtl.verilog.component import Component, VerilogPlatform
-from m2xfp.rtl.verilog.writer import tidy
+from m2xfp.rtl.verilog.component import Component, EmittedModule, VerilogPlatform
+from m2xfp.rtl.verilog.writer import rewrite
 
-__all__ = ["core_text", "emit", "header", "verilog_text"]
+__all__ = ["core_text", "emit", "header", "verilog_text", "yosys_verilog"]
 
 
 def verilog_text(component: Component, top: str) -> str:
     """Return ``component`` with AXI4-Stream ports as Verilog, without a header."""
+    return rewrite(*yosys_verilog(component, top))
+
+
+def yosys_verilog(component: Component, top: str) -> tuple[str, dict[str, EmittedModule]]:
+    """Return what ``verilog_text`` rewrites: Verilog as yosys writes it, and the modules."""
     platform = VerilogPlatform(top)
     platform.emit(AxiStream(component), top)
     design = "\n".join(module.rtlil for module in platform.modules.values())
@@ -50,7 +55,7 @@ def verilog_text(component: Component, top: str) -> str:
     )
     if result.returncode or "ERROR" in result.stderr:
         raise RuntimeError(f"writing Verilog of {top} failed:\n{result.stderr}")
-    return tidy(result.stdout, platform.modules)
+    return result.stdout, platform.modules
 
 
 def header(facts: Facts) -> str:

@@ -1,8 +1,10 @@
-"""Makes the Verilog that yosys writes readable, without changing what it means.
+"""The Verilog writer: makes the text that yosys writes readable, without changing what it means.
 
 Ports stand in the module's head, the wires of an instance are called after it, temporaries fold
 into the expressions that use them, a wire is declared where it is assigned and before it is used,
-and one block holds all that is clocked.
+and one block holds all that is clocked. ``plain_names`` decides the names, ``_parse`` takes a
+module apart into statements, ``_fold`` joins them, ``_print`` puts them in order.
+docs/architecture.md says how the result is proved.
 """
 
 import re
@@ -15,7 +17,7 @@ from textwrap import fill, indent
 from m2xfp.rtl.verilog.component import EmittedModule
 from m2xfp.rtl.verilog.expression import Expression, parse, substitute
 
-__all__ = ["tidy"]
+__all__ = ["plain_names", "rewrite"]
 
 _MODULE = re.compile(r"^module (\S+?)\(.*?\);\n(.*?)^endmodule\n", re.MULTILINE | re.DOTALL)
 _MEMORY_OF_ZEROS = re.compile(
@@ -34,6 +36,7 @@ _REGISTER = re.compile(
     r"(?:if \((?P<enable>.+)\) )?(?P<target>\S+) <= (?P<value>.+);\n"
 )
 _IDENTIFIER = re.compile(r"(?<![\w'.])[A-Za-z_]\w*")
+_NAME = re.compile(r"(\\\S+) |(?<![\w$'.\\])[A-Za-z_]\w*")
 _LINE = 100
 _FOLDED = 64  # longest expression that folds into another
 
@@ -61,96 +64,117 @@ class _Register:
     value: _Assignment
 
 
-def tidy(text: str, modules: dict[str, EmittedModule]) -> str:
+@dataclass
+class _Body:
+    """What stands in a module: ports, wires and registers by name, and statements by kind."""
+
+    directions: dict[str, str]
+    kinds: dict[str, str]
+    widths: dict[str, int]
+    assignments: list[_Assignment]
+    registers: list[_Register]
+    others: list[str]  # instances, functions and memories stay as they are
+
+    @property
+    def clocked(self) -> list[_Assignment]:
+        return [part for r in self.registers for part in (r.reset, r.enable, r.value)]
+
+    def span(self, wire: str) -> str:
+        """Return the range in the declaration of ``wire``."""
+        return f"[{self.widths[wire] - 1}:0] " if self.widths[wire] > 1 else ""
+
+
+def rewrite(text: str, modules: dict[str, EmittedModule]) -> str:
     """Return Verilog ``text`` rewritten for people, the top module first.
 
-    Ports are in the order of the signature, clk and rst first. Temporaries that remain are called
-    t0, t1, ...; other escaped names lose their special characters. Memories of zeros,
-    Amaranth's default, lose their contents, since a chip's memory has none; others are ROMs.
+    Ports are in the order of the signature, clk and rst first. Memories of zeros, Amaranth's
+    default, lose their contents, since a chip's memory has none; others are ROMs.
     """
-    bodies = {match[1]: match[2] for match in _MODULE.finditer(text)}
-    outputs = {
-        name: {port for direction, _, port in _PORT.findall(body) if direction == "output"}
-        for name, body in bodies.items()
-    }
-    declared = {_bare(raw.strip()) for _, _, raw in _DECLARATION.findall(text)}
-    return "\n".join(
-        f"// {module.summary}\n{_tidy_module(name, bodies[name], module, outputs, declared)}"
-        for name, module in reversed(modules.items())
-    )
+    bodies = _bodies(text)
+    names = plain_names(text, modules)
+    written = []
+    for name, module in reversed(modules.items()):
+        body = _parse(name, _renamed(bodies[name], names[name]))
+        _fold(body)
+        written.append(f"// {module.summary}\n{_print(name, module, body)}")
+    return "\n".join(written)
 
 
-def _tidy_module(
-    name: str,
-    body: str,
-    module: EmittedModule,
-    outputs: Mapping[str, set[str]],
-    declared: set[str],
-) -> str:
-    body = _plain_names(
-        _MEMORY_OF_ZEROS.sub("", body), {"clk", "rst", *module.ports}, outputs, declared
-    )
-    widths: dict[str, int] = {}
-    directions: dict[str, str] = {}
-    kinds: dict[str, str] = {}
-    assignments: list[_Assignment] = []
-    registers: list[_Register] = []
-    others: list[str] = []
-    items = _ITEM.findall(body)
+def _bodies(text: str) -> dict[str, str]:
+    """Return what stands in each module between its head and its end."""
+    return {match[1]: _MEMORY_OF_ZEROS.sub("", match[2]) for match in _MODULE.finditer(text)}
+
+
+def _parse(name: str, text: str) -> _Body:
+    """Take the module ``name`` apart."""
+    body = _Body({}, {}, {}, [], [], [])
+    items = _ITEM.findall(text)
+    assert "".join(items) == text, f"{name}: a statement was not understood"
+    statements = []
     for item in items:
         if match := _PORT.fullmatch(item):
-            directions[match[3]] = match[1]
+            body.directions[match[3]] = match[1]
         elif match := _DECLARATION.fullmatch(item):
-            kinds[match[3]] = match[1]
-            widths[match[3]] = int(match[2] or 0) + 1
-    for item in items:
+            body.kinds[match[3]] = match[1]
+            body.widths[match[3]] = int(match[2] or 0) + 1
+        else:
+            statements.append(item)
+
+    def assignment(target: str, value: str) -> _Assignment:
+        return _Assignment(target, value, parse(value, body.widths))
+
+    for item in statements:
         if match := _ASSIGNMENT.fullmatch(item):
-            assignments.append(_Assignment(match[1], match[2], parse(match[2], widths)))
+            body.assignments.append(assignment(match[1], match[2]))
         elif match := _REGISTER.fullmatch(item):
-            texts = match.groupdict(default="")
-            reset, enable, value = (
-                _Assignment(target, texts[part], parse(texts[part], widths))
-                for target, part in (("", "reset"), ("", "enable"), (texts["target"], "value"))
+            part = match.groupdict(default="")
+            body.registers.append(
+                _Register(
+                    assignment("", part["reset"]),
+                    part["initial"],
+                    assignment("", part["enable"]),
+                    assignment(part["target"], part["value"]),
+                )
             )
-            registers.append(_Register(reset, texts["initial"], enable, value))
-        elif not (_PORT.fullmatch(item) or _DECLARATION.fullmatch(item)):
-            others.append(item)
-    assert "".join(items) == body, f"{name}: a statement was not understood"
-    clocked = [part for r in registers for part in (r.reset, r.enable, r.value)]
-    _fold(assignments, clocked, others, widths)
-    assignments, early = _ordered(assignments)
+        else:
+            body.others.append(item)
+    return body
+
+
+def _print(name: str, module: EmittedModule, body: _Body) -> str:
+    """Return the module: head, declarations, functions, assignments, the rest, what is clocked."""
+    assignments, early = _ordered(body.assignments)
     used = set(
         _IDENTIFIER.findall(
-            " ".join([*others, *(f"{a.target} {a.text}" for a in [*assignments, *clocked])])
+            " ".join(
+                [*body.others, *(f"{a.target} {a.text}" for a in [*assignments, *body.clocked])]
+            )
         )
     )
-    whole = {a.target for a in assignments} - early - directions.keys()
-
-    def span(wire: str) -> str:
-        return f"[{widths[wire] - 1}:0] " if widths[wire] > 1 else ""
-
+    declared_when_assigned = {a.target for a in assignments} - early - body.directions.keys()
     head = [
-        f"  {directions[port]:<6} {kinds[port]:<4} {span(port):<8}{port}"
+        f"  {body.directions[port]:<6} {body.kinds[port]:<4} {body.span(port):<8}{port}"
         for port in ("clk", "rst", *module.ports)
-        if port in directions
+        if port in body.directions
     ]
     lines = [
-        f"  {kinds[wire]} {span(wire)}{wire};\n"
-        for wire in kinds
-        if wire in used and wire not in whole and wire not in directions
+        f"  {kind} {body.span(wire)}{wire};\n"
+        for wire, kind in body.kinds.items()
+        if wire in used - declared_when_assigned - body.directions.keys()
     ]
-    functions = [item for item in others if item.startswith("  function")]
+    functions = [item for item in body.others if item.startswith("  function")]
     lines += functions
     for a in assignments:
-        start = f"wire {span(a.target)}{a.target}" if a.target in whole else f"assign {a.target}"
-        lines.append(_wrapped(f"{start} = {a.text};"))
+        declared = a.target in declared_when_assigned
+        start = f"wire {body.span(a.target)}" if declared else "assign "
+        lines.append(_wrapped(f"{start}{a.target} = {a.text};"))
     lines += [
         f"{line}\n" if len(line) <= _LINE else _wrapped(line.strip(), "    ")
-        for item in others
+        for item in body.others
         if item not in functions
         for line in item.splitlines()
     ]
-    lines += _clocked_block(registers)
+    lines += _clocked_block(body.registers)
     return f"module {name} (\n" + ",\n".join(head) + f"\n);\n{''.join(lines)}endmodule\n"
 
 
@@ -168,18 +192,13 @@ def _wrapped(statement: str, margin: str = "  ") -> str:
     )
 
 
-def _fold(
-    assignments: list[_Assignment],
-    clocked: list[_Assignment],
-    others: list[str],
-    widths: Mapping[str, int],
-) -> None:
+def _fold(body: _Body) -> None:
     """Put temporaries in the place of their use: negated names, then all that are used once."""
     for negations in (True, False):
-        uses: Counter[str] = Counter(chain.from_iterable(map(_IDENTIFIER.findall, others)))
+        uses: Counter[str] = Counter(chain.from_iterable(map(_IDENTIFIER.findall, body.others)))
         users: dict[str, list[_Assignment]] = {}
-        ordered, _ = _ordered(assignments)
-        for a in [*ordered, *clocked]:
+        ordered, _ = _ordered(body.assignments)
+        for a in [*ordered, *body.clocked]:
             names = _IDENTIFIER.findall(a.text)
             uses.update(names)
             for name in names:
@@ -191,7 +210,7 @@ def _fold(
                 or not places
                 or uses[a.target] != len(places)
                 or value is None
-                or value.width != widths[a.target]
+                or value.width != body.widths[a.target]
                 or len(str(value)) > _FOLDED
             ):
                 continue
@@ -200,7 +219,8 @@ def _fold(
                 continue
             distinct = list({id(place): place for place in places}.values())
             folded = [
-                place.parsed and substitute(place.parsed, a.target, value, _width(place, widths))
+                place.parsed
+                and substitute(place.parsed, a.target, value, _width(place, body.widths))
                 for place in distinct
             ]
             if not all(folded):
@@ -209,7 +229,7 @@ def _fold(
                 place.parsed = expression
             for name in set(_IDENTIFIER.findall(str(value))):
                 users[name] = [user for user in users[name] if user is not a] + places
-            assignments.remove(a)
+            body.assignments.remove(a)
 
 
 def _width(assignment: _Assignment, widths: Mapping[str, int]) -> int:
@@ -278,16 +298,32 @@ def _clocked_block(registers: list[_Register]) -> list[str]:
     return ["  always @(posedge clk) begin\n", *(indent(line, "  ") for line in lines), "  end\n"]
 
 
-def _plain_names(
-    body: str, keep: set[str], outputs: Mapping[str, set[str]], declared_anywhere: set[str]
-) -> str:
-    """Give each wire, register and escaped name of a module a plain name that no other has.
+def plain_names(text: str, modules: Mapping[str, EmittedModule]) -> dict[str, dict[str, str]]:
+    """Return, by module, the plain name of each wire, register, instance and escaped name.
 
-    The wire at an output of an instance is called <instance>_<port>. An instance is called
-    u_<name> if a module has a wire of its name, which would hide the instance there. Names without
-    special characters are escaped because they are keywords of SystemVerilog; they get a number.
+    No two in a module share one. The wire at an output of an instance is called
+    <instance>_<port>. An instance is called u_<name> if a module has a wire of its name, which
+    would hide the instance there. Temporaries are called t0, t1, ...; other escaped names lose
+    their special characters. Names without any are escaped because they are keywords of
+    SystemVerilog; they get a number.
     """
-    declared = [raw.strip() for _, _, raw in map(re.Match.groups, _DECLARATION.finditer(body))]
+    bodies = _bodies(text)
+    outputs = {
+        name: {port for direction, _, port in _PORT.findall(body) if direction == "output"}
+        for name, body in bodies.items()
+    }
+    wires = {_bare(raw.strip()) for _, _, raw in _DECLARATION.findall(text)}
+    return {
+        name: _names(bodies[name], {"clk", "rst", *module.ports}, outputs, wires)
+        for name, module in modules.items()
+    }
+
+
+def _names(
+    body: str, keep: set[str], outputs: Mapping[str, set[str]], wires_anywhere: set[str]
+) -> dict[str, str]:
+    """Return the plain names of a module, which keeps the names of its ports."""
+    declared = [raw.strip() for _, _, raw in _DECLARATION.findall(body)]
     functions = set(re.findall(r"^  function .*?(\\\S+) ;$", body, re.MULTILINE))
     instances = dict.fromkeys(match[2].strip() for match in _INSTANCE.finditer(body))
     at_instance = {
@@ -300,10 +336,10 @@ def _plain_names(
     unescaped = set(_IDENTIFIER.findall(re.sub(r"\\\S+ ", " ", body)))
     taken = keep | (unescaped - {*declared, *instances})
     numbers = count()
-    plain: dict[str, str] = {name: name for name in keep}
+    plain = {name: name for name in taken}
 
     def candidates(raw: str) -> Iterator[str]:
-        if raw in instances and _bare(raw) in declared_anywhere:
+        if raw in instances and _bare(raw) in wires_anywhere:
             return iter([f"u_{_bare(raw)}"])
         if raw in functions:
             return (f"choice_{n}" for n in count())
@@ -318,11 +354,12 @@ def _plain_names(
         if raw not in plain:
             plain[raw] = next(name for name in candidates(raw) if name not in taken)
             taken.add(plain[raw])
+    return plain
 
-    def replace(match: re.Match[str]) -> str:
-        return plain.get(match[1] or match[0], match[0])
 
-    return re.sub(r"(\\\S+) |(?<![\w$'.\\])[A-Za-z_]\w*", replace, body)
+def _renamed(body: str, names: Mapping[str, str]) -> str:
+    """Return the text of a module with other names."""
+    return _NAME.sub(lambda match: names.get(match[1] or match[0], match[0]), body)
 
 
 def _bare(raw: str) -> str:
