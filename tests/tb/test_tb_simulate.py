@@ -76,7 +76,7 @@ def test_planes_equal_golden(cli: Cli, tmp_path: Path, config: str, view: str | 
     np.save("x.npy", np.asfortranarray(x))
     status, out, err = cli(UNIT, "--config", config, "--input", "x.npy", "--output", "out/y.npz")
     assert status == 0, err
-    assert f"{len(raw)} groups" in out
+    assert f"{len(raw)} rows" in out
     compare(tmp_path / "out" / "y.npz", kind, raw)
 
 

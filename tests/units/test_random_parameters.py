@@ -31,7 +31,7 @@ GROUPS = 1000
 # Bits of all ports and multiplications a clock, of what compiles in seconds, and in a minute.
 SMALL, MEDIUM = (1500, 64), (2500, 300)
 TRIES = 20_000
-NUMBERS = (1, 2, 3, 4, 8, 16)  # of a parameter that does not say what is usual
+NUMBERS = (1, 1, 2, 3, 8, 16, 32)  # of a parameter that does not say what is usual
 
 
 def _layout(rng: random.Random) -> dict[str, int]:
