@@ -7,7 +7,6 @@ the same again.
 import random
 import sys
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ import torch
 from stream_checks import check
 
 from m2xfp.cli import main
-from m2xfp.errors import InputError
+from m2xfp.errors import InputError, M2xfpError
 from m2xfp.formats import GROUP_SIZES, BlockFormat, Window, block_format, window
 from m2xfp.rtl.catalog import UNITS, Instance, Unit
-from m2xfp.rtl.parameters import Parameter, parameters_of
+from m2xfp.rtl.parameters import Parameter, parameters_of, parse_settings
 from m2xfp.rtl.verilog.emit import emit
 from m2xfp.synth.flow.lint import lint_file
 from m2xfp.tb.bench import Operands, find_bench
@@ -31,6 +30,8 @@ GROUPS = 1000
 # Bits of all ports and multiplications a clock, of what compiles in seconds, and in a minute.
 SMALL, MEDIUM = (1500, 64), (2500, 300)
 TRIES = 20_000
+# One of these replaces a value, to make a set that is illegal more often than not.
+OTHERS = ("-1", "0", "7", "1000000", "none", "true", "int4", "mxfp8-e4m3", "nvfp4", "0..600/9")
 NUMBERS = (1, 1, 2, 3, 8, 16, 32)  # of a parameter that does not say what is usual
 
 
@@ -87,12 +88,6 @@ def legal(unit: Unit, seed: int) -> Instance:
     raise AssertionError(f"{unit.name}, seed {seed}: nothing legal in {TRIES} draws")
 
 
-def texts(unit: Unit, given: dict[str, Any]) -> list[str]:
-    """Return options that set the parameters on the command line."""
-    known = parameters_of(unit.component)
-    return [f"--set={name}={known[name].write(value)}" for name, value in given.items()]
-
-
 def numbered(count: int, most: int) -> list[Any]:
     return [
         pytest.param(n, marks=[] if n < count else [pytest.mark.slow], id=str(n))
@@ -132,13 +127,20 @@ def test_legal(seed: int, sim_dir: Path) -> None:
     check(BulkSimulator(files, build_dir=sim_dir), vectors, stall, seed)
 
 
-def illegal(unit: Unit, seed: int) -> Iterator[dict[str, Any]]:
-    """Yield parameters that the unit refuses; any other error than InputError ends the test."""
+def illegal(unit: Unit, seed: int) -> Iterator[list[str]]:
+    """Yield settings that the unit refuses; an error that is no M2xfpError ends the test.
+
+    Random parameters, one of which is replaced by what may be none of its values.
+    """
+    known, rng = parameters_of(unit.component), random.Random(seed)
     for given in draws(unit, seed):
+        written = {name: known[name].write(value) for name, value in given.items()}
+        written[rng.choice(list(known))] = rng.choice(OTHERS)
+        settings = [f"{name}={text}" for name, text in written.items()]
         try:
-            unit.instance(None, given)
-        except InputError:
-            yield given
+            unit.instance(None, parse_settings(unit.component, settings))
+        except M2xfpError:
+            yield settings
 
 
 @pytest.mark.parametrize("seed", numbered(ILLEGAL, SLOW_ILLEGAL))
@@ -150,17 +152,16 @@ def test_illegal(
 ) -> None:
     """Status 2 and a message, before anything is written."""
     unit = unit_of(seed)
-    for given in islice(illegal(unit, seed), 1):
-        call = ["verilog", unit.name, *texts(unit, given), "-o", str(tmp_path / "out")]
-        print(f"seed {seed}: m2xfp {' '.join(call)}")
-        monkeypatch.setattr(sys, "argv", ["m2xfp", *call])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert ended.value.code == 2
-        assert "Error: " in capsys.readouterr().err
-        assert not (tmp_path / "out").exists()
-        return
-    pytest.skip(f"{unit.name}: every draw is legal")
+    settings = next(illegal(unit, seed))
+    call = ["m2xfp", "verilog", unit.name, "-o", str(tmp_path / "out")]
+    call += [f"--set={setting}" for setting in settings]
+    print(f"seed {seed}: {' '.join(call)}")
+    monkeypatch.setattr(sys, "argv", call)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "Error: " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_draws_are_the_same_again() -> None:
