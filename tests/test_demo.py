@@ -10,14 +10,14 @@ from click.testing import CliRunner
 import m2xfp.golden.bits
 import m2xfp.models.lm
 import m2xfp.synth.flow.pdk
-import m2xfp.synth.studies.linear
+import m2xfp.synth.studies.linear_layers
 from m2xfp.cli import cli
 from m2xfp.commands import demo
 from m2xfp.errors import MissingToolError, UnknownNameError
 from m2xfp.facts import EmittedFiles
 from m2xfp.models.activations import layer_inputs
 from m2xfp.models.lm import LanguageModel, ModelConfig, load_model
-from m2xfp.synth.studies.linear import LinearRun
+from m2xfp.synth.studies.linear_layers import LinearRun
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_a_wrong_linear_layer_ends_with_status_1(
         return LinearRun(layer, "m2xfp", tokens, 96, 64, 5000, 0.98, *wrong)
 
     monkeypatch.setattr(m2xfp.models.lm, "load_model", lambda: model)
-    monkeypatch.setattr(m2xfp.synth.studies.linear, "run_linear", run)
+    monkeypatch.setattr(m2xfp.synth.studies.linear_layers, "run_linear", run)
     result = CliRunner().invoke(cli, ["demo", "--build-dir", str(sim_dir.parent)])
     assert result.exit_code == 1
     assert "98.0% of peak: {} and {} mismatches".format(*wrong) in result.stdout

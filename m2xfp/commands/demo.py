@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from m2xfp.facts import EmittedFiles
-    from m2xfp.synth.studies.linear import LinearRun
+    from m2xfp.synth.studies.linear_layers import LinearRun
 
 __all__ = ["Comparison", "command", "compare"]
 
@@ -235,7 +235,7 @@ def command(
     from m2xfp.models.quantized import linear_layers
     from m2xfp.rtl.catalog import find_unit
     from m2xfp.rtl.verilog.emit import emit
-    from m2xfp.synth.studies.linear import run_linear
+    from m2xfp.synth.studies.linear_layers import run_linear
 
     known = {
         name: keywords["input_type"].name

@@ -48,7 +48,7 @@ def compare_perplexity(windows: int, build: Path) -> PerplexityRun:
 
     from m2xfp.models.evaluate import cut_windows, perplexity, spread
     from m2xfp.models.lm import HELD_OUT, as_tokens
-    from m2xfp.synth.studies.linear import compare_losses
+    from m2xfp.synth.studies.linear_layers import compare_losses
 
     text = spread(cut_windows(as_tokens(HELD_OUT.read_bytes()), WINDOW), windows)
     verilog, golden, clocks = compare_losses(build, text)

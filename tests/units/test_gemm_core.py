@@ -26,14 +26,9 @@ from m2xfp.rtl.units.gemm_core import GemmCore
 from m2xfp.rtl.verilog.emit import emit
 from m2xfp.synth.gate_sim.stimulus import vectors_for
 from m2xfp.synth.studies import gemm
-from m2xfp.synth.studies.linear import (
-    GemmSimulation,
-    compare_losses,
-    golden_linear,
-    run_linear,
-    simulate_core,
-)
+from m2xfp.synth.studies.linear_layers import compare_losses, run_linear
 from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
+from m2xfp.tb.linear import GemmSimulation, golden_linear, simulate_core
 from m2xfp.tb.parts.gemm_arrays import Product, status_names
 from m2xfp.tb.parts.groups import group_arrays
 from m2xfp.tb.units.gemm_core import decode, encode, golden_product, load
@@ -244,7 +239,7 @@ def test_bad_sizes(core: GemmSimulation, stall: float) -> None:
     names = [status_names(row[0], core.facts) for row in run.outputs["status"].data]
     assert names == [[], *(row for _, status in BAD for row in (status, []))]
     for operands, found in zip(good, core.streams.results(run.outputs["o"], good), strict=True):
-        assert np.array_equal(found, golden_product(core, operands))
+        assert np.array_equal(found, golden_product(operands, core.facts))
 
 
 @pytest.mark.parametrize("config", ["m2xfp-2x2"])
@@ -373,7 +368,7 @@ def test_perplexity_command(monkeypatch: pytest.MonkeyPatch, last_bit: int) -> N
         assert windows.shape == (2, 128)
         return verilog, golden, 77
 
-    monkeypatch.setattr("m2xfp.synth.studies.linear.compare_losses", losses)
+    monkeypatch.setattr("m2xfp.synth.studies.linear_layers.compare_losses", losses)
     done = CliRunner().invoke(cli, ["study", "gemm-perplexity", "--windows", "2"])
     assert done.exit_code == last_bit
     assert f"golden   {perplexity(golden)!r}" in done.stdout

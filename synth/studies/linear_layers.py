@@ -6,126 +6,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from m2xfp.rtl.catalog import find_unit
 from m2xfp.rtl.verilog.emit import emit
 from m2xfp.tb.bench import find_bench
-from m2xfp.tb.bulk.simulator import BulkSimulator, Run
-from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product, status_names, timing_of
+from m2xfp.tb.bulk.simulator import BulkSimulator
+from m2xfp.tb.linear import golden_linear, simulate_core
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from m2xfp.golden.formats.packed import PackedTensor
 
-__all__ = [
-    "GemmSimulation",
-    "LinearRun",
-    "compare_losses",
-    "golden_linear",
-    "run_linear",
-    "simulate_core",
-]
-
-
-class GemmSimulation:
-    """A GEMM core in simulation.
-
-    Parameters
-    ----------
-    simulator
-        The emitted core.
-
-    Members
-    -------
-    facts, streams, timing
-        The core, the order of its beats, and its clocks.
-    clocks
-        That all linear layers took so far.
-    """
-
-    def __init__(self, simulator: BulkSimulator) -> None:
-        self.simulator, self.facts = simulator, simulator.facts
-        self.streams = GemmStreams(self.facts)
-        self.clocks = 0
-        self.timing = timing_of(self.facts)
-
-    def run(
-        self,
-        products: list[Product],
-        *,
-        stall: float = 0.0,
-        seed: int = 0,
-        stamps: bool = False,
-        progress: bool = False,
-    ) -> tuple[list[NDArray[Any]], Run]:
-        """Multiply; return the results, see ``GemmStreams.results``, and the run.
-
-        Parameters
-        ----------
-        products
-            One command each, played one after the other.
-        stall, seed, stamps, progress
-            As for ``BulkSimulator.run``.
-
-        Raises
-        ------
-        InputError
-            Sizes that the core does not support.
-        AssertionError
-            Results are missing, or a status is not success.
-        """
-        clocks = self.timing.finish([product.sizes for product in products])[-1]
-        run = self.simulator.run(
-            self.streams.inputs(products),
-            stall=stall,
-            seed=seed,
-            stamps=stamps,
-            progress=progress,
-            cycle_limit=int((8 * clocks + 20_000) / (1 - stall) ** 3),
-        )
-        statuses = [status_names(int(row[0]), self.facts) for row in run.outputs["status"].data]
-        assert statuses == [[] for _ in products], f"statuses {statuses}"
-        return list(self.streams.results(run.outputs["o"], products)), run
-
-    def linear(self, x: Tensor, weight: PackedTensor, *, progress: bool = False) -> Tensor:
-        """Return x [..., k], quantized by the core, times the rows of ``weight`` [n, k].
-
-        The core takes values of x's type; it gives fp32 or bf16, the type of the result.
-        """
-        import torch
-
-        from m2xfp.golden.bits import from_bits, round_to_bits
-
-        given = self.facts.parameters
-        assert given["results"] in ("fp32", "bf16"), given["results"]
-        group = self.streams.act.group
-        rows = torch.nn.functional.pad(x.flatten(0, -2), (0, -x.shape[-1] % group))
-        operands = Product(
-            round_to_bits(given["activations"], rows), weight.groups().numpy(), rows.shape[1]
-        )
-        (found,), run = self.run([operands], stamps=True, progress=progress)
-        self.clocks += int(run.stamps["o"][-1] - run.stamps["cmd"][0])
-        return from_bits(given["results"], found).reshape(*x.shape[:-1], -1)
-
-
-def golden_linear(x: Tensor, weight: PackedTensor) -> Tensor:
-    """Return what ``GemmSimulation.linear`` must give: golden, in x's type."""
-    from m2xfp.golden import get_format, matmul
-    from m2xfp.golden.formats.numeric import round_once
-
-    product = matmul(get_format("m2xfp-act").quantize(x), weight)
-    return round_once(product.double(), x.dtype)  # one NaN, where torch's conversion gives several
-
-
-def simulate_core(config: str, build_dir: Path) -> GemmSimulation:
-    """Emit a configuration of the core and build its simulation, unless both are there."""
-    emitted = emit(find_unit("gemm_core").instance(config), build_dir / "verilog")
-    return GemmSimulation(BulkSimulator(emitted, build_dir=build_dir))
+__all__ = ["LinearRun", "compare_losses", "run_linear"]
 
 
 @dataclass(frozen=True)
