@@ -143,6 +143,7 @@ def running_exact_bits(
     groups_w: npt.NDArray[np.uint8],
     first: npt.NDArray[np.bool_],
     window: Window,
+    lanes: int | None = None,
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
     """Return ``running_exact`` of packed groups, any bytes: float32 patterns, and ``inexact``.
 
@@ -156,13 +157,15 @@ def running_exact_bits(
         bool [n, G]: start from zero before that group.
     window
         Exponents that the accumulator is built for.
+    lanes
+        Products of an addend; None for those of a group.
 
     Returns
     -------
-    uint32 [n, G] and bool [n, G].
+    uint32 [n, G] and bool [n, G]; with ``lanes`` [n, G, addends a group].
     """
     a, w = _from_groups(fmt_a, groups_a), _from_groups(fmt_w, groups_w)
-    acc, inexact = running_exact(a, w, torch.from_numpy(first.copy()), window)
+    acc, inexact = running_exact(a, w, torch.from_numpy(first.copy()), window, lanes)
     return to_bits(acc).view(np.uint32), inexact.numpy()
 
 

@@ -62,6 +62,10 @@ def _require_tensor(x: object) -> Tensor:
     return x
 
 
+# The exact weight search with E4M3 scales is proven for up to so many values a group.
+_PROVEN_GROUP = 16
+
+
 @dataclass(frozen=True)
 class Format:
     """A block format with its options, ready to quantize; made by ``get_format``.
@@ -86,6 +90,12 @@ class Format:
     coder: Coder
     level: float | str | None = None
 
+    @property
+    def encodes(self) -> bool:
+        """Whether tensors can be quantized; groups of any layout can be decoded and multiplied."""
+        searched = self.block.metadata.name == "sg-em" and self.block.scale.name == "e4m3"
+        return not searched or self.block.group <= _PROVEN_GROUP
+
     @torch.no_grad()
     def quantize(self, x: Tensor) -> PackedTensor:
         """Quantize ``x`` along its last dimension.
@@ -106,9 +116,14 @@ class Format:
         TypeError
             ``x`` is no dense tensor of those types.
         InputError
-            ``x`` has no dimension.
+            ``x`` has no dimension, or the format is one whose groups can only be decoded.
         """
         x = _require_tensor(x)
+        if not self.encodes:
+            raise InputError(
+                f"group={self.block.group}: the exact search of {self.name} is proven for up to "
+                f"{_PROVEN_GROUP} values a group; quantize with group=8 or 16"
+            )
         unit = self._tensor_scale(x)
         lead = (*x.shape[:-1], -(-x.shape[-1] // self.block.group))
         sizes = self.block.group_bytes
@@ -297,10 +312,7 @@ def _level(value: Option) -> float | str | None:
 def _describe(block: BlockFormat, options: dict[str, Option]) -> BlockFormat:
     """Return the description with the options that change its layout applied."""
     if "group" in options:
-        # The exact weight search with E4M3 scales is proven for up to 16 values a group.
-        proven = block.metadata.name == "sg-em" and block.scale.name == "e4m3"
-        sizes = (8, 16) if proven else GROUP_SIZES
-        group = _whole("group", options["group"], sizes)
+        group = _whole("group", options["group"], GROUP_SIZES)
         metadata = block.metadata
         if metadata.bits and group % metadata.subgroup and "subgroup" not in options:
             raise InputError(

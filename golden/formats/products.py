@@ -363,6 +363,15 @@ def dot(
     return _run(a, w, accumulator, lanes, outer=False, initial=initial).reshape(lead)
 
 
+def _addends(a: _Operand, w: _Operand, lanes: int | None) -> Tensor:
+    """Return the sums of ``lanes`` products each, without scales: float64 [rows, groups, parts]."""
+    size = a.elements.shape[2]
+    lanes = size if lanes is None else lanes
+    if lanes < 1 or size % lanes:
+        raise InputError(f"lanes={lanes}: must divide the group of {size}")
+    return (a.elements * w.elements).unflatten(-1, (-1, lanes)).sum(-1)
+
+
 @torch.no_grad()
 def running_fp32(
     qa: PackedTensor,
@@ -389,13 +398,8 @@ def running_fp32(
     _check(qa, qw, "fp32")
     if qa.shape != qw.shape:
         raise InputError(f"qa has shape {tuple(qa.shape)}, qw {tuple(qw.shape)}; pass one shape")
-    size = qa.format.block.group
-    lanes = size if lanes is None else lanes
-    if lanes < 1 or size % lanes:
-        raise InputError(f"lanes={lanes}: must divide the group of {size}")
     a, w = _operand(qa), _operand(qw)
-    products = (a.elements * w.elements).unflatten(-1, (-1, lanes)).sum(-1)
-    addends = products * (a.scales * w.scales).unsqueeze(-1)
+    addends = _addends(a, w, lanes) * (a.scales * w.scales).unsqueeze(-1)
     begins = None if first is None else first.reshape(a.scales.shape)
     found = running_fp32_sum(addends, begins)
     return found.reshape(*qa.shape[:-1], *addends.shape[1:])
@@ -427,8 +431,11 @@ def running_exact(
     qw: PackedTensor,
     first: Tensor | None = None,
     window: Window = ALL_EXPONENTS,
+    lanes: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return what the ``exact`` accumulation holds after each group: two tensors [..., groups].
+
+    With ``lanes``, after each addend: [..., groups, parts].
 
     Parameters
     ----------
@@ -438,6 +445,8 @@ def running_exact(
         bool [..., groups]: start from zero before that group; by default at group 0 alone.
     window
         Exponents that the accumulator is built for.
+    lanes
+        Products of an addend, of which a group has one or more; None for those of a group.
 
     Returns
     -------
@@ -461,15 +470,20 @@ def running_exact(
             "pass formats with E8M0 scales"
         )
     a, w = _operand(qa), _operand(qw)
-    begins = None if first is None else first.reshape(a.scales.shape)
+    rows, groups = a.scales.shape
+    products = _addends(a, w, lanes)
+    parts = products.shape[2]
+    begins = torch.zeros(rows, groups, parts, dtype=torch.bool, device=a.scales.device)
+    if first is not None:
+        begins[..., 0] = first.reshape(rows, groups)
     acc, inexact = running_exact_sum(
-        (a.elements * w.elements).sum(-1),
-        a.scales * w.scales,
-        begins,
+        products.flatten(1),
+        (a.scales * w.scales).repeat_interleave(parts, dim=1),
+        begins.flatten(1),
         window,
         product_unit(*blocks),
     )
-    shape = (*qa.shape[:-1], a.scales.shape[1])
+    shape = (*qa.shape[:-1], groups) if lanes is None else (*qa.shape[:-1], groups, parts)
     return acc.reshape(shape), inexact.reshape(shape)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from m2xfp.formats import block_format
 from m2xfp.formats import window as window_of
 from m2xfp.golden.bits import Arrays, running_exact_bits, running_fp32_bits
 
@@ -41,12 +42,13 @@ def dot_product(
     -------
     dict
         ``acc`` uint32 [n, steps, addends a group]: the FP32 pattern after each addend; of an exact
-        accumulation, which has one a group, ``inexact`` bool of that shape too.
+        accumulation ``inexact`` bool of that shape too.
     """
     if window is None:
         acc = running_fp32_bits(act, weight, act_groups, weight_groups, first, lanes)
         return {"acc": acc}
+    width = block_format(act).group if lanes is None else lanes
     total, inexact = running_exact_bits(
-        act, weight, act_groups, weight_groups, first, window_of(window)
+        act, weight, act_groups, weight_groups, first, window_of(window), width
     )
-    return {"acc": total[..., None], "inexact": inexact[..., None]}
+    return {"acc": total, "inexact": inexact}

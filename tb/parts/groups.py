@@ -112,13 +112,20 @@ def elements(plane: NDArray[Any], width: int, count: int) -> Bytes:
 def packed_groups(block: BlockFormat, values: "Tensor", count: int) -> Bytes:
     """Return ``count`` packed groups of values, uint8 [count, bytes].
 
-    Over again from the start, where there are not so many.
+    Over again from the start, where there are not so many. In a layout that can only be decoded
+    they are groups of any bits, with scales near one.
     """
     import torch
 
     from m2xfp.golden import get_format
 
-    groups = get_format(block.name).quantize(values.reshape(-1, block.group)).groups()
+    fmt = get_format(block.name)
+    if not fmt.encodes:
+        rng, scale = np.random.default_rng(0), block.group_bytes[0]
+        drawn = rng.integers(0, 256, (count, sum(block.group_bytes)), np.uint8)
+        drawn[:, scale] = rng.integers(0x28, 0x50, count)
+        return drawn
+    groups = fmt.quantize(values.reshape(-1, block.group)).groups()
     rows = groups.reshape(-1, groups.shape[-1])
     packed: Bytes = rows[torch.arange(count) % len(rows)].numpy()
     return packed

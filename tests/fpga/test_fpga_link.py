@@ -18,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutation import Mutation
 
-from m2xfp.commands.lint import lint_file
 from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.fpga.check.line import SimulatedLine, line_bytes, line_toggles
 from m2xfp.fpga.gateware.design import UNITS, Design
@@ -41,6 +40,7 @@ from m2xfp.fpga.protocol import (
 from m2xfp.rtl.parts.streams import packet_stream
 from m2xfp.rtl.verilog.component import Component
 from m2xfp.rtl.verilog.emit import verilog_text
+from m2xfp.synth.flow.lint import lint_file
 
 BAUD = 1_000_000
 CLOCK = 8 * BAUD  # the fewest clocks a bit that the UART takes
