@@ -117,7 +117,7 @@ class DotProduct(Component):
     def build(self) -> Module:
         """Build the unit."""
         m = Module()
-        m.submodules.arbiter = arbiter = SlotArbiter(self.chains)
+        m.submodules.slot_arbiter = arbiter = SlotArbiter(self.chains)
         m.submodules.product = product = self._product
         m.submodules.accumulator = accumulator = self._accumulator
         skid = add_skid(m, self.o)

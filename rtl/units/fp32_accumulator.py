@@ -84,7 +84,7 @@ class Fp32Accumulator(Component):
     def build(self) -> Module:
         """Build the unit."""
         m = Module()
-        m.submodules.arbiter = arbiter = SlotArbiter(self.chains)
+        m.submodules.slot_arbiter = arbiter = SlotArbiter(self.chains)
         m.submodules.pipeline = pipeline = self.pipeline
         skid = add_skid(m, self.o)
         step = skid.i.ready
