@@ -78,7 +78,7 @@ def maximum(m: Module, values: Sequence[Value], name: str = "max") -> Value:
     if width % 2:
         found = named(m, f"{name}_{width - 1}", columns[-1].any())
         candidates = named(
-            m, f"{name}_{width - 1}_candidates", columns[-1] | ~found.replicate(len(values))
+            m, f"{name}_{width - 1}_remaining", columns[-1] | ~found.replicate(len(values))
         )
         largest.append(found)
     for bit in reversed(range(0, width - 1, 2)):
@@ -88,7 +88,7 @@ def maximum(m: Module, values: Sequence[Value], name: str = "max") -> Value:
         alone = named(m, f"{name}_{bit}_alone", (candidates & lower).any())
         found_lower = named(m, f"{name}_{bit}", Mux(found, both, alone))
         out = Mux(found, ~upper, 0) | Mux(found_lower, ~lower, 0)
-        candidates = named(m, f"{name}_{bit}_candidates", candidates & ~out)
+        candidates = named(m, f"{name}_{bit}_remaining", candidates & ~out)
         largest += [found, found_lower]
     return Cat(reversed(largest))
 
@@ -103,7 +103,7 @@ def first_maximum(m: Module, values: Sequence[Value], name: str = "max") -> tupl
     for bit in reversed(range(_of_one_length(values))):
         column = named(m, f"{name}_{bit}_column", Cat(value[bit] for value in values))
         found = named(m, f"{name}_{bit}", (candidates & column).any())
-        candidates = named(m, f"{name}_{bit}_candidates", candidates & ~Mux(found, ~column, 0))
+        candidates = named(m, f"{name}_{bit}_remaining", candidates & ~Mux(found, ~column, 0))
         largest.append(found)
     first = named(m, f"{name}_first", (candidates & -candidates)[: len(values)])
     return Cat(reversed(largest)), first

@@ -3,41 +3,37 @@
 from amaranth.hdl import Module, Value, ValueLike
 from amaranth.lib import stream, wiring
 
-from m2xfp.rtl.parts.registers import delayed
 from m2xfp.rtl.parts.streams import Skid
 
 __all__ = ["add_skid", "feed_skid"]
 
 
 def add_skid(m: Module, o: stream.Interface) -> Skid:
-    """Put a skid buffer in front of the output ``o`` of a unit, and return it.
+    """Add a skid buffer for packets like those of the output ``o``, and return it.
 
     Its ``i.ready`` is a register, and tells all registers of the pipeline to go on.
     """
     m.submodules.skid = skid = Skid(o.payload.shape())
-    wiring.connect(m, skid.o, wiring.flipped(o))
     return skid
 
 
 def feed_skid(
-    m: Module, skid: Skid, result: ValueLike, *, last: Value, valid: Value, latency: int
+    m: Module, skid: Skid, o: stream.Interface, result: ValueLike, *, last: Value, valid: Value
 ) -> None:
-    """Give a skid buffer the last register of a pipeline.
+    """Put a skid buffer between the last registers of a pipeline and the output.
 
     Parameters
     ----------
     m, skid
         The module, and the buffer that ``add_skid`` put there.
-    result
-        The register.
-    last, valid
-        Of the packet that the result belongs to, as it was ``latency`` steps before.
-    latency
-        Steps that ``last`` and ``valid`` are still to be delayed by.
+    o
+        The output of the unit.
+    result, last, valid
+        The registers: the result, and ``last`` and ``valid`` of the packet that it belongs to.
     """
-    step = skid.i.ready
     m.d.comb += [
         skid.i.payload.data.eq(result),
-        skid.i.payload.last.eq(delayed(m, step, "last", last, latency)),
-        skid.i.valid.eq(delayed(m, step, "valid", valid, latency, reset=True)),
+        skid.i.payload.last.eq(last),
+        skid.i.valid.eq(valid),
     ]
+    wiring.connect(m, skid.o, wiring.flipped(o))

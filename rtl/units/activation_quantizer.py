@@ -171,7 +171,7 @@ class ActivationQuantizer(Component):
         m = Module()
         payload = packet(group_layout(self.block))
         output = HalfRateRegister(payload) if self.beats_per_group > 1 else SpillRegister(payload)
-        m.submodules.output_register = output
+        m.submodules.quantized = output
         advance: Value = output.i.ready
         if self.beats_per_group > 1:
             # Only a finished group that the output cannot take holds the pipeline.

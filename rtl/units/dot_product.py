@@ -124,7 +124,6 @@ class DotProduct(Component):
         step = skid.i.ready
         accepted = named(m, "accepted", self.i.valid & arbiter.grant)
         valid = delayed(m, step, "product_valid", accepted, self.depth, reset=True)
-        last = delayed(m, step, "product_last", self.i.payload.last, self.depth)
         m.d.comb += [
             arbiter.enable.eq(step),
             arbiter.request.eq(self.i.valid),
@@ -136,5 +135,12 @@ class DotProduct(Component):
             accumulator.valid.eq(valid),
             accumulator.first.eq(delayed(m, step, "first", self.i.payload.data.first, self.depth)),
         ]
-        feed_skid(m, skid, accumulator.o, last=last, valid=valid, latency=accumulator.latency)
+        feed_skid(
+            m,
+            skid,
+            self.o,
+            accumulator.o,
+            last=delayed(m, step, "last", self.i.payload.last, self.latency),
+            valid=delayed(m, step, "acc_valid", valid, accumulator.latency, reset=True),
+        )
         return m

@@ -8,6 +8,7 @@ from m2xfp.formats import M2XFP_ACT, M2XFP_WEIGHT, USUAL_EXPONENTS, Window
 from m2xfp.rtl.parameters import checked
 from m2xfp.rtl.parts.dot_pair import DotPair, PowerScaledActivations, PowerScaledWeights
 from m2xfp.rtl.parts.exact_accumulation import ExactPipeline, exact_layout
+from m2xfp.rtl.parts.registers import delayed
 from m2xfp.rtl.parts.skid_tail import add_skid, feed_skid
 from m2xfp.rtl.parts.streams import packet_stream
 from m2xfp.rtl.verilog.component import Component
@@ -87,9 +88,9 @@ class ExactAccumulator(Component):
         feed_skid(
             m,
             skid,
+            self.o,
             pipeline.o,
-            last=self.i.payload.last,
-            valid=self.i.valid,
-            latency=self.latency,
+            last=delayed(m, step, "last", self.i.payload.last, self.latency),
+            valid=delayed(m, step, "valid", self.i.valid, self.latency, reset=True),
         )
         return m

@@ -12,6 +12,7 @@ from m2xfp.rtl.parameters import Between, checked
 from m2xfp.rtl.parts.dot_pair import Activations, DotPair, Weights
 from m2xfp.rtl.parts.fp32_accumulation import AccumulatorPipeline
 from m2xfp.rtl.parts.layouts import value_layout
+from m2xfp.rtl.parts.registers import delayed
 from m2xfp.rtl.parts.skid_tail import add_skid, feed_skid
 from m2xfp.rtl.parts.slot_arbiter import SlotArbiter
 from m2xfp.rtl.parts.streams import packet_stream
@@ -101,9 +102,9 @@ class Fp32Accumulator(Component):
         feed_skid(
             m,
             skid,
+            self.o,
             pipeline.o,
-            last=self.i.payload.last,
-            valid=accepted,
-            latency=self.latency,
+            last=delayed(m, step, "last", self.i.payload.last, self.latency),
+            valid=delayed(m, step, "valid", accepted, self.latency, reset=True),
         )
         return m

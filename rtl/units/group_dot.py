@@ -9,6 +9,7 @@ from m2xfp.formats import M2XFP_ACT, M2XFP_WEIGHT
 from m2xfp.rtl.parameters import Between, checked
 from m2xfp.rtl.parts.dot_pair import Activations, DotPair, Weights
 from m2xfp.rtl.parts.group_product import ProductPipeline
+from m2xfp.rtl.parts.registers import delayed
 from m2xfp.rtl.parts.skid_tail import add_skid, feed_skid
 from m2xfp.rtl.parts.streams import packet_stream
 from m2xfp.rtl.verilog.component import Component
@@ -81,9 +82,9 @@ class GroupDot(Component):
         feed_skid(
             m,
             skid,
+            self.o,
             pipeline.o,
-            last=self.i.payload.last,
-            valid=self.i.valid,
-            latency=self.depth,
+            last=delayed(m, step, "last", self.i.payload.last, self.depth),
+            valid=delayed(m, step, "valid", self.i.valid, self.depth, reset=True),
         )
         return m

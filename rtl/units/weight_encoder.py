@@ -190,7 +190,7 @@ class WeightEncoder(Component):
         m = Module()
         payload = packet(group_layout(self.block))
         output = HalfRateRegister(payload) if self.clocks_per_group > 1 else SpillRegister(payload)
-        m.submodules.output_register = output
+        m.submodules.quantized = output
         wiring.connect(m, output.o, wiring.flipped(self.o))
         # Only a finished group that the output cannot take holds the pipeline.
         advance = Signal()
