@@ -108,7 +108,10 @@ class CarrySaveSum(Component):
         span = window.highest - window.lowest
         number = named(m, "number", self.valid & ~self.i.nan & self.i.product.any())
         place = Signal(signed(self._pair.exponent_bits + 1))
-        m.d.comb += place.eq(self.i.exponent - window.lowest)
+        # Nothing of a beat that was not accepted goes on: an unknown distance would shift even a
+        # product of zero to unknown bits.
+        exponent = self.i.exponent & self.valid.replicate(len(self.i.exponent))
+        m.d.comb += place.eq(exponent - window.lowest)
         distance, low = place[:-1], place[-1]
         high = named(m, "high", ~low & (distance > Const(span, len(distance))))
         product = Signal(self._pair.product_shape)

@@ -8,7 +8,7 @@ from m2xfp.rtl.parts.dot_pair import DotPair
 from m2xfp.rtl.parts.fp32_addition import Add, Addend, Align, addend_layout, check_addend
 from m2xfp.rtl.parts.fp32_rounding import Normalise, Round
 from m2xfp.rtl.parts.layouts import value_layout
-from m2xfp.rtl.parts.registers import register
+from m2xfp.rtl.parts.registers import delayed, register
 from m2xfp.rtl.verilog.component import Component
 
 __all__ = ["AccumulatorPipeline"]
@@ -121,16 +121,22 @@ class AccumulatorPipeline(Component):
         m = Module()
         m.submodules.addend = addend = Addend(self.pair)
         m.submodules.accumulator = accumulator = Accumulator(self.pair, self.chains)
-        gated = Signal(addend_layout(self.pair))
+        # What would change a chain is reset: a product that was under way when reset came, for one
+        # clock, must not be added to a chain that was cleared. The rest goes with it.
+        held = Signal(addend_layout(self.pair))
+        effects = [
+            delayed(m, self.enable, f"{name}_held", addend.o[name] & self.valid, 1, reset=True)
+            for name in ("nonzero", "nan")
+        ]
         # Ones after reset: every chain is cleared when its turn comes for the first time.
         clear = Signal(self.chains, init=-1)
         m.d.comb += [
             addend.i.eq(self.i),
-            gated.eq(addend.o),
-            gated.nonzero.eq(addend.o.nonzero & self.valid),
-            gated.nan.eq(addend.o.nan & self.valid),
+            held.eq(register(m, self.enable, "addend_held", addend.o.as_value())),
+            held.nonzero.eq(effects[0]),
+            held.nan.eq(effects[1]),
             accumulator.enable.eq(self.enable),
-            accumulator.addend.eq(register(m, self.enable, "addend_held", gated.as_value())),
+            accumulator.addend.eq(held),
             accumulator.first.eq(clear[0]),
             self.o.eq(accumulator.acc),
         ]

@@ -223,6 +223,18 @@ class ClockGate:
     test: str = ""
 
 
+def _check_name(name: str) -> None:
+    """Raise InputError for a name that yosys, abc or OpenSTA could take for anything else.
+
+    Their scripts have no quotes that hold in all three, so names are restricted instead.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_.][A-Za-z0-9_.:]*(\[[0-9]+\])?", name):
+        raise InputError(
+            f"Liberty name {name!r}: libraries, cells and pins are called by letters, digits, "
+            "underscores and points, a pin of a bus by an index too; rename it in the library"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Cell:
     """A cell of a library.
@@ -400,6 +412,8 @@ class Library:
                         pin,
                     )
             cells[group.name] = Cell(group.name, group.number("area"), pins, group)
+        for name in (library.name, *cells, *(pin for cell in cells.values() for pin in cell.pins)):
+            _check_name(name)
         return cls(
             library.name,
             cells,

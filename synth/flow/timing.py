@@ -7,6 +7,7 @@ left of the netlist and still exits with 0, so its log is read: any error or war
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -69,13 +70,28 @@ class Timing:
     stages: tuple[Stage, ...]
 
 
+def tcl_word(text: str) -> str:
+    """Return ``text`` as one word of Tcl: nothing in it is substituted, executed or split.
+
+    Every character but letters, digits and a few harmless ones gets a backslash, which is the
+    character itself in Tcl. Raises ValueError for control characters, which stand for others there.
+    """
+    if not text or not text.isprintable():
+        raise ValueError(f"{text!r} cannot be a word of a Tcl script")
+    return re.sub(r"[^A-Za-z0-9_./-]", r"\\\g<0>", text)
+
+
 def _script(netlist: Netlist, pdk: Pdk, build: Path, clock: str | None) -> str:
+    """Return the script; it runs in the netlist's folder, so no path of the user is in it."""
     period = netlist.options.clock_ns
     source = f"[get_ports {clock}]" if clock else ""
     lines = [
-        *(f"read_liberty {prepared_liberty(path, build)}" for path in pdk.liberty),
-        f"read_verilog {netlist.verilog.absolute()}",
-        f"link_design {netlist.top}",
+        *(
+            f"read_liberty {os.path.relpath(prepared_liberty(path, build), netlist.folder)}"
+            for path in pdk.liberty
+        ),
+        f"read_verilog {netlist.verilog.name}",
+        f"link_design {tcl_word(netlist.top)}",
         "set_cmd_units -time ns -capacitance fF",
         f"create_clock -name clk -period {period} {source}",
         "set inputs {}",
@@ -84,7 +100,7 @@ def _script(netlist: Netlist, pdk: Pdk, build: Path, clock: str | None) -> str:
         "}",
         "set_input_delay 0 -clock clk $inputs",
         "set_output_delay 0 -clock clk [all_outputs]",
-        f"set_driving_cell -lib_cell {pdk.driver_cell.name} $inputs",
+        f"set_driving_cell -lib_cell {tcl_word(pdk.driver_cell.name)} $inputs",
         f"set_load {pdk.load_ff:.6g} [all_outputs]",
         "report_worst_slack -digits 6",
         "report_checks -path_delay max -format full -digits 6",
@@ -128,7 +144,8 @@ def time_netlist(netlist: Netlist, pdk: Pdk, build: Path = BUILD) -> Timing:
     if not log.exists():
         source = write_atomic(log.with_suffix(".tcl"), script)
         done = subprocess.run(
-            [program, "-exit", "-no_splash", str(source)],
+            [program, "-exit", "-no_splash", source.name],
+            cwd=netlist.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

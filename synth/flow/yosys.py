@@ -14,11 +14,13 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -333,6 +335,37 @@ def _measure(top: str, pdk: Pdk, options: FlowOptions, yosys: str, folder: Path)
     )
 
 
+@contextmanager
+def _workplace(pdk: Pdk, build: Path) -> Iterator[Path]:
+    """Give an empty folder to run in, with the library at ../../liberty.
+
+    yosys hands absolute paths on to abc without quotes, so where the cache's path has anything but
+    plain characters the run takes place in the system's temporary folder.
+    """
+    if re.fullmatch(r"[A-Za-z0-9_./+@=,-]+", str(build)):
+        with tempfile.TemporaryDirectory(prefix=".run-", dir=build) as scratch:
+            (work := Path(scratch) / "run").mkdir()
+            yield work
+        return
+    with tempfile.TemporaryDirectory(prefix="m2xfp-") as place:
+        (liberty := Path(place) / "liberty").mkdir()
+        for path in pdk.liberty:
+            shutil.copy(prepared_liberty(path, build), liberty)
+        (work := Path(place) / "scratch" / "run").mkdir(parents=True)
+        yield work
+
+
+def _move(work: Path, folder: Path) -> None:
+    """Put a finished run into the cache, in one step."""
+    with tempfile.TemporaryDirectory(prefix=".run-", dir=folder.parent) as scratch:
+        whole = shutil.move(work, Path(scratch) / "run")
+        try:
+            os.replace(whole, folder)
+        except OSError:  # another process finished the same run first
+            if not folder.exists():
+                raise
+
+
 def synthesize(
     verilog: Path | str | Sequence[Path | str],
     top: str,
@@ -376,9 +409,7 @@ def synthesize(
     key = hashlib.sha256(json.dumps([yosys, inputs], sort_keys=True).encode()).hexdigest()[:16]
     folder = build / f"{top}-{pdk.name}-{key}"
     if not folder.exists():
-        with tempfile.TemporaryDirectory(prefix=".run-", dir=build) as scratch:
-            work = Path(scratch) / "run"
-            work.mkdir()
+        with _workplace(pdk, build) as work:
             for name, text in inputs.items():
                 (work / name).write_text(text)
             try:
@@ -389,9 +420,5 @@ def synthesize(
                     build / f"{top}-{pdk.name}-failed.log", (work / "yosys.log").read_bytes()
                 )
                 raise SynthesisError(f"{error} (log: {kept})") from None
-            try:
-                os.replace(work, folder)
-            except OSError:  # another process finished the same run first
-                if not folder.exists():
-                    raise
+            _move(work, folder)
     return _measure(top, pdk, options, yosys, folder)

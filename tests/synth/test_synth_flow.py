@@ -273,3 +273,26 @@ def test_command_refuses(arguments, words, tmp_path, monkeypatch, capsys):
     assert exit_.value.code == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
+
+
+def test_a_hostile_folder_is_only_a_name(osu018, tmp_path):
+    """What Tcl would execute, split or substitute in a path does nothing but name the folder."""
+    build = tmp_path / "a[exec touch PWNED]b $HOME ;{x"
+    source = build / "counter.v"
+    source.parent.mkdir()
+    source.write_text(COUNTER)
+    result = time_netlist(synthesize(source, "counter", osu018, build=build), osu018, build)
+    assert result.critical_path_ns > 0
+    assert not list(tmp_path.rglob("PWNED"))
+
+
+@pytest.mark.parametrize("text", ["a[exec touch x]b", "$x", "a;b", "a b", '"', "{", "}", "\\", "é"])
+def test_tcl_words_are_themselves(text):
+    tkinter = pytest.importorskip("tkinter", reason="Python is built without Tcl")
+    assert tkinter.Tcl().eval(f"set word {timing.tcl_word(text)}; set word") == text
+
+
+@pytest.mark.parametrize("text", ["", "a\nb", "a\tb", "\0"])
+def test_what_is_no_tcl_word(text):
+    with pytest.raises(ValueError, match="Tcl"):
+        timing.tcl_word(text)

@@ -189,3 +189,18 @@ def test_every_row_of_the_table_says_where_to_get_it():
         assert pdk.name == name
         assert pdk.remedy
         assert pdk.places
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "a;b", "a[exec touch x]", "$x", "../x", "a/b", "-x", "", "a\\n"]
+)
+@pytest.mark.parametrize("place", ["library", "cell", "pin"])
+def test_hostile_names_are_refused(tmp_path: Path, name: str, place: str) -> None:
+    """Names go into scripts of yosys, abc and OpenSTA, and into names of folders."""
+    names = {"library": "tiny", "cell": "INV", "pin": "A"} | {place: name}
+    pin = f'pin ("{names["pin"]}") {{ direction : input; }}'
+    text = HEAD.replace("(tiny)", f'("{names["library"]}")')
+    text += f' cell ("{names["cell"]}") {{ area : 1; {pin} }} }}'
+    (tmp_path / "x.lib").write_text(text)
+    with pytest.raises(InputError):
+        Library.read([tmp_path / "x.lib"])

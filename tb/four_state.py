@@ -1,0 +1,202 @@
+"""A second simulator: test vectors through the emitted Verilog in Icarus, with four-state values.
+
+What is unknown stays unknown there: registers before reset, TDATA and TLAST of a stream that offers
+nothing. A result that depends on any of it is x and so differs from what was expected. Before the
+vectors, the unit gets other traffic and is reset in the midst of it for a single clock.
+"""
+
+import random
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from m2xfp.errors import MissingToolError
+from m2xfp.facts import EmittedFiles, Facts, Stream
+from m2xfp.tb.vectors import Beats, TestVectors
+
+__all__ = ["FourStateError", "run_four_state"]
+
+
+class FourStateError(AssertionError):
+    """A beat differs, is unknown or did not come; the text says which."""
+
+
+def run_four_state(
+    emitted: EmittedFiles,
+    vectors: TestVectors,
+    folder: Path,
+    *,
+    seed: int = 0,
+    stall: float = 0.3,
+    clocks_before: int = 40,
+    reset_clocks: int = 1,
+) -> int:
+    """Play vectors in Icarus Verilog and return the number of beats that were compared.
+
+    Parameters
+    ----------
+    emitted
+        The unit.
+    vectors
+        Beats that go in, and those that must come out.
+    folder
+        For everything that is written.
+    seed
+        Of the pauses.
+    stall
+        Probability that a stream pauses in a clock.
+    clocks_before
+        Clocks of traffic, the first of the beats, before the reset that the vectors follow. None of
+        what comes out then is compared.
+    reset_clocks
+        Clocks that the reset lasts.
+
+    Raises
+    ------
+    FourStateError
+        A difference, an unknown bit, a missing or an extra beat.
+    MissingToolError
+        Icarus Verilog is not installed.
+    """
+    for tool in ("iverilog", "vvp"):
+        if shutil.which(tool) is None:
+            raise MissingToolError(f"{tool} (Icarus Verilog)", "apt-get install iverilog")
+    facts = Facts.load(emitted.json)
+    folder.mkdir(parents=True, exist_ok=True)
+    expected = {stream.name: vectors.outputs[stream.name] for stream in facts.outputs}
+    for stream in facts.streams:
+        beats = vectors.inputs[stream.name] if stream.is_input else expected[stream.name]
+        (folder / f"{stream.prefix}.hex").write_text(_hex(beats))
+    (folder / "bench.v").write_text(
+        _bench(facts, vectors, seed, stall, clocks_before, reset_clocks)
+    )
+    (folder / "unit.v").write_bytes(emitted.verilog.read_bytes())
+    for command in (
+        ["iverilog", "-g2005", "-o", "bench.vvp", "-s", "bench", "bench.v", "unit.v"],
+        ["vvp", "-n", "bench.vvp"],
+    ):
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise FourStateError(f"{facts.top}: {command[0]} failed\n{done.stdout}{done.stderr}")
+    if "equal\n" not in done.stdout:
+        raise FourStateError(f"{facts.top}: {done.stdout.strip() or 'no answer'}")
+    return sum(map(len, expected.values()))
+
+
+def _hex(beats: Beats) -> str:
+    """Return beats as words {last, data} in hexadecimal, for $readmemh."""
+    last = np.zeros(len(beats), bool) if beats.last is None else beats.last
+    return "".join(
+        f"{int(end):x}{row[::-1].tobytes().hex()}\n"
+        for row, end in zip(beats.data, last, strict=True)
+    )
+
+
+def _driver(stream: Stream, count: int, threshold: int) -> str:
+    """Return the Verilog that offers the beats of an input: x while it offers nothing."""
+    p, width = stream.prefix, stream.tdata_width
+    return f"""
+  reg [{width + 3}:0] {p}_beats [0:{count - 1}];
+  initial $readmemh("{p}.hex", {p}_beats);
+  integer {p}_sent;
+  reg {p}_tvalid;
+  wire {p}_tready;
+  wire [{width - 1}:0] {p}_tdata = {p}_tvalid ? {p}_beats[{p}_sent][{width - 1}:0] : {width}'bx;
+  wire {p}_tlast = {p}_tvalid ? {p}_beats[{p}_sent][{width}] : 1'bx;
+  always @(posedge clk) begin
+    if (restart) begin {p}_sent <= 0; {p}_tvalid <= 0; end
+    else begin
+      if ({p}_tvalid && {p}_tready === 1) {p}_sent <= {p}_sent + 1;
+      if (!{p}_tvalid || {p}_tready === 1)
+        {p}_tvalid <= {p}_sent + {p}_tvalid < {count} && $urandom(seed) % 1000 >= {threshold};
+    end
+  end
+"""
+
+
+def _checker(stream: Stream, count: int, threshold: int) -> str:
+    """Return the Verilog that takes the beats of an output and compares them."""
+    p, width = stream.prefix, stream.tdata_width
+    return f"""
+  reg [{width + 3}:0] {p}_beats [0:{max(count, 1) - 1}];
+  initial $readmemh("{p}.hex", {p}_beats);
+  integer {p}_found;
+  reg {p}_tready;
+  wire {p}_tvalid, {p}_tlast;
+  wire [{width - 1}:0] {p}_tdata;
+  always @(posedge clk) begin
+    {p}_tready <= $urandom(seed) % 1000 >= {threshold};
+    if (restart) {p}_found <= 0;
+    else if (compare) begin
+      if ({p}_tvalid !== 0 && {p}_tvalid !== 1) fail("{p}: tvalid is unknown", {p}_found);
+      if ({p}_tvalid === 1 && {p}_tready) begin
+        if ({p}_found >= {count}) fail("{p}: more beats than expected", {p}_found);
+        else if ({{{p}_tlast, {p}_tdata}} !== {p}_beats[{p}_found][{width}:0]) begin
+          $display("{p}: beat %0d is %h, expected %h", {p}_found, {{{p}_tlast, {p}_tdata}},
+                   {p}_beats[{p}_found][{width}:0]);
+          $finish(0);
+        end
+        {p}_found <= {p}_found + 1;
+      end
+    end
+  end
+"""
+
+
+def _bench(
+    facts: Facts,
+    vectors: TestVectors,
+    seed: int,
+    stall: float,
+    clocks_before: int,
+    reset_clocks: int,
+) -> str:
+    """Return the testbench."""
+    counts: Mapping[str, int] = {
+        name: len(beats) for name, beats in (*vectors.inputs.items(), *vectors.outputs.items())
+    }
+    threshold = round(1000 * stall)
+    parts = [
+        (_driver if stream.is_input else _checker)(stream, counts[stream.name], threshold)
+        for stream in facts.streams
+    ]
+    ports = [f".{facts.clock}(clk)", f".{facts.reset}(rst)"]
+    ports += [f".{port}({port})" for stream in facts.streams for port in stream.ports]
+    done = " && ".join(f"{x.prefix}_found == {counts[x.name]}" for x in facts.outputs)
+    patience = 400 + int(64 * max(counts.values()) / (1 - stall))
+    start = random.Random(seed).getrandbits(31)
+    return f"""`timescale 1ns/1ns
+module bench;
+  reg clk = 0, rst = 0, restart = 1, compare = 0;
+  integer seed = {start};
+  always #1 clk = ~clk;
+  task fail(input [8*80-1:0] text, input integer beat);
+    begin
+      $display("%0s, beat %0d", text, beat);
+      $finish(0);
+    end
+  endtask
+{"".join(parts)}
+  {facts.top} unit ({", ".join(ports)});
+  integer clocks;
+  initial begin
+    rst = 1;
+    @(posedge clk); #1 rst = 0; restart = 0;
+    repeat ({clocks_before}) @(posedge clk);
+    #1 rst = 1; restart = 1;
+    repeat ({reset_clocks}) @(posedge clk);
+    #1 rst = 0; restart = 0; compare = 1;
+    clocks = 0;
+    while (!({done}) && clocks < {patience}) begin
+      @(posedge clk); #1 clocks = clocks + 1;
+    end
+    repeat (64) @(posedge clk);
+    if ({done}) $display("equal");
+    else $display("beats are missing after %0d clocks", clocks);
+    $finish(0);
+  end
+endmodule
+"""
