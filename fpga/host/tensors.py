@@ -83,8 +83,8 @@ def dots(unit: RemoteUnit, acts: Bytes, weights: Bytes, progress: bool) -> NDArr
     if not rows * depth:
         return np.zeros(rows, np.uint32)
     first = np.arange(rows * depth) % depth == 0
-    sides = (side.reshape(-1, side.shape[2]) for side in (acts, weights))
-    return accumulated(unit, *sides, first, progress).reshape(rows, depth)[:, -1]
+    left, right = (side.reshape(-1, side.shape[2]) for side in (acts, weights))
+    return accumulated(unit, left, right, first, progress).reshape(rows, depth)[:, -1]
 
 
 def takes_packed(core: RemoteUnit) -> bool:

@@ -18,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutation import Mutation
 
-from m2xfp.commands.lint import lint_file
 from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.fpga.check.line import SimulatedLine, line_bytes, line_toggles
 from m2xfp.fpga.gateware.design import Design
@@ -43,6 +42,7 @@ from m2xfp.rtl.catalog import Board, Instance, Unit
 from m2xfp.rtl.parts.streams import packet_stream
 from m2xfp.rtl.verilog.component import Component
 from m2xfp.rtl.verilog.emit import verilog_text
+from m2xfp.synth.flow.lint import lint_file
 
 BAUD = 1_000_000
 CLOCK = 8 * BAUD  # the fewest clocks a bit that the UART takes
@@ -304,7 +304,7 @@ def test_waveforms_of_bytes() -> None:
 
 def test_commands_of_the_link(line: SimulatedLine) -> None:
     identity = Identity.parse(ask(line, Command.IDENTIFY, b"ignored").payload)
-    assert identity.units == (("repeater", "repeater"),)
+    assert identity.units == (("repeater", "repeater i:16 o:16"),)
     assert identity.build == identity.sealed().build
     assert (identity.clock_hz, identity.baud, identity.buffer) == (CLOCK, BAUD, 512)
     for payload in (b"", b"\x7e\x7d\x5e", bytes(range(256)), bytes([FLAG]) * 512):
