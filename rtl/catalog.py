@@ -83,7 +83,8 @@ class Board:
         Bytes of payload that a request and an answer should have: with 2048, four block RAMs each
         on an iCE40, a frame spends 1 % on header, CRC and flags.
     host
-        Module of the host's side, in m2xfp.fpga.host: how arrays become requests.
+        Module in m2xfp.fpga.host that cuts arrays into requests: ``groups`` for any unit whose rows
+        do not depend on one another.
     """
 
     name: str
@@ -310,6 +311,7 @@ UNITS: dict[str, Unit] = {
                 },
                 formats=lambda given: ("none", given["block"]),
             ),
+            board=Board(name="quantizer", config="bf16x8"),
         ),
         Unit(
             name="weight_encoder",
@@ -358,6 +360,7 @@ UNITS: dict[str, Unit] = {
                 },
                 formats=_encoded,
             ),
+            board=Board(name="encoder", config="bf16-adaptive-12"),
         ),
         Unit(
             name="activation_decoder",
@@ -431,6 +434,7 @@ UNITS: dict[str, Unit] = {
                 },
                 formats=_multiplied,
             ),
+            board=Board(name="dot", config="m2xfp-fp32-single", host="dot_products"),
         ),
         Unit(
             name="gemm_core",
@@ -453,6 +457,13 @@ UNITS: dict[str, Unit] = {
                     "max_k": 512,
                 },
             },
+            board=Board(
+                name="gemm",
+                config="m2xfp-2x2",
+                changes={"max_k": 4096, "chains": 1},
+                buffer=16384,  # four rows of activations and two of weights of the largest k
+                host="matrices",
+            ),
         ),
     )
 }

@@ -8,10 +8,29 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-__all__ = ["ONE", "ZERO", "Alias", "Carry", "Fault", "FlipFlop", "Lut", "Memory", "Netlist"]
+__all__ = [
+    "ONE",
+    "PORTS",
+    "ZERO",
+    "Alias",
+    "Carry",
+    "Fault",
+    "FlipFlop",
+    "Lut",
+    "Memory",
+    "Netlist",
+]
 
 ZERO, ONE = "zero", "one"
 """Names of the constant nets."""
+
+PORTS = {
+    "clk": r"clk\d+_0__io",
+    "rx": "uart_0__rx__io",
+    "tx": "uart_0__tx__io",
+    "led": "led_0__io",
+}
+"""What the ports are called in the netlist -> pattern of what amaranth-boards calls them."""
 
 
 @dataclass(frozen=True)

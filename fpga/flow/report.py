@@ -2,104 +2,108 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from m2xfp.facts import Facts
 from m2xfp.fpga.flow.bitstream import BuildReport, build
 from m2xfp.fpga.flow.boards import BOARDS
 from m2xfp.fpga.flow.tables import FILE
-from m2xfp.fpga.gateware.design import UNITS
-from m2xfp.fpga.gateware.gateway import sinks
+from m2xfp.fpga.gateware.units import board_instances, instance_of_text
 from m2xfp.results import write_figures
-from m2xfp.rtl.verilog.component import Component
 
-__all__ = ["rate_figures", "unit_rates", "write_results"]
+__all__ = ["UnitRates", "rate_figures", "unit_rates", "write_results"]
 
 OTHERS: Mapping[str, tuple[tuple[str, ...], ...]] = {"ulx3s-85f": (("gemm",),)}
 """Units that a board is tabulated with beside its default ones."""
-
-GROUP = 32
-"""Values in a group: multiplications that a pair of groups takes."""
 
 BITS_PER_BYTE = 10
 """On the line: start bit, 8 data bits, stop bit."""
 
 
-def _clocks_per_group(unit: Component) -> float:
-    """Return the clocks that a unit takes for a group, or for a pair of groups."""
-    if hasattr(unit, "rows"):
-        return 1 / (unit.rows * unit.columns)
-    clocks: float = getattr(unit, "clocks_per_group", None) or unit.beats_per_group
-    return clocks
+@dataclass(frozen=True)
+class UnitRates:
+    """How fast a unit of a build is.
+
+    Members
+    -------
+    unit
+        What boards call it.
+    groups_per_s_at_fmax, groups_per_s_at_clock
+        By itself, at the clock that the build reaches and at the board's.
+    groups_per_s_over_link
+        As fast as the line brings them; None where operands are used again.
+    macs_per_s_at_fmax
+        None of units that do not multiply.
+    """
+
+    unit: str
+    groups_per_s_at_fmax: float
+    groups_per_s_at_clock: float
+    groups_per_s_over_link: float | None
+    macs_per_s_at_fmax: float | None
 
 
-def _line_bytes(name: str, unit: Component) -> int | None:
-    """Return the bytes that a group takes on the line; None where operands are used again."""
-    if name == "gemm":
+def _line_bytes(facts: Facts) -> int | None:
+    """Return the bytes that a group takes on the line; None where operands are used again.
+
+    They are where more groups are computed than beats could bring, and where operands come on
+    streams of their own.
+    """
+    if len(facts.inputs) > 1 or facts.groups_per_clock * facts.beats_per_group > 1:
         return None
-    (sink,) = sinks(unit)
-    return unit.beats_per_group * (1 + -(-sink.data_width // 8))
+    return facts.beats_per_group * sum(1 + stream.bytes for stream in facts.inputs)
 
 
-def unit_rates(report: BuildReport) -> Iterator[tuple[str, float, float, float | None]]:
-    """Yield (unit, groups/s at fmax, at the board's clock, over the line) for a build.
+def unit_rates(report: BuildReport) -> Iterator[UnitRates]:
+    """Yield the rates of each unit of a build.
 
     A pair of groups counts as one where the unit multiplies. Over the line, what is sent bounds the
     rate: each beat goes with a tag, and frames add 1 %, which is left out.
     """
-    for name in report.units:
-        unit = UNITS[name].build()
-        clocks, size = _clocks_per_group(unit), _line_bytes(name, unit)
-        yield (
-            name,
-            report.fmax_mhz * 1e6 / clocks,
-            report.clock_hz / clocks,
-            report.baud / BITS_PER_BYTE / size if size else None,
+    for name, text in zip(report.units, report.instances, strict=True):
+        facts = instance_of_text(text).facts
+        size, macs = _line_bytes(facts), facts.macs_per_clock
+        yield UnitRates(
+            unit=name,
+            groups_per_s_at_fmax=report.fmax_mhz * 1e6 * facts.groups_per_clock,
+            groups_per_s_at_clock=report.clock_hz * facts.groups_per_clock,
+            groups_per_s_over_link=report.baud / BITS_PER_BYTE / size if size else None,
+            macs_per_s_at_fmax=None if macs is None else report.fmax_mhz * 1e6 * macs,
         )
-
-
-def _multiplies(unit: str) -> bool:
-    return unit in ("dot", "gemm")
 
 
 def rate_figures(reports: Sequence[BuildReport]) -> list[dict[str, Any]]:
     """Return the rates of every unit of every build, as the accepted figures hold them."""
     return [
-        {
-            "board": report.board,
-            "unit": unit,
-            "groups_per_s_at_fmax": fastest,
-            "groups_per_s_at_clock": clocked,
-            "groups_per_s_over_link": line,
-            "macs_per_s_at_fmax": fastest * GROUP if _multiplies(unit) else None,
-        }
+        {"board": report.board, **asdict(rates)}
         for report in reports
-        for unit, fastest, clocked, line in unit_rates(report)
+        for rates in unit_rates(report)
     ]
 
 
 def write_results(folder: Path, boards: Sequence[str] = tuple(BOARDS)) -> Path:
     """Build boards with default units and ``OTHERS``; write ``fpga.json`` and return its path.
 
-    Proofs that lie beside the builds are kept too, if they are of these very builds. Raises what
+    Checks that lie beside the builds are kept too, if they are of these very builds. Raises what
     `m2xfp.fpga.flow.bitstream.build` does.
     """
-    reports, proofs = [], []
+    reports, checks = [], []
     chosen = [(name, units) for name in boards for units in (None, *OTHERS.get(name, ()))]
     for name, units in chosen:
-        report, built = build(name, units)
+        report, built = build(name, None if units is None else board_instances(units))
         reports.append(report)
-        proof_file = built / "proof.json"
-        if proof_file.exists():
-            proof = json.loads(proof_file.read_text())
-            if proof["build"]["key"] == report.key:
-                proofs.append(proof)
+        check_file = built / "check.json"
+        if check_file.exists():
+            check = json.loads(check_file.read_text())
+            if check["build"]["key"] == report.key:
+                checks.append(check)
     return write_figures(
         folder / FILE,
         {
             "builds": [asdict(report) for report in reports],
             "rates": rate_figures(reports),
-            "proofs": proofs,
+            "checks": checks,
         },
     )

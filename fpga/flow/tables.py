@@ -7,7 +7,7 @@ from typing import Any
 from m2xfp.results import read_figures
 from m2xfp.tables import aligned_table
 
-__all__ = ["FILE", "build_table", "proof_table", "rate_table", "tables"]
+__all__ = ["FILE", "build_table", "check_table", "rate_table", "tables"]
 
 FILE = "fpga.json"
 """Where the accepted builds stand, in docs/results."""
@@ -53,7 +53,10 @@ def rate_table(rates: Figures) -> str:
                 f"{macs / 1e9:.2f}" if macs else "",
             )
         )
-    return f"Rates of the units alone; dot and gemm count pairs of groups.\n\n{aligned_table(rows)}"
+    return (
+        "Rates of the units alone; those that multiply count pairs of groups.\n\n"
+        f"{aligned_table(rows)}"
+    )
 
 
 def _faults(faults: Mapping[str, Any] | None) -> tuple[str, str]:
@@ -63,8 +66,8 @@ def _faults(faults: Mapping[str, Any] | None) -> tuple[str, str]:
     return f"{faults['faults']} {kind}", f"{faults['detected'] / faults['faults']:.1%}"
 
 
-def proof_table(proofs: Sequence[Mapping[str, Any]]) -> str:
-    """Return what simulations of these builds have shown (`m2xfp.fpga.check.check.Proof`)."""
+def check_table(checks: Sequence[Mapping[str, Any]]) -> str:
+    """Return what simulations of these builds have shown (`m2xfp.fpga.check.bitstream_check`)."""
     rows: list[tuple[str, ...]] = [
         (
             *("board", "units", "read back from", "LUTs", "flip-flops", "memories", "requests"),
@@ -72,22 +75,22 @@ def proof_table(proofs: Sequence[Mapping[str, Any]]) -> str:
         )
     ]
     survivors = [("board", "LUT", "why")]
-    for proof in proofs:
-        board, faults = proof["build"]["board"], proof["faults"]
+    for check in checks:
+        board, faults = check["build"]["board"], check["faults"]
         survivors += [
             (board, s["cell"], s["reason"]) for s in (faults["survivors"] if faults else ())
         ]
         rows.append(
             (
-                *(board, ", ".join(proof["build"]["units"]), proof["source"]),
-                *(str(proof[name]) for name in ("luts", "flip_flops", "memories", "requests")),
-                str(proof["bytes_sent"] + proof["bytes_received"]),
-                ", ".join(f"{unit} {count}" for unit, count in proof["groups"].items()),
+                *(board, ", ".join(check["build"]["units"]), check["source"]),
+                *(str(check[name]) for name in ("luts", "flip_flops", "memories", "requests")),
+                str(check["bytes_sent"] + check["bytes_received"]),
+                ", ".join(f"{unit} {count}" for unit, count in check["groups"].items()),
                 *_faults(faults),
             )
         )
     text = (
-        "What `m2xfp fpga simulate` has shown of these builds; every answer is the golden model's."
+        "What `m2xfp fpga check` has shown of these builds; every answer is the golden model's."
         f"\n\n{aligned_table(rows)}"
     )
     if len(survivors) > 1:
@@ -96,7 +99,7 @@ def proof_table(proofs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def tables(results: Path) -> dict[str, str]:
-    """Return the tables of the accepted builds: ``fpga-builds``, ``-rates``, ``-proofs``."""
+    """Return the tables of the accepted builds: ``fpga-builds``, ``-rates``, ``-checks``."""
     path = results / FILE
     if not path.exists():
         return {}
@@ -104,5 +107,5 @@ def tables(results: Path) -> dict[str, str]:
     return {
         "fpga-builds": build_table(figures["builds"]),
         "fpga-rates": rate_table(figures["rates"]),
-        "fpga-proofs": proof_table(figures["proofs"]),
+        "fpga-checks": check_table(figures["checks"]),
     }

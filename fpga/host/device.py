@@ -8,35 +8,41 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m2xfp.errors import InputError, UnknownNameError
-from m2xfp.formats import BF16, M2XFP_ACT, M2XFP_WEIGHT
+from m2xfp.fpga.gateware.design import design_identity
+from m2xfp.fpga.gateware.units import find_board_unit, instance_of_text
+from m2xfp.fpga.host import matrices
 from m2xfp.fpga.host.link import (
     DeviceError,
     FaultError,
+    HostLink,
     MissingUnitError,
     NoAnswerError,
     NoDeviceError,
     Port,
-    Requester,
     WrongBuildError,
 )
-from m2xfp.fpga.host.operands import (
-    PAIR_BYTES,
-    blocks,
-    pair_records,
-    seed_pairs,
-    value_records,
+from m2xfp.fpga.host.remote_unit import RemoteUnit, difference, slices
+from m2xfp.fpga.host.tensors import (
+    accumulated,
+    check_pair,
+    dots,
+    floats,
+    packed_groups_of,
+    product,
+    quantized,
+    takes_packed,
 )
-from m2xfp.fpga.protocol import Command, Identity, Record, pack_records, unpack_records
+from m2xfp.fpga.protocol import Command, Identity
+from m2xfp.tb.bench import Arrays
+from m2xfp.tb.parts.pairs import formats
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,8 +68,6 @@ MOST_PAIRS = 1 << 16
 """Pairs of groups that ``matmul`` writes out at a time, 36 bytes each."""
 
 Bytes = NDArray[np.uint8]
-Part = TypeVar("Part")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ class SelfTest:
     echoed
         Bytes that went through the link and came back as they were.
     groups
-        Groups (dot, gemm: pairs of groups) that each unit has computed as the golden model does.
+        Groups (of units that multiply, pairs of groups) that each unit has computed as the golden
+        model does.
     """
 
     echoed: int
@@ -104,6 +109,8 @@ class Device:
     -------
     identity
         What the device says of itself.
+    units
+        Its units, by the name that boards give them: each runs the arrays of its testbench.
 
     Raises
     ------
@@ -131,9 +138,9 @@ class Device:
         timeout: float = 1.0,
         retries: int = 3,
     ) -> None:
-        self._requester = Requester(port, baud=baud, timeout=timeout, retries=retries)
+        self._link = HostLink(port, baud=baud, timeout=timeout, retries=retries)
         try:
-            self.identity = self._identify()
+            self.identity, self.units = self._identify()
         except BaseException:
             self.close()
             raise
@@ -151,40 +158,86 @@ class Device:
 
     def close(self) -> None:
         """Close the port."""
-        self._requester.close()
+        self._link.close()
+
+    def run(self, unit: str, arrays: Arrays, *, progress: bool = False) -> Arrays:
+        """Run arrays through a unit.
+
+        Parameters
+        ----------
+        unit
+            What boards, or the catalog, call it.
+        arrays
+            Those of ``m2xfp simulate`` for this unit, by name, and so are the results.
+        progress
+            Show a bar.
+        """
+        return self.unit(unit).run(arrays, progress=progress)
+
+    def unit(self, name: str) -> RemoteUnit:
+        """Return the unit that boards, or the catalog, call ``name``; MissingUnitError if none."""
+        row = find_board_unit(name).board
+        assert row is not None
+        if row.name not in self.units:
+            raise self._missing(row.name)
+        return self.units[row.name]
 
     def quantize(self, x: Tensor, *, progress: bool = False) -> PackedTensor:
-        """Quantize bfloat16 activations [..., K] to M2XFP groups (Elem-EM) on the device.
+        """Quantize activations [..., K] to M2XFP groups (Elem-EM) on the device.
 
-        Returns what ``get_format("m2xfp-act").quantize(x)`` does. Unit ``quantizer``; bfloat16
-        only, since the unit takes no other type and nothing is rounded twice. ``progress`` shows a
-        bar.
+        Returns what ``get_format("m2xfp-act").quantize(x)`` does. Unit ``quantizer``, which takes
+        bfloat16 unless it is built otherwise, and no other type, so that nothing is rounded twice.
+        ``progress`` shows a bar.
         """
-        return self._quantize("quantizer", M2XFP_ACT.name, x, progress)
+        return quantized(self.unit("activation_quantizer"), x, progress)
 
     def quantize_weights(self, x: Tensor, *, progress: bool = False) -> PackedTensor:
-        """Quantize bfloat16 weights [..., K] to M2XFP groups (Sg-EM, adaptive) on the device.
+        """Quantize weights [..., K] to M2XFP groups (Sg-EM, adaptive) on the device.
 
         Returns what ``get_format("m2xfp-weight").quantize(x)`` does. Unit ``encoder``; else as
         ``quantize``.
         """
-        return self._quantize("encoder", M2XFP_WEIGHT.name, x, progress)
+        return quantized(self.unit("weight_encoder"), x, progress)
 
     def dot(self, qa: PackedTensor, qw: PackedTensor, *, progress: bool = False) -> Tensor:
         """Contract [..., K] x [..., K] row by row on the device: float32 [...], any K.
 
         Returns what ``golden.dot(qa, qw)`` does, with a device's one pattern of NaN, 0x7FC00000.
-        ``qa`` is in m2xfp-act, ``qw`` in m2xfp-weight. Unit ``dot``. ``progress`` shows a bar.
+        ``qa`` is in m2xfp-act, ``qw`` in m2xfp-weight, unless the unit is built for other formats.
+        Unit ``dot``. ``progress`` shows a bar.
         """
-        _check_pair(qa, qw)
+        unit = self.unit("dot_product")
+        check_pair(qa, qw, unit)
         if qa.shape != qw.shape:
             raise InputError(
                 f"qa has shape {tuple(qa.shape)}, qw {tuple(qw.shape)}; dot takes one shape, "
                 "matmul combines all rows"
             )
-        self._command("dot")
-        pairs = np.concatenate([_groups(qa), _groups(qw)], axis=2)
-        return _floats(self._dots(pairs, progress), qa.shape[:-1], qa)
+        return floats(
+            dots(unit, packed_groups_of(qa), packed_groups_of(qw), progress), qa.shape[:-1], qa
+        )
+
+    def accumulate(
+        self, pairs_of_groups: Bytes, first: NDArray[np.bool_], *, progress: bool = False
+    ) -> NDArray[np.uint32]:
+        """Return the FP32 accumulator after each pair of groups, as patterns, uint32 [n].
+
+        Unit ``dot``. Where a request ends within a dot product, the next one begins with groups
+        that make its running sum, see ``running_sums``.
+
+        Parameters
+        ----------
+        pairs_of_groups
+            uint8 [n, bytes]: an activation group and a weight group, 18 bytes each in M2XFP.
+        first
+            bool [n]: a dot product begins here; row 0 begins one in any case.
+        progress
+            Show a bar.
+        """
+        unit = self.unit("dot_product")
+        act, _ = formats(unit.facts)
+        acts, weights = np.split(pairs_of_groups, [sum(act.group_bytes)], axis=1)
+        return accumulated(unit, acts, weights, first, progress)
 
     def matmul(self, qa: PackedTensor, qw: PackedTensor, *, progress: bool = False) -> Tensor:
         """Multiply [..., M, K] by the rows of [N, K] on the device: float32 [..., M, N].
@@ -193,40 +246,46 @@ class Device:
         design has it and its buffers hold K, else unit ``dot``, which takes any K but needs some
         four times the bytes on the line. ``progress`` shows a bar.
         """
-        _check_pair(qa, qw)
+        core, dot = (self._find(name) for name in ("gemm_core", "dot_product"))
+        core = core if core is not None and takes_packed(core) else None
+        unit = core or dot
+        if unit is None:
+            raise self._missing("gemm or dot")
+        check_pair(qa, qw, unit)
         if len(qw.shape) != 2:
             raise InputError(f"qw has shape {tuple(qw.shape)}; matmul takes weights [N, K]")
         if qa.shape[-1] != qw.shape[-1]:
             raise InputError(
                 f"qa has K = {qa.shape[-1]}, qw has K = {qw.shape[-1]}; they contract over one K"
             )
-        acts, weights = _groups(qa), _groups(qw)
+        acts, weights = packed_groups_of(qa), packed_groups_of(qw)
         shape = (*qa.shape[:-1], qw.shape[0])
-        names = self.identity.names
-        if "gemm" in names:
-            gemm = _Gemm(self.identity.buffer)
-            if acts.shape[1] <= gemm.most_groups:
-                return _floats(self._products(gemm, acts, weights, progress), shape, qa)
-            if "dot" not in names:
+        if not acts.size or not weights.size:
+            return floats(np.zeros((len(acts), len(weights)), np.uint32), shape, qa)
+        if core is not None:
+            most = matrices.most_k(core)
+            if acts.shape[1] * qa.format.block.group <= most:
+                return floats(product(core, acts, weights, progress), shape, qa)
+            if dot is None:
                 raise InputError(
-                    f"K = {qa.shape[-1]}: unit gemm holds K = {gemm.core.max_k} at most, and the "
+                    f"K = {qa.shape[-1]}: unit {core.name} holds K = {most} at most, and the "
                     "device has no unit dot, which takes any K; split K or build one with both"
                 )
-        elif "dot" not in names:
-            raise MissingUnitError(self._missing("gemm or dot"))
+        assert dot is not None
+        check_pair(qa, qw, dot)
         n, depth = weights.shape[:2]
-        found = [np.zeros(0, np.uint32)]
-        for rows in blocks(len(acts), max(1, MOST_PAIRS // max(1, n * depth))):
-            count = rows.stop - rows.start
-            pairs = [np.repeat(acts[rows], n, axis=0), np.tile(weights, (count, 1, 1))]
-            found.append(self._dots(np.concatenate(pairs, axis=2), progress))
-        return _floats(np.concatenate(found), shape, qa)
+        found = []
+        for rows in slices(len(acts), max(1, MOST_PAIRS // (n * depth))):
+            part = np.repeat(acts[rows], n, axis=0)
+            many = np.tile(weights, (rows.stop - rows.start, 1, 1))
+            found.append(dots(dot, part, many, progress))
+        return floats(np.concatenate(found), shape, qa)
 
     def self_test(self, groups: int = 256, *, seed: int = 0, progress: bool = False) -> SelfTest:
         """Send random bytes through the link and random groups through every unit, and compare.
 
-        The patterns are uniform over all bit patterns, NaN, infinities and subnormals included; the
-        golden model says what must come back.
+        NaN, infinities, subnormals and ties are among the values; the golden model says what must
+        come back.
 
         Parameters
         ----------
@@ -242,66 +301,28 @@ class Device:
         FaultError
             Something differs; the text says what.
         """
-        import torch
-
-        from m2xfp.golden import PackedTensor, dot, get_format, matmul
-
         if groups < 1:
             raise InputError(f"groups={groups}: must be at least 1")
         rng = np.random.default_rng(seed)
         sent = bytes(range(256)) + rng.bytes(self.identity.buffer - 256)
-        if self._requester.request(Command.ECHO, sent) != sent:
+        if self._link.request(Command.ECHO, sent) != sent:
             raise FaultError("self-test: the link's echo differs from what was sent")
-
-        def packed(name: str, rows: int, count: int) -> PackedTensor:
-            data = rng.integers(0, 256, (rows, count, sum(M2XFP_ACT.group_bytes)), np.uint8)
-            # A NaN scale would hide the rest of its row, and far scales all but the largest groups.
-            data[..., -2] = rng.integers(110, 140, data.shape[:-1])
-            return PackedTensor.from_groups(get_format(name), torch.from_numpy(data))
-
-        def compare(unit: str, found: Bytes, expected: Bytes) -> None:
-            wrong = np.argwhere(found != expected)
-            if len(wrong):
-                at = tuple(int(place) for place in wrong[0])
-                raise FaultError(
-                    f"self-test: unit {unit} gives {found[at]} at {at}, the golden model "
-                    f"{expected[at]}; {len(wrong)} of {found.size} bytes differ"
-                )
-
         checked: dict[str, int] = {}
-        for unit in self.identity.names:
-            if unit in ("quantizer", "encoder"):
-                raw = rng.integers(0, 1 << 16, (groups, M2XFP_ACT.group), np.uint16)
-                x = torch.from_numpy(raw.view(np.int16)).view(torch.bfloat16)
-                name, run = {
-                    "quantizer": (M2XFP_ACT.name, self.quantize),
-                    "encoder": (M2XFP_WEIGHT.name, self.quantize_weights),
-                }[unit]
-                found = run(x, progress=progress).groups()
-                compare(unit, found.numpy(), get_format(name).quantize(x).groups().numpy())
-                checked[unit] = groups
-                continue
-            depth = min(groups, 8)
-            rows = -(-groups // depth)
-            if unit == "dot":
-                qa, qw = packed(M2XFP_ACT.name, rows, depth), packed(M2XFP_WEIGHT.name, rows, depth)
-                result, expected = self.dot(qa, qw, progress=progress), dot(qa, qw)
-                checked[unit] = rows * depth
-            else:
-                qa, qw = packed(M2XFP_ACT.name, rows, depth), packed(M2XFP_WEIGHT.name, 3, depth)
-                result, expected = self.matmul(qa, qw, progress=progress), matmul(qa, qw)
-                checked[unit] = 3 * rows * depth
-            compare(unit, _float_bytes(result), _float_bytes(expected))
+        for name, unit in self.units.items():
+            arrays = unit.sample(rng, groups)
+            found, expected = unit.run(arrays, progress=progress), unit.expected(arrays)
+            if told := difference(found, expected):
+                raise FaultError(f"self-test: unit {name} gives {told}")
+            checked[name] = unit.count(arrays)
         return SelfTest(len(sent), checked)
 
-    def _identify(self) -> Identity:
-        from m2xfp.fpga.gateware.design import design_identity
-
+    def _identify(self) -> tuple[Identity, dict[str, RemoteUnit]]:
         try:
-            found = Identity.parse(self._requester.request(Command.IDENTIFY))
-            mine = design_identity(found.clock_hz, found.baud, found.names, found.buffer)
+            found = Identity.parse(self._link.request(Command.IDENTIFY))
+            instances = [instance_of_text(text) for _, text in found.units]
+            mine = design_identity(found.clock_hz, found.baud, instances, found.buffer)
         except (InputError, UnknownNameError) as error:
-            raise WrongBuildError(f"port {self._requester.name}: {error}") from error
+            raise WrongBuildError(f"port {self._link.name}: {error}") from error
         if found != mine:
             differing = [
                 f"{name} {getattr(found, name)!r} instead of {getattr(mine, name)!r}"
@@ -309,260 +330,22 @@ class Device:
                 if getattr(found, name) != getattr(mine, name)
             ]
             raise WrongBuildError(
-                f"port {self._requester.name}: the device was built from other sources: "
+                f"port {self._link.name}: the device was built from other sources: "
                 f"{differing[0]}; build its bitstream again and load it"
             )
-        return found
+        units = [
+            RemoteUnit(self._link, number, instance, found.buffer)
+            for number, instance in enumerate(instances)
+        ]
+        return found, {unit.name: unit for unit in units}
 
-    def _missing(self, unit: str) -> str:
-        return (
-            f"the device has no unit {unit}; it has: {', '.join(self.identity.names)}; "
+    def _find(self, name: str) -> RemoteUnit | None:
+        """Return the unit that the catalog calls ``name``, if the device has it."""
+        row = find_board_unit(name).board
+        return None if row is None else self.units.get(row.name)
+
+    def _missing(self, unit: str) -> MissingUnitError:
+        return MissingUnitError(
+            f"the device has no unit {unit}; it has: {', '.join(self.units)}; "
             "build its design with that unit"
         )
-
-    def _command(self, unit: str) -> int:
-        """Return the command that runs ``unit``; MissingUnitError if there is none."""
-        if unit not in self.identity.names:
-            raise MissingUnitError(self._missing(unit))
-        return Command.UNIT + self.identity.names.index(unit)
-
-    def _run(self, unit: str, records: Sequence[Record], widths: Sequence[int]) -> list[Record]:
-        """Play records through a unit; ``widths`` are the bytes a beat of its output streams."""
-        answer = self._requester.request(self._command(unit), pack_records(records))
-        try:
-            return unpack_records(answer, widths)
-        except ValueError as error:
-            raise FaultError(f"unit {unit}: the answer makes no sense: {error}") from error
-
-    def _rows(self, unit: str, records: Sequence[Record], width: int) -> Bytes:
-        """Play records through a unit with one output; return its beats [n, width]."""
-        answers = self._run(unit, records, [width])
-        beats = b"".join(record.beat for record in answers)
-        return np.frombuffer(beats, np.uint8).reshape(-1, width)
-
-    def _quantize(self, unit: str, name: str, x: Tensor, progress: bool) -> PackedTensor:
-        import torch
-
-        from m2xfp.fpga.gateware.design import find_board_unit
-        from m2xfp.fpga.gateware.gateway import sinks
-        from m2xfp.golden import PackedTensor, get_format
-
-        fmt = get_format(name)
-        if not isinstance(x, torch.Tensor):
-            raise TypeError(f"x is {type(x).__name__}; pass a torch.bfloat16 tensor")
-        if x.dtype != torch.bfloat16:
-            raise InputError(
-                f"x is {x.dtype}; the device's {unit} takes bfloat16; convert it first, "
-                "x.to(torch.bfloat16), if you want it rounded"
-            )
-        if not x.ndim:
-            raise InputError("x has no dimension to group; pass at least one dimension")
-        self._command(unit)
-        lanes = sinks(find_board_unit(unit).build())[0].data_width // BF16.width
-        count = -(-x.shape[-1] // fmt.block.group)
-        padded = torch.nn.functional.pad(x, (0, count * fmt.block.group - x.shape[-1]))
-        raw = padded.detach().cpu().contiguous().view(torch.int16).numpy().view(np.uint16)
-        raw = raw.reshape(-1, fmt.block.group)
-        width = sum(fmt.block.group_bytes)
-        room = fmt.block.group // lanes * (1 + 2 * lanes)  # of a group's records
-
-        def ask(part: slice) -> Bytes:
-            rows = self._rows(unit, value_records(raw[part], lanes), width)
-            return _counted(unit, rows, part.stop - part.start)
-
-        found = _in_parts(ask, blocks(len(raw), self.identity.buffer // room), unit, progress)
-        data = np.concatenate([np.zeros((0, width), np.uint8), *found])
-        groups = torch.from_numpy(data.reshape(*x.shape[:-1], count, width))
-        return PackedTensor.from_groups(fmt, groups.to(x.device), tuple(x.shape))
-
-    def accumulate(
-        self, pairs: Bytes, first: NDArray[np.bool_], *, progress: bool = False
-    ) -> NDArray[np.uint32]:
-        """Return the FP32 accumulator after each pair of groups, as patterns, uint32 [n].
-
-        Unit ``dot``. Where a request ends within a dot product, the next one begins with groups
-        that make its running sum, see ``operands``.
-
-        Parameters
-        ----------
-        pairs
-            uint8 [n, 36]: an activation group and a weight group, 18 bytes each.
-        first
-            bool [n]: a dot product begins here; row 0 begins one in any case.
-        progress
-            Show a bar.
-        """
-        from tqdm import tqdm
-
-        acc = np.zeros(len(pairs), np.uint32)
-        most = self.identity.buffer // (2 + PAIR_BYTES)
-        at = 0
-        with tqdm(total=len(pairs), desc="dot", unit="group", disable=not progress) as bar:
-            while at < len(pairs):
-                seeds = [] if first[at] or not at else seed_pairs(int(acc[at - 1]))
-                stop = min(len(pairs), at + most - len(seeds))
-                beats = [*seeds, *(pair.tobytes() for pair in pairs[at:stop])]
-                # The unit begins each request at +0.
-                clear = np.concatenate([np.zeros(len(seeds), bool), first[at:stop]])
-                found = self._rows("dot", pair_records(beats, clear), 4)
-                acc[at:stop] = _counted("dot", found, len(beats)).view("<u4")[len(seeds) :, 0]
-                bar.update(stop - at)
-                at = stop
-        return acc
-
-    def _dots(self, pairs: Bytes, progress: bool) -> NDArray[np.uint32]:
-        """Return the final accumulators of [rows, G, PAIR_BYTES] pairs of groups."""
-        rows, depth, width = pairs.shape
-        if not depth:
-            return np.zeros(rows, np.uint32)
-        first = np.arange(rows * depth) % depth == 0
-        acc = self.accumulate(pairs.reshape(-1, width), first, progress=progress)
-        return acc.reshape(rows, depth)[:, -1]
-
-    def _products(
-        self, gemm: _Gemm, acts: Bytes, weights: Bytes, progress: bool
-    ) -> NDArray[np.uint32]:
-        """Return [m, n] accumulators of packed rows [m, G, bytes] and [n, G, bytes]."""
-        result = np.zeros((len(acts), len(weights)), np.uint32)
-        if not acts.shape[1]:
-            return result
-
-        def ask(part: tuple[slice, slice]) -> None:
-            rows, columns = part
-            records = gemm.records(acts[rows], weights[columns])
-            result[part] = gemm.result(
-                self._run("gemm", records, gemm.widths),
-                rows.stop - rows.start,
-                columns.stop - columns.start,
-            )
-
-        parts = [
-            (rows, columns)
-            for columns in blocks(len(weights), gemm.core.columns)
-            for rows in blocks(len(acts), gemm.most_rows(acts.shape[1]))
-        ]
-        _in_parts(ask, parts, "gemm", progress)
-        return result
-
-
-class _Gemm:
-    """The GEMM core's side of a request: one panel of columns, some rows.
-
-    Parameters
-    ----------
-    buffer
-        Bytes of payload that a request can have.
-
-    Members
-    -------
-    widths
-        Bytes a beat of the output streams.
-    most_groups
-        Groups of k at most: what the core holds, and one step of rows with its weights in a
-        request.
-    """
-
-    def __init__(self, buffer: int) -> None:
-        from m2xfp.fpga.gateware.design import find_board_unit
-        from m2xfp.fpga.gateware.gateway import sinks, sources
-        from m2xfp.rtl.units.gemm_core import GemmCore
-
-        core = find_board_unit("gemm").build()
-        assert isinstance(core, GemmCore)
-        self.core, self._buffer = core, buffer
-        names = [port.name for port in sinks(core)]
-        self._stream = {name: names.index(name) for name in names}
-        self._size = {port.name: 1 + port.tdata_width // 8 for port in sinks(core)}  # of records
-        self.widths = [port.tdata_width // 8 for port in sources(core)]
-
-        self._step = self._size["acts"]  # bytes of a group of ``rows`` rows
-        self._panel = core.columns * self._size["weights"]  # of a group of all columns
-        fitting = (buffer - self._size["cmd"]) // (self._panel + self._step)
-        self.most_groups = min(fitting, core.max_k // core.pair.group)
-
-    def most_rows(self, groups: int) -> int:
-        """Return how many rows of so many groups fit a request beside a panel of weights."""
-        room = self._buffer - self._size["cmd"] - groups * self._panel
-        return room // (groups * self._step) * self.core.rows
-
-    def records(self, acts: Bytes, weights: Bytes) -> list[Record]:
-        """Return command, weights and activations."""
-        from m2xfp.fpga.gateware.design import find_board_unit
-        from m2xfp.rtl.catalog import find_unit
-        from m2xfp.tb.parts.gemm_arrays import GemmStreams
-
-        row = find_board_unit("gemm")
-        order = GemmStreams(find_unit(row.unit).instance(row.config, row.changes).facts)
-        sizes = (len(acts), len(weights), acts.shape[1] * self.core.pair.group)
-        streams = {
-            "cmd": order.command_beats([sizes]),
-            "weights": order.weight_beats(weights),
-            "acts": order.act_beats(acts, len(weights)),
-        }
-        return [
-            Record(self._stream[name], beat.tobytes(), number == len(beats) - 1)
-            for name, beats in streams.items()
-            for number, beat in enumerate(beats)
-        ]
-
-    def result(self, records: Sequence[Record], m: int, n: int) -> NDArray[np.uint32]:
-        """Return the accumulators [m, n]; FaultError if the answer is not one of this size."""
-        statuses = [record.beat for record in records if record.stream == 1]
-        beats = [record.beat for record in records if record.stream == 0]
-        if statuses != [b"\0"] or len(beats) != m:
-            raise FaultError(
-                f"unit gemm: {len(beats)} rows and the statuses {statuses}; expected {m} rows and "
-                "one status of 0"
-            )
-        values = np.frombuffer(b"".join(beats), "<u4").reshape(m, -1)
-        return values[:, :n]
-
-
-def _check_pair(qa: PackedTensor, qw: PackedTensor) -> None:
-    """Refuse operands that the units were not made for."""
-    from m2xfp.golden import PackedTensor
-
-    for name, packed, block in (("qa", qa, M2XFP_ACT), ("qw", qw, M2XFP_WEIGHT)):
-        if not isinstance(packed, PackedTensor):
-            raise TypeError(f"{name} is {type(packed).__name__}; pass a PackedTensor")
-        if packed.format.block != block:
-            raise InputError(
-                f"{name} is in {packed.format.name}; the device takes {name} in {block.name} with "
-                f"groups of {block.group} and subgroups of {block.metadata.subgroup}"
-            )
-
-
-def _groups(packed: PackedTensor) -> Bytes:
-    """Return the packed groups of all rows, [rows, G, bytes]."""
-    groups: Bytes = packed.groups().detach().cpu().numpy()
-    return groups.reshape(math.prod(groups.shape[:-2]), *groups.shape[-2:])
-
-
-def _floats(patterns: NDArray[np.uint32], shape: Sequence[int], like: PackedTensor) -> Tensor:
-    """Return float32 patterns as a tensor of ``shape`` on the device of ``like``."""
-    import torch
-
-    values = torch.from_numpy(patterns.astype(np.uint32).view(np.float32).copy())
-    return values.reshape(*shape).to(like.device)
-
-
-def _float_bytes(x: Tensor) -> Bytes:
-    """Return the bytes of a float32 tensor."""
-    patterns: Bytes = x.contiguous().numpy().view(np.uint8)
-    return patterns
-
-
-def _counted(unit: str, rows: Bytes, count: int) -> Bytes:
-    """Return ``rows`` if there are ``count`` of them."""
-    if len(rows) != count:
-        raise FaultError(f"unit {unit}: {len(rows)} results came back, {count} were due")
-    return rows
-
-
-def _in_parts(
-    ask: Callable[[Part], Result], parts: Sequence[Part], unit: str, progress: bool
-) -> list[Result]:
-    """Return what ``ask`` gives for each part, one request each, behind a bar if wanted."""
-    from tqdm import tqdm
-
-    return [ask(part) for part in tqdm(parts, desc=unit, unit="request", disable=not progress)]

@@ -10,11 +10,11 @@ from m2xfp.fpga.protocol import Decoder, Frame, Status, encode
 __all__ = [
     "DeviceError",
     "FaultError",
+    "HostLink",
     "MissingUnitError",
     "NoAnswerError",
     "NoDeviceError",
     "Port",
-    "Requester",
     "WrongBuildError",
 ]
 
@@ -83,7 +83,7 @@ class Port(Protocol):
         """Close the port."""
 
 
-class Requester:
+class HostLink:
     """Sends requests and returns answers.
 
     A request is sent again, up to ``retries`` times, if nothing comes, if what comes is broken or

@@ -1,6 +1,10 @@
-"""``m2xfp fpga``: boards, bitstreams, their proof and their figures."""
+"""``m2xfp fpga``: boards, bitstreams, their check and their figures."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -8,38 +12,75 @@ from m2xfp.commands.fpga_run import command as run
 
 __all__ = ["command"]
 
-_UNIT = click.option(
-    "--unit",
-    "units",
-    multiple=True,
-    metavar="NAME",
-    help="Unit to build in; repeat for several. The board's default if left out.",
-)
-_BAUD = click.option(
-    "--baud",
-    type=click.IntRange(min=1),
-    help="Rate of the serial link; the board's default if left out.",
-)
-_FOLDER = click.option(
-    "-o",
-    "--output",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for everything that is built (default: build/fpga/BOARD/UNITS).",
-)
+if TYPE_CHECKING:
+    from m2xfp.rtl.catalog import Instance
+
+
+def _design_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what is built, and where."""
+    for option in (
+        click.option(
+            "-o",
+            "--output",
+            "folder",
+            type=click.Path(file_okay=False, path_type=Path),
+            help="Folder for everything that is built (default: build/fpga/BOARD/UNITS).",
+        ),
+        click.option(
+            "--baud",
+            type=click.IntRange(min=1),
+            help="Rate of the serial link; the board's default if left out.",
+        ),
+        click.option(
+            "--set",
+            "settings",
+            multiple=True,
+            metavar="PARAMETER=VALUE",
+            help="Give a parameter of the unit another value; with several units "
+            "UNIT.PARAMETER=VALUE. Repeatable.",
+        ),
+        click.option(
+            "--config",
+            "configs",
+            multiple=True,
+            metavar="NAME",
+            help="Build the unit with this configuration of the catalog instead of its board's; "
+            "with several units UNIT.NAME.",
+        ),
+        click.option(
+            "--unit",
+            "units",
+            multiple=True,
+            metavar="NAME",
+            help="Unit to build in, by its name on boards or in the catalog; repeat for several. "
+            "The board's default if left out.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def _instances(
+    board: str, units: tuple[str, ...], configs: tuple[str, ...], settings: tuple[str, ...]
+) -> list[Instance]:
+    """Return the units of a command line, or the board's default ones."""
+    from m2xfp.fpga.flow.boards import find_board
+    from m2xfp.fpga.gateware.units import board_instances
+
+    return board_instances(units or find_board(board).units, configs, settings)
 
 
 @click.group("fpga")
 def command() -> None:
-    """Build for boards, prove bitstreams, and run arrays on a board."""
+    """Build for boards, check bitstreams, and run arrays on a board."""
 
 
 @command.command("boards")
 def boards() -> None:
     """List the boards, what their devices hold and what is built for them by default."""
-    from m2xfp.fpga.flow.bitstream import FAMILIES
     from m2xfp.fpga.flow.boards import BOARDS
-    from m2xfp.fpga.gateware.design import UNITS
+    from m2xfp.fpga.flow.families import FAMILIES
+    from m2xfp.fpga.gateware.units import board_units
 
     for board in BOARDS.values():
         cells = FAMILIES[board.family].cells
@@ -52,16 +93,21 @@ def boards() -> None:
             f"{board.name:<14}{board.title}, {board.clock_hz / 1e6:g} MHz, {board.baud} baud"
         )
         click.echo(f"{'':<14}{capacity}; default: {', '.join(board.units)}")
-    click.echo(f"units: {', '.join(UNITS)}")
+    for name, unit in board_units().items():
+        assert unit.board is not None
+        click.echo(f"{name:<14}{unit.name} {unit.board.config}: {unit.purpose}")
 
 
 @command.command("build")
 @click.argument("board")
-@_UNIT
-@_BAUD
-@_FOLDER
+@_design_options
 def build_command(
-    board: str, units: tuple[str, ...], baud: int | None, folder: Path | None
+    board: str,
+    units: tuple[str, ...],
+    configs: tuple[str, ...],
+    settings: tuple[str, ...],
+    baud: int | None,
+    folder: Path | None,
 ) -> None:
     r"""Build the bitstream for BOARD, with a report of cells and timing beside it.
 
@@ -70,12 +116,14 @@ def build_command(
 
     \b
     m2xfp fpga build icebreaker
-    m2xfp fpga build ulx3s-85f --unit dot --unit gemm
+    m2xfp fpga build icebreaker --unit quantizer --set lanes=16
+    m2xfp fpga build ulx3s-85f --unit dot --unit gemm --set gemm.max_k=1024
     """
     from m2xfp.fpga.flow.bitstream import build
     from m2xfp.fpga.flow.boards import find_board
 
-    report, folder = build(board, units or None, baud=baud, folder=folder)
+    chosen = _instances(board, units, configs, settings)
+    report, folder = build(board, chosen, baud=baud, folder=folder)
     for name, count in report.cells.items():
         click.echo(f"{name:<12}{count.used:>7} of {count.available}")
     click.echo(
@@ -85,11 +133,9 @@ def build_command(
     click.echo(f"load it: {find_board(board).loader} {folder / report.bitstream}")
 
 
-@command.command("simulate")
+@command.command("check")
 @click.argument("board")
-@_UNIT
-@_BAUD
-@_FOLDER
+@_design_options
 @click.option(
     "--groups",
     type=click.IntRange(min=12),
@@ -108,9 +154,11 @@ def build_command(
     "--bits", is_flag=True, help="Invert one bit of a LUT's table each, instead of whole LUTs."
 )
 @click.option("--seed", default=0, show_default=True, help="Of the values and the faults.")
-def simulate_command(
+def check_command(
     board: str,
     units: tuple[str, ...],
+    configs: tuple[str, ...],
+    settings: tuple[str, ...],
     baud: int | None,
     folder: Path | None,
     groups: int,
@@ -118,21 +166,21 @@ def simulate_command(
     bits: bool,
     seed: int,
 ) -> None:
-    r"""Prove the chip of BOARD without a board: bytes in, bytes out, against the golden model.
+    r"""Check the bitstream of BOARD without a board: bytes in, bytes out, against the golden model.
 
     For iCE40 the bitstream itself is unpacked into LUTs, flip-flops and memories and simulated; for
     ECP5 the netlist that was placed and routed. The host library drives its serial line as on a
     board. With --faults, LUTs are inverted one at a time, and each should change an answer.
 
     \b
-    m2xfp fpga simulate icebreaker
-    m2xfp fpga simulate icebreaker --faults 315
+    m2xfp fpga check icebreaker
+    m2xfp fpga check icebreaker --faults 315
     """
-    from m2xfp.fpga.check.check import simulate
+    from m2xfp.fpga.check.bitstream_check import check_bitstream
 
-    proof = simulate(
+    check = check_bitstream(
         board,
-        units or None,
+        _instances(board, units, configs, settings),
         baud=baud,
         folder=folder,
         groups=groups,
@@ -140,8 +188,8 @@ def simulate_command(
         seed=seed,
         whole=not bits,
     )
-    click.echo(proof.summary())
-    for survivor in proof.faults.survivors if proof.faults else ():
+    click.echo(check.summary())
+    for survivor in check.faults.survivors if check.faults else ():
         click.echo(f"  {survivor.reason}: {survivor.fault} ({survivor.cell})")
 
 
@@ -158,7 +206,7 @@ def table(boards: tuple[str, ...], results: Path) -> None:
     """Build each BOARD, or every board, with its default units; write the figures (slow).
 
     A board that holds the GEMM core is built with that as well.
-    What `m2xfp fpga simulate` has shown of these builds is kept beside them.
+    What `m2xfp fpga check` has shown of these builds is kept beside them.
     """
     from m2xfp.fpga.flow.boards import BOARDS, find_board
     from m2xfp.fpga.flow.report import write_results

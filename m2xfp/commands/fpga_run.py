@@ -1,8 +1,16 @@
 """``m2xfp fpga run``: run arrays through a unit on a board."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from m2xfp.fpga.host.device import Device
+    from m2xfp.fpga.host.remote_unit import RemoteUnit
+    from m2xfp.tb.bench import Arrays
 
 __all__ = ["command"]
 
@@ -20,8 +28,8 @@ __all__ = ["command"]
 )
 @click.option(
     "--unit",
-    type=click.Choice(["quantizer", "encoder", "dot"]),
-    help="Unit; if left out, quantizer for a .npy file and dot for a .npz file.",
+    metavar="NAME",
+    help="Unit, by its name on boards or in the catalog; if left out, the one that takes FILE.",
 )
 @click.option(
     "--baud",
@@ -57,6 +65,10 @@ def command(
 ) -> None:
     r"""Run the arrays in FILE through a unit on a board, over its serial port.
 
+    Files are those of `m2xfp simulate` for the unit and its parameters, which the device tells, and
+    so are the results, bit for bit: an answer that does not come back intact is asked for again,
+    and if it never does the command fails.
+
     quantizer, encoder: a .npy file [n, 32], one group a row: uint16 bfloat16 patterns, or float32
     if every value is a bfloat16. The output holds codes (n, 16), scales (n,) and meta (n,), uint8.
 
@@ -64,8 +76,8 @@ def command(
     w_scales, w_meta (n,), uint8, and first (n,), bool: a dot product begins here. The output holds
     acc (n,), uint32: the FP32 pattern of the running sum after each pair.
 
-    Files are those of `m2xfp simulate`, and so are the results, bit for bit: an answer that does
-    not come back intact is asked for again, and if it never does the command fails.
+    gemm: a .npz file of two operands, a_codes (m, k/2), a_scales, a_meta (m, k/32), and w_codes,
+    w_scales, w_meta with n rows. The output holds out (m, n), uint32: FP32 patterns.
 
     \b
     m2xfp fpga run --port /dev/ttyUSB1 x.npy -o y.npz
@@ -75,45 +87,40 @@ def command(
 
     from m2xfp.errors import InputError
     from m2xfp.files import atomic_path
-    from m2xfp.fpga.gateware.design import find_board_unit
     from m2xfp.fpga.host.device import Device
-    from m2xfp.golden.bits import from_bits
-    from m2xfp.rtl.catalog import find_unit
-    from m2xfp.tb.bench import bench_of
-    from m2xfp.tb.parts.groups import group_arrays
 
-    if unit is None:
-        kinds = {".npy": "quantizer", ".npz": "dot"}
-        if source.suffix not in kinds:
-            raise InputError(
-                f"{source}: the suffix must be .npy or .npz to choose a unit; or give --unit"
-            )
-        unit = kinds[source.suffix]
     if not source.is_file():
         raise InputError(f"{source}: there is no such file")
     if source.resolve() == target.resolve():
         raise InputError(f"--output {target}: must not be the input")
-    row = find_board_unit(unit)
-    facts = find_unit(row.unit).instance(row.config).facts
-    arrays = bench_of(facts).load(source, facts)
-
     with Device(port, baud=baud, timeout=timeout, retries=retries) as device:
-        click.echo(
-            f"{port}: build {device.identity.build}, units {', '.join(device.identity.names)}"
-        )
+        click.echo(f"{port}: build {device.identity.build}, units {', '.join(device.units)}")
+        chosen, arrays = _loaded(source, device, unit)
         if self_test:
             passed = device.self_test(progress=True)
             click.echo(f"self-test passed: {passed.echoed} bytes echoed, groups {passed.groups}")
-        if unit == "dot":
-            names = ("a_codes", "a_scales", "a_meta", "w_codes", "w_scales", "w_meta")
-            fields = [arrays[name].reshape(len(arrays["first"]), -1) for name in names]
-            pairs = np.concatenate(fields, axis=1)
-            results = {"acc": device.accumulate(pairs, arrays["first"], progress=True)}
-        else:
-            run = device.quantize if unit == "quantizer" else device.quantize_weights
-            packed = run(from_bits("bf16", arrays["x"]), progress=True)
-            groups = packed.groups().numpy().reshape(len(arrays["x"]), -1)
-            results = group_arrays(groups, packed.format.block)
+        results = chosen.run(arrays, progress=True)
     with atomic_path(target) as path, path.open("wb") as file:
         np.savez(file, allow_pickle=False, **results)
-    click.echo(f"{unit}: {len(next(iter(results.values())))} groups, written to {target}")
+    click.echo(f"{chosen.name}: {chosen.count(arrays)} groups, written to {target}")
+
+
+def _loaded(source: Path, device: Device, name: str | None) -> tuple[RemoteUnit, Arrays]:
+    """Return the unit that is named, or else the one that takes the file, and the arrays in it."""
+    from m2xfp.errors import InputError
+
+    if name is not None:
+        unit = device.unit(name)
+        return unit, unit.bench.load(source, unit.facts)
+    taken, refused = [], []
+    for unit in device.units.values():
+        try:
+            taken.append((unit, unit.bench.load(source, unit.facts)))
+        except InputError as error:
+            refused.append(f"{unit.name}: {error}")
+    if not taken:
+        raise InputError(f"no unit of the device takes {source}; {'; '.join(refused)}")
+    if len(taken) > 1:
+        names = " and ".join(unit.name for unit, _ in taken)
+        raise InputError(f"{source}: the units {names} take such a file; choose one with --unit")
+    return taken[0]

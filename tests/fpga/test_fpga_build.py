@@ -1,4 +1,4 @@
-"""Boards, builds and the proof of a built chip. Building takes minutes: it is in the slow set."""
+"""Boards, builds and the check of a built chip. Building takes minutes: it is in the slow set."""
 
 import json
 import random
@@ -15,29 +15,42 @@ from click.testing import CliRunner
 
 from m2xfp.cli import cli
 from m2xfp.errors import InputError, M2xfpError, UnknownNameError
-from m2xfp.fpga.check import check as proof
-from m2xfp.fpga.check.check import ProofError, simulate, values
+from m2xfp.fpga.check.bitstream_check import check_bitstream
+from m2xfp.fpga.check.ecp5 import parse_routed
+from m2xfp.fpga.check.ice40 import parse_icebox
 from m2xfp.fpga.check.netlist import ONE, ZERO, Alias, Carry, Fault, FlipFlop, Lut, Netlist
 from m2xfp.fpga.check.pins import CELLS
-from m2xfp.fpga.check.read_back import parse_icebox, parse_routed
+from m2xfp.fpga.check.traffic import CheckError, refusals, traffic
 from m2xfp.fpga.flow import bitstream as build_module
 from m2xfp.fpga.flow.bitstream import (
-    FAMILIES,
-    BuildError,
     BuildReport,
     Cells,
     FitError,
     TimingError,
     build,
-    find_tool,
     parse_timing,
     parse_utilisation,
 )
 from m2xfp.fpga.flow.boards import BOARDS, find_board
-from m2xfp.fpga.flow.report import rate_figures, unit_rates
+from m2xfp.fpga.flow.families import FAMILIES
+from m2xfp.fpga.flow.report import UnitRates, rate_figures, unit_rates
 from m2xfp.fpga.flow.tables import rate_table
+from m2xfp.fpga.flow.tools import BuildError, find_tool
 from m2xfp.fpga.gateware.design import Design
+from m2xfp.fpga.gateware.units import (
+    board_instances,
+    board_units,
+    folder_name,
+    instance_of_text,
+    instance_text,
+)
+from m2xfp.fpga.host.patterns import patterns
+from m2xfp.fpga.host.remote_unit import RemoteUnit
 from m2xfp.fpga.protocol import Command, Frame, Status, encode
+from m2xfp.golden import get_format
+from m2xfp.golden.bits import from_bits
+from m2xfp.results import read_figures
+from m2xfp.rtl.catalog import find_unit
 from m2xfp.tb.verilator import find_verilator
 
 RNG = np.random.default_rng(0)
@@ -49,10 +62,12 @@ ERROR: Unable to place cell 'x', no BELs remaining to implement cell type 'ICEST
 """
 
 
-def report(**changes: object) -> BuildReport:
+def report(*units: str, **changes: object) -> BuildReport:
+    instances = board_instances(units or ("quantizer",))
     facts = {
         "board": "icebreaker",
-        "units": ("quantizer",),
+        "units": units or ("quantizer",),
+        "instances": tuple(map(instance_text, instances)),
         "clock_hz": 12e6,
         "baud": 1_000_000,
         "cells": {name: Cells(3, 10) for name in ("luts", "flip_flops", "block_ram", "dsp")},
@@ -71,7 +86,7 @@ def test_boards_have_pins_clock_and_units(board):
     platform = board.load_platform()
     assert platform.default_clk_frequency == board.clock_hz
     assert {("uart", 0), ("led", 0)} <= set(platform.resources)
-    assert Design(board.clock_hz, board.baud, board.units).identity.units
+    assert Design(board.clock_hz, board.baud, board_instances(board.units)).identity.units
     own = {kinds[0] for kinds in FAMILIES[board.family].cells.values()}
     assert own >= board.capacity.keys() - {"TRELLIS_FF"}
 
@@ -80,7 +95,51 @@ def test_unknown_names_are_listed():
     with pytest.raises(UnknownNameError, match=r"'zedboard'.*icebreaker"):
         find_board("zedboard")
     with pytest.raises(UnknownNameError, match=r"'adder'.*quantizer"):
-        build("icebreaker", ["adder"])
+        board_instances(["adder"])
+    with pytest.raises(UnknownNameError, match="parameter 'lines'"):
+        board_instances(["quantizer"], [], ["lines=16"])
+    with pytest.raises(InputError, match=r"decoder.*quantizer, encoder"):
+        build("icebreaker", [find_unit("activation_decoder").instance()])
+
+
+def test_a_design_takes_any_parameters():
+    (narrow,) = board_instances(["activation_quantizer"])
+    assert folder_name([narrow]) == "quantizer"
+    (wide,) = board_instances(["quantizer"], [], ["lanes=16"])
+    assert wide.parameters == narrow.parameters | {"lanes": 16}
+    assert folder_name([wide]) == "quantizer_bf16x8_lanes_16"
+    (fp32,) = board_instances(["quantizer"], ["fp32x8"])
+    assert fp32.facts.parameters["input_type"] == "fp32"
+    dot, gemm = board_instances(
+        ["dot", "gemm"], ["dot.m2xfp-exact"], ["gemm.max_k=64", "dot.depth=1"]
+    )
+    assert dot.facts.parameters["window"] is not None
+    assert dot.parameters["depth"] == 1
+    assert (gemm.parameters["max_k"], gemm.parameters["chains"]) == (64, 1)
+    assert folder_name([dot, gemm]).startswith("dot_m2xfp_exact_depth_1-gemm_")
+
+
+@pytest.mark.parametrize(
+    ("names", "configs", "settings", "message"),
+    [
+        (["dot", "gemm"], [], ["depth=1"], r"depth=1: there are 2 units.*dot\.depth=1"),
+        (["dot", "gemm"], ["m2xfp-exact"], [], r"say which one: dot\.m2xfp-exact"),
+        (["dot"], [], ["gemm.depth=1"], "unit gemm is not built"),
+        (["quantizer"], [], ["lanes=3"], "lanes=3"),
+    ],
+)
+def test_parameters_that_belong_to_no_unit(names, configs, settings, message):
+    with pytest.raises(InputError, match=message):
+        board_instances(names, configs, settings)
+
+
+def test_what_a_device_tells_of_a_unit_is_read_back():
+    for name, unit in board_units().items():
+        for config in unit.configs:
+            (instance,) = board_instances([name], [config])
+            found = instance_of_text(instance_text(instance))
+            assert found.parameters == instance.parameters
+            assert instance_text(found) == instance_text(instance)
 
 
 def test_a_build_needs_a_unit_and_a_possible_rate():
@@ -93,12 +152,12 @@ def test_a_build_needs_a_unit_and_a_possible_rate():
 @pytest.mark.parametrize(("groups", "faults", "name"), [(3, 0, "groups=3"), (12, -1, "faults=-1")])
 def test_a_simulation_refuses_bad_counts(groups, faults, name):
     with pytest.raises(InputError, match=name):
-        simulate("icebreaker", groups=groups, faults=faults)
+        check_bitstream("icebreaker", groups=groups, faults=faults)
 
 
 def test_a_chip_that_cannot_be_read_back_is_refused():
     with pytest.raises(InputError, match=r"tang-nano-9k: a gowin chip.*ice40, ecp5"):
-        simulate("tang-nano-9k")
+        check_bitstream("tang-nano-9k")
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
@@ -117,7 +176,7 @@ def test_the_command_line_explains_itself_and_its_errors():
     assert all(name in listing.output for name in BOARDS)
     wrong = runner.invoke(cli, ["fpga", "build", "zedboard"])
     assert isinstance(wrong.exception, M2xfpError)
-    for command in ("boards", "build", "simulate", "table"):
+    for command in ("boards", "build", "check", "table"):
         assert runner.invoke(cli, ["fpga", command, "--help"]).exit_code == 0
 
 
@@ -137,7 +196,7 @@ def test_a_design_that_does_not_fit_says_what_it_needs_and_has(monkeypatch, tmp_
         (folder / "nextpnr.log").write_text(LOG)
         return int(str(command[0]).startswith("nextpnr"))
 
-    monkeypatch.setattr(build_module, "_run", run)
+    monkeypatch.setattr(build_module, "run_tool", run)
     with pytest.raises(FitError, match=r"needs 6131 of 5280 ICESTORM_LC; choose fewer units"):
         build("icebreaker", folder=tmp_path)
     assert not (tmp_path / "report.json").exists()
@@ -159,7 +218,7 @@ def test_placements_are_tried_until_one_meets_the_clock(monkeypatch, tmp_path, f
             (folder / "nextpnr.json").write_text(text)
         return 0
 
-    monkeypatch.setattr(build_module, "_run", run)
+    monkeypatch.setattr(build_module, "run_tool", run)
     if needed is None:
         with pytest.raises(TimingError, match=r"reaches 11\.00 MHz and the clock is 12\.00 MHz"):
             build("icebreaker", folder=tmp_path)
@@ -187,12 +246,37 @@ def test_a_report_survives_its_file(tmp_path):
 
 
 def test_rates_follow_from_clocks_and_bytes():
-    (rates,) = unit_rates(report())
     # Four beats a group, each 16 bytes and a tag.
-    assert rates == ("quantizer", 4e6, 3e6, pytest.approx(1e5 / 68))
-    (rates,) = unit_rates(report(units=("dot",)))
-    assert rates[1] == 16e6
-    assert "0.51" in rate_table(rate_figures([report(units=("dot",))]))  # 32 * 16 MHz
+    (rates,) = unit_rates(report())
+    assert rates == UnitRates("quantizer", 4e6, 3e6, pytest.approx(1e5 / 68), None)
+    # A beat a pair, 37 bytes and a tag; 32 products.
+    (rates,) = unit_rates(report("dot"))
+    assert rates == UnitRates("dot", 16e6, 12e6, pytest.approx(1e5 / 38), 32 * 16e6)
+    # Four cells, whose operands are used again.
+    (rates,) = unit_rates(report("gemm"))
+    assert rates == UnitRates("gemm", 64e6, 48e6, None, 4 * 32 * 16e6)
+    # Twelve clocks a group, though its four beats bring one in less.
+    (rates,) = unit_rates(report("encoder"))
+    assert rates == UnitRates(
+        "encoder", pytest.approx(16e6 / 12), pytest.approx(1e6), pytest.approx(1e5 / 68), None
+    )
+    assert "0.51" in rate_table(rate_figures([report("dot")]))  # 32 * 16 MHz
+
+
+def test_rates_are_those_that_were_accepted():
+    figures = read_figures(Path("docs/results/fpga.json"))
+    for built, rate in ((b, r) for b in figures["builds"] for r in figures["rates"]):
+        if rate["board"] != built["board"] or rate["unit"] not in built["units"]:
+            continue
+        (found,) = rate_figures(
+            [
+                report(
+                    rate["unit"],
+                    **{key: built[key] for key in ("board", "clock_hz", "baud", "fmax_mhz")},
+                )
+            ]
+        )
+        assert found == pytest.approx(rate)
 
 
 def test_a_look_up_table_is_read_as_written():
@@ -476,11 +560,7 @@ def test_faults_take_a_lane_each():
 
 
 def test_values_exercise_a_quantizer():
-    import numpy as np
-
-    from m2xfp.golden import get_format
-
-    x = values(np.random.default_rng(0), 2000)
+    x = from_bits("bf16", patterns(np.random.default_rng(0), 2000))
     packed = get_format("m2xfp-act").quantize(x)
     assert (packed.scales == 0xFF).any()
     assert (packed.scales == 0).any()
@@ -488,26 +568,27 @@ def test_values_exercise_a_quantizer():
     assert counts.min() > 0.01 * counts.sum()
 
 
-def test_one_wrong_bit_is_no_proof():
-    from m2xfp.golden import PackedTensor, get_format
+@pytest.mark.parametrize("unit", board_units())
+def test_one_wrong_bit_is_noticed(unit, monkeypatch):
+    """A unit that computes as the golden model does, and turns one bit of its eleventh answer."""
+    (instance,) = board_instances([unit])
+    remote = RemoteUnit(None, 0, instance, 1 << 14)
+    left = [11]
 
-    class Board:
-        """Quantizes as the golden model does, and turns one bit of the eleventh group."""
+    def run(arrays):
+        found = remote.expected(arrays)
+        left[0] -= 1
+        if not left[0]:
+            name, plane = next(iter(found.items()))
+            found[name] = plane = plane.copy()
+            plane.reshape(-1).view(np.uint8)[-1] ^= 1
+        return found
 
-        identity = SimpleNamespace(names=("quantizer",))
-        asked = 0
-
-        def quantize(self, x):
-            kind = get_format("m2xfp-act")
-            groups = kind.quantize(x).groups().clone()
-            self.asked += len(groups)
-            if self.asked >= 11:
-                groups[0, 0, -1] ^= 1
-            return PackedTensor.from_groups(kind, groups)
-
-    with pytest.raises(ProofError, match="quantizer differs"):
-        proof._traffic(Board(), None, 48, 0)
-    proof._check("quantizer", *[get_format("m2xfp-act").quantize(values(RNG, 1)).groups()] * 2)
+    monkeypatch.setattr(remote, "run", run)
+    device = SimpleNamespace(units={unit: remote})
+    with pytest.raises(CheckError, match=f"{unit} differs.* 1 of "):
+        traffic(device, None, 48, 0)
+    assert left == [0]
 
 
 @pytest.mark.parametrize(
@@ -520,14 +601,14 @@ def test_one_wrong_bit_is_no_proof():
     ids=["silence", "consent", "always bad"],
 )
 def test_what_must_be_refused_is(answer):
-    with pytest.raises(ProofError, match="is answered with"):
-        proof._refusals(SimpleNamespace(exchange=answer))
+    with pytest.raises(CheckError, match="is answered with"):
+        refusals(SimpleNamespace(exchange=answer))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_icebreaker_bitstream_computes_and_faults_show(tmp_path):
-    shown = simulate("icebreaker", folder=tmp_path, groups=120, faults=126)
+    shown = check_bitstream("icebreaker", folder=tmp_path, groups=120, faults=126)
     assert shown.source == "bitstream"
     assert shown.build.fmax_mhz >= shown.build.constraint_mhz
     assert shown.groups["quantizer"] >= 40

@@ -20,9 +20,10 @@ from mutation import Mutation
 
 from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.fpga.check.line import SimulatedLine, line_bytes, line_toggles
-from m2xfp.fpga.gateware.design import UNITS, Design
+from m2xfp.fpga.gateware.design import Design
 from m2xfp.fpga.gateware.link import Crc32
 from m2xfp.fpga.gateware.uart import clocks_per_bit
+from m2xfp.fpga.gateware.units import board_instances, board_units, find_board_unit
 from m2xfp.fpga.protocol import (
     ESCAPE,
     FLAG,
@@ -37,6 +38,7 @@ from m2xfp.fpga.protocol import (
     pack_records,
     unpack_records,
 )
+from m2xfp.rtl.catalog import Board, Instance, Unit
 from m2xfp.rtl.parts.streams import packet_stream
 from m2xfp.rtl.verilog.component import Component
 from m2xfp.rtl.verilog.emit import verilog_text
@@ -48,6 +50,9 @@ CLOCK = 8 * BAUD  # the fewest clocks a bit that the UART takes
 
 class Repeater(Component):
     """Give each beat five times: more comes out than went in, as from no unit of the catalog."""
+
+    latency = 0
+    beats_per_group = 1
 
     def __init__(self) -> None:
         super().__init__({"i": In(packet_stream(16)), "o": Out(packet_stream(16))})
@@ -69,23 +74,27 @@ class Repeater(Component):
         return m
 
 
-class RepeaterRow:
-    """The repeater as a row of UNITS."""
+REPEATER = Unit(
+    name="repeater",
+    purpose="each beat five times",
+    component=Repeater,
+    configs={"plain": {}},
+    board=Board(name="repeater", config="plain", buffer=512),
+)
 
-    buffer = 512
-    summary = "repeater"
 
-    def build(self) -> Component:
-        return Repeater()
+def chosen(names: list[str]) -> list[Instance]:
+    """Return units of the catalog, or the repeater."""
+    return [
+        REPEATER.instance() if name == REPEATER.name else board_instances([name])[0]
+        for name in names
+    ]
 
 
 @pytest.fixture(scope="module")
 def line(sim_dir: Path) -> Iterator[SimulatedLine]:
     """The smallest design: the link in front of a repeater."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(UNITS, "repeater", RepeaterRow())  # type: ignore[arg-type]
-        design = Design(CLOCK, BAUD, ["repeater"])
-    with SimulatedLine(design, build_dir=sim_dir) as line:
+    with SimulatedLine(Design(CLOCK, BAUD, chosen(["repeater"])), build_dir=sim_dir) as line:
         yield line
 
 
@@ -225,21 +234,22 @@ def test_rates_that_the_clock_cannot_make(clock: float, baud: int, message: str)
 )
 def test_designs_that_are_refused(units: list[str], options: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Design(CLOCK, BAUD, units, **options)
+        Design(CLOCK, BAUD, chosen(units), **options)
 
 
 def test_unknown_units_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(UnknownNameError, match=r"'nosuch'; there are: quantizer, dot, gemm"):
-        Design(CLOCK, BAUD, ["nosuch"])
+    with pytest.raises(UnknownNameError, match=r"'nosuch'; there are: quantizer, encoder, dot"):
+        find_board_unit("nosuch")
 
 
-@pytest.mark.parametrize("units", [["repeater"], pytest.param(list(UNITS), marks=pytest.mark.slow)])
-def test_the_emitted_design_is_clean(
-    units: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    "units", [["repeater"], pytest.param(list(board_units()), marks=pytest.mark.slow)]
+)
+def test_the_emitted_design_is_clean(units: list[str], tmp_path: Path) -> None:
     """Verilator's and yosys' checks, as for every emitted file."""
-    monkeypatch.setitem(UNITS, "repeater", RepeaterRow())  # type: ignore[arg-type]
-    (verilog := tmp_path / "board.v").write_text(verilog_text(Design(CLOCK, BAUD, units), "board"))
+    (verilog := tmp_path / "board.v").write_text(
+        verilog_text(Design(CLOCK, BAUD, chosen(units)), "board")
+    )
     assert lint_file(verilog, "board") == []
 
 
@@ -294,7 +304,7 @@ def test_waveforms_of_bytes() -> None:
 
 def test_commands_of_the_link(line: SimulatedLine) -> None:
     identity = Identity.parse(ask(line, Command.IDENTIFY, b"ignored").payload)
-    assert identity.units == (("repeater", "repeater"),)
+    assert identity.units == (("repeater", "repeater i:16 o:16"),)
     assert identity.build == identity.sealed().build
     assert (identity.clock_hz, identity.baud, identity.buffer) == (CLOCK, BAUD, 512)
     for payload in (b"", b"\x7e\x7d\x5e", bytes(range(256)), bytes([FLAG]) * 512):

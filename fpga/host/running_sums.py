@@ -1,4 +1,4 @@
-"""Arrays as the records of requests, for each unit; and an accumulator as groups that make it.
+"""An accumulator as groups that make it: how a dot product goes on in the next request.
 
 A request knows nothing of those before it, so a dot product that is longer than a buffer must bring
 its running sum along. The units have no port for one. It comes in as two groups whose products are
@@ -6,18 +6,13 @@ exact: a float32 is m * 2^e with m of 24 bits, a group's product can be any 12-b
 power of two, and adding the low half to the high half needs no rounding.
 """
 
-from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from m2xfp.formats import E2M1, M2XFP_ACT
-from m2xfp.fpga.protocol import Record
 
-__all__ = ["PAIR_BYTES", "blocks", "pair_records", "seed_pairs", "value_records"]
-
-Bytes = NDArray[np.uint8]
+__all__ = ["PAIR_BYTES", "seed_pairs"]
 
 GROUP_BYTES = sum(M2XFP_ACT.group_bytes)
 PAIR_BYTES = 2 * GROUP_BYTES
@@ -32,19 +27,6 @@ _PLAIN_ACTIVATION = 0b01010101
 
 _HALF = 12
 """Bits of the number in one group; two of them hold a float32's significand."""
-
-
-def value_records(raw: NDArray[np.uint16], lanes: int) -> list[Record]:
-    """Return groups of bfloat16 patterns [n, 32] as beats of ``lanes`` values."""
-    beats = raw.astype("<u2").reshape(-1, lanes)
-    return [Record(0, beat.tobytes()) for beat in beats]
-
-
-def pair_records(pairs: Sequence[bytes], first: NDArray[np.bool_]) -> list[Record]:
-    """Return pairs of groups as beats; ``first`` says which of them clear the accumulator."""
-    return [
-        Record(0, pair + bytes([clear])) for pair, clear in zip(pairs, first.tolist(), strict=True)
-    ]
 
 
 @cache
@@ -99,8 +81,3 @@ def seed_pairs(pattern: int) -> list[bytes]:
     high, low = significand >> _HALF, significand & ((1 << _HALF) - 1)
     halves = ((high, exponent + _HALF), (low, exponent))
     return [_pair(number, negative, at) for number, at in halves if number]
-
-
-def blocks(total: int, size: int) -> list[slice]:
-    """Return consecutive slices of at most ``size`` that cover ``range(total)``."""
-    return [slice(start, min(start + size, total)) for start in range(0, total, size)]

@@ -1,0 +1,58 @@
+"""Units whose rows do not depend on one another: as many rows a request as its buffers hold."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from m2xfp.errors import InputError
+from m2xfp.facts import Facts, Stream
+from m2xfp.fpga.host.patterns import operands
+from m2xfp.fpga.host.remote_unit import RemoteUnit, record_bytes, slices
+from m2xfp.tb.bench import Arrays, bench_of
+from m2xfp.tb.vectors import Beats
+
+__all__ = ["count", "run", "sample"]
+
+
+def run(unit: RemoteUnit, arrays: Arrays, progress: bool = False) -> Arrays:
+    """Return what the unit makes of every row of the arrays."""
+    from tqdm import tqdm
+
+    rows = count(arrays, unit.facts)
+    if not rows:
+        raise InputError(f"unit {unit.name}: the arrays hold no group")
+    # What one row takes, in beats a stream; the golden model knows how many come out.
+    first = unit.bench.vectors(_part(arrays, slice(0, 1)), unit.facts)
+    size = max(_bytes(first.inputs, unit.facts.inputs), _bytes(first.outputs, unit.facts.outputs))
+    most = unit.buffer // size
+    if not most:
+        raise InputError(
+            f"unit {unit.name}: a group takes {size} bytes, and a request holds {unit.buffer}; "
+            "build the unit with wider streams, or its board row with a larger buffer"
+        )
+    found = []
+    for part in tqdm(slices(rows, most), desc=unit.name, unit="request", disable=not progress):
+        piece, held = _part(arrays, part), part.stop - part.start
+        beats = unit.play(unit.bench.encode(piece, unit.facts), pieces=held)
+        for name, expected in first.outputs.items():
+            unit.check_number(beats[name], held * len(expected))
+        found.append(unit.bench.decode(beats, piece, unit.facts))
+    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
+
+def sample(rng: np.random.Generator, size: int, facts: Facts) -> Arrays:
+    """Return ``size`` random rows."""
+    return _part(bench_of(facts).sample(operands(rng, size), facts), slice(0, size))
+
+
+def count(arrays: Arrays, facts: Facts) -> int:
+    """Return the rows."""
+    return min(len(array) for array in arrays.values())
+
+
+def _part(arrays: Arrays, rows: slice) -> Arrays:
+    return {name: array[rows] for name, array in arrays.items()}
+
+
+def _bytes(beats: Mapping[str, Beats], streams: tuple[Stream, ...]) -> int:
+    return sum(len(beats[stream.name]) * record_bytes(stream) for stream in streams)
