@@ -20,6 +20,7 @@ from m2xfp.cli import cli
 from m2xfp.commands.options import chosen
 from m2xfp.commands.report import all_tables, pages
 from m2xfp.errors import UnknownNameError
+from m2xfp.fpga.gateware.units import board_instances
 from m2xfp.models.lm import LanguageModel, ModelConfig
 from m2xfp.results import RESULTS, read_figures, to_json
 from m2xfp.rtl.catalog import UNITS
@@ -30,6 +31,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 ROOMS = ("rtl", "golden", "models", "tb", "synth", "fpga")
 GUIDE = ROOT / "docs" / "adding-a-unit.md"
 EXAMPLE = "code_negator"  # the unit of the guide, which is not in the catalog
+EXAMPLE_ON_BOARDS = "negator"
 
 
 def name_of(page: Path) -> str:
@@ -184,6 +186,11 @@ def test_commands_exist(line: str, page: str) -> None:
     """Commands, options, values, and the units, configurations and parameters that they name."""
     command, values = parse(line)
     if "settings" not in {parameter.name for parameter in command.params}:
+        return
+    if "configs" in values:  # a design of several units, by what boards call them
+        names = [unit for unit in values["units"] if unit.islower() and unit != EXAMPLE_ON_BOARDS]
+        if names:
+            board_instances(names, values["configs"], values["settings"])
         return
     for unit in [*values.get("units", ()), *filter(None, [values.get("unit")])]:
         if unit.islower() and unit != EXAMPLE:

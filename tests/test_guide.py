@@ -137,8 +137,38 @@ def test_synth_with_power(tree: Path) -> None:
         assert row["gate_level_groups"] > 1000
 
 
+ON_A_BOARD = """
+import pathlib, sys
+import numpy as np
+from m2xfp.fpga.check.line import SimulatedLine, SimulatedPort
+from m2xfp.fpga.gateware.design import Design
+from m2xfp.fpga.gateware.units import board_instances
+from m2xfp.fpga.host.device import Device
+
+design = Design(8e6, 1_000_000, board_instances(["negator"]))
+with SimulatedLine(design, build_dir=pathlib.Path(sys.argv[1])) as line:
+    with Device(SimulatedPort(line)) as device:
+        assert device.self_test(groups=200).groups == {"negator": 200}
+        unit = device.unit("code_negator")
+        arrays = unit.bench.load(pathlib.Path("groups.npz"), unit.facts)
+        found = device.run("negator", arrays)
+assert np.array_equal(found["codes"], arrays["codes"] ^ 0x88)
+assert np.array_equal(found["scales"], arrays["scales"])
+print(unit.count(arrays), "groups")
+"""
+
+
+def test_on_a_board(tree: Path, sim_dir: Path) -> None:
+    """The host drives the example on a simulated board, by its row and its testbench alone."""
+    groups = stimulus.packed_groups(COUNT, seed=5)
+    planes = {"codes": groups[:, :16], "scales": groups[:, 16], "meta": groups[:, 17]}
+    np.savez(tree / "groups.npz", **planes)
+    assert f"{COUNT} groups" in run(tree, "-c", ON_A_BOARD, str(sim_dir))
+
+
 @pytest.mark.slow
 def test_bitstream(tree: Path) -> None:
     """The example's board row is all that an FPGA build needs."""
     call(tree, *commands()["fpga"])
     assert list((tree / "build/fpga").rglob("*.bin"))
+    assert "negator: " in call(tree, "fpga", "check", "icebreaker", "--unit", "negator")
