@@ -127,6 +127,12 @@ class Plan:
         return max(self.element.largest, self.fine.largest)
 
     @property
+    def finite(self) -> bool:
+        """Whether a NaN can come from the scale of a group alone, for all its values."""
+        level = self.two_level or self.split or self.scale.specials == 2
+        return not (level or self.element.specials)
+
+    @property
     def code_bytes(self) -> int:
         """Bytes of the codes of a group."""
         return self.group * self.element.bits // 8

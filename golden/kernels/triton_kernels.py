@@ -248,36 +248,40 @@ def _elem_em(y, q, plan: tl.constexpr):
 
 
 @triton.jit
-def _gain(y, w, base, unit, plan: tl.constexpr, how: tl.constexpr, kind: tl.constexpr):
-    """Return the largest gain and its k, [B, S], for the scale ``base`` [B, 1, 1].
+def _gain(
+    y, w, base, unit, factor: tl.constexpr, plan: tl.constexpr, how: tl.constexpr,
+    kind: tl.constexpr,
+):  # fmt: skip
+    """Return the gain of each subgroup, [B, S], for the scale ``base`` [B, 1, 1] times ``factor``.
 
-    The gain of a subgroup, sum q (2 w - q) over its lanes, is sum w^2 less the squared error. What
-    ties round to is of no matter here: at a tie both codes gain the same.
+    The gain, sum q (2 w - q) over the lanes, is sum w^2 less the squared error. What ties round to
+    is of no matter here: at a tie both codes gain the same.
     """
     element: tl.constexpr = plan.element
-    for k in tl.static_range(4):
-        factor: tl.constexpr = 1.0 + 0.25 * k
-        high, low, inverse = _split_scale(base * factor, unit, plan.two_level)
-        near = _quotient(
-            y, high, low, inverse, plan.element.largest, how, plan.two_level, False, False
-        )
-        code = _nearest(near, element)
-        if kind == tl.float32:
-            gain = tl.sum(code * tl.fma(code, -0.5 * high, w), 2) * (high * 2.0).reshape(
-                high.shape[0], 1
-            )
-        else:
-            q = (code * (base * factor)).to(tl.float64)
-            level = q
-            if plan.two_level:
-                level = q * unit.to(tl.float64)
-            gain = tl.sum(q * (2.0 * w.to(tl.float64) - level), 2)
-        if k == 0:
-            best = gain
-            field = tl.zeros_like(gain).to(tl.int32)
-        else:
-            field = tl.where(gain > best, k, field)
-            best = tl.maximum(gain, best)
+    scale = base * factor
+    high, low, inverse = _split_scale(scale, unit, plan.two_level)
+    near = _quotient(y, high, low, inverse, element.largest, how, plan.two_level, False, False)
+    code = _nearest(near, element)
+    if kind == tl.float32:
+        sums = tl.sum(code * tl.fma(code, -0.5 * high, w), 2)
+        return sums * tl.reshape(2.0 * high, [high.shape[0], 1])
+    else:
+        q = (code * scale).to(tl.float64)
+        level = q
+        if plan.two_level:
+            level = q * unit.to(tl.float64)
+        return tl.sum(q * (2.0 * w.to(tl.float64) - level), 2)
+
+
+@triton.jit
+def _best_gain(y, w, base, unit, plan: tl.constexpr, how: tl.constexpr, kind: tl.constexpr):
+    """Return the largest gain over the multipliers, and its k, [B, S]."""
+    best = _gain(y, w, base, unit, 1.0, plan, how, kind)
+    field = tl.zeros_like(best).to(tl.int32)
+    for k in tl.static_range(1, 4):
+        gain = _gain(y, w, base, unit, 1.0 + 0.25 * k, plan, how, kind)
+        field = tl.where(gain > best, k, field)
+        best = tl.maximum(gain, best)
     return best, field
 
 
@@ -307,7 +311,7 @@ def _search(y, fitted, unit, plan: tl.constexpr, few: tl.constexpr, kind: tl.con
                 allowed = ((fitted > 0) & (candidate > 0) & (candidate <= plan.scale.max_code))
                 base = tl.where(allowed, base, 0.0)
                 allowed |= (candidate == 0) & (fitted == 0)
-            gains, fields = _gain(y, w, base[:, None, None], unit, plan, how, kind)
+            gains, fields = _best_gain(y, w, base[:, None, None], unit, plan, how, kind)
             total = tl.where(allowed, tl.sum(gains, 1), float("-inf"))
             if j == (0 if plan.adaptive else 1):
                 best = total
@@ -732,9 +736,11 @@ def _dequantize_kernel(
     if plan.two_level:
         original = tl.load(unit_ptr)
     value = _scaled_value(value, scale, unit, down, up, original, kind, how, plan, False)
-    _store_values(
-        out_ptr, group, exists, value, signs, value == value, kind, how, plan, rows
-    )
+    if plan.finite:
+        good = scale == scale
+    else:
+        good = value == value
+    _store_values(out_ptr, group, exists, value, signs, good, kind, how, plan, rows)
 
 
 @triton.jit
@@ -756,13 +762,19 @@ _VALUES_A_PROGRAM = 1024
 _WARPS = 2
 
 
-def _how(plan: Plan, dtype: torch.dtype) -> int:
-    """Return how values become ``dtype``: _FITS, _CONVERT or _ADD."""
+def _how(plan: Plan, dtype: torch.dtype, own: bool) -> int:
+    """Return how values become ``dtype``: _FITS, _CONVERT or _ADD.
+
+    ``own``: they were quantized from that type. A power-of-two scale then leaves x a multiple of a
+    step that the type has, and so is what x rounds to.
+    """
     if dtype == torch.float32:
         return _CONVERT.value
     if plan.two_level or plan.wide_scale:
         return _ADD.value
-    fits = dtype == torch.bfloat16 and plan.exact_in(*_FRACTION[dtype])
+    mantissa, lowest = _FRACTION[dtype]
+    least = plan.lowest if own and plan.e8m0 and not plan.metadata else lowest
+    fits = dtype == torch.bfloat16 and plan.exact_in(mantissa, min(lowest, least))
     return _FITS.value if fits else _CONVERT.value
 
 
@@ -824,7 +836,7 @@ class TritonKernels:
                 _fake_kernel[self._grid(len(groups))](
                     groups, groups if unit is None else unit, _words(values), len(groups),
                     self.plan, _KINDS[groups.dtype], groups.dtype != torch.float32,
-                    _sums(self.plan, groups.dtype), _how(self.plan, groups.dtype),
+                    _sums(self.plan, groups.dtype), _how(self.plan, groups.dtype, True),
                     self.rows, num_warps=_WARPS,
                 )  # fmt: skip
 
@@ -836,7 +848,7 @@ class TritonKernels:
             with _on(values):
                 _dequantize_kernel[self._grid(len(values))](
                     codes, scales, meta, codes if unit is None else unit, _words(values),
-                    len(values), self.plan, _KINDS[values.dtype], _how(self.plan, values.dtype),
+                    len(values), self.plan, _KINDS[values.dtype], _how(self.plan, values.dtype, False),
                     self.rows, num_warps=_WARPS,
                 )  # fmt: skip
 
