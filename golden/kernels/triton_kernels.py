@@ -20,7 +20,8 @@ side of every threshold t (half way between two codes), and on t exactly if the 
   side of that. A scale of more than 24 bits comes as a sum of two float32; x - p * high has 24 bits
   (p is within 2^-12 of the quotient), so a second fma still sees the right sign.
 
-Ties away: where the last bits are free, one more of them lifts a tie above its threshold.
+Ties away: one more bit of the last place lifts a tie above its threshold. Where x has few bits, so
+does a factor of 1 + 2^-20, without any of the above.
 """
 
 from functools import cache
@@ -53,6 +54,11 @@ _QUIET_NAN = tl.constexpr(0x7FC00000)
 @triton.jit
 def _nan_max(a, b):
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _nan_min(a, b):
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -124,24 +130,25 @@ def _snapped(x, near, high, low, two: tl.constexpr, away: tl.constexpr):
 
 @triton.jit
 def _quotient(
-    x, high, low, inverse, largest: tl.constexpr,
-    how: tl.constexpr, two: tl.constexpr, away: tl.constexpr, few: tl.constexpr,
+    x, high, low, inverse, largest: tl.constexpr, how: tl.constexpr, two: tl.constexpr,
+    away: tl.constexpr, few: tl.constexpr, clamp: tl.constexpr,
 ):  # fmt: skip
-    """Return x / (high + low), at most about ``largest``, for ``_nearest`` to round.
+    """Return x / (high + low) for ``_nearest`` to round; at most about ``largest`` if ``clamp``.
 
     ``few``: x has 11 significant bits or fewer.
     """
     if how == _SNAP:
         return _snapped(x, tl.minimum(x * inverse, largest), high, low, two, away)
-    y = x * inverse
-    if how == _SHORT:
-        y = tl.fma(tl.fma(-y, high, x), inverse, y)
-    y = tl.minimum(y, largest)
-    if away:
-        if few:
-            y = _float(_bits(y) + 1)
-        else:
-            y = _snapped(y, y, 1.0, 0.0, False, True)
+    if away and few:
+        y = x * (inverse * 1.00000095367431640625)  # 1 + 2^-20
+    else:
+        y = x * inverse
+        if how == _SHORT:
+            y = tl.fma(tl.fma(-y, high, x), inverse, y)
+        elif away:
+            y = _snapped(y, tl.minimum(y, largest), 1.0, 0.0, False, True)
+    if clamp:
+        y = tl.minimum(y, largest)
     return y
 
 
@@ -173,7 +180,7 @@ def _fitted_number(largest, unit, plan: tl.constexpr):
         low = tl.fma(unit, top, -high)
         y = _quotient(
             largest, high, low, 1.0 / high, plan.scale.largest, _SNAP, plan.two_level, plan.away,
-            False,
+            False, True,
         )  # fmt: skip
         value = _nearest(y, grid)
         code = _code(value, grid)
@@ -240,17 +247,16 @@ def _elem_em(y, q, plan: tl.constexpr):
     fine: tl.constexpr = plan.fine
     keys, top = _keys(q, plan.subgroup)
     is_top = keys == top[:, :, None]
-    y_top = tl.max(tl.where(is_top, y, 0.0), 2)
-    fine = _code(_nearest(y_top, fine), fine)
+    y_top = tl.minimum(tl.sum(tl.where(is_top, y, 0.0), 2), fine.largest)
+    fine_code = _code(_nearest(y_top, fine), fine)
     coarse = 4 * _code(_float(top & -256), element)
-    field = tl.minimum(tl.maximum(fine + 1 - coarse, 0), 3)
+    field = tl.minimum(tl.maximum(fine_code + 1 - coarse, 0), 3)
     return is_top, top, field
 
 
 @triton.jit
 def _gain(
-    y, w, base, unit, factor: tl.constexpr, plan: tl.constexpr, how: tl.constexpr,
-    kind: tl.constexpr,
+    y, w, base, unit, factor: tl.constexpr, plan: tl.constexpr, how: tl.constexpr
 ):  # fmt: skip
     """Return the gain of each subgroup, [B, S], for the scale ``base`` [B, 1, 1] times ``factor``.
 
@@ -260,33 +266,103 @@ def _gain(
     element: tl.constexpr = plan.element
     scale = base * factor
     high, low, inverse = _split_scale(scale, unit, plan.two_level)
-    near = _quotient(y, high, low, inverse, element.largest, how, plan.two_level, False, False)
+    near = _quotient(
+        y, high, low, inverse, element.largest, how, plan.two_level, False, False, True
+    )
     code = _nearest(near, element)
-    if kind == tl.float32:
-        sums = tl.sum(code * tl.fma(code, -0.5 * high, w), 2)
-        return sums * tl.reshape(2.0 * high, [high.shape[0], 1])
-    else:
-        q = (code * scale).to(tl.float64)
-        level = q
-        if plan.two_level:
-            level = q * unit.to(tl.float64)
-        return tl.sum(q * (2.0 * w.to(tl.float64) - level), 2)
+    q = (code * scale).to(tl.float64)
+    level = q
+    if plan.two_level:
+        level = q * unit.to(tl.float64)
+    return tl.sum(q * (2.0 * w.to(tl.float64) - level), 2)
 
 
 @triton.jit
-def _best_gain(y, w, base, unit, plan: tl.constexpr, how: tl.constexpr, kind: tl.constexpr):
+def _best_gain(y, w, base, unit, plan: tl.constexpr, how: tl.constexpr):
     """Return the largest gain over the multipliers, and its k, [B, S]."""
-    best = _gain(y, w, base, unit, 1.0, plan, how, kind)
+    best = _gain(y, w, base, unit, 1.0, plan, how)
     field = tl.zeros_like(best).to(tl.int32)
     for k in tl.static_range(1, 4):
-        gain = _gain(y, w, base, unit, 1.0 + 0.25 * k, plan, how, kind)
+        gain = _gain(y, w, base, unit, 1.0 + 0.25 * k, plan, how)
         field = tl.where(gain > best, k, field)
         best = tl.maximum(gain, best)
     return best, field
 
 
 @triton.jit
-def _search(y, fitted, unit, plan: tl.constexpr, few: tl.constexpr, kind: tl.constexpr):
+def _power_gains(y, plan: tl.constexpr):
+    """Return the largest gains and their k, [B, S], for power-of-two scales 1/2, 1 and 2.
+
+    In float32, for y below 8, where that is exact. All offsets of a multiplier share the quotient
+    by it: what differs is the power of two below which steps no longer shrink, and the largest
+    value, which only the lower ones can reach.
+    """
+    element: tl.constexpr = plan.element
+    top: tl.constexpr = element.largest
+    for k in tl.static_range(4):
+        w = y * (1.0 / (1.0 + 0.25 * k))
+        power = _float(_bits(w) & 0x7F800000)
+        if plan.adaptive:
+            low_gain = _power_gain(y, tl.minimum(w, 0.5 * top), power, 0.5, k, plan)
+            high_gain = _power_gain(y, w, power, 2.0, k, plan)
+        middle = w
+        if 8.0 / (1.0 + 0.25 * k) > 0.5 * (top + 8.0):
+            middle = tl.minimum(w, top)
+        gain = _power_gain(y, middle, power, 1.0, k, plan)
+        if not plan.adaptive:
+            low_gain = gain
+            high_gain = gain
+        if k == 0:
+            low = low_gain
+            mid = gain
+            high = high_gain
+            low_field = tl.zeros_like(gain).to(tl.int32)
+            field = low_field
+            high_field = low_field
+        else:
+            low_field = tl.where(low_gain > low, k, low_field)
+            low = tl.maximum(low_gain, low)
+            field = tl.where(gain > mid, k, field)
+            mid = tl.maximum(gain, mid)
+            high_field = tl.where(high_gain > high, k, high_field)
+            high = tl.maximum(high_gain, high)
+    return low, mid, high, low_field, field, high_field
+
+
+@triton.jit
+def _power_gain(y, w, power, base: tl.constexpr, k: tl.constexpr, plan: tl.constexpr):
+    """Return the gain, [B, S], over w = y / (1 + k/4), at most the largest value times ``base``."""
+    ratio: tl.constexpr = plan.element.ratio
+    least: tl.constexpr = plan.element.least * base
+    power = tl.maximum(power, least)
+    q = tl.fma(power, -ratio, tl.fma(power, ratio, w))
+    half: tl.constexpr = -0.5 * (1.0 + 0.25 * k)
+    return tl.sum(q * tl.fma(q, half, y), 2) * (2.0 + 0.5 * k)
+
+
+@triton.jit
+def _power_search(y, fitted, plan: tl.constexpr):
+    """Return what ``_search`` returns, for scales and types that ``_power_gains`` serves."""
+    low, mid, high, low_field, field, high_field = _power_gains(y, plan)
+    best = tl.sum(mid, 1)
+    code = fitted
+    chosen = tl.full(fitted.shape, 1.0, tl.float32)
+    if plan.adaptive:
+        total = tl.sum(low, 1)
+        won = (total >= best) & (fitted > 0)  # a tie goes to the lower scale
+        best = tl.where(won, total, best)
+        code = tl.where(won, fitted - 1, code)
+        chosen = tl.where(won, 0.5, chosen)
+        field = tl.where(won[:, None], low_field, field)
+        won = (tl.sum(high, 1) > best) & (fitted < 254)
+        code = tl.where(won, fitted + 1, code)
+        chosen = tl.where(won, 2.0, chosen)
+        field = tl.where(won[:, None], high_field, field)
+    return code, chosen, field
+
+
+@triton.jit
+def _search(y, fitted, unit, plan: tl.constexpr, few: tl.constexpr):
     """Return the scale code [B], its scale in the units of y and the fields [B, S].
 
     y is |x| over the fitted scale for E8M0, else |x| in the units of the tensor scale.
@@ -311,7 +387,7 @@ def _search(y, fitted, unit, plan: tl.constexpr, few: tl.constexpr, kind: tl.con
                 allowed = ((fitted > 0) & (candidate > 0) & (candidate <= plan.scale.max_code))
                 base = tl.where(allowed, base, 0.0)
                 allowed |= (candidate == 0) & (fitted == 0)
-            gains, fields = _best_gain(y, w, base[:, None, None], unit, plan, how, kind)
+            gains, fields = _best_gain(y, w, base[:, None, None], unit, plan, how)
             total = tl.where(allowed, tl.sum(gains, 1), float("-inf"))
             if j == (0 if plan.adaptive else 1):
                 best = total
@@ -350,11 +426,11 @@ def _encode(
     grid: tl.constexpr = plan.scale
     magnitude = tl.abs(wide)
     if plan.split:
-        first_largest = tl.maximum(tl.max(_bits(wide), 1), 0)
-        second_largest = tl.maximum(tl.max(_bits(wide) ^ _SIGN, 1), 0)
-        good = tl.maximum(first_largest, second_largest) < _INFINITE
-        first_largest = _float(first_largest)
-        second_largest = _float(second_largest)
+        first_largest = tl.reduce(wide, 1, _nan_max)
+        second_largest = -tl.reduce(wide, 1, _nan_min)
+        good = (first_largest < float("inf")) & (second_largest < float("inf"))
+        first_largest = tl.maximum(first_largest, 0.0)
+        second_largest = tl.maximum(second_largest, 0.0)
     else:
         first_largest = tl.reduce(magnitude, 1, _nan_max)
         second_largest = first_largest
@@ -377,7 +453,10 @@ def _encode(
             inverse = tl.where(positive, inverse[:, None], _power(254 - second)[:, None])
         else:
             inverse = inverse[:, None]
-        y = _quotient(magnitude, 1.0, 0.0, inverse, plan.limit, _POWER, False, plan.away, few)
+        y = _quotient(
+            magnitude, 1.0, 0.0, inverse, plan.limit, _POWER, False, plan.away, few,
+            plan.metadata != _ELEM_EM,
+        )  # fmt: skip
     else:
         first, first_value = _fitted_number(first_largest, unit, plan)
         second = first
@@ -411,20 +490,24 @@ def _encode(
             y = _quotient(
                 magnitude, high, low, inverse, plan.limit,
                 _SHORT if short else _SNAP, plan.two_level, plan.away, few,
+                plan.metadata != _ELEM_EM,
             )  # fmt: skip
     field = first
     if plan.metadata == _SG_EM:
         if plan.e8m0:
             y = magnitude * inverse
         y = tl.reshape(y, [rows, plan.subgroups, plan.subgroup])
-        code, base, field = _search(y, first, unit, plan, few, kind)
+        if kind == tl.float32:
+            code, base, field = _power_search(y, first, plan)
+        else:
+            code, base, field = _search(y, first, unit, plan, few)
         multiplier = 1.0 + 0.25 * field.to(tl.float32)
         high, low, inverse = _split_scale(
             (base[:, None] * multiplier)[:, :, None], unit, plan.two_level
         )
         how: tl.constexpr = _SHORT if few and not plan.two_level else _SNAP
         y = _quotient(
-            y, high, low, inverse, plan.element.largest, how, plan.two_level, plan.away, few
+            y, high, low, inverse, plan.element.largest, how, plan.two_level, plan.away, few, True
         )
         q = _nearest(y, element)
         refined = tl.reshape(q * multiplier[:, :, None], [rows, plan.group])
@@ -539,7 +622,7 @@ def _store_packed(
         offsets = group[:, None] * (count // each) + tl.arange(0, count // each)[None, :]
         tl.store(ptr + offsets, lanes.to(tl.uint8), mask=exists[:, None])
     else:
-        # Three or six bits: units of 24 bits, two of them as three times 16 bits if there are two.
+        # Three or six bits: units of 24 bits, four as three words, two as three half words.
         each: tl.constexpr = 24 // bits
         units: tl.constexpr = count // each
         lanes = tl.reshape(fields, [rows, units, each])
@@ -549,6 +632,17 @@ def _store_packed(
             for i in tl.static_range(3):
                 byte = (lanes >> (8 * i)).to(tl.uint8)
                 tl.store(ptr + offsets + i, byte, mask=exists[:, None])
+        elif units % 4 == 0:
+            words = ptr.to(tl.pointer_type(tl.int32))
+            even, odd = tl.split(tl.reshape(lanes, [rows, units // 2, 2]))
+            first, third = tl.split(tl.reshape(even, [rows, units // 4, 2]))
+            second, fourth = tl.split(tl.reshape(odd, [rows, units // 4, 2]))
+            offsets = (group[:, None] * (units // 4) + tl.arange(0, units // 4)[None, :]) * 3
+            tl.store(words + offsets, first | (second << 24), mask=exists[:, None])
+            middle = ((second >> 8) & 0xFFFF) | (third << 16)
+            tl.store(words + offsets + 1, middle, mask=exists[:, None])
+            last = ((third >> 16) & 0xFF) | (fourth << 8)
+            tl.store(words + offsets + 2, last, mask=exists[:, None])
         else:
             words = ptr.to(tl.pointer_type(tl.int16))
             low, high = tl.split(tl.reshape(lanes, [rows, units // 2, 2]))
