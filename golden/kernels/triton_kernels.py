@@ -577,7 +577,7 @@ def _store_values(
 ):  # fmt: skip
     """Store values [B, G] with signs; NaN where ``good`` [B] or a value itself says so."""
     bits = _bits(value) | signs
-    if plan.element.integer:
+    if plan.element.integer and not plan.affine:
         bits = _bits(_float(bits) + 0.0)  # an integer has one zero
     if kind == tl.float32:
         bits = tl.where(good, bits, _QUIET_NAN)
@@ -838,6 +838,131 @@ def _dequantize_kernel(
 
 
 @triton.jit
+def _half_away(x):
+    """Round float64 to the nearest integer, ties away from zero."""
+    magnitude = tl.abs(x)
+    whole = tl.floor(magnitude)
+    whole += tl.where(magnitude - whole >= 0.5, 1.0, 0.0)
+    return tl.where(x < 0, -whole, whole)
+
+
+@triton.jit
+def _sided(x, s, inverse):
+    """Return x / s as floor + {0, 1/4, 1/2, 3/4}, as the plain path does.
+
+    Its products are exact there, so it does not matter whether they are fused, nor by how little
+    the first guess of the floor is off.
+    """
+    whole = tl.floor(x * inverse)
+    rest = x - whole * s
+    whole = whole + tl.where(rest >= s, 1.0, 0.0) - tl.where(rest < 0, 1.0, 0.0)
+    rest = x - whole * s
+    part = tl.where(rest > 0, 0.25, 0.0)
+    part = tl.where(2 * rest == s, 0.5, part)
+    return whole + tl.where(2 * rest > s, 0.75, part)
+
+
+@triton.jit
+def _affine_encode(wide, plan: tl.constexpr):
+    """Return q [B, G], and step (float32), offset (float64) and which groups are finite, [B, 1]."""
+    high = tl.reduce(wide, 1, _nan_max)
+    low = tl.reduce(wide, 1, _nan_min)
+    good = (high < float("inf")) & (low > -float("inf"))
+    high = tl.where(good, high, 0.0).to(tl.float64)
+    low = tl.where(good, low, 0.0).to(tl.float64)
+    # The difference, rounded to odd.
+    total = high - low
+    shadow = total - high
+    error = (high - (total - shadow)) + (-low - shadow)
+    bits = total.to(tl.int64, bitcast=True)
+    move = (error != 0) & ((bits & 1) == 0)
+    bits += tl.where(move, tl.where(error > 0, 1, -1), 0)
+    step = (bits.to(tl.float64, bitcast=True) / 15.0).to(tl.float32)
+    step = tl.where(step == 0, 1.0, step)
+    s = step.to(tl.float64)
+    inverse = 1.0 / s
+    offset = _half_away(_sided(low, s, inverse))[:, None]
+    half: tl.constexpr = 2.0 ** (plan.element.bits - 1)
+    x = tl.where(good[:, None], wide, 0.0).to(tl.float64)
+    q = _half_away(_sided(x, s[:, None], inverse[:, None]) - offset - half)
+    q = tl.minimum(tl.maximum(q, -half), half - 1)
+    return q, step[:, None], offset, good[:, None]
+
+
+@triton.jit
+def _affine_values(q, step, offset, kind: tl.constexpr, plan: tl.constexpr):
+    """Return (q + half + offset) * step as the float32 from which ``kind`` is one rounding."""
+    half: tl.constexpr = 2.0 ** (plan.element.bits - 1)
+    exact = (q + half + offset) * step.to(tl.float64)
+    value = exact.to(tl.float32)
+    if kind != tl.float32:
+        error = exact - value.to(tl.float64)
+        bits = _bits(value)
+        move = (error != 0) & ((bits & 1) == 0) & ((bits & 0x7FFFFFFF) < _INFINITE)
+        outward = tl.where((error > 0) == (value > 0), 1, -1)
+        tiny = tl.where(error > 0, 1, -2147483647)
+        bits = tl.where(move, tl.where(value == 0, tiny, bits + outward), bits)
+        value = _float(bits)
+    return value
+
+
+@triton.jit
+def _affine_fake_kernel(
+    x_ptr, out_ptr, count, plan: tl.constexpr, kind: tl.constexpr, rows: tl.constexpr
+):
+    group, exists = _groups(count, rows)
+    offsets = group[:, None] * plan.group + tl.arange(0, plan.group)[None, :]
+    wide = tl.load(x_ptr + offsets, mask=exists[:, None], other=0).to(tl.float32)
+    q, step, offset, good = _affine_encode(wide, plan)
+    value = _affine_values(q, step, offset, kind, plan)
+    signs = _bits(value) & _SIGN
+    _store_values(
+        out_ptr, group, exists, tl.abs(value), signs, good, kind, _CONVERT, plan, rows
+    )
+
+
+@triton.jit
+def _affine_quantize_kernel(
+    x_ptr, codes_ptr, scales_ptr, count, plan: tl.constexpr, rows: tl.constexpr
+):
+    group, exists = _groups(count, rows)
+    offsets = group[:, None] * plan.group + tl.arange(0, plan.group)[None, :]
+    wide = tl.load(x_ptr + offsets, mask=exists[:, None], other=0).to(tl.float32)
+    q, step, offset, good = _affine_encode(wide, plan)
+    mask: tl.constexpr = 2**plan.element.bits - 1
+    code = tl.where(good, q.to(tl.int32) & mask, 0)
+    _store_packed(codes_ptr, group, exists, code, plan.element.bits, plan.group, rows)
+    words = scales_ptr.to(tl.pointer_type(tl.int32)) + 3 * group[:, None]
+    there = exists[:, None]
+    tl.store(words, tl.where(good, _bits(step), plan.nan), mask=there)
+    wide_offset = tl.where(good, offset, 0.0).to(tl.int64, bitcast=True)
+    tl.store(words + 1, wide_offset.to(tl.int32), mask=there)
+    tl.store(words + 2, (wide_offset >> 32).to(tl.int32), mask=there)
+
+
+@triton.jit
+def _affine_dequantize_kernel(
+    codes_ptr, scales_ptr, out_ptr, count, plan: tl.constexpr, kind: tl.constexpr,
+    rows: tl.constexpr,
+):  # fmt: skip
+    group, exists = _groups(count, rows)
+    there = exists[:, None]
+    code = _load_packed(codes_ptr, group, exists, plan.element.bits, plan.group, rows)
+    half: tl.constexpr = 2 ** (plan.element.bits - 1)
+    q = ((code ^ half) - half).to(tl.float64)
+    words = scales_ptr.to(tl.pointer_type(tl.int32)) + 3 * group[:, None]
+    step = _float(tl.load(words, mask=there, other=0))
+    low = tl.load(words + 1, mask=there, other=0).to(tl.int64) & 0xFFFFFFFF
+    high = tl.load(words + 2, mask=there, other=0).to(tl.int64) << 32
+    offset = (low | high).to(tl.float64, bitcast=True)
+    value = _affine_values(q, step, offset, kind, plan)
+    signs = _bits(value) & _SIGN
+    _store_values(
+        out_ptr, group, exists, tl.abs(value), signs, value == value, kind, _CONVERT, plan, rows
+    )
+
+
+@triton.jit
 def _largest_kernel(x_ptr, out_ptr, count, size: tl.constexpr, loops: tl.constexpr):
     """Take the largest finite magnitude into an int32 that starts as 0."""
     start = tl.program_id(0).to(tl.int64) * size * loops
@@ -915,8 +1040,14 @@ class TritonKernels:
         self, groups: Tensor, codes: Tensor, scales: Tensor, meta: Tensor, unit: Tensor | None
     ) -> None:
         """Quantize contiguous groups [n, group] into contiguous planes [n, bytes]."""
-        if len(groups):
-            with _on(groups):
+        if not len(groups):
+            return
+        with _on(groups):
+            if self.plan.affine:
+                _affine_quantize_kernel[self._grid(len(groups))](
+                    groups, codes, scales, len(groups), self.plan, self.rows, num_warps=_WARPS
+                )
+            else:
                 _quantize_kernel[self._grid(len(groups))](
                     groups, scales if unit is None else unit, codes, scales, meta, len(groups),
                     self.plan, groups.dtype != torch.float32, _sums(self.plan, groups.dtype),
@@ -925,8 +1056,15 @@ class TritonKernels:
 
     def fake_quantize(self, groups: Tensor, values: Tensor, unit: Tensor | None) -> None:
         """Quantize and dequantize contiguous groups [n, group] into ``values``."""
-        if len(groups):
-            with _on(groups):
+        if not len(groups):
+            return
+        with _on(groups):
+            if self.plan.affine:
+                _affine_fake_kernel[self._grid(len(groups))](
+                    groups, _words(values), len(groups), self.plan, _KINDS[groups.dtype],
+                    self.rows, num_warps=_WARPS,
+                )  # fmt: skip
+            else:
                 _fake_kernel[self._grid(len(groups))](
                     groups, groups if unit is None else unit, _words(values), len(groups),
                     self.plan, _KINDS[groups.dtype], groups.dtype != torch.float32,
@@ -938,8 +1076,15 @@ class TritonKernels:
         self, codes: Tensor, scales: Tensor, meta: Tensor, values: Tensor, unit: Tensor | None
     ) -> None:
         """Dequantize contiguous planes into ``values`` [n, group]."""
-        if len(values):
-            with _on(values):
+        if not len(values):
+            return
+        with _on(values):
+            if self.plan.affine:
+                _affine_dequantize_kernel[self._grid(len(values))](
+                    codes, scales, _words(values), len(values), self.plan, _KINDS[values.dtype],
+                    self.rows, num_warps=_WARPS,
+                )  # fmt: skip
+            else:
                 _dequantize_kernel[self._grid(len(values))](
                     codes, scales, meta, codes if unit is None else unit, _words(values),
                     len(values), self.plan, _KINDS[values.dtype], _how(self.plan, values.dtype, False),
