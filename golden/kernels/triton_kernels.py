@@ -222,12 +222,14 @@ def _split_scale(value, unit, two: tl.constexpr):
 
 
 @triton.jit
-def _keys(q, subgroup: tl.constexpr):
-    """Return keys of [B, S, L] that differ within a subgroup, and the largest of each.
+def _keys(q, plan: tl.constexpr):
+    """Return keys of q [B, S, L] that differ within a subgroup, and the largest of each.
 
-    The last bits of these floats are free: they take the lanes, so equals order by lowest index.
+    A fraction of the smallest step, by lane, orders equals by lowest index; ``_code`` drops it.
     """
-    keys = _bits(q) | (subgroup - 1 - tl.arange(0, subgroup)[None, None, :])
+    step: tl.constexpr = plan.element.least * 2.0 ** (-plan.element.mantissa - 9)
+    lane = plan.subgroup - 1 - tl.arange(0, plan.subgroup)
+    keys = q + (lane.to(tl.float32) * step)[None, None, :]
     return keys, tl.max(keys, 2)
 
 
@@ -236,7 +238,7 @@ def _refined(top, field, plan: tl.constexpr):
     """Return the finer value that ``field`` makes of the element value of the key ``top``."""
     element: tl.constexpr = plan.element
     fine: tl.constexpr = plan.fine
-    coarse = 4 * _code(_float(top & -256), element)
+    coarse = 4 * _code(top, element)
     return _decoded(tl.maximum(coarse + field - 1, 0), fine)
 
 
@@ -245,11 +247,11 @@ def _elem_em(y, q, plan: tl.constexpr):
     """Return which lanes are top-1 and, [B, S], their keys and metadata fields."""
     element: tl.constexpr = plan.element
     fine: tl.constexpr = plan.fine
-    keys, top = _keys(q, plan.subgroup)
+    keys, top = _keys(q, plan)
     is_top = keys == top[:, :, None]
     y_top = tl.minimum(tl.sum(tl.where(is_top, y, 0.0), 2), fine.largest)
     fine_code = _code(_nearest(y_top, fine), fine)
-    coarse = 4 * _code(_float(top & -256), element)
+    coarse = 4 * _code(top, element)
     field = tl.minimum(tl.maximum(fine_code + 1 - coarse, 0), 3)
     return is_top, top, field
 
@@ -297,18 +299,13 @@ def _power_gains(y, plan: tl.constexpr):
     by it: what differs is the power of two below which steps no longer shrink, and the largest
     value, which only the lower ones can reach.
     """
-    element: tl.constexpr = plan.element
-    top: tl.constexpr = element.largest
     for k in tl.static_range(4):
         w = y * (1.0 / (1.0 + 0.25 * k))
         power = _float(_bits(w) & 0x7F800000)
         if plan.adaptive:
-            low_gain = _power_gain(y, tl.minimum(w, 0.5 * top), power, 0.5, k, plan)
+            low_gain = _power_gain(y, w, power, 0.5, k, plan)
             high_gain = _power_gain(y, w, power, 2.0, k, plan)
-        middle = w
-        if 8.0 / (1.0 + 0.25 * k) > 0.5 * (top + 8.0):
-            middle = tl.minimum(w, top)
-        gain = _power_gain(y, middle, power, 1.0, k, plan)
+        gain = _power_gain(y, w, power, 1.0, k, plan)
         if not plan.adaptive:
             low_gain = gain
             high_gain = gain
@@ -331,11 +328,14 @@ def _power_gains(y, plan: tl.constexpr):
 
 @triton.jit
 def _power_gain(y, w, power, base: tl.constexpr, k: tl.constexpr, plan: tl.constexpr):
-    """Return the gain, [B, S], over w = y / (1 + k/4), at most the largest value times ``base``."""
+    """Return the gain, [B, S], of scale ``base``; w is about y / (1 + k/4)."""
     ratio: tl.constexpr = plan.element.ratio
     least: tl.constexpr = plan.element.least * base
+    top: tl.constexpr = plan.element.largest * base
     power = tl.maximum(power, least)
     q = tl.fma(power, -ratio, tl.fma(power, ratio, w))
+    if 8.0 / (1.0 + 0.25 * k) > top + 1.0:  # else y < 8 never rounds to more
+        q = tl.minimum(q, top)
     half: tl.constexpr = -0.5 * (1.0 + 0.25 * k)
     return tl.sum(q * tl.fma(q, half, y), 2) * (2.0 + 0.5 * k)
 
@@ -821,7 +821,7 @@ def _dequantize_kernel(
         elif plan.metadata == _PAIR:
             value *= (1.0 - 0.5 * field.to(tl.float32))[:, :, None]
         else:
-            keys, top = _keys(value, plan.subgroup)
+            keys, top = _keys(value, plan)
             refined = _refined(top, field, plan)[:, :, None]
             value = tl.where(keys == top[:, :, None], refined, value)
         value = tl.reshape(value, [rows, plan.group])
@@ -835,6 +835,130 @@ def _dequantize_kernel(
     else:
         good = value == value
     _store_values(out_ptr, group, exists, value, signs, good, kind, how, plan, rows)
+
+
+@triton.jit
+def _fma2(a, b, c):
+    """Return a b + c of both bfloat16 halves of int32 words, rounded once; subnormals are kept."""
+    return tl.inline_asm_elementwise(
+        "fma.rn.bf16x2 $0, $1, $2, $3;", "=r,r,r,r", [a, b, c], dtype=tl.int32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def _max2(a, b):
+    return tl.inline_asm_elementwise(
+        "max.bf16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.int32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def _min2(a, b):
+    return tl.inline_asm_elementwise(
+        "min.bf16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.int32, is_pure=True, pack=1
+    )
+
+
+# Both halves of a word: -0, 1, 6, 96, -96 and 2^-126 as bfloat16.
+_MINUS_ZERO2 = tl.constexpr(-0x7FFF8000)
+_ONE2 = tl.constexpr(0x3F803F80)
+_SIX2 = tl.constexpr(0x40C040C0)
+_PIVOT2 = tl.constexpr(0x42C042C0)
+_MINUS_PIVOT2 = tl.constexpr(-0x3D3F3D40)
+_LEAST_NORMAL2 = tl.constexpr(0x00800080)
+
+
+@triton.jit
+def _larger_half(words):
+    """Return the largest half along the last axis, in the upper half; halves are not negative.
+
+    A word orders by its upper half first; what its lower half adds to that order is masked.
+    """
+    return tl.maximum(tl.max(words, 2) & 0x7FFF0000, tl.max(words << 16, 2))
+
+
+@triton.jit
+def _words_encoded(words, plan: tl.constexpr):
+    """Return |x| over the scale, E2M1 values, E8M0 bytes and finite groups, of [B, S, L / 2] words.
+
+    All on two bfloat16 at once: |x| over the scale is exact, and 96 times the power of two at or
+    below max(y, 1) gives y + 96 power a last bit of power / 2, the step of E2M1 there.
+    """
+    magnitude = words & 0x7FFF7FFF
+    largest = tl.max(_larger_half(magnitude), 1)  # NaN orders above infinity
+    good = largest < _INFINITE
+    fitted = _fitted_power(_float(tl.where(good, largest, 0)), plan)
+    inverse = (254 - fitted) * 0x00800080
+    y = _fma2(magnitude, inverse[:, None, None], _MINUS_ZERO2)
+    power = _max2(y & 0x7F807F80, _ONE2)
+    q = _min2(_fma2(power, _MINUS_PIVOT2, _fma2(power, _PIVOT2, y)), _SIX2)
+    return y, q, fitted, good
+
+
+@triton.jit
+def _words_top(y, q, plan: tl.constexpr):
+    """Return top-1 of each subgroup: its lane, E2M1 value and metadata field [B, S], word mask."""
+    element: tl.constexpr = plan.element
+    fine: tl.constexpr = plan.fine
+    last: tl.constexpr = plan.subgroup - 1
+    word = tl.arange(0, plan.subgroup // 2)[None, None, :]
+    # The last bits of a half of q take last - lane: the lowest index of equals is the largest.
+    top = _larger_half(q | ((last - 1) * 0x10000 + last - 0x00020002 * word))
+    lane = last - ((top >> 16) & last)
+    hit = word == (lane >> 1)[:, :, None]
+    pair = tl.sum(tl.where(hit, y, 0), 2)
+    y_top = _float(tl.where((lane & 1) == 1, pair & -65536, pair << 16))
+    q_top = _float(top & (-65536 * plan.subgroup))
+    fine_code = _code(_nearest(tl.minimum(y_top, fine.largest), fine), fine)
+    field = tl.minimum(tl.maximum(fine_code + 1 - 4 * _code(q_top, element), 0), 3)
+    return lane, q_top, field, hit
+
+
+@triton.jit
+def _word_offsets(group, plan: tl.constexpr):
+    """Return the offsets of words [B, S, L / 2]."""
+    half: tl.constexpr = plan.subgroup // 2
+    inner = tl.arange(0, plan.subgroups)[:, None] * half + tl.arange(0, half)[None, :]
+    return group[:, None, None] * (plan.group // 2) + inner[None, :, :]
+
+
+@triton.jit
+def _words_fake_kernel(x_ptr, out_ptr, count, plan: tl.constexpr, rows: tl.constexpr):
+    group, exists = _groups(count, rows)
+    offsets = _word_offsets(group, plan)
+    mask = exists[:, None, None]
+    words = tl.load(x_ptr + offsets, mask=mask, other=0)
+    y, value, scale, good = _words_encoded(words, plan)
+    if plan.metadata == _ELEM_EM:
+        lane, q_top, field, hit = _words_top(y, value, plan)
+        change = _bits(_refined(q_top, field, plan)) ^ _bits(q_top)  # in the upper half
+        change = tl.where((lane & 1) == 1, change, change >> 16)
+        value ^= tl.where(hit, change[:, :, None], 0)
+    power = tl.where(scale > 0, scale << 7, 0x40) * 0x00010001  # 2^-127 is a subnormal
+    value = _fma2(value | (words & -0x7FFF8000), power[:, None, None], _MINUS_ZERO2)
+    tl.store(out_ptr + offsets, tl.where(good[:, None, None], value, 0x7FC07FC0), mask=mask)
+
+
+@triton.jit
+def _words_quantize_kernel(
+    x_ptr, codes_ptr, scales_ptr, meta_ptr, count, plan: tl.constexpr, rows: tl.constexpr
+):
+    group, exists = _groups(count, rows)
+    offsets = _word_offsets(group, plan)
+    mask = exists[:, None, None]
+    words = tl.load(x_ptr + offsets, mask=mask, other=0)
+    y, q, scale, good = _words_encoded(words, plan)
+    if plan.metadata == _ELEM_EM:
+        _, _, field, _ = _words_top(y, q, plan)
+        field = tl.where(good[:, None], field, 0)
+        _store_packed(meta_ptr, group, exists, field, plan.metadata_bits, plan.subgroups, rows)
+    tl.store(scales_ptr + group, tl.where(good, scale, 0xFF).to(tl.uint8), mask=exists)
+    # As subnormals and small numbers of bfloat16, E2M1 values are their codes, 6 bits up.
+    code = _fma2(q, _LEAST_NORMAL2, _MINUS_ZERO2)
+    low = ((code >> 6) & 7) | ((words >> 12) & 8)
+    high = ((code >> 18) & 0x70) | ((words >> 24) & 0x80)
+    byte = tl.where(good[:, None, None], low | high, 0)
+    tl.store(codes_ptr + offsets, byte.to(tl.uint8), mask=mask)
 
 
 @triton.jit
@@ -1008,8 +1132,20 @@ def _sums(plan: Plan, dtype: torch.dtype) -> tl.dtype:
     return tl.float32 if exact else tl.float64
 
 
+def _pairs(plan: Plan, x: Tensor) -> bool:
+    """Whether the kernels that compute on two bfloat16 a word serve.
+
+    Where that saves most: E2M1 under power-of-two scales, whose quotients by them are bfloat16.
+    """
+    e2m1 = (plan.element.bits, plan.element.mantissa, plan.element.bias) == (4, 1, 1)
+    plain = not (plan.split or plan.away or plan.metadata > 1) and plan.subgroup % 2 == 0
+    lanes = plan.subgroup <= 64 or not plan.metadata  # free bits of a half for their numbers
+    aligned = x.dtype == torch.bfloat16 and x.data_ptr() % 4 == 0
+    return plan.e8m0 and e2m1 and plain and lanes and aligned
+
+
 def _words(values: Tensor) -> Tensor:
-    """Return the int32 words of a fresh tensor."""
+    """Return a contiguous, aligned tensor as int32 words."""
     return values.view(torch.int32)
 
 
@@ -1047,6 +1183,11 @@ class TritonKernels:
                 _affine_quantize_kernel[self._grid(len(groups))](
                     groups, codes, scales, len(groups), self.plan, self.rows, num_warps=_WARPS
                 )
+            elif _pairs(self.plan, groups):
+                _words_quantize_kernel[self._grid(len(groups))](
+                    _words(groups), codes, scales, meta, len(groups), self.plan, self.rows,
+                    num_warps=_WARPS,
+                )  # fmt: skip
             else:
                 _quantize_kernel[self._grid(len(groups))](
                     groups, scales if unit is None else unit, codes, scales, meta, len(groups),
@@ -1063,6 +1204,11 @@ class TritonKernels:
                 _affine_fake_kernel[self._grid(len(groups))](
                     groups, _words(values), len(groups), self.plan, _KINDS[groups.dtype],
                     self.rows, num_warps=_WARPS,
+                )  # fmt: skip
+            elif _pairs(self.plan, groups):
+                _words_fake_kernel[self._grid(len(groups))](
+                    _words(groups), _words(values), len(groups), self.plan, self.rows,
+                    num_warps=_WARPS,
                 )  # fmt: skip
             else:
                 _fake_kernel[self._grid(len(groups))](
