@@ -498,6 +498,8 @@ void encode(const Plan& p, const Level& level, Block& b) {
             b.y[i] = quotient(m, chosen, p.limit, how, false, p.away, FEW);
         } else {
             if (lifted) m *= lift[0];
+            // Far beyond the largest scale only the order counts, and an infinite gain has none.
+            if (searching && lifted) m = least_of(m, all(0x1p100f));
             b.y[i] = searching ? (p.e8m0 ? m * d[0].inverse : m) : quotient(m, d[0], p.limit, how, p.two_level, p.away, FEW);
         }
     }
@@ -574,7 +576,6 @@ void finish(const Plan& p, const Level& level, Block& b, const I* negative) {
         const V up = p.split ? (other ? lift[1] : lift[0]) : lift[0], back = p.split ? (other ? drop[1] : drop[0]) : drop[0];
         V v = whole<Type>(b.value[i], scale, up, back, p, level);
         v = (V)((I)v | (negative[i] & SIGN));
-        if (p.element.integer) v = v + 0.0f;  // an integer has one zero
         b.value[i] = (V)(b.good ? (I)v : all(QUIET_NAN));
     }
 }
@@ -708,7 +709,10 @@ void step(const Task& task, int64_t start, int count, Block& b) {
         return;
     }
     if (WHAT == FAKE)
-        for (int i = 0; i < p.group; ++i) negative[i] = (I)b.x[i] >> 31;
+        for (int i = 0; i < p.group; ++i) {
+            negative[i] = (I)b.x[i] >> 31;
+            if (p.element.integer) negative[i] &= b.code[i] != 0;  // an integer has one zero
+        }
     finish<Type>(p, task.level, b, negative);
     store_block(b.value, p.group, count, static_cast<Type*>(task.values) + start * p.group);
 }

@@ -23,7 +23,7 @@ from m2xfp.errors import MissingToolError
 from m2xfp.files import atomic_path, write_atomic
 from m2xfp.golden.kernels.plan import Plan
 
-__all__ = ["NativeKernels", "kernels_of", "load"]
+__all__ = ["NativeKernels", "forget", "kernels_of", "load"]
 
 _SOURCE = Path(__file__).with_name("native.cpp")
 _FLAGS = (
@@ -86,8 +86,30 @@ def _compile(compiler: str, path: Path) -> None:
         ) from error
 
 
-@cache
 def load() -> ctypes.CDLL:
+    """Return the library; MissingToolError says what is missing. Both stay until ``forget``."""
+    found = _load()
+    if isinstance(found, MissingToolError):
+        raise found
+    return found
+
+
+def forget() -> None:
+    """Look for compiler and library again at the next call."""
+    _load.cache_clear()
+    kernels_of.cache_clear()
+
+
+@cache
+def _load() -> ctypes.CDLL | MissingToolError:
+    """Try once to find or make the library."""
+    try:
+        return _built()
+    except MissingToolError as error:
+        return error
+
+
+def _built() -> ctypes.CDLL:
     """Compile the library if needed, and load it; MissingToolError says what is missing.
 
     The name in the cache holds all that the machine code depends on: source, flags, the compiler

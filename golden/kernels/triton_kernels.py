@@ -438,6 +438,9 @@ def _encode(
     if plan.two_level:
         magnitude *= down
         first_largest *= down
+        if plan.metadata == _SG_EM:
+            # Far beyond the largest scale only the order counts, and an infinite gain has none.
+            magnitude = tl.minimum(magnitude, 2.0**100)
     if plan.e8m0:
         first = _fitted_power(tl.where(good, first_largest, 0.0), plan)
         first_value = _power(first)
@@ -577,8 +580,6 @@ def _store_values(
 ):  # fmt: skip
     """Store values [B, G] with signs; NaN where ``good`` [B] or a value itself says so."""
     bits = _bits(value) | signs
-    if plan.element.integer and not plan.affine:
-        bits = _bits(_float(bits) + 0.0)  # an integer has one zero
     if kind == tl.float32:
         bits = tl.where(good, bits, _QUIET_NAN)
         offsets = group[:, None] * plan.group + tl.arange(0, plan.group)[None, :]
@@ -719,6 +720,8 @@ def _fake_kernel(
         original = tl.load(unit_ptr)
     value = _scaled_value(refined, scale, unit, down, up, original, kind, how, plan, True)
     signs = _bits(wide) & _SIGN
+    if plan.element.integer:
+        signs = tl.where(q > 0, signs, 0)  # an integer has one zero
     _store_values(out_ptr, group, exists, value, signs, good[:, None], kind, how, plan, rows)
 
 
