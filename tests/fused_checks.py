@@ -54,9 +54,7 @@ def whole_stimulus(
     kind: str, group: int, count: int, seed: int, maxima: tuple[float, ...]
 ) -> torch.Tensor:
     """Return groups of every distribution, and all patterns of a 16-bit type beside ``maxima``."""
-    parts = [
-        stimulus.groups(name, kind, count, seed, group) for name in stimulus.DISTRIBUTIONS
-    ]
+    parts = [stimulus.groups(name, kind, count, seed, group) for name in stimulus.DISTRIBUTIONS]
     if kind != "fp32":
         parts += [stimulus.all_patterns(kind, amax, group) for amax in maxima]
     return from_bits(kind, np.concatenate(parts))

@@ -10,15 +10,15 @@ the adder rounds, to nearest, ties to even (``_nearest``). What is rounded has t
 side of every threshold t (half way between two codes), and on t exactly if the exact quotient does:
 
 - Power-of-two scales: x / scale is exact, or so small that it underflows, far below every t.
-- ``_SHORT``: x and scale * t have so few bits (8 or 11, and 9) that a quotient that is not t differs
-  from it by more than 2^-13 of t, while float32 is right to 2^-21; and a quotient that is t comes
-  out as t, because one fma gives the remainder exactly and a second corrects by it (Markstein).
+- ``_SHORT``: x and scale * t have so few bits (8 or 11, and at most 12) that a quotient that is not
+  t differs from it by more than 2^-13 of t, while float32 is right to 2^-21; and a quotient that is
+  t comes out as t: one fma gives the remainder exactly, a second corrects by it (Markstein).
 - ``_SNAP``, anything else: the approximate quotient, right to 2^-20, is rounded to 12 significant
-  bits, p. Every t has at most 9, so rounding cannot pass it: if x / scale > t then p >= t, and likewise
-  below. The sign of x - p * scale, which fma gives exactly, then moves p by one bit of the last place
-  of float32: this leaves p on its side of all t but the one it is equal to, and puts it on the right
-  side of that. A scale of more than 24 bits comes as a sum of two float32; x - p * high has 24 bits
-  (p is within 2^-12 of the quotient), so a second fma still sees the right sign.
+  bits, p. Every t has at most 9, so rounding cannot pass it: x / scale > t gives p >= t, and so
+  below. The sign of x - p * scale, which fma gives exactly, then moves p by one bit of the last
+  place of float32: this leaves p on its side of all t but the one it is equal to, and puts it on
+  the right side of that. A scale of more than 24 bits comes as a sum of two float32; x - p * high
+  has 24 bits (p is within 2^-12 of the quotient), so a second fma still sees the right sign.
 
 Ties away: one more bit of the last place lifts a tie above its threshold. Where x has few bits, so
 does a factor of 1 + 2^-20, without any of the above.
@@ -355,12 +355,12 @@ def _whole_gains(y, plan: tl.constexpr, rows: tl.constexpr):
     """Return what ``_power_gains`` does, in whole numbers, four values an instruction.
 
     For E2M1 and bfloat16. With scale 2^b, b = j - 1, and multiplier M / 4, M = 4 + k, a value is
-    q = m M 2^(b-3), m one of 0 1 2 3 4 6 8 12, and u = 2^10 y is whole wherever m is not 0. The gain
-    sum q (2 y - q) is M 2^(j-13) (sum m u - M 2^(j+5) sum m^2), two dot products of bytes.
+    q = m M 2^(b-3), m one of 0 1 2 3 4 6 8 12, and u = 2^10 y is whole wherever m is not 0. The
+    gain sum q (2 y - q) is M 2^(j-13) (sum m u - M 2^(j+5) sum m^2), two dot products of bytes.
 
     m comes from bfloat16 arithmetic on pairs: one fma rounds y times an inverse of M / 4 of 8 bits,
     which is off by less than 2^-8.9, to the grid. That is as good as the quotient: y has 8 bits and
-    t M / 4 has 6 for a threshold t, so y is either at the threshold, where both codes gain the same,
+    t M / 4 has 6 for a threshold t, so y is either at the threshold, where both codes gain alike,
     or farther than 2^-8 of it. Whether the power of two is that of the quotient does not matter
     either: within 2^-8 of a power of two, both steps round to it.
     """
@@ -514,7 +514,7 @@ def _search(y, fitted, unit, plan: tl.constexpr, few: tl.constexpr):
                 allowed = (candidate >= 0) & (candidate <= 254)
             else:
                 base = _decoded(tl.maximum(candidate, 0), grid)
-                allowed = ((fitted > 0) & (candidate > 0) & (candidate <= plan.scale.max_code))
+                allowed = (fitted > 0) & (candidate > 0) & (candidate <= plan.scale.max_code)
                 base = tl.where(allowed, base, 0.0)
                 allowed |= (candidate == 0) & (fitted == 0)
             gains, fields = _best_gain(y, w, base[:, None, None], unit, plan, how)
@@ -596,15 +596,19 @@ def _encode(
         second_value = first_value
         if plan.split:
             second, second_value = _fitted_number(second_largest, unit, plan)
-        lift = 1.0
+        lift = first_value
+        lifted = first_value
         if plan.wide_scale:
             lift = _lift(first_value)
-        high, low, inverse = _split_scale(first_value * lift, unit, plan.two_level)
+            lifted = first_value * lift
+        high, low, inverse = _split_scale(lifted, unit, plan.two_level)
         if plan.split:
-            other_lift = 1.0
+            other_lift = second_value
+            lifted = second_value
             if plan.wide_scale:
                 other_lift = _lift(second_value)
-            other, _, other_inverse = _split_scale(second_value * other_lift, unit, False)
+                lifted = second_value * other_lift
+            other, _, other_inverse = _split_scale(lifted, unit, False)
             positive = wide > 0
             high = tl.where(positive, high[:, None], other[:, None])
             low = high
@@ -754,10 +758,10 @@ def _store_packed(
         tl.store(ptr + offsets, lanes.to(tl.uint8), mask=exists[:, None])
     else:
         # Three or six bits: units of 24 bits, four as three words, two as three half words.
-        each: tl.constexpr = 24 // bits
-        units: tl.constexpr = count // each
-        lanes = tl.reshape(fields, [rows, units, each])
-        lanes = tl.sum(lanes << (bits * tl.arange(0, each))[None, None, :], 2)
+        share: tl.constexpr = 24 // bits
+        units: tl.constexpr = count // share
+        lanes = tl.reshape(fields, [rows, units, share])
+        lanes = tl.sum(lanes << (bits * tl.arange(0, share))[None, None, :], 2)
         if units == 1:
             offsets = group[:, None] * 3 + tl.arange(0, 1)[None, :]
             for i in tl.static_range(3):
@@ -785,9 +789,7 @@ def _store_packed(
 
 
 @triton.jit
-def _load_packed(
-    ptr, group, exists, bits: tl.constexpr, count: tl.constexpr, rows: tl.constexpr
-):
+def _load_packed(ptr, group, exists, bits: tl.constexpr, count: tl.constexpr, rows: tl.constexpr):
     """Load what ``_store_packed`` stores."""
     mask = exists[:, None]
     if bits == 8:
@@ -804,8 +806,8 @@ def _load_packed(
         fields = (lanes[:, :, None] >> (bits * tl.arange(0, each))[None, None, :]) & (2**bits - 1)
         return tl.reshape(fields, [rows, count])
     else:
-        each: tl.constexpr = 24 // bits
-        units: tl.constexpr = count // each
+        share: tl.constexpr = 24 // bits
+        units: tl.constexpr = count // share
         if units == 1:
             offsets = group[:, None] * 3 + tl.arange(0, 1)[None, :]
             lanes = tl.load(ptr + offsets, mask=mask, other=0).to(tl.int32)
@@ -820,7 +822,7 @@ def _load_packed(
             low = first | ((middle & 0xFF) << 16)
             high = (middle >> 8) | (last << 8)
             lanes = tl.reshape(tl.join(low, high), [rows, units])
-        fields = (lanes[:, :, None] >> (bits * tl.arange(0, each))[None, None, :]) & (2**bits - 1)
+        fields = (lanes[:, :, None] >> (bits * tl.arange(0, share))[None, None, :]) & (2**bits - 1)
         return tl.reshape(fields, [rows, count])
 
 
@@ -889,9 +891,7 @@ def _quantize_kernel(
     )  # fmt: skip
     if plan.metadata != 0:
         field = tl.where(good[:, None], field, 0)
-        _store_packed(
-            meta_ptr, group, exists, field, plan.metadata_bits, plan.subgroups, rows
-        )
+        _store_packed(meta_ptr, group, exists, field, plan.metadata_bits, plan.subgroups, rows)
     code = _code(q, element)
     if plan.element.integer:
         code = tl.where(wide < 0, -code, code) & (2**plan.element.bits - 1)
@@ -963,10 +963,7 @@ def _dequantize_kernel(
     if plan.two_level:
         original = tl.load(unit_ptr)
     value = _scaled_value(value, scale, unit, down, up, original, kind, how, plan, False)
-    if plan.finite:
-        good = scale == scale
-    else:
-        good = value == value
+    good = scale == scale if plan.finite else value == value
     _store_values(out_ptr, group, exists, value, signs, good, kind, how, plan, rows)
 
 
@@ -1151,9 +1148,7 @@ def _affine_fake_kernel(
     q, step, offset, good = _affine_encode(wide, plan)
     value = _affine_values(q, step, offset, kind, plan)
     signs = _bits(value) & _SIGN
-    _store_values(
-        out_ptr, group, exists, tl.abs(value), signs, good, kind, _CONVERT, plan, rows
-    )
+    _store_values(out_ptr, group, exists, tl.abs(value), signs, good, kind, _CONVERT, plan, rows)
 
 
 @triton.jit
@@ -1216,6 +1211,17 @@ _VALUES_A_PROGRAM = 1024
 _WARPS = 2
 
 
+def _shape(plan: Plan) -> tuple[int, int]:
+    """Return values and warps of a program that quantizes, the fastest of those tried on an H200.
+
+    The power-of-two search has most registers, and gains by small programs; two scales a group have
+    most to compute for a whole group.
+    """
+    if plan.metadata == _SG_EM.value and plan.e8m0:
+        return 512, 1
+    return (2048, 4) if plan.split else (_VALUES_A_PROGRAM, _WARPS)
+
+
 def _how(plan: Plan, dtype: torch.dtype, own: bool) -> int:
     """Return how values become ``dtype``: _FITS, _CONVERT or _ADD.
 
@@ -1267,7 +1273,9 @@ class TritonKernels:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.rows = max(1, _VALUES_A_PROGRAM // plan.group)
+        values, self.warps = _shape(plan)
+        self.rows = max(1, values // plan.group)
+        self.plain_rows = max(1, _VALUES_A_PROGRAM // plan.group)
 
     def _grid(self, count: int) -> tuple[int]:
         return (triton.cdiv(count, self.rows),)
@@ -1292,18 +1300,18 @@ class TritonKernels:
         with _on(groups):
             if self.plan.affine:
                 _affine_quantize_kernel[self._grid(len(groups))](
-                    groups, codes, scales, len(groups), self.plan, self.rows, num_warps=_WARPS
+                    groups, codes, scales, len(groups), self.plan, self.rows, num_warps=self.warps
                 )
             elif _pairs(self.plan, groups):
                 _words_quantize_kernel[self._grid(len(groups))](
                     _words(groups), codes, scales, meta, len(groups), self.plan, self.rows,
-                    num_warps=_WARPS,
+                    num_warps=self.warps,
                 )  # fmt: skip
             else:
                 _quantize_kernel[self._grid(len(groups))](
                     groups, scales if unit is None else unit, codes, scales, meta, len(groups),
                     self.plan, groups.dtype != torch.float32, _sums(self.plan, groups.dtype),
-                    self.rows, num_warps=_WARPS,
+                    self.rows, num_warps=self.warps,
                 )  # fmt: skip
 
     def fake_quantize(self, groups: Tensor, values: Tensor, unit: Tensor | None) -> None:
@@ -1314,19 +1322,19 @@ class TritonKernels:
             if self.plan.affine:
                 _affine_fake_kernel[self._grid(len(groups))](
                     groups, _words(values), len(groups), self.plan, _KINDS[groups.dtype],
-                    self.rows, num_warps=_WARPS,
+                    self.rows, num_warps=self.warps,
                 )  # fmt: skip
             elif _pairs(self.plan, groups):
                 _words_fake_kernel[self._grid(len(groups))](
                     _words(groups), _words(values), len(groups), self.plan, self.rows,
-                    num_warps=_WARPS,
+                    num_warps=self.warps,
                 )  # fmt: skip
             else:
                 _fake_kernel[self._grid(len(groups))](
                     groups, groups if unit is None else unit, _words(values), len(groups),
                     self.plan, _KINDS[groups.dtype], groups.dtype != torch.float32,
                     _sums(self.plan, groups.dtype), _how(self.plan, groups.dtype, True),
-                    self.rows, num_warps=_WARPS,
+                    self.rows, num_warps=self.warps,
                 )  # fmt: skip
 
     def dequantize(
@@ -1337,15 +1345,15 @@ class TritonKernels:
             return
         with _on(values):
             if self.plan.affine:
-                _affine_dequantize_kernel[self._grid(len(values))](
+                _affine_dequantize_kernel[(triton.cdiv(len(values), self.plain_rows),)](
                     codes, scales, _words(values), len(values), self.plan, _KINDS[values.dtype],
-                    self.rows, num_warps=_WARPS,
+                    self.plain_rows, num_warps=_WARPS,
                 )  # fmt: skip
             else:
-                _dequantize_kernel[self._grid(len(values))](
+                _dequantize_kernel[(triton.cdiv(len(values), self.plain_rows),)](
                     codes, scales, meta, codes if unit is None else unit, _words(values),
-                    len(values), self.plan, _KINDS[values.dtype], _how(self.plan, values.dtype, False),
-                    self.rows, num_warps=_WARPS,
+                    len(values), self.plan, _KINDS[values.dtype],
+                    _how(self.plan, values.dtype, False), self.plain_rows, num_warps=_WARPS,
                 )  # fmt: skip
 
 
