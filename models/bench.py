@@ -17,7 +17,7 @@ from m2xfp.golden.kernels.fused import computing, kernels
 __all__ = ["OPERATIONS", "ROWS", "Measurement", "bench", "peak_extra_bytes", "seconds", "table"]
 
 OPERATIONS = ("fake-quantize", "quantize", "dequantize")
-Row = tuple[str, dict[str, str | bool | int]]
+Row = tuple[str, dict[str, str | bool]]
 ROWS: tuple[Row, ...] = (
     *((name, {}) for name in BLOCK_FORMATS),
     ("m2xfp-weight", {"adaptive": False}),
@@ -27,7 +27,6 @@ ROWS: tuple[Row, ...] = (
     ("mxfp4", {"scale_rule": "even"}),
     ("mxfp4", {"ties": "away"}),
     ("mxfp4", {"scale_mode": "float"}),
-    ("m2xfp-act", {"subgroup": 16}),
 )
 
 
