@@ -12,6 +12,7 @@ from torch import Tensor
 
 from m2xfp.formats import BLOCK_FORMATS
 from m2xfp.golden.formats.format import Format, get_format
+from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.kernels.fused import computing, kernels
 from m2xfp.results import read_figures
 from m2xfp.tables import aligned_table
@@ -29,10 +30,16 @@ __all__ = [
 
 _MAIN = ("copy", "mxfp4", "m2xfp-act", "m2xfp-weight")
 OPERATIONS = ("fake-quantize", "quantize", "dequantize")
-ROWS: tuple[tuple[str, dict[str, str | bool]], ...] = (
+Row = tuple[str, dict[str, str | bool]]
+ROWS: tuple[Row, ...] = (
     *((name, {}) for name in BLOCK_FORMATS),
     ("m2xfp-weight", {"adaptive": False}),
     ("nvfp4", {"tensor_scale": "auto"}),
+    ("m2nvfp4-act", {"tensor_scale": "auto"}),
+    ("m2nvfp4-weight", {"tensor_scale": "auto"}),
+    ("mxfp4", {"scale_rule": "even"}),
+    ("mxfp4", {"ties": "away"}),
+    ("mxfp4", {"scale_mode": "float"}),
 )
 
 
@@ -48,6 +55,8 @@ class Measurement:
         ``fused`` or ``plain``.
     gvalues_per_second
         Values per second, in 10^9, the best of several runs.
+    first_seconds
+        Time of the first call, which compiles what is not in a cache.
     output_bytes, peak_extra_bytes
         Bytes of the result, and the largest amount allocated meanwhile, the result included.
     """
@@ -56,6 +65,7 @@ class Measurement:
     operation: str
     path: str
     gvalues_per_second: float
+    first_seconds: float | None = None
     output_bytes: int
     peak_extra_bytes: int
 
@@ -115,11 +125,17 @@ def peak_extra_bytes(run: Callable[[], object], device: torch.device) -> int:
 def _measure(
     name: str, operation: str, path: str, run: Callable[[], object], x: Tensor, output: int
 ) -> Measurement:
+    begin = time.perf_counter()
+    run()
+    if x.device.type == "cuda":
+        torch.cuda.synchronize(x.device)
+    first = time.perf_counter() - begin
     return Measurement(
         name,
         operation,
         path,
         x.numel() / seconds(run, x.device) / 1e9,
+        first,
         output,
         peak_extra_bytes(run, x.device),
     )
@@ -133,7 +149,7 @@ def bench(
     device: torch.device,
     dtype: torch.dtype,
     values: int,
-    rows: tuple[tuple[str, dict[str, str | bool]], ...] = ROWS,
+    rows: tuple[Row, ...] = ROWS,
     path: str = "auto",
     plain_values: int | None = None,
 ) -> Iterator[Measurement]:
@@ -150,16 +166,23 @@ def bench(
         with computing(path):
             fused = kernels(fmt, device, dtype) is not None
             part = x if fused else x[: max(1, (plain_values or values) // 4096)]
+            how = "fused" if fused else "plain"
+
+            def fake(fmt: Format = fmt, part: Tensor = part) -> object:
+                return fmt.fake_quantize(part)
+
+            def quantize(fmt: Format = fmt, part: Tensor = part) -> object:
+                return fmt.quantize(part)
+
+            yield _measure(_label(fmt), "fake-quantize", how, fake, part, part.nbytes)
+            size = len(part) * sum(fmt.block.group_bytes) * (part.shape[1] // fmt.block.group)
+            yield _measure(_label(fmt), "quantize", how, quantize, part, size)
             packed = fmt.quantize(part)
-            runs: tuple[Callable[[], object], ...] = (
-                lambda fmt=fmt, part=part: fmt.fake_quantize(part),  # type: ignore[misc]
-                lambda fmt=fmt, part=part: fmt.quantize(part),  # type: ignore[misc]
-                lambda packed=packed: packed.dequantize(dtype),  # type: ignore[misc]
-            )
-            sizes = (part.nbytes, packed.nbytes, part.nbytes)
-            for operation, run, size in zip(OPERATIONS, runs, sizes, strict=True):
-                how = "fused" if fused else "plain"
-                yield _measure(_label(fmt), operation, how, run, part, size)
+
+            def dequantize(packed: PackedTensor = packed) -> object:
+                return packed.dequantize(dtype)
+
+            yield _measure(_label(fmt), "dequantize", how, dequantize, part, part.nbytes)
 
 
 def bench_table(figures: Mapping[str, Any]) -> str:
@@ -172,7 +195,9 @@ def bench_table(figures: Mapping[str, Any]) -> str:
     """
     found = [Measurement(**row) for row in figures["measurements"]]
     copy = next(m.gvalues_per_second for m in found if m.operation == "copy")
-    rows = [("format", "operation", "path", "Gvalues/s", "of copy", "peak extra / output")]
+    timed = any(m.first_seconds is not None for m in found)
+    first = ["first call, s"] * timed
+    rows = [("format", "operation", "path", "Gvalues/s", "of copy", "peak extra / output", *first)]
     rows += [
         (
             m.format,
@@ -181,6 +206,7 @@ def bench_table(figures: Mapping[str, Any]) -> str:
             f"{m.gvalues_per_second:.3g}",
             f"{100 * m.gvalues_per_second / copy:.1f} %",
             f"{m.peak_extra_bytes / m.output_bytes:.2f}",
+            *(["" if m.first_seconds is None else f"{m.first_seconds:.2g}"] * timed),
         )
         for m in found
     ]

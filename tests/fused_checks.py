@@ -1,5 +1,7 @@
 """Holding every fused path against the plain path, on every kind of stimulus, bit for bit."""
 
+from functools import cache
+
 import numpy as np
 import stimulus
 import torch
@@ -8,13 +10,54 @@ from m2xfp.formats import BLOCK_FORMATS
 from m2xfp.golden import PackedTensor, computing, dot, get_format, matmul
 from m2xfp.golden.bits import from_bits, to_bits
 
-FUSED = (
-    ("mxfp4", {}),
-    ("m2xfp-act", {}),
-    ("m2xfp-weight", {}),
-    ("m2xfp-weight", {"adaptive": False}),
-)
 KINDS = ("bf16", "fp16", "fp32")
+FORMATS = tuple((name, {}) for name in BLOCK_FORMATS)
+# Fixed group maxima for the runs over all patterns of a 16-bit type.
+MAXIMA = (0.0, 2.0**-20, 1.75, 6.5)
+
+
+def _options(name: str) -> list[dict]:
+    """Return option sets of a format: every value of every option, one at a time, and layouts."""
+    block = BLOCK_FORMATS[name]
+    sets: list[dict] = [{"ties": "away" if block.ties == "even" else "even"}]
+    values = {
+        "scale_rule": ("ceil", "rtn1", "rtn2", "even"),
+        "tensor_scale": ("auto", 1.0, 0.003, 1e-44, 3e38, 1 / 3),
+        "scale_mode": ("pot", "pot-r", "float", "e4m3", "e5m2"),
+        "adaptive": (False,),
+        "search": ("fixed",),
+    }
+    for option, choices in values.items():
+        if option in block.options:
+            sets += [{option: value} for value in choices]
+    if "search" in block.options:
+        sets += [{"search": "fixed", "fraction_bits": bits} for bits in (5, 12)]
+        sets += [{"scale_rule": "rtn1", "ties": "away"}, {"group": 64, "subgroup": 16}]
+    proven = (8, 16) if name == "m2nvfp4-weight" else (8, 16, 64, 256)
+    for group in proven:
+        layout = {"group": group}
+        if block.metadata.bits:
+            layout["subgroup"] = min(group, block.metadata.subgroup)
+        if name != "smx4" or group >= 8:
+            sets.append({k: v for k, v in layout.items() if k in block.options})
+    if "subgroup" in block.options:
+        sets += [{"subgroup": size} for size in (1, 2, block.group)]
+    return [options for options in sets if options]
+
+
+OPTION_SETS = tuple((name, options) for name in BLOCK_FORMATS for options in _options(name))
+CASES = (*FORMATS, *OPTION_SETS)
+
+
+@cache
+def whole_stimulus(
+    kind: str, group: int, count: int, seed: int, maxima: tuple[float, ...]
+) -> torch.Tensor:
+    """Return groups of every distribution, and all patterns of a 16-bit type beside ``maxima``."""
+    parts = [stimulus.groups(name, kind, count, seed, group) for name in stimulus.DISTRIBUTIONS]
+    if kind != "fp32":
+        parts += [stimulus.all_patterns(kind, amax, group) for amax in maxima]
+    return from_bits(kind, np.concatenate(parts))
 
 
 def differences(name, options, x, device="cpu", path="fused") -> int:
@@ -49,15 +92,6 @@ def decode_differences(name, options, device="cpu", path="fused", count=2000) ->
     return total
 
 
-def all_stimulus(kind: str, count: int, seed: int) -> dict[str, torch.Tensor]:
-    """Return tensors [n, 32] by name: every distribution, and all patterns of 16-bit types."""
-    groups = {name: stimulus.groups(name, kind, count, seed) for name in stimulus.DISTRIBUTIONS}
-    if kind != "fp32":
-        for amax in (0.0, 2.0**-20, 1.75, 6.5):
-            groups[f"all patterns, {amax:g}"] = stimulus.all_patterns(kind, amax)
-    return {name: from_bits(kind, raw) for name, raw in groups.items()}
-
-
 def product_differences(device: str) -> int:
     """Count results of dot and matmul that differ between the CPU and ``device``."""
     rng = np.random.default_rng(5)
@@ -77,24 +111,38 @@ def product_differences(device: str) -> int:
     return total
 
 
-def check_device(device: str, count: int = 20000) -> list[str]:
+def case_differences(
+    name: str,
+    options: dict,
+    device: str,
+    count: int,
+    seed: int,
+    maxima: tuple[float, ...] = (),
+    kinds: tuple[str, ...] = KINDS,
+) -> list[str]:
+    """Return one line for every comparison of a format with the plain path that fails."""
+    bad = []
+    group = get_format(name, **options).block.group
+    for kind in kinds:
+        x = whole_stimulus(kind, group, count, seed, maxima)
+        if wrong := differences(name, options, x, device):
+            bad.append(f"{name} {options} {kind}: {wrong} differ")
+    if wrong := decode_differences(name, options, device, count=200):
+        bad.append(f"{name} {options}: packed bytes decode otherwise, {wrong} values")
+    return bad
+
+
+def check_device(device: str, count: int = 200) -> list[str]:
     """Return one line for every comparison with the CPU's plain path that fails."""
     bad = []
-    for kind in KINDS:
-        for label, x in all_stimulus(kind, count, seed=77).items():
-            for name, options in FUSED:
-                wrong = differences(name, options, x, device)
-                if wrong:
-                    bad.append(f"{name} {options} {kind} {label}: {wrong} differ, fused")
-            for name in BLOCK_FORMATS:
-                part = x[:500]
-                wrong = differences(name, {}, part, device, path="plain")
-                if wrong:
-                    bad.append(f"{name} {kind} {label}: {wrong} differ, plain")
-    for name, options in FUSED:
-        if decode_differences(name, options, device):
-            bad.append(f"{name} {options}: packed bytes decode otherwise, fused")
+    for name, options in CASES:
+        bad += case_differences(name, options, device, count, seed=77, maxima=MAXIMA)
     for name in BLOCK_FORMATS:
+        group = get_format(name).block.group
+        for kind in KINDS:
+            x = whole_stimulus(kind, group, 40, 78, ())
+            if differences(name, {}, x, device, path="plain"):
+                bad.append(f"{name} {kind}: differ, plain")
         if decode_differences(name, {}, device, path="plain"):
             bad.append(f"{name}: packed bytes decode otherwise, plain")
     if product_differences(device):

@@ -37,7 +37,7 @@ from m2xfp.golden.formats.metadata import (
 from m2xfp.golden.formats.numeric import pack_bits, round_once, unpack_bits
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.formats.scales import MinifloatScale, PowerOfTwoScale, SharedScale
-from m2xfp.golden.kernels.fused import kernels
+from m2xfp.golden.kernels.fused import Kernels, kernels
 
 __all__ = ["INPUT_DTYPES", "Format", "Option", "get_format"]
 
@@ -124,17 +124,17 @@ class Format:
                 f"group={self.block.group}: the exact search of {self.name} is proven for up to "
                 f"{_PROVEN_GROUP} values a group; quantize with group=8 or 16"
             )
-        unit = self._tensor_scale(x)
+        groups = self._groups(x)
+        fused = kernels(self, x.device, x.dtype)
+        unit = self._tensor_scale(groups, fused)
         lead = (*x.shape[:-1], -(-x.shape[-1] // self.block.group))
         sizes = self.block.group_bytes
         planes = [
             torch.empty(prod(lead), size, dtype=torch.uint8, device=x.device) for size in sizes
         ]
-        groups = self._groups(x)
-        fused = kernels(self, x.device, x.dtype)
         if fused is not None:
             codes, scales, meta = planes
-            fused.quantize(groups, codes, scales, meta, self.block.metadata.name, self._adaptive)
+            fused.quantize(groups, codes, scales, meta, unit)
         else:
             for part in self._parts(groups):
                 for plane, value in zip(planes, self._pack(groups[part], unit), strict=True):
@@ -155,13 +155,15 @@ class Format:
             raise TypeError(f"dtype is {dtype}; pass float32, bfloat16, float16 or float64")
         shape = packed.shape
         planes = [plane.flatten(0, -2) for plane in packed.split()]
-        unit = self._unit(packed.tensor_scale, packed.device)
         values = torch.empty(len(planes[0]), self.block.group, dtype=dtype, device=packed.device)
         fused = kernels(self, packed.device, dtype) if dtype in INPUT_DTYPES else None
+        if (packed.tensor_scale is None) != (self.level is None):
+            fused = None  # planes put together by hand
         if fused is not None:
             codes, scales, meta = (plane.contiguous() for plane in planes)
-            fused.dequantize(codes, scales, meta, values, self.block.metadata.name)
+            fused.dequantize(codes, scales, meta, values, packed.tensor_scale)
         else:
+            unit = self._unit(packed.tensor_scale, packed.device)
             for part in self._parts(values):
                 fields = self.unpack(*(plane[part] for plane in planes))
                 values[part] = round_once(self.coder.decode(*fields, unit), dtype)
@@ -174,10 +176,11 @@ class Format:
         groups = self._groups(x)
         values = torch.empty_like(groups)
         fused = kernels(self, x.device, x.dtype)
+        level = self._tensor_scale(groups, fused)
         if fused is not None:
-            fused.fake_quantize(groups, values, self.block.metadata.name, self._adaptive)
+            fused.fake_quantize(groups, values, level)
         else:
-            unit = self._unit(self._tensor_scale(x), x.device)
+            unit = self._unit(level, x.device)
             for part in self._parts(groups):
                 fields = self._encode(groups[part], unit)
                 values[part] = round_once(self.coder.decode(*fields, unit), x.dtype)
@@ -192,16 +195,19 @@ class Format:
             unpack_bits(meta, max(1, block.metadata.bits), block.subgroups),
         )
 
-    def _tensor_scale(self, x: Tensor) -> Tensor | None:
-        """Return the second-level scale, float32, or None."""
+    def _tensor_scale(self, groups: Tensor, fused: Kernels | None) -> Tensor | None:
+        """Return the second-level scale of groups [n, group], float32, or None."""
         if self.level is None:
             return None
         if self.level != "auto":
-            return torch.tensor(self.level, dtype=torch.float32, device=x.device)
-        parts = x.reshape(-1).split(_chunk_values(x.device)) if x.numel() else ()
-        largest = [torch.where(part.isfinite(), part, 0).abs().amax().double() for part in parts]
-        zero = torch.zeros((), dtype=torch.float64, device=x.device)
-        amax = torch.stack([zero, *largest]).amax()
+            return torch.tensor(self.level, dtype=torch.float32, device=groups.device)
+        if fused is not None:
+            amax = fused.largest(groups).double()
+        else:
+            parts = groups.reshape(-1).split(_chunk_values(groups.device)) if len(groups) else ()
+            largest = [torch.where(part.isfinite(), part, 0).abs().amax() for part in parts]
+            zero = torch.zeros((), dtype=torch.float64, device=groups.device)
+            amax = torch.stack([zero, *(part.double() for part in largest)]).amax()
         reach = float(self.block.element.max_value) * _grid_max(self.block.scale)
         g = (amax / reach).to(torch.float32)
         return torch.where(g == 0, torch.ones_like(g), g)
@@ -211,11 +217,6 @@ class Format:
         if tensor_scale is None:
             return torch.ones((), dtype=torch.float64, device=device)
         return tensor_scale.double()
-
-    @property
-    def _adaptive(self) -> bool:
-        refinement = self.coder.refinement if isinstance(self.coder, ScaledCoder) else None
-        return isinstance(refinement, SubgroupScale) and refinement.adaptive
 
     def _groups(self, x: Tensor) -> Tensor:
         """Return the groups [n, group] of x, contiguous, padded with zeros."""

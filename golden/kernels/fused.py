@@ -1,23 +1,23 @@
 """Which implementation computes: fused kernels where they exist, else the plain path.
 
-The fused paths (``native``: compiled C++ on CPU; ``triton``: CUDA) serve MXFP4 and M2XFP in their
-default layout, and give the same bits as the plain path, which serves everything everywhere. Choose
-with ``with computing("plain"):`` or the environment variable ``M2XFP_PATH``.
+The fused paths (``native``: compiled C++ on CPU; ``triton``: CUDA) serve every format from one
+description (``plan``), and give the same bits as the plain path, which serves everything
+everywhere. Choose with ``with computing("plain"):`` or the environment variable ``M2XFP_PATH``.
 """
 
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from m2xfp.errors import InputError, MissingToolError
-from m2xfp.golden.formats.coder import ScaledCoder
-from m2xfp.golden.formats.metadata import SubgroupScale
-from m2xfp.golden.formats.scales import PowerOfTwoScale
+from m2xfp.golden.kernels.plan import Plan, plan_of
 
 if TYPE_CHECKING:
     from m2xfp.golden.formats.format import Format
@@ -25,28 +25,31 @@ if TYPE_CHECKING:
 __all__ = ["PATHS", "Kernels", "computing", "kernels"]
 
 PATHS = ("auto", "plain", "fused")
+_LEAST_CAPABILITY = (8, 0)  # bfloat16 conversions in hardware
 _path: ContextVar[str | None] = ContextVar("m2xfp_path", default=None)
 
 
 class Kernels(Protocol):
-    """What a fused path offers; tensors are contiguous, planes [n, bytes], groups [n, 32]."""
+    """The fused path of one format; tensors are contiguous, planes [n, bytes], groups [n, group].
+
+    ``unit`` is the tensor scale, a float32 scalar, or None for formats without one.
+    """
+
+    name: str
+
+    def largest(self, groups: Tensor) -> Tensor:
+        """Return the largest finite magnitude, a float32 scalar."""
 
     def quantize(
-        self,
-        groups: Tensor,
-        codes: Tensor,
-        scales: Tensor,
-        meta: Tensor,
-        metadata: str,
-        adaptive: bool,
+        self, groups: Tensor, codes: Tensor, scales: Tensor, meta: Tensor, unit: Tensor | None
     ) -> None:
         """Quantize groups into planes."""
 
-    def fake_quantize(self, groups: Tensor, values: Tensor, metadata: str, adaptive: bool) -> None:
+    def fake_quantize(self, groups: Tensor, values: Tensor, unit: Tensor | None) -> None:
         """Quantize and dequantize groups."""
 
     def dequantize(
-        self, codes: Tensor, scales: Tensor, meta: Tensor, values: Tensor, metadata: str
+        self, codes: Tensor, scales: Tensor, meta: Tensor, values: Tensor, unit: Tensor | None
     ) -> None:
         """Dequantize planes into groups."""
 
@@ -56,7 +59,7 @@ def computing(path: str) -> Iterator[None]:
     """Compute by ``path`` inside the block.
 
     ``auto``: fused where it can. ``plain``: never fused. ``fused``: MissingToolError where the
-    fused path of a format that has one cannot run.
+    fused path cannot run, saying what it lacks.
     """
     if path not in PATHS:
         raise InputError(f"path={path!r}; choose one of: {', '.join(PATHS)}")
@@ -67,49 +70,60 @@ def computing(path: str) -> Iterator[None]:
         _path.reset(token)
 
 
-def _serves(fmt: "Format", dtype: torch.dtype) -> bool:
-    """Whether the kernels compute this composition: E2M1, E8M0 by the floor rule, 32 and 8."""
-    coder, block = fmt.coder, fmt.block
-    if not isinstance(coder, ScaledCoder) or coder.split or block.ties != "even":
-        return False
-    if not isinstance(coder.scale, PowerOfTwoScale) or coder.scale.rule != "floor":
-        return False
-    if (block.element.name, block.group, coder.scale.zero) != ("e2m1", 32, 0):
-        return False
-    if block.metadata.bits and block.metadata.subgroup != 8:
-        return False
-    refinement = coder.refinement
-    return not isinstance(refinement, SubgroupScale) or refinement.is_exact(dtype)
-
-
 def kernels(fmt: "Format", device: torch.device, dtype: torch.dtype) -> Kernels | None:
-    """Return the fused path for ``fmt`` on ``device``, or None where the plain path computes."""
+    """Return the fused path for ``fmt`` on ``device``, or None where the plain path computes.
+
+    Where a fused path could serve but something is missing, the plain path does, and one warning a
+    cause says why; if ``fused`` was asked for, it is an error.
+    """
     path = _path.get() or os.environ.get("M2XFP_PATH", "auto")
     if path not in PATHS:
         raise InputError(f"M2XFP_PATH={path!r}; choose one of: {', '.join(PATHS)}")
-    if path == "plain" or not _serves(fmt, dtype):
+    if path == "plain":
+        return None
+    if device.type not in ("cpu", "cuda"):
+        if path == "fused":
+            raise InputError(
+                f"the fused paths compute on cpu and cuda, not on {device.type}; move the tensor, "
+                "or leave the path to 'auto'"
+            )
         return None
     try:
-        return _load(device)
-    except MissingToolError:
+        return _load(plan_of(fmt), device)
+    except MissingToolError as error:
         if path == "fused":
             raise
+        _warn(f"m2xfp computes on its plain path, which is slower: {error}")
         return None
 
 
-def _load(device: torch.device) -> Kernels | None:
-    """Return the kernels of a device; None if there are none for its type."""
+@cache
+def _warn(message: str) -> None:
+    """Warn once a message."""
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def _load(plan: Plan, device: torch.device) -> Kernels:
+    """Return the kernels of a plan on a device; MissingToolError says what they lack."""
     if device.type == "cpu":
         from m2xfp.golden.kernels import native
 
-        native.load()
-        return native
-    if device.type == "cuda":
-        try:
-            from m2xfp.golden.kernels import triton_kernels
-        except ImportError as error:
-            raise MissingToolError(
-                "triton for the fused CUDA path", "pip install triton"
-            ) from error
-        return triton_kernels
-    return None
+        return native.kernels_of(plan)
+    return _triton(device)(plan)
+
+
+@cache
+def _triton(device: torch.device) -> "Callable[[Plan], Kernels]":
+    """Return what makes the kernels of a CUDA device."""
+    try:
+        from m2xfp.golden.kernels import triton_kernels
+    except ImportError as error:
+        raise MissingToolError("triton for the fused CUDA path", "pip install triton") from error
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _LEAST_CAPABILITY:
+        raise MissingToolError(
+            f"a GPU of compute capability {'.'.join(map(str, _LEAST_CAPABILITY))} for the fused "
+            f"CUDA path, this one has {'.'.join(map(str, capability))}",
+            "a newer GPU",
+        )
+    return triton_kernels.kernels_of

@@ -1,330 +1,883 @@
-// The fused CPU path: groups of 32 from input type to packed bytes, or back to values.
+// The fused CPU path: groups of any format from input type to packed bytes, or back to values.
 //
-// The same numbers as golden/formats/format.py, from the same definition, in float32 and integers; the tests
-// hold one against the other. Four groups are worked on at a time, transposed: vector element s is
-// subgroup s, so that maxima and sums over a subgroup are plain vector operations. The vectors are
-// the compiler's own extension (GCC, Clang) and become what the processor has.
+// The same numbers as golden/formats/format.py, from the same definition, by the arithmetic that
+// golden/kernels/triton_kernels.py explains and proves; the tests hold each against the plain path. What a format
+// is comes at run time, as the numbers of golden/kernels/plan.py. W groups are worked on at a time, transposed: a
+// vector holds element i of each of W groups, so maxima and sums over a group are plain vector operations whatever
+// its size. Branches on the plan are the same for whole blocks and cost next to nothing beside them.
 
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
-constexpr int GROUP = 32, LANES = 8, SUBGROUPS = GROUP / LANES;
-constexpr int BATCH = 4, WIDTH = BATCH * SUBGROUPS;
-constexpr int32_t MAGNITUDE = 0x7fffffff, INFINITE = 0x7f800000, QUIET_NAN = 0x7fc00000;
-constexpr uint8_t NAN_SCALE = 0xff;
+#if defined(__AVX512F__)
+constexpr int W = 16;
+#else
+constexpr int W = 8;
+#endif
+constexpr int MOST = 256;  // values a group
+constexpr int32_t MAGNITUDE = 0x7fffffff, SIGN = int32_t(0x80000000u);
+constexpr int32_t INFINITE = 0x7f800000, QUIET_NAN = 0x7fc00000;
 
-typedef float Floats __attribute__((vector_size(4 * WIDTH)));
-typedef int32_t Ints __attribute__((vector_size(4 * WIDTH)));
-typedef double Doubles __attribute__((vector_size(8 * WIDTH)));
+typedef float V __attribute__((vector_size(4 * W)));
+typedef int32_t I __attribute__((vector_size(4 * W)));
+typedef double D __attribute__((vector_size(8 * W)));
+typedef int64_t L __attribute__((vector_size(8 * W)));
+typedef uint16_t H __attribute__((vector_size(2 * W)));
 
-enum Metadata { NONE = 0, ELEM_EM = 1, SG_EM = 2 };
+inline V all(float x) { return x - V{}; }
+inline I all(int32_t x) { return x - I{}; }
+inline I least_of(I a, I b) { return a < b ? a : b; }
+inline I most_of(I a, I b) { return a > b ? a : b; }
+inline V least_of(V a, V b) { return a < b ? a : b; }
+inline V most_of(V a, V b) { return a > b ? a : b; }
+inline D wide(V x) { return __builtin_convertvector(x, D); }
 
-inline int32_t bits_of(float x) { int32_t b; std::memcpy(&b, &x, 4); return b; }
-inline float float_of(int32_t b) { float x; std::memcpy(&x, &b, 4); return x; }
+// a b + c, rounded once.
+inline V fused(V a, V b, V c) {
+#if defined(__AVX512F__)
+    return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+    return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    V r;
+    for (int i = 0; i < W; ++i) r[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return r;
+#endif
+}
 
-// Input types as they lie in memory: exact widening to float32, one rounding back (nearest even);
-// ERROR is the type in which sums of the weight search are exact.
+struct Grid {
+    int bits, integer, fixed, mantissa, bias, max_code;
+    float largest;
+    int specials;
+    float least, ratio;
+};
+
+enum { NONE, ELEM_EM, SG_EM, PAIR };
+enum { QUANTIZE, FAKE, DEQUANTIZE };
+enum { POWER, SHORT, SNAP };
+
+struct Plan {
+    Grid element, fine, scale;
+    int scale_bytes, nan, zero_is_one, emax, up, down, group, subgroup, subgroups, metadata, metadata_bits;
+    int away, split, affine, two_level, adaptive, view, significant, lowest;
+    bool e8m0, wide_scale;
+    float limit;
+    int code_bytes, meta_bytes, unit, unit_bytes;  // `unit` codes lie in unit_bytes bytes
+};
+
+inline Grid grid_of(const double*& n) {
+    Grid g;
+    g.bits = int(*n++), g.integer = int(*n++), g.fixed = int(*n++), g.mantissa = int(*n++);
+    g.bias = int(*n++), g.max_code = int(*n++), g.largest = float(*n++), g.specials = int(*n++);
+    g.least = float(*n++), g.ratio = float(*n++);
+    return g;
+}
+
+inline Plan plan_of(const double* n) {
+    Plan p;
+    p.element = grid_of(n), p.fine = grid_of(n), p.scale = grid_of(n);
+    for (int* field : {&p.scale_bytes, &p.nan, &p.zero_is_one, &p.emax, &p.up, &p.down, &p.group, &p.subgroup,
+                       &p.subgroups, &p.metadata, &p.metadata_bits, &p.away, &p.split, &p.affine, &p.two_level,
+                       &p.adaptive, &p.view, &p.significant, &p.lowest})
+        *field = int(*n++);
+    p.e8m0 = !p.scale.bits, p.wide_scale = p.scale.mantissa == 23;
+    p.limit = p.fine.largest > p.element.largest ? p.fine.largest : p.element.largest;
+    p.code_bytes = p.group * p.element.bits / 8;
+    p.meta_bytes = (p.subgroups * p.metadata_bits + 7) / 8;
+    p.unit_bytes = p.element.bits % 3 ? 4 : 3, p.unit = 8 * p.unit_bytes / p.element.bits;
+    return p;
+}
+
+// Input types as they lie in memory: exact widening to float32, one rounding back (nearest even). `FEW`: 11
+// significant bits or fewer. `FLOAT_SUMS`: with those of bfloat16 the weight search is exact in float32.
 struct Bf16 {
-    typedef Floats Error;
+    static constexpr bool FEW = true, FLOAT_SUMS = true;
+    static constexpr int MANTISSA = 7;
+    static constexpr float LEAST = 0x1p-126f;
     uint16_t raw;
-    float widen() const { return float_of(int32_t(uint32_t(raw) << 16)); }
-    static Bf16 round(float x) {
-        const uint32_t b = uint32_t(bits_of(x));
-        const uint32_t up = b + 0x7fff + (b >> 16 & 1);
-        return {uint16_t((b & MAGNITUDE) > INFINITE ? 0x7fc0 : up >> 16)};
+    float widen() const {
+        const uint32_t b = uint32_t(raw) << 16;
+        float x;
+        std::memcpy(&x, &b, 4);
+        return x;
+    }
+    static V load(const Bf16* p) {
+        H h;
+        std::memcpy(&h, p, sizeof h);
+        return (V)(__builtin_convertvector(h, I) << 16);
+    }
+    static H round(V x) {
+        const I b = (I)x;
+        const I up = ((b + 0x7fff + (b >> 16 & 1)) >> 16) & 0xffff;
+        return __builtin_convertvector((b & MAGNITUDE) > INFINITE ? all(0x7fc0) : up, H);
+    }
+    static void store(Bf16* p, V x) {
+        const H h = round(x);
+        std::memcpy(p, &h, sizeof h);
     }
 };
 struct Fp16 {
-    typedef Doubles Error;
+    static constexpr bool FEW = true, FLOAT_SUMS = false;
+    static constexpr int MANTISSA = 10;
+    static constexpr float LEAST = 0x1p-14f;
     _Float16 value;
     float widen() const { return value; }
-    static Fp16 round(float x) { return {_Float16(x)}; }
+    static V load(const Fp16* p) {
+#if defined(__AVX512F__)
+        return (V)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__F16C__)
+        return (V)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+        V v;
+        for (int i = 0; i < W; ++i) v[i] = p[i].value;
+        return v;
+#endif
+    }
+    static void store(Fp16* p, V x) {
+        H h;
+#if defined(__AVX512F__)
+        const __m256i r = _mm512_cvtps_ph((__m512)x, 0);
+        std::memcpy(&h, &r, sizeof h);
+#elif defined(__F16C__)
+        const __m128i r = _mm256_cvtps_ph((__m256)x, 0);
+        std::memcpy(&h, &r, sizeof h);
+#else
+        for (int i = 0; i < W; ++i) {
+            const _Float16 narrow = _Float16(x[i]);
+            uint16_t raw;
+            std::memcpy(&raw, &narrow, 2);
+            h[i] = raw;
+        }
+#endif
+        const I b = __builtin_convertvector(h, I);
+        h = __builtin_convertvector((b & 0x7fff) > 0x7c00 ? all(0x7e00) : b, H);
+        std::memcpy(p, &h, sizeof h);
+    }
 };
 struct Fp32 {
-    typedef Doubles Error;
+    static constexpr bool FEW = false, FLOAT_SUMS = false;
+    static constexpr int MANTISSA = 23;
+    static constexpr float LEAST = 0x1p-126f;
     float value;
     float widen() const { return value; }
-    static Fp32 round(float x) { return {x}; }
+    static V load(const Fp32* p) {
+        V v;
+        std::memcpy(&v, p, sizeof v);
+        return v;
+    }
+    static void store(Fp32* p, V x) {
+        const V v = (V)(((I)x & MAGNITUDE) > INFINITE ? all(QUIET_NAN) : (I)x);
+        std::memcpy(p, &v, sizeof v);
+    }
 };
 
-// Four groups: code[i][s] is lane i of subgroup s, sign on bit 3; subgroup s belongs to group s / 4.
-struct Batch {
-    Ints code[LANES];
-    Ints field;
-    uint8_t scale[BATCH];
+// Transpose W vectors in place: swap blocks of W/2, W/4 ... 1.
+inline void transpose(V* r) {
+#pragma GCC unroll 4
+    for (int s = W / 2; s; s /= 2) {
+        I low, high;
+        for (int c = 0; c < W; ++c) low[c] = c & s ? W + c - s : c, high[c] = c & s ? W + c : c + s;
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) {
+            if (i & s) continue;
+            const V a = r[i], b = r[i + s];
+            r[i] = __builtin_shuffle(a, b, low);
+            r[i + s] = __builtin_shuffle(a, b, high);
+        }
+    }
+}
+
+template <class Type>
+inline void load_block(const Type* x, int group, V* out) {
+    if (group % W) {
+        for (int i = 0; i < group; ++i)
+            for (int g = 0; g < W; ++g) out[i][g] = x[g * group + i].widen();
+        return;
+    }
+    for (int c = 0; c < group; c += W) {
+        V r[W];
+        for (int g = 0; g < W; ++g) r[g] = Type::load(x + g * group + c);
+        transpose(r);
+        std::memcpy(out + c, r, sizeof r);
+    }
+}
+
+template <class Type>
+inline void store_block(const V* in, int group, int count, Type* out) {
+    if (group % W) {
+        for (int g = 0; g < count; ++g) {
+            V v = {};
+            for (int i = 0; i < group; ++i) v[i] = in[i][g];
+            Type row[W];
+            Type::store(row, v);
+            std::memcpy(out + g * group, row, sizeof(Type) * size_t(group));
+        }
+        return;
+    }
+    for (int c = 0; c < group; c += W) {
+        V r[W];
+        std::memcpy(r, in + c, sizeof r);
+        transpose(r);
+        for (int g = 0; g < count; ++g) Type::store(out + g * group + c, r[g]);
+    }
+}
+
+inline V power_of(I code) { return (V)(code > 0 ? code << 23 : all(0x00400000)); }
+
+// A number of the grid nearest to y, ties to even, and its code.
+struct Rounded { V value; I code; };
+
+inline Rounded nearest(V y, const Grid& g) {
+    if (g.fixed) {
+        const V pivot = all(g.ratio * g.least), sum = y + pivot;
+        return {sum - pivot, (I)sum - (I)pivot};
+    }
+    const V least = all(g.least);
+    const V power = most_of((V)((I)y & INFINITE), least);
+    const V pivot = power * g.ratio, sum = y + pivot;
+    const I code = ((I)sum - (I)pivot) + (((I)power - (I)least) >> (23 - g.mantissa));
+    return {sum - pivot, code};
+}
+
+// The numbers of magnitude codes, those above the largest included.
+inline V decoded(I code, const Grid& g) {
+    if (g.mantissa == 23) return (V)code;
+    if (g.fixed) return __builtin_convertvector(code, V) * g.least;
+    const float step = g.least / float(1 << g.mantissa);
+    V value = (code >> g.mantissa) > 0 ? (V)((code << (23 - g.mantissa)) + ((127 - g.bias) << 23))
+                                       : __builtin_convertvector(code, V) * step;
+    if (g.specials) {
+        const int32_t first = g.specials == 2 ? INFINITE : QUIET_NAN;
+        value = (V)(code > g.max_code ? all(first) : (I)value);
+        value = (V)(code > g.max_code + 1 ? all(QUIET_NAN) : (I)value);
+    }
+    return value;
+}
+
+// x / (high + low), about, for every threshold exactly on its side: see triton_kernels.py.
+struct Divisor { V high, low, inverse; };
+
+inline V snapped(V x, V near, V high, V low, bool two, bool away) {
+    const V p = (V)(((I)near + 0x800) & -4096);
+    V rest = fused(-p, high, x);
+    if (two) rest = fused(-p, low, rest);
+    I side = least_of(most_of((I)rest, all(-1)), all(1));
+    if (away) side = 2 * side + 1;
+    return (V)((I)p + side);
+}
+
+inline V quotient(V x, const Divisor& d, float limit, int how, bool two, bool away, bool few) {
+    const V largest = all(limit);
+    V y = x * d.inverse;
+    if (how == SNAP) return snapped(x, least_of(y, largest), d.high, d.low, two, away);
+    if (how == SHORT) y = fused(fused(-y, d.high, x), d.inverse, y);
+    y = y < largest ? y : largest;  // and so is NaN, of an infinite product
+    if (!away) return y;
+    return few ? (V)((I)y + 1) : snapped(y, y, all(1.0f), V{}, false, true);
+}
+
+// The tensor scale as g 2^k with 2^-22 <= g < 2, and 2^-k and 2^k.
+struct Level { float original, unit, down, up; };
+
+inline float scalar_power(int code) {
+    const int32_t b = code > 0 ? code << 23 : 0x00400000;
+    float x;
+    std::memcpy(&x, &b, 4);
+    return x;
+}
+
+inline Level level_of(const float* unit) {
+    if (!unit) return {1, 1, 1, 1};
+    int32_t b;
+    std::memcpy(&b, unit, 4);
+    const int field = b >> 23 & 0xff;
+    const float down = scalar_power(254 - field);
+    return {*unit, *unit * down, down, scalar_power(field)};
+}
+
+inline V lift_of(V scale) {
+    return scale < all(8.67e-19f) ? all(0x1p100f) : scale > all(1.15e18f) ? all(0x1p-100f) : all(1.0f);
+}
+
+inline Divisor divisor_of(V scale, const Plan& p, const Level& level) {
+    Divisor d;
+    d.high = p.two_level ? scale * level.unit : scale;
+    d.low = p.two_level ? fused(scale, all(level.unit), -d.high) : scale;
+    d.inverse = d.high > 0.0f ? 1.0f / d.high : V{};
+    return d;
+}
+
+struct Scaled { I code; V value; };
+
+inline Scaled fit(V largest, const Plan& p, const Level& level) {
+    if (p.e8m0) {
+        const I tiny = largest < all(0x1p-126f);
+        const V normal = tiny ? largest * 16777216.0f : largest;
+        const I significand = ((I)normal & 0x7fffff) | 0x800000;
+        I code = ((I)normal >> 23) - (tiny & 24) - p.emax;
+        code += -(significand > p.up) + (significand < p.down);
+        code = least_of(most_of(code, I{}), all(254)) & (largest > 0.0f);
+        return {code, power_of(code)};
+    }
+    Scaled s;
+    if (p.wide_scale) {
+        D q = wide(largest) / double(p.element.largest);
+        if (p.away) q = (D)((L)q + 1);
+        s.value = __builtin_convertvector(q, V);
+        s.code = (I)s.value;
+    } else {
+        Divisor d;
+        d.high = all(level.unit * p.element.largest);
+        d.low = fused(all(level.unit), all(p.element.largest), -d.high);
+        d.inverse = 1.0f / d.high;
+        const V y = quotient(largest, d, p.scale.largest, SNAP, p.two_level, p.away, false);
+        const Rounded r = nearest(y, p.scale);
+        s.value = r.value, s.code = r.code;
+    }
+    if (p.zero_is_one) {
+        const I zero = s.code == 0;
+        s.value = zero ? all(1.0f) : s.value;
+        s.code = zero ? all(p.scale.bias << p.scale.mantissa) : s.code;
+    }
+    return s;
+}
+
+struct Block {
+    V x[MOST], y[MOST], value[MOST];  // value: refined, in units of the scale; then whole
+    I code[MOST], field[MOST];
+    Scaled first, second;
+    I good;
 };
 
-// Spread one value a group over its subgroups.
-template <class T, class Vector>
-inline Vector spread(const T* value) {
-    Vector v;
-    for (int s = 0; s < WIDTH; ++s) v[s] = value[s / SUBGROUPS];
-    return v;
-}
-
-// E2M1 code of y / m: nearest, ties to even; a tie goes up where the code above is even.
-inline Ints e2m1(Floats y, Floats m) {
-    return -((y > 0.25f * m) + (y >= 0.75f * m) + (y > 1.25f * m) + (y >= 1.75f * m) +
-             (y > 2.5f * m) + (y >= 3.5f * m) + (y > 5.0f * m));
-}
-
-// Value of an E2M1 magnitude code, by arithmetic: 0 1 2 3 4 6 8 12 halves.
-inline Floats e2m1_value(Ints code) {
-    const Ints halves = code - (code > 4) - (code > 5) - 3 * (code > 6);
-    return 0.5f * __builtin_convertvector(halves, Floats);
-}
-
-// E2M3 code of y < 8: nearest, ties to even, saturating.
-inline Ints e2m3(Floats y) {
-    const Ints b = (Ints)y;
-    const Ints normal = ((b + 0x7ffff + (b >> 20 & 1)) >> 20) - 1008;
-    const Floats shifted = 8.0f * y + 8388608.0f;  // rounds 8y to an integer in the last bits
-    const Ints small = (Ints)shifted - bits_of(8388608.0f);
-    const Ints code = y < 1.0f ? small : normal;
-    return code < 31 ? code : 31;
-}
-
-inline Floats e2m3_value(Ints code) {
-    const Floats small = 0.125f * __builtin_convertvector(code, Floats);
-    return code < 8 ? small : (Floats)((code + 1008) << 20);
-}
-
-// Elem-EM: 8 * largest magnitude code + 7 - its first index, for every subgroup.
-inline Ints top_key(const Ints* code) {
-    Ints key = {};
-    for (int i = 0; i < LANES; ++i) {
-        const Ints candidate = (code[i] & 7) << 3 | (LANES - 1 - i);
-        key = candidate > key ? candidate : key;
+// Elem-EM: which lanes are the first of the largest codes of a subgroup, the code, the lane.
+inline void top_of(const I* code, int count, I& top, I& lane) {
+    top = code[0], lane = I{};
+    for (int i = 1; i < count; ++i) {
+        const I larger = code[i] > top;
+        top = larger ? code[i] : top;
+        lane = larger ? all(i) : lane;
     }
-    return key;
 }
 
-inline Ints refine(const Floats* y, const Ints* code) {
-    const Ints key = top_key(code);
-    Floats top = {};
-    for (int i = 0; i < LANES; ++i) top = (key & 7) == LANES - 1 - i ? y[i] : top;
-    const Ints fine = e2m3(top) + 1 - 4 * (key >> 3);
-    const Ints floored = fine > 0 ? fine : 0;
-    return floored < 3 ? floored : 3;
-}
+inline V convert(V x, V) { return x; }
+inline D convert(V x, D) { return wide(x); }
+inline I mask(I x, V) { return x; }
+inline L mask(I x, D) { return __builtin_convertvector(x, L); }
 
-inline Floats convert(Floats x, Floats) { return x; }
-inline Doubles convert(Floats x, Doubles) { return __builtin_convertvector(x, Doubles); }
-
-// Sum q (q - 2y) for one multiplier: the squared error of a subgroup less sum y^2.
-//
-// q is a multiple of 2^-4 and counts only for y > 1/8, so every term is a multiple of 2^-13 with
-// bfloat16 and at most 64: eight of them have 22 bits and float is exact. The other types have at most
-// 11 or 24 bits and lie within 44: double is exact.
-template <class Error>
-inline Error error_of(const Floats* y, float multiplier) {
-    const Floats m = multiplier - Floats{};
-    Error sum = {};
-    for (int i = 0; i < LANES; ++i) {
-        const Error q = convert(m * e2m1_value(e2m1(y[i], m)), Error{});
-        sum += q * (q - 2 * convert(y[i], Error{}));
-    }
-    return sum;
-}
-
-// Sg-EM: the multiplier indices and the exponent biases (-1, 0, 1) of least squared error.
-template <class Error>
-inline Ints search(const Floats* y, const int* fitted, bool adaptive, int* bias) {
-    double least[BATCH];
-    Ints field = {};
-    const int last = adaptive ? 1 : 0;
-    for (int b = -last; b <= last; ++b) {
-        const float base = b < 0 ? 0.5f : b ? 2.0f : 1.0f;
-        Error best = error_of<Error>(y, base);
-        Ints fields = {};
-        for (int k = 1; k < 4; ++k) {
-            const Error error = error_of<Error>(y, base * (1 + 0.25f * float(k)));
-            const auto won = error < best;
-            best = won ? error : best;
-            fields = __builtin_convertvector(won, Ints) ? k - Ints{} : fields;
+// Sg-EM: the scale and the fields of least squared error, that is, of the largest gain
+// sum q (2 w - q). y is |x| over the fitted scale for E8M0, else |x| in units of the tensor scale.
+template <class Sum, bool FEW>
+void search(const Plan& p, const Level& level, Block& b) {
+    const int how = FEW && !p.two_level ? POWER : SNAP;
+    const I fitted = b.first.code;
+    V chosen = {};
+    I code = fitted;
+    Sum best = {};
+    I fields[MOST];
+    bool first = true;
+    for (int j = p.adaptive ? 0 : 1; j < (p.adaptive ? 3 : 2); ++j) {
+        const I candidate = fitted + (j - 1);
+        V base;
+        I allowed;
+        if (p.e8m0) {
+            base = all(j == 0 ? 0.5f : j == 1 ? 1.0f : 2.0f);
+            allowed = (candidate >= 0) & (candidate <= 254);
+        } else {
+            allowed = (fitted > 0) & (candidate > 0) & (candidate <= p.scale.max_code);
+            base = (V)((I)decoded(most_of(candidate, I{}), p.scale) & allowed);
+            allowed |= (candidate == 0) & (fitted == 0);
         }
-        for (int g = 0; g < BATCH; ++g) {
-            double total = 0;
-            for (int s = g * SUBGROUPS; s < (g + 1) * SUBGROUPS; ++s) total += double(best[s]);
-            const bool allowed = fitted[g] + b >= 0;
-            const bool first = b == -last || (b == 0 && fitted[g] == 0);
-            if (!allowed || !(first || total < least[g])) continue;
-            least[g] = total;
-            bias[g] = b;
-            for (int s = g * SUBGROUPS; s < (g + 1) * SUBGROUPS; ++s) field[s] = fields[s];
+        Divisor d[4];
+        V scale[4];
+        for (int k = 0; k < 4; ++k) scale[k] = base * (1 + 0.25f * float(k)), d[k] = divisor_of(scale[k], p, level);
+        Sum total = {};
+        for (int s = 0; s < p.subgroups; ++s) {
+            const V* y = b.y + s * p.subgroup;
+            Sum least = {};
+            I field = {};
+            for (int k = 0; k < 4; ++k) {
+                Sum gain = {};
+                for (int i = 0; i < p.subgroup; ++i) {
+                    V w = y[i];
+                    if (p.view) {
+                        const V fixed = w * float(1 << (p.view / 2)) * float(1 << (p.view - p.view / 2));
+                        // Beyond 2^23 everything is whole; the largest numbers are below 2^31 there.
+                        const V whole = fixed < 8388608.0f ? __builtin_convertvector(__builtin_convertvector(fixed, I), V) : fixed;
+                        const I odd = __builtin_convertvector(whole < 8388608.0f ? whole : V{}, I) | 1;
+                        w = whole == fixed ? w : __builtin_convertvector(odd, V) / float(1 << (p.view / 2)) / float(1 << (p.view - p.view / 2));
+                    }
+                    const V near = quotient(y[i], d[k], p.element.largest, how, p.two_level, false, FEW);
+                    const V m = nearest(near, p.element).value;
+                    if (sizeof(Sum) == sizeof(V)) {
+                        gain += convert(m * (w - m * (0.5f * d[k].high)), Sum{});
+                    } else {
+                        const Sum q = convert(m * scale[k], Sum{});
+                        const Sum full = p.two_level ? q * level.unit : q;
+                        gain += q * (2 * convert(w, Sum{}) - full);
+                    }
+                }
+                if (sizeof(Sum) == sizeof(V)) gain *= convert(2.0f * d[k].high, Sum{});
+                if (k == 0) {
+                    least = gain;
+                } else {
+                    const auto won = gain > least;
+                    least = won ? gain : least;
+                    field = __builtin_convertvector(won, I) ? all(k) : field;
+                }
+            }
+            total += least;
+            fields[s] = field;
+        }
+        const auto legal = mask(allowed, Sum{});
+        const auto won = first ? legal : legal & (total > best);
+        const I narrow = __builtin_convertvector(won, I);
+        best = won ? total : (first ? Sum{} - 1 : best);
+        chosen = narrow ? base : chosen;
+        code = narrow ? candidate : code;
+        for (int s = 0; s < p.subgroups; ++s) b.field[s] = narrow ? fields[s] : b.field[s];
+        first = false;
+    }
+    b.first.code = code;
+    b.first.value = p.e8m0 ? power_of(code) : decoded(code, p.scale);
+    b.second = b.first;
+    for (int s = 0; s < p.subgroups; ++s) {
+        const V multiplier = 1.0f + 0.25f * __builtin_convertvector(b.field[s], V);
+        const Divisor d = divisor_of(chosen * multiplier, p, level);
+        for (int i = s * p.subgroup; i < (s + 1) * p.subgroup; ++i) {
+            const V y = quotient(b.y[i], d, p.element.largest, FEW && !p.two_level ? SHORT : SNAP, p.two_level, p.away, FEW);
+            const Rounded r = nearest(y, p.element);
+            b.code[i] = r.code;
+            b.value[i] = r.value * multiplier;
         }
     }
-    return field;
 }
 
-template <class Type, int METADATA>
-inline void encode(const Type* x, bool adaptive, Batch& batch) {
-    Ints magnitude[LANES], sign[LANES], largest = {};
-    int32_t bits[LANES][WIDTH];
-    for (int s = 0; s < WIDTH; ++s)
-        for (int i = 0; i < LANES; ++i) bits[i][s] = bits_of(x[s * LANES + i].widen());
-    for (int i = 0; i < LANES; ++i) {
-        Ints b;
-        std::memcpy(&b, bits[i], sizeof b);
-        magnitude[i] = b & MAGNITUDE;
-        sign[i] = b >> 28 & 8;
-        largest = magnitude[i] > largest ? magnitude[i] : largest;
+// Codes, scales, fields and refined values of the block's x, all without signs.
+template <class Type>
+void encode(const Plan& p, const Level& level, Block& b) {
+    constexpr bool FEW = Type::FEW;
+    const int group = p.group;
+    I largest = {}, other = {};
+    if (p.split) {
+        for (int i = 0; i < group; ++i) {
+            largest = most_of((I)b.x[i], largest);
+            other = most_of((I)b.x[i] ^ SIGN, other);
+        }
+    } else {
+        for (int i = 0; i < group; ++i) largest = most_of((I)b.x[i] & MAGNITUDE, largest);
     }
-    int fitted[BATCH], good[BATCH];
-    float inverse[BATCH];
-    for (int g = 0; g < BATCH; ++g) {
-        int32_t most = 0;
-        for (int s = g * SUBGROUPS; s < (g + 1) * SUBGROUPS; ++s)
-            most = largest[s] > most ? largest[s] : most;
-        good[g] = most < INFINITE ? -1 : 0;
-        fitted[g] = good[g] && (most >> 23) > 2 ? (most >> 23) - 2 : 0;
-        inverse[g] = float_of((254 - fitted[g]) << 23);
+    b.good = most_of(largest, other) < INFINITE;
+    b.first = b.second = fit((V)(largest & b.good) * level.down, p, level);
+    if (p.split) b.second = fit((V)(other & b.good), p, level);
+    int how = POWER;
+    Divisor d[2];
+    V lift[2] = {all(level.down), all(level.down)};
+    for (int k = 0; k < 2; ++k) {
+        const Scaled& s = k ? b.second : b.first;
+        if (p.e8m0) {
+            d[k] = {all(1.0f), V{}, power_of(254 - s.code)};
+        } else {
+            if (p.wide_scale) lift[k] = lift_of(s.value);
+            d[k] = divisor_of(p.wide_scale ? s.value * lift[k] : s.value, p, level);
+            how = FEW && !p.two_level && !p.wide_scale ? SHORT : SNAP;
+        }
     }
-    const Ints live = spread<int, Ints>(good);
-    const Floats factor = spread<float, Floats>(inverse);
-    Floats y[LANES];
-    // What underflows here is far below the smallest threshold.
-    for (int i = 0; i < LANES; ++i) y[i] = (Floats)(magnitude[i] & live) * factor;
-    int bias[BATCH] = {};
-    Floats multiplier = 1.0f - Floats{};
-    if (METADATA == SG_EM) {
-        batch.field = search<typename Type::Error>(y, fitted, adaptive, bias);
-        const Floats base = (Floats)((spread<int, Ints>(bias) + 127) << 23);
-        multiplier = base * (1 + 0.25f * __builtin_convertvector(batch.field, Floats));
+    const bool lifted = p.two_level || p.wide_scale, searching = p.metadata == SG_EM;
+    for (int i = 0; i < group; ++i) {
+        V m = (V)((I)b.x[i] & (MAGNITUDE & b.good));
+        if (p.split) {
+            const I positive = b.x[i] > 0.0f;
+            const Divisor chosen = {positive ? d[0].high : d[1].high, V{}, positive ? d[0].inverse : d[1].inverse};
+            if (lifted) m *= positive ? lift[0] : lift[1];
+            b.y[i] = quotient(m, chosen, p.limit, how, false, p.away, FEW);
+        } else {
+            if (lifted) m *= lift[0];
+            // Far beyond the largest scale only the order counts, and an infinite gain has none.
+            if (searching && lifted) m = least_of(m, all(0x1p100f));
+            b.y[i] = searching ? (p.e8m0 ? m * d[0].inverse : m) : quotient(m, d[0], p.limit, how, p.two_level, p.away, FEW);
+        }
     }
-    for (int i = 0; i < LANES; ++i) batch.code[i] = e2m1(y[i], multiplier) | (sign[i] & live);
-    if (METADATA == ELEM_EM) batch.field = refine(y, batch.code) & live;
-    for (int g = 0; g < BATCH; ++g)
-        batch.scale[g] = good[g] ? uint8_t(fitted[g] + bias[g]) : NAN_SCALE;
-}
-
-// Values as float32: exact, but for an Sg-EM group at the top, where overflow to infinity is the rule.
-template <int METADATA>
-inline void decode(const Batch& batch, float* value) {
-    float power[BATCH];  // 2^(scale - 127); scale 0 is a subnormal
-    int poison[BATCH];
-    for (int g = 0; g < BATCH; ++g) {
-        const int scale = batch.scale[g];
-        power[g] = float_of(scale ? scale << 23 : 1 << 22);
-        poison[g] = scale == NAN_SCALE ? QUIET_NAN : 0;
+    if (searching) {
+        const bool below_8 = p.e8m0 && !p.down && !p.view && group <= 32;
+        if (Type::FLOAT_SUMS && below_8) search<V, FEW>(p, level, b);
+        else search<D, FEW>(p, level, b);
+        return;
     }
-    const Floats factor = spread<float, Floats>(power);
-    const Ints nan = spread<int, Ints>(poison);
-    Ints key = {};
-    Floats refined = {}, multiplier = 1.0f - Floats{};
-    if (METADATA == ELEM_EM) {
-        key = top_key(batch.code);
-        const Ints fine = 4 * (key >> 3) + batch.field - 1;
-        refined = e2m3_value(fine > 0 ? fine : 0);
+    if (p.metadata == PAIR) {
+        for (int s = 0; s < p.subgroups; ++s) {
+            V most = {};
+            for (int i = s * p.subgroup; i < (s + 1) * p.subgroup; ++i) most = most_of(b.y[i], most);
+            const I small = most < 1.0f;
+            const V twice = small ? all(2.0f) : all(1.0f), half = small ? all(0.5f) : all(1.0f);
+            for (int i = s * p.subgroup; i < (s + 1) * p.subgroup; ++i) {
+                const Rounded r = nearest(least_of(b.y[i] * twice, all(p.element.largest)), p.element);
+                b.code[i] = r.code;
+                b.value[i] = r.value * half;
+            }
+            b.field[s] = small & 1;
+        }
+        return;
     }
-    if (METADATA == SG_EM)
-        multiplier = 1 + 0.25f * __builtin_convertvector(batch.field, Floats);
-    for (int i = 0; i < LANES; ++i) {
-        Floats magnitude = e2m1_value(batch.code[i] & 7) * multiplier;
-        if (METADATA == ELEM_EM)
-            magnitude = (key & 7) == LANES - 1 - i ? refined : magnitude;
-        const Ints bits = (Ints)(magnitude * factor) | (batch.code[i] & 8) << 28;
-        const Ints result = nan ? nan : bits;
-        int32_t row[WIDTH];
-        std::memcpy(row, &result, sizeof row);
-        for (int s = 0; s < WIDTH; ++s) value[s * LANES + i] = float_of(row[s]);
+    const V most = all(p.element.largest);
+    for (int i = 0; i < group; ++i) {
+        const Rounded r = nearest(p.metadata ? least_of(b.y[i], most) : b.y[i], p.element);
+        b.code[i] = r.code;
+        b.value[i] = r.value;
     }
-}
-
-inline void pack(const Batch& batch, int count, uint8_t* codes, uint8_t* scales, uint8_t* meta) {
-    for (int i = 0; i < LANES; i += 2) {
-        const Ints pair = batch.code[i] | batch.code[i + 1] << 4;
-        for (int s = 0; s < count * SUBGROUPS; ++s) codes[s * LANES / 2 + i / 2] = uint8_t(pair[s]);
-    }
-    for (int g = 0; g < count; ++g) {
-        scales[g] = batch.scale[g];
-        if (!meta) continue;
-        int fields = 0;
-        for (int s = 0; s < SUBGROUPS; ++s) fields |= batch.field[g * SUBGROUPS + s] << 2 * s;
-        meta[g] = uint8_t(fields);
+    if (p.metadata != ELEM_EM) return;
+    for (int s = 0; s < p.subgroups; ++s) {
+        const int start = s * p.subgroup;
+        I top, lane;
+        top_of(b.code + start, p.subgroup, top, lane);
+        V y = {};
+        for (int i = 0; i < p.subgroup; ++i) y = lane == i ? b.y[start + i] : y;
+        const I fine = nearest(y, p.fine).code;
+        b.field[s] = least_of(most_of(fine + 1 - 4 * top, I{}), all(3));
+        const V refined = decoded(most_of(4 * top + b.field[s] - 1, I{}), p.fine);
+        for (int i = 0; i < p.subgroup; ++i) b.value[start + i] = lane == i ? refined : b.value[start + i];
     }
 }
 
-inline void unpack(const uint8_t* codes, const uint8_t* scales, const uint8_t* meta, int count,
-                   Batch& batch) {
-    std::memset(&batch, 0, sizeof batch);
-    for (int s = 0; s < count * SUBGROUPS; ++s) {
-        for (int i = 0; i < LANES; ++i)
-            batch.code[i][s] = codes[(s * LANES + i) / 2] >> 4 * (i & 1) & 15;
-        if (meta) batch.field[s] = meta[s / SUBGROUPS] >> 2 * (s % SUBGROUPS) & 3;
+// refined * scale * tensor scale, rounded once to Type, as float32.
+template <class Type>
+inline V whole(V refined, V scale, V lift, V drop, const Plan& p, const Level& level) {
+    if (Type::MANTISSA == 23 || !(p.two_level || p.wide_scale)) {
+        const V value = refined * scale;
+        return p.two_level ? value * level.original : value;
     }
-    std::memcpy(batch.scale, scales, size_t(count));
+    const V near = p.two_level ? refined * scale : refined;
+    const V factor = p.two_level ? all(level.unit) : scale * lift;
+    const V about = near * factor;
+    const V power = most_of((V)((I)about & INFINITE), Type::LEAST * lift);
+    const V pivot = power * (1.5f * float(1 << (23 - Type::MANTISSA)));
+    const V value = (fused(near, factor, pivot) - pivot) * drop;
+    return about < all(__builtin_inff()) ? value : about;
+}
+
+// Turn refined values into values with their signs; NaN in groups that are not good.
+template <class Type>
+void finish(const Plan& p, const Level& level, Block& b, const I* negative) {
+    V lift[2] = {all(level.down), all(level.down)}, drop[2] = {all(level.up), all(level.up)};
+    if (p.wide_scale) {
+        for (int k = 0; k < 2; ++k) {
+            lift[k] = lift_of(k ? b.second.value : b.first.value);
+            drop[k] = lift[k] > 1.0f ? all(0x1p-100f) : lift[k] < 1.0f ? all(0x1p100f) : lift[k];
+        }
+    }
+    for (int i = 0; i < p.group; ++i) {
+        const I other = p.split ? negative[i] : I{};
+        const V scale = p.split ? (other ? b.second.value : b.first.value) : b.first.value;
+        const V up = p.split ? (other ? lift[1] : lift[0]) : lift[0], back = p.split ? (other ? drop[1] : drop[0]) : drop[0];
+        V v = whole<Type>(b.value[i], scale, up, back, p, level);
+        v = (V)((I)v | (negative[i] & SIGN));
+        b.value[i] = (V)(b.good ? (I)v : all(QUIET_NAN));
+    }
+}
+
+inline void store_fields(const I* fields, int count, int bits, int each, int bytes, int groups, int stride, uint8_t* out) {
+    for (int u = 0; u * each < count; ++u) {
+        I word = {};
+        for (int i = 0; i < each && u * each + i < count; ++i) word |= fields[u * each + i] << (bits * i);
+        int32_t row[W];
+        std::memcpy(row, &word, sizeof row);
+        uint8_t* start = out + u * bytes;
+        if (bytes == 4)
+            for (int g = 0; g < groups; ++g) std::memcpy(start + g * stride, row + g, 4);
+        else if (bytes == 1)
+            for (int g = 0; g < groups; ++g) start[g * stride] = uint8_t(row[g]);
+        else
+            for (int g = 0; g < groups; ++g) std::memcpy(start + g * stride, row + g, 3);
+    }
+}
+
+inline void load_fields(const uint8_t* in, int count, int bits, int each, int bytes, int groups, int stride, I* fields) {
+    for (int u = 0; u * each < count; ++u) {
+        int32_t row[W] = {};
+        for (int g = 0; g < groups; ++g) std::memcpy(row + g, in + g * stride + u * bytes, size_t(bytes));
+        I word;
+        std::memcpy(&word, row, sizeof word);
+        for (int i = 0; i < each && u * each + i < count; ++i) fields[u * each + i] = word >> (bits * i) & ((1 << bits) - 1);
+    }
+}
+
+inline void store_scales(const Plan& p, const Block& b, int groups, uint8_t* out) {
+    const int each = p.split ? 2 : 1;
+    for (int g = 0; g < groups; ++g)
+        for (int k = 0; k < each; ++k) {
+            const int32_t code = b.good[g] ? (k ? b.second.code[g] : b.first.code[g]) : p.nan;
+            std::memcpy(out + (g * each + k) * p.scale_bytes, &code, size_t(p.scale_bytes));
+        }
+}
+
+inline V scale_value(I code, const Plan& p) {
+    if (p.e8m0) return (V)(code == 255 ? all(QUIET_NAN) : (I)power_of(code));
+    const V value = decoded(code & (p.wide_scale ? MAGNITUDE : 127), p.scale);
+    return (V)(code == p.nan ? all(QUIET_NAN) : (I)value);
+}
+
+inline void load_scales(const Plan& p, int groups, const uint8_t* in, Block& b) {
+    const int each = p.split ? 2 : 1;
+    I code[2] = {};
+    for (int g = 0; g < groups; ++g)
+        for (int k = 0; k < each; ++k) {
+            int32_t c = 0;
+            std::memcpy(&c, in + (g * each + k) * p.scale_bytes, size_t(p.scale_bytes));
+            code[k][g] = c;
+        }
+    b.first = {code[0], scale_value(code[0], p)};
+    b.second = p.split ? Scaled{code[1], scale_value(code[1], p)} : b.first;
+    b.good = all(-1);
 }
 
 struct Task {
-    bool adaptive;
+    Plan plan;
+    Level level;
     int64_t groups;
     const void* x;
     uint8_t *codes, *scales, *meta;
     void* values;
 };
 
-// One batch of `count` groups from `start` on; fewer than four are copied into a batch of zeros.
-template <class Type, int METADATA, int WHAT>
-inline void step(const Task& task, int64_t start, int count) {
-    const Type* x = static_cast<const Type*>(task.x);
-    uint8_t* codes = task.codes + start * (GROUP / 2);
-    uint8_t* scales = task.scales + start;
-    uint8_t* meta = METADATA == NONE ? nullptr : task.meta + start;
-    Batch batch;
-    if (WHAT == 2) {
-        unpack(codes, scales, meta, count, batch);
-    } else {
-        Type padded[BATCH * GROUP] = {};
-        const Type* source = x + start * GROUP;
-        if (count < BATCH) {
-            std::memcpy(padded, source, sizeof(Type) * size_t(count * GROUP));
-            source = padded;
+template <class Type, int WHAT>
+void step(const Task& task, int64_t start, int count, Block& b) {
+    const Plan& p = task.plan;
+    const int scale_stride = p.scale_bytes * (p.split ? 2 : 1);
+    uint8_t* codes = task.codes + start * p.code_bytes;
+    uint8_t* scales = task.scales + start * scale_stride;
+    uint8_t* meta = p.metadata ? task.meta + start * p.meta_bytes : nullptr;
+    const int fields_a_byte = p.metadata ? 8 / p.metadata_bits : 1;
+    I negative[MOST];
+    if (WHAT == DEQUANTIZE) {
+        load_fields(codes, p.group, p.element.bits, p.unit, p.unit_bytes, count, p.code_bytes, b.code);
+        load_scales(p, count, scales, b);
+        const int half = 1 << (p.element.bits - 1);
+        for (int i = 0; i < p.group; ++i) {
+            const I code = b.code[i];
+            if (p.element.integer) {
+                const I steps = (code ^ half) - half;
+                negative[i] = steps < 0;
+                b.value[i] = __builtin_convertvector(steps < 0 ? -steps : steps, V) * p.element.least;
+            } else {
+                negative[i] = (code & half) != 0;
+                b.code[i] = code & (half - 1);
+                b.value[i] = decoded(b.code[i], p.element);
+            }
         }
-        encode<Type, METADATA>(source, task.adaptive, batch);
+        if (p.metadata) load_fields(meta, p.subgroups, p.metadata_bits, fields_a_byte, 1, count, p.meta_bytes, b.field);
+        for (int s = 0; p.metadata && s < p.subgroups; ++s) {
+            const int first = s * p.subgroup;
+            if (p.metadata == ELEM_EM) {
+                I top, lane;
+                top_of(b.code + first, p.subgroup, top, lane);
+                const V refined = decoded(most_of(4 * top + b.field[s] - 1, I{}), p.fine);
+                for (int i = 0; i < p.subgroup; ++i) b.value[first + i] = lane == i ? refined : b.value[first + i];
+            } else {
+                const V f = __builtin_convertvector(b.field[s], V);
+                const V factor = p.metadata == SG_EM ? 1.0f + 0.25f * f : 1.0f - 0.5f * f;
+                for (int i = 0; i < p.subgroup; ++i) b.value[first + i] *= factor;
+            }
+        }
+    } else {
+        const Type* x = static_cast<const Type*>(task.x) + start * p.group;
+        if (count < W) {
+            Type padded[W * MOST];
+            std::memset((void*)padded, 0, sizeof(Type) * size_t(W * p.group));
+            std::memcpy((void*)padded, x, sizeof(Type) * size_t(count * p.group));
+            load_block(padded, p.group, b.x);
+        } else {
+            load_block(x, p.group, b.x);
+        }
+        encode<Type>(p, task.level, b);
     }
-    if (WHAT == 0) {
-        pack(batch, count, codes, scales, meta);
+    if (WHAT == QUANTIZE) {
+        const int half = 1 << (p.element.bits - 1);
+        for (int i = 0; i < p.group; ++i) {
+            const I sign = (I)b.x[i] >> 31;
+            const I code = p.element.integer ? ((b.code[i] ^ sign) - sign) & (2 * half - 1) : b.code[i] | (sign & half);
+            b.code[i] = code & b.good;
+        }
+        for (int s = 0; p.metadata && s < p.subgroups; ++s) b.field[s] &= b.good;
+        store_fields(b.code, p.group, p.element.bits, p.unit, p.unit_bytes, count, p.code_bytes, codes);
+        store_scales(p, b, count, scales);
+        if (p.metadata) store_fields(b.field, p.subgroups, p.metadata_bits, fields_a_byte, 1, count, p.meta_bytes, meta);
         return;
     }
-    float value[BATCH * GROUP];
-    decode<METADATA>(batch, value);
-    Type* out = static_cast<Type*>(task.values) + start * GROUP;
-    for (int i = 0; i < count * GROUP; ++i) out[i] = Type::round(value[i]);
-}
-
-template <class Type, int METADATA, int WHAT>
-void loop(const Task& task) {
-    int64_t g = 0;
-    for (; g + BATCH <= task.groups; g += BATCH) step<Type, METADATA, WHAT>(task, g, BATCH);
-    if (g < task.groups) step<Type, METADATA, WHAT>(task, g, int(task.groups - g));
+    if (WHAT == FAKE)
+        for (int i = 0; i < p.group; ++i) {
+            negative[i] = (I)b.x[i] >> 31;
+            if (p.element.integer) negative[i] &= b.code[i] != 0;  // an integer has one zero
+        }
+    finish<Type>(p, task.level, b, negative);
+    store_block(b.value, p.group, count, static_cast<Type*>(task.values) + start * p.group);
 }
 
 template <class Type, int WHAT>
-void with_metadata(int metadata, const Task& task) {
-    if (metadata == NONE) loop<Type, NONE, WHAT>(task);
-    if (metadata == ELEM_EM) loop<Type, ELEM_EM, WHAT>(task);
-    if (metadata == SG_EM) loop<Type, SG_EM, WHAT>(task);
+void loop(const Task& task) {
+    static thread_local Block block;
+    for (int64_t g = 0; g < task.groups; g += W)
+        step<Type, WHAT>(task, g, int(task.groups - g < W ? task.groups - g : W), block);
+}
+
+// The format with a zero point, in float64 as the plain path has it, operation by operation.
+inline double half_away(double x) {
+    const double whole = __builtin_trunc(x);
+    const double sign = x > 0 ? 1.0 : -1.0;
+    return whole + (__builtin_fabs(x - whole) >= 0.5 ? sign : 0.0);
+}
+
+// x / s as floor + {0, 1/4, 1/2, 3/4}: exact, below, at or above the half.
+inline double sided(double x, double s) {
+    double whole = __builtin_floor(x / s);
+    double rest = x - whole * s;
+    whole = whole + (rest >= s ? 1.0 : 0.0) - (rest < 0 ? 1.0 : 0.0);
+    rest = x - whole * s;
+    const double part = 2 * rest > s ? 0.75 : 2 * rest == s ? 0.5 : rest > 0 ? 0.25 : 0.0;
+    return whole + part;
+}
+
+inline double add_to_odd(double a, double b) {
+    const double total = a + b, shadow = total - a;
+    const double error = (a - (total - shadow)) + (b - shadow);
+    int64_t bits;
+    std::memcpy(&bits, &total, 8);
+    if (error != 0 && !(bits & 1) && total != 0) bits += (error > 0) == (total > 0) ? 1 : -1;
+    double odd;
+    std::memcpy(&odd, &bits, 8);
+    return odd;
+}
+
+// float64 to float32 so that one more rounding, to 16 bits, rounds the float64 number once.
+inline float narrow(double x, bool last) {
+    const float single = float(x);
+    const double error = x - double(single);
+    int32_t bits;
+    std::memcpy(&bits, &single, 4);
+    const bool finite = (bits & MAGNITUDE) < INFINITE;
+    if (last || !finite || error == 0 || (bits & 1)) return single;
+    if (single == 0) bits = error > 0 ? 1 : SIGN | 1;
+    else bits += (error > 0) == (single > 0) ? 1 : -1;
+    float odd;
+    std::memcpy(&odd, &bits, 4);
+    return odd;
+}
+
+template <class Type, int WHAT>
+void affine(const Task& task) {
+    const Plan& p = task.plan;
+    const int group = p.group, half = 1 << (p.element.bits - 1);
+    double x[MOST], q[MOST];
+    for (int64_t g = 0; g < task.groups; ++g) {
+        uint8_t* codes = task.codes + g * p.code_bytes;
+        uint8_t* scales = task.scales + g * 12;
+        float step = 0;
+        double offset = 0;
+        bool good = true;
+        if (WHAT == DEQUANTIZE) {
+            std::memcpy(&step, scales, 4);
+            std::memcpy(&offset, scales + 4, 8);
+            for (int i = 0; i < group; ++i) {
+                const int code = codes[i / 2] >> (4 * (i & 1)) & 15;
+                q[i] = double((code ^ half) - half);
+            }
+        } else {
+            const Type* source = static_cast<const Type*>(task.x) + g * group;
+            double low = 0, high = 0;
+            int32_t largest = 0;
+            for (int i = 0; i < group; ++i) {
+                const float value = source[i].widen();
+                int32_t bits;
+                std::memcpy(&bits, &value, 4);
+                largest = (bits & MAGNITUDE) > largest ? bits & MAGNITUDE : largest;
+                x[i] = value;
+            }
+            good = largest < INFINITE;
+            if (good) {
+                low = high = x[0];
+                for (int i = 1; i < group; ++i) low = x[i] < low ? x[i] : low, high = x[i] > high ? x[i] : high;
+            }
+            step = float(add_to_odd(high, -low) / 15);
+            if (step == 0) step = 1;
+            const double s = step;
+            offset = half_away(sided(low, s));
+            for (int i = 0; i < group; ++i) {
+                double v = half_away(sided(good ? x[i] : 0.0, s) - offset - half);
+                v = v < -half ? -half : v;
+                q[i] = v > half - 1 ? half - 1 : v;
+            }
+        }
+        if (WHAT == QUANTIZE) {
+            for (int i = 0; i < group / 2; ++i)
+                codes[i] = good ? uint8_t((int(q[2 * i]) & 15) | (int(q[2 * i + 1]) & 15) << 4) : 0;
+            const int32_t nan = QUIET_NAN;
+            if (!good) offset = 0;
+            std::memcpy(scales, good ? (const void*)&step : &nan, 4);
+            std::memcpy(scales + 4, &offset, 8);
+        } else {
+            const double s = good ? double(step) : __builtin_nan("");
+            float value[MOST];
+            for (int i = 0; i < group; ++i) value[i] = narrow((q[i] + half + offset) * s, Type::MANTISSA == 23);
+            Type* out = static_cast<Type*>(task.values) + g * group;
+            for (int c = 0; c < group; c += 8) {
+                Type row[W];
+                V v = {};
+                std::memcpy(&v, value + c, 32);
+                Type::store(row, v);
+                std::memcpy((void*)(out + c), row, sizeof(Type) * 8);
+            }
+        }
+    }
 }
 
 template <class Type>
-void with_type(int what, int metadata, const Task& task) {
-    if (what == 0) with_metadata<Type, 0>(metadata, task);
-    if (what == 1) with_metadata<Type, 1>(metadata, task);
-    if (what == 2) with_metadata<Type, 2>(metadata, task);
+void with_type(int what, const Task& task) {
+    if (task.plan.affine) {
+        if (what == QUANTIZE) affine<Type, QUANTIZE>(task);
+        if (what == FAKE) affine<Type, FAKE>(task);
+        if (what == DEQUANTIZE) affine<Type, DEQUANTIZE>(task);
+    } else {
+        if (what == QUANTIZE) loop<Type, QUANTIZE>(task);
+        if (what == FAKE) loop<Type, FAKE>(task);
+        if (what == DEQUANTIZE) loop<Type, DEQUANTIZE>(task);
+    }
+}
+
+template <class Type>
+float largest_of(const Type* x, int64_t count) {
+    int32_t most = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        const float value = x[i].widen();
+        int32_t bits;
+        std::memcpy(&bits, &value, 4);
+        bits &= MAGNITUDE;
+        bits = bits < INFINITE ? bits : 0;
+        most = bits > most ? bits : most;
+    }
+    float found;
+    std::memcpy(&found, &most, 4);
+    return found;
 }
 
 }  // namespace
 
-// what: 0 quantize, 1 fake-quantize, 2 dequantize. type, of x and values: 0 bfloat16, 1 float16,
-// 2 float32. Pointers that `what` does not use may be null.
-extern "C" void m2xfp_run(int what, int type, int metadata, int adaptive, int64_t groups,
-                          const void* x, uint8_t* codes, uint8_t* scales, uint8_t* meta,
-                          void* values) {
-    const Task task{adaptive != 0, groups, x, codes, scales, meta, values};
-    if (type == 0) with_type<Bf16>(what, metadata, task);
-    if (type == 1) with_type<Fp16>(what, metadata, task);
-    if (type == 2) with_type<Fp32>(what, metadata, task);
+// plan: the numbers of plan.py. what: 0 quantize, 1 fake-quantize, 2 dequantize. type, of x and values: 0 bfloat16,
+// 1 float16, 2 float32. unit: the tensor scale or null. Pointers that `what` does not use may be null.
+extern "C" void m2xfp_run(const double* plan, int what, int type, int64_t groups, const float* unit, const void* x,
+                          uint8_t* codes, uint8_t* scales, uint8_t* meta, void* values) {
+    const Task task{plan_of(plan), level_of(unit), groups, x, codes, scales, meta, values};
+    if (type == 0) with_type<Bf16>(what, task);
+    if (type == 1) with_type<Fp16>(what, task);
+    if (type == 2) with_type<Fp32>(what, task);
+}
+
+// The largest finite magnitude.
+extern "C" float m2xfp_largest(int type, int64_t count, const void* x) {
+    if (type == 0) return largest_of(static_cast<const Bf16*>(x), count);
+    if (type == 1) return largest_of(static_cast<const Fp16*>(x), count);
+    return largest_of(static_cast<const Fp32*>(x), count);
 }

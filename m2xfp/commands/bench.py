@@ -45,10 +45,10 @@ def command(
     m2xfp bench --format m2xfp-act --dtype float32   one format
     m2xfp bench --path plain                         without the fused kernels
 
-    Prints a markdown table: 10^9 values per second, the share of a copy's speed, and the largest
-    amount of memory allocated meanwhile over the size of the result. Formats without a fused path
-    run on fewer values (2^22 on CPU, 2^28 on CUDA); what they need beyond the result is the same
-    whatever the size of the tensor.
+    Prints a markdown table: 10^9 values per second, the share of a copy's speed, the largest
+    amount of memory allocated meanwhile over the size of the result, and the time of the first
+    call, which compiles. The plain path runs on fewer values (2^22 on CPU, 2^28 on CUDA); what it
+    needs beyond the result is the same whatever the size of the tensor.
     """
     for name in formats:
         block_format(name)

@@ -1,14 +1,22 @@
 """The fused paths against the plain path, and how one of them is chosen."""
 
+import warnings
+
 import pytest
-import stimulus
 import torch
-from fused_checks import FUSED, KINDS, all_stimulus, check_device, decode_differences, differences
+from fused_checks import (
+    FORMATS,
+    KINDS,
+    MAXIMA,
+    OPTION_SETS,
+    case_differences,
+    check_device,
+    differences,
+)
 
 from m2xfp.errors import InputError, MissingToolError
 from m2xfp.golden import computing, get_format
-from m2xfp.golden.bits import from_bits
-from m2xfp.golden.kernels import native
+from m2xfp.golden.kernels import fused, native
 from m2xfp.golden.kernels.fused import kernels
 
 CPU = torch.device("cpu")
@@ -16,24 +24,31 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def fresh_native(monkeypatch, tmp_path):
-    """Forget the loaded library and use an empty cache folder."""
+    """Forget the loaded library and the warnings given, and use an empty cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native.load.cache_clear()
+    native.forget()
+    fused._warn.cache_clear()
     yield tmp_path
-    native.load.cache_clear()
+    native.forget()
+    fused._warn.cache_clear()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("name", "options"), FUSED)
-def test_native_equals_plain(name, options, kind):
-    for label, x in all_stimulus(kind, 803, seed=61).items():
-        print(f"{label}: seed 61")
-        assert not differences(name, options, x), label
+@pytest.mark.parametrize(("name", "options"), FORMATS)
+def test_native_equals_plain_on_all_patterns(name, options):
+    assert case_differences(name, options, "cpu", 12, seed=61, maxima=(1.75,)) == []
 
 
-@pytest.mark.parametrize(("name", "options"), FUSED)
-def test_native_decodes_any_bytes_like_plain(name, options):
-    assert not decode_differences(name, options, count=500)
+@pytest.mark.parametrize("index", range(len(OPTION_SETS)))
+def test_native_equals_plain_with_every_option(index):
+    """One input type each; `make test-slow` has all of them."""
+    kinds = (KINDS[index % len(KINDS)],)
+    assert case_differences(*OPTION_SETS[index], "cpu", 5, seed=62, kinds=kinds) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options"), OPTION_SETS)
+def test_native_equals_plain_with_every_option_and_type(name, options):
+    assert case_differences(name, options, "cpu", 40, seed=63, maxima=MAXIMA) == []
 
 
 @pytest.mark.parametrize("groups", [0, 1, 2, 3, 4, 5, 4097, 8193])
@@ -50,40 +65,41 @@ def test_any_number_of_groups_and_threads(groups):
 
 def test_shapes_on_the_fused_path():
     x = torch.randn(3, 5, 70, generator=torch.Generator().manual_seed(1))
-    for tensor in (x, x.transpose(0, 2), x[..., ::3], x.expand(2, 3, 5, 70)):
-        for name, options in FUSED:
-            assert not differences(name, options, tensor)
+    shapes = (x, x.transpose(0, 2), x[..., ::3], x.expand(2, 3, 5, 70), x[:0], x[..., :0], x[0, 0])
+    for tensor in (*shapes, x.bfloat16().flatten()[1:]):
+        for name, options in (*FORMATS, ("nvfp4", {"tensor_scale": "auto"})):
+            assert not differences(name, options, tensor), (name, tensor.shape)
 
 
-def test_which_path_serves():
-    def fused(name, dtype=torch.float32, **options):
-        return kernels(get_format(name, **options), CPU, dtype) is not None
+def test_more_than_2_to_31_values_are_counted_in_64_bits():
+    """Offsets of the last groups; the tensor itself would not fit a small machine."""
+    x = torch.zeros(1).expand(1 << 20, 4096)
+    assert x.numel() > 1 << 31
+    assert native._spread(x.numel() // 32, 32, lambda start, stop: stop)[-1] == x.numel() // 32
 
-    for name, options in FUSED:
-        assert fused(name, **options)
-    assert fused("m2xfp-weight", search="fixed")
-    assert fused("m2xfp-weight", torch.bfloat16, search="fixed", fraction_bits=10)
-    assert not fused("m2xfp-weight", search="fixed", fraction_bits=10)
-    for name, options in (
-        ("nvfp4", {}),
-        ("amxfp4", {}),
-        ("mxfp8-e4m3", {}),
-        ("mxfp4", {"scale_rule": "ceil"}),
-        ("mxfp4", {"ties": "away"}),
-        ("mxfp4", {"group": 16}),
-        ("mxfp4", {"scale_mode": "e5m2"}),
-        ("m2xfp-act", {"subgroup": 4}),
-    ):
-        assert not fused(name, **options), (name, options)
+
+def test_every_format_has_a_fused_path():
+    for name, options in (*FORMATS, *OPTION_SETS):
+        for kind in (torch.bfloat16, torch.float16, torch.float32):
+            with computing("fused"):
+                assert kernels(get_format(name, **options), CPU, kind) is not None
     with computing("plain"):
-        assert not fused("mxfp4")
-    assert kernels(get_format("mxfp4"), torch.device("meta"), torch.float32) is None
+        assert kernels(get_format("mxfp4"), CPU, torch.float32) is None
+    meta = torch.device("meta")
+    assert kernels(get_format("mxfp4"), meta, torch.float32) is None
+    with computing("fused"), pytest.raises(InputError, match="cpu and cuda, not on meta"):
+        kernels(get_format("mxfp4"), meta, torch.float32)
 
 
-def test_fixed_search_on_the_fused_path():
-    for kind in KINDS:
-        x = from_bits(kind, stimulus.groups("edges", kind, 500, seed=62))
-        assert not differences("m2xfp-weight", {"search": "fixed"}, x)
+def test_planes_put_together_by_hand():
+    """A tensor scale beside a format without one, and the other way round."""
+    x = torch.randn(4, 32, generator=torch.Generator().manual_seed(2))
+    for level, scale in ((None, torch.tensor(0.3)), ("auto", None)):
+        packed = get_format("nvfp4", tensor_scale=level).quantize(x)
+        odd = type(packed)(packed.format, packed.codes, packed.scales, None, x.shape, scale)
+        with computing("plain"):
+            wanted = odd.dequantize()
+        assert torch.equal(odd.dequantize(), wanted)
 
 
 def test_the_environment_chooses(monkeypatch):
@@ -91,7 +107,7 @@ def test_the_environment_chooses(monkeypatch):
     monkeypatch.setenv("M2XFP_PATH", "plain")
     assert kernels(fmt, CPU, torch.float32) is None
     with computing("fused"):
-        assert kernels(fmt, CPU, torch.float32) is native
+        assert kernels(fmt, CPU, torch.float32).name == "native"
     monkeypatch.setenv("M2XFP_PATH", "quick")
     with pytest.raises(InputError, match="M2XFP_PATH='quick'; choose one of: auto"):
         kernels(fmt, CPU, torch.float32)
@@ -99,22 +115,56 @@ def test_the_environment_chooses(monkeypatch):
         pass
 
 
-def test_without_a_compiler_the_plain_path_serves(fresh_native, monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
+def check_fallback(message: str) -> None:
+    """The plain path serves with one warning, and ``fused`` is an error, for the same reason."""
     fmt = get_format("m2xfp-act")
-    x = torch.randn(4, 32)
+    x = torch.randn(4, 32, generator=torch.Generator().manual_seed(3))
     with computing("plain"):
         wanted = fmt.fake_quantize(x)
-    assert torch.equal(fmt.fake_quantize(x), wanted)
-    with computing("fused"), pytest.raises(MissingToolError, match=r"apt-get install g\+\+"):
+    with pytest.warns(RuntimeWarning, match=message):
+        assert torch.equal(fmt.fake_quantize(x), wanted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(fmt.fake_quantize(x), wanted)
+    with computing("fused"), pytest.raises(MissingToolError, match=message):
         fmt.fake_quantize(x)
+
+
+def test_without_a_compiler_the_plain_path_serves(fresh_native, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    check_fallback(r"C\+\+ compiler for the fused CPU path")
 
 
 def test_a_compiler_that_fails_leaves_nothing_behind(fresh_native, monkeypatch):
     monkeypatch.setenv("CXX", "false")
-    with pytest.raises(MissingToolError, match=r"native\.cpp"):
-        native.load()
+    check_fallback(r"native\.cpp")
     assert not list(fresh_native.rglob("*.so"))
+
+
+def test_a_cache_folder_that_cannot_be_written(fresh_native, monkeypatch):
+    (fresh_native / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(fresh_native / "file"))
+    check_fallback("cache folder that can be written")
+
+
+def test_a_truncated_library_is_built_again(fresh_native):
+    size = 20000
+    native.load()
+    (library,) = fresh_native.rglob("*.so")
+    whole = library.read_bytes()
+    library.unlink()  # a new file: this process has the old one mapped
+    library.write_bytes(whole[:size])
+    native.forget()
+    native.load()
+    assert len(library.read_bytes()) > size
+
+
+def test_the_cuda_path_says_what_it_lacks(monkeypatch):
+    fused._triton.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    monkeypatch.setitem(__import__("sys").modules, "m2xfp.golden.kernels.triton_kernels", None)
+    with computing("fused"), pytest.raises(MissingToolError, match="triton for the fused CUDA"):
+        kernels(get_format("nvfp4"), torch.device("cuda"), torch.float32)
 
 
 @pytest.mark.gpu
