@@ -21,6 +21,7 @@ from torch.nn import functional as F  # noqa: N812 - the name PyTorch's document
 from m2xfp.errors import InputError
 from m2xfp.files import sources_digest, write_atomic
 from m2xfp.golden.formats.format import Format, get_format
+from m2xfp.models.arithmetic import FLOAT, Arithmetic
 from m2xfp.models.lm import WEIGHTS, load_model
 from m2xfp.models.quantized import (
     QuantAttention,
@@ -28,6 +29,7 @@ from m2xfp.models.quantized import (
     linear_layers,
     quantize_model,
     refuse_non_finite,
+    set_arithmetic,
 )
 
 __all__ = [
@@ -71,16 +73,21 @@ class Case:
         Format of keys and values, or None for attention as it is.
     operands
         Format of queries and probabilities, where ``cache`` is given.
+    arithmetic
+        How quantized layers and attention multiply.
     """
 
     weights: Format | None = None
     activations: Format | None = None
     cache: Format | None = None
     operands: Format | None = None
+    arithmetic: Arithmetic = FLOAT
 
     def __post_init__(self) -> None:
-        """Refuse formats that search where values are quantized on the fly."""
+        """Refuse formats that search where values are quantized on the fly, or do not multiply."""
         input_quantizer(self.activations)
+        if self.weights is not None or self.activations is not None:
+            self.arithmetic.check(self.activations, self.weights)
         if self.cache is not None:
             self.attention()
 
@@ -91,6 +98,7 @@ class Case:
         activations: str = "none",
         cache: str = "none",
         operands: str = "m2xfp-act",
+        arithmetic: Arithmetic = FLOAT,
     ) -> "Case":
         """Build from names as ``parse_format`` takes them."""
         held = parse_format(cache)
@@ -99,13 +107,14 @@ class Case:
             parse_format(activations),
             held,
             None if held is None else parse_format(operands),
+            arithmetic,
         )
 
     def attention(self) -> QuantAttention:
         """Return the context that quantizes the attention."""
         if self.cache is None or self.operands is None:
             raise InputError("attention needs a format for the cache and one for the operands")
-        return QuantAttention(self.cache, self.operands)
+        return QuantAttention(self.cache, self.operands, self.arithmetic)
 
     @property
     def quantizes(self) -> bool:
@@ -114,13 +123,16 @@ class Case:
 
     @property
     def facts(self) -> dict[str, str]:
-        """The formats by name, as ``parse_format`` takes them."""
-        return {
+        """The formats by name, as ``parse_format`` takes them, and the hardware's arithmetic."""
+        facts = {
             "weights": _label(self.weights),
             "activations": _label(self.activations),
             "cache": _label(self.cache),
             "operands": _label(self.operands),
         }
+        if self.arithmetic.hardware:
+            facts |= {"arithmetic": "hardware", "accumulator": self.arithmetic.accumulator}
+        return facts
 
     @property
     def label(self) -> str:
@@ -128,7 +140,10 @@ class Case:
         if not self.quantizes:
             return "not quantized"
         parts = {"W": self.weights, "A": self.activations, "KV": self.cache, "QP": self.operands}
-        return " ".join(f"{short} {_label(fmt)}" for short, fmt in parts.items() if fmt)
+        texts = [f"{short} {_label(fmt)}" for short, fmt in parts.items() if fmt]
+        if self.arithmetic.hardware:
+            texts.append(f"hardware {self.arithmetic.accumulator}")
+        return " ".join(texts)
 
     @property
     def bits_per_value(self) -> Fraction | None:
@@ -262,7 +277,11 @@ def quantized(
         it with ``scaled_dot_product_attention``.
     """
     if case.weights is not None or case.activations is not None:
-        quantize_model(model, case.weights, case.activations, skip, allow_nan)
+        quantize_model(
+            model, case.weights, case.activations, skip, allow_nan, arithmetic=case.arithmetic
+        )
+    elif case.arithmetic.hardware:  # of a model that is quantized already
+        set_arithmetic(model, case.arithmetic)
     if case.cache is None:
         yield model
         return

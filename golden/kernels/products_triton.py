@@ -14,13 +14,16 @@ hardware does it.
 Which kernel computes a tile is decided on the device, so nothing waits for it.
 """
 
+from functools import cache
+from types import ModuleType
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from m2xfp.golden.formats.packed import PackedTensor
-from m2xfp.golden.kernels.products_facts import Operand, describe, sum_bound
+from m2xfp.golden.kernels.products_facts import Operand, describe, limits, sum_bound
 
 __all__ = ["matmul", "serves"]
 
@@ -106,7 +109,12 @@ def _decode(
     whole = live & (lane >= 0)
     wide = row.to(tl.int64)
     k = sub * SUB + lane
-    code = _load_code(codes + wide * (groups * GROUP * BITS // 8), k, whole, BITS)
+    if BITS == 4 and SUB <= 8:  # one word for the whole subgroup
+        words = (codes + wide * (groups * GROUP // 2)).to(tl.pointer_type(tl.int32))
+        word = tl.load(words + sub * SUB // 8, live, 0)
+        code = word >> (sub * SUB % 8 + lane) * 4 & 15
+    else:
+        code = _load_code(codes + wide * (groups * GROUP * BITS // 8), k, whole, BITS)
     place: tl.constexpr = 1 << (BITS - 1)
     if MANTISSA < 0:
         value = ((code ^ place) - place).to(tl.float32) * _float((127 - BIAS) << 23 | code * 0)
@@ -159,10 +167,12 @@ def _decode(
     else:
         raw = value * tl.where(bad, float("nan"), factor)
         at = exponent + size
-    target = out + wide * (groups * (GROUP // LANES) * SLOTS) + k // LANES * SLOTS + k % LANES
+    if LANES != SLOTS:
+        k = k // LANES * SLOTS + k % LANES
+    target = out + wide * (groups * (GROUP // LANES) * SLOTS) + k
     tl.store(target, raw.to(out.dtype.element_ty), whole)
     if not (INTEGERS and ONLY_UNSAFE):
-        if SCALE == 0 or INTEGERS:
+        if INTEGERS or SCALE == 0 or BITS != 4:
             low = tl.min(tl.min(tl.min(tl.where(seen, at, 1048576), 2), 1), 0)
             high = tl.min(tl.min(tl.min(tl.where(seen, -at, 1048576), 2), 1), 0)
             block = first // ROWS_A_RANGE
@@ -342,17 +352,15 @@ class _Rows:
 
     def __init__(self, packed: PackedTensor, facts: Operand, lanes: int, rows: slice) -> None:
         self.facts, self.lanes = facts, lanes
-        planes = [part.flatten(0, -2)[rows].contiguous() for part in _planes(packed)]
+        planes = [_aligned(part.flatten(0, -2)[rows]) for part in _planes(packed)]
         self.codes, self.scales, self.meta = planes
         self.count, self.groups = self.scales.shape
         self.blocks = -(-self.count // _ROWS_A_RANGE)
-        self.ranges = torch.full(
-            (self.blocks, 2), _EMPTY, dtype=torch.int32, device=packed.device
-        )
+        self.ranges = torch.full((self.blocks, 2), _EMPTY, dtype=torch.int32, device=packed.device)
         self.exponents = self.ranges
 
     def decode(
-        self, dtype: torch.dtype, integers: bool, other: "_Rows | None", limits: tuple[int, ...]
+        self, dtype: torch.dtype, integers: bool, other: "_Rows | None", bounds: tuple[int, ...]
     ) -> Tensor:
         """Return the operand; with ``other`` only the rows that are unsafe with it."""
         facts, slots = self.facts, _slots(self.lanes)
@@ -363,7 +371,7 @@ class _Rows:
         if integers:
             self.exponents = torch.empty_like(self.scales, dtype=torch.int16)
         across = max(1, 128 // facts.group)
-        low, high, least = limits
+        low, high, least = bounds
         grid = (triton.cdiv(self.count, 16), triton.cdiv(self.groups, across))
         _decode[grid](
             self.codes, self.scales, self.meta, out, self.exponents, self.ranges,
@@ -378,18 +386,15 @@ class _Rows:
         return out
 
 
+def _aligned(plane: Tensor) -> Tensor:
+    """Return a contiguous plane that can be read in words."""
+    plane = plane.contiguous()
+    return plane if plane.data_ptr() % 16 == 0 else plane.clone()
+
+
 def _planes(packed: PackedTensor) -> tuple[Tensor, Tensor, Tensor]:
     meta = packed.scales if packed.meta is None else packed.meta
     return packed.codes, packed.scales, meta
-
-
-def _limits(a: Operand, w: Operand, lanes: int) -> tuple[int, int, int]:
-    """Return between which exponents of values the sums of a group are normal float32 numbers.
-
-    The lowest sum and the highest sum of two values' exponents, and the lowest of either's.
-    """
-    low = -126 + a.width + w.width - 2
-    return low, 125 - (lanes - 1).bit_length(), -126
 
 
 def _chunks(count: int, width: int) -> list[slice]:
@@ -411,46 +416,67 @@ def matmul(qa: PackedTensor, qw: PackedTensor, accumulator: str, lanes: int) -> 
     for columns in _chunks(qw.shape[0], width):
         right = _Rows(qw, w, lanes, columns)
         for some in _chunks(rows, width):
-            _multiply(
-                _Rows(qa, a, lanes, some), right, accumulator, level, out[some, columns]
-            )
+            _multiply(_Rows(qa, a, lanes, some), right, accumulator, level, out[some, columns])
     return out
 
 
 def _multiply(a: _Rows, w: _Rows, accumulator: str, level: Tensor, out: Tensor) -> None:
-    limits = _limits(a.facts, w.facts, a.lanes)
-    low, high, least = limits
+    bounds = limits(a.facts, w.facts, a.lanes)
+    low, high, least = bounds
     slots, exact = _slots(a.lanes), accumulator == "exact"
     parts = a.facts.group // a.lanes
     levels = level is not out and level.ndim == 0
-    common = {"LOW": low, "HIGH": high, "LEAST": least, "LEVELS": levels, "SLOTS": slots}
+    common = {
+        "LOW": low,
+        "HIGH": high,
+        "LEAST": least,
+        "LEVELS": levels,
+        "SLOTS": slots,
+        "ROWS_A_RANGE": _ROWS_A_RANGE,
+    }
     m, n = out.shape
     other_a, other_w = None, None
     if not exact:
         dtype = _type(a.facts, w.facts)
         assert dtype is not None
-        left, right = (side.decode(dtype, False, None, limits) for side in (a, w))
-        bm, bn, warps, stages = _tile(m, n, slots)
-        grid = (triton.cdiv(m, bm) * triton.cdiv(n, bn),)
-        safe = a.facts.scale != 0 and w.facts.scale != 0
-        _scaled[grid](
-            left, right, out, a.ranges, w.ranges, level, m, n, left.shape[1], out.stride(0), 1.0,
-            SAFE=safe, **common, BM=bm, BN=bn, TALL=8, ROWS_A_RANGE=_ROWS_A_RANGE, STAGES=stages,
-            num_warps=warps,
-        )  # fmt: skip
+        left, right = (side.decode(dtype, False, None, bounds) for side in (a, w))
+        # The exponents of E4M3 scales and E2M1 elements cannot reach the ends of float32.
+        safe = a.facts.small_range and w.facts.small_range
+        hopper = _hopper(out.device)
+        if hopper is not None and m > 64 and slots <= 64:
+            hopper.multiply(left, right, out, a.ranges, w.ranges, level, {"SAFE": safe, **common})
+        else:
+            bm, bn, warps, stages = _tile(m, n, slots)
+            grid = (triton.cdiv(m, bm) * triton.cdiv(n, bn),)
+            _scaled[grid](
+                left, right, out, a.ranges, w.ranges, level, m, n, left.shape[1], out.stride(0),
+                1.0, SAFE=safe, **common, BM=bm, BN=bn, TALL=8, STAGES=stages, num_warps=warps,
+            )  # fmt: skip
         if safe:
             return
         other_a, other_w = w, a
-    left = a.decode(torch.float16, True, other_a, limits)
-    right = w.decode(torch.float16, True, other_w, limits)
+    left = a.decode(torch.float16, True, other_a, bounds)
+    right = w.decode(torch.float16, True, other_w, bounds)
     bits = sum_bound(a.facts, w.facts, a.lanes).bit_length()
     window = 51 - bits - (a.groups * parts + 1).bit_length()
     grid = (triton.cdiv(m, 64) * triton.cdiv(n, 64),)
     _careful[grid](
         left, right, a.exponents, w.exponents, out, a.ranges, w.ranges, level, m, n, a.groups,
         out.stride(0), **common, EXACT=exact, WIDTH=window, PARTS=parts, BM=64, BN=64,
-        ROWS_A_RANGE=_ROWS_A_RANGE, num_warps=4,
+        num_warps=4,
     )  # fmt: skip
+
+
+@cache
+def _hopper(device: torch.device) -> ModuleType | None:
+    """Return the kernel for Hopper GPUs, where this is one and Triton has what it is written in."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
+        return None
+    try:
+        from m2xfp.golden.kernels import products_gluon
+    except ImportError:
+        return None
+    return products_gluon
 
 
 def _tile(m: int, n: int, slots: int) -> tuple[int, int, int, int]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from m2xfp.models.arithmetic import Arithmetic
     from m2xfp.models.evaluate import Case
     from m2xfp.models.results import Outcome
 
@@ -25,7 +26,7 @@ __all__ = ["command"]
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def _cases(columns: dict[str, tuple[str, ...]], quantized: bool) -> list[Case]:
+def _cases(columns: dict[str, tuple[str, ...]], quantized: bool, how: Arithmetic) -> list[Case]:
     """Return one case for each position of the options; a single value stands for all of them."""
     from m2xfp.models.evaluate import FP, Case
 
@@ -34,7 +35,8 @@ def _cases(columns: dict[str, tuple[str, ...]], quantized: bool) -> list[Case]:
         if given.keys() - {"cache", "operands"}:
             raise InputError("the model is quantized already; give no --weights or --activations")
     elif not given:
-        return [FP, Case.parse("mxfp4", "mxfp4"), Case.parse("m2xfp-weight", "m2xfp-act")]
+        pairs = ("mxfp4", "mxfp4"), ("m2xfp-weight", "m2xfp-act")
+        return [FP, *(Case.parse(*pair, arithmetic=how) for pair in pairs)]
     if "operands" in given and "cache" not in given:
         raise InputError("--operands goes with --cache: give the format of keys and values too")
     count = max(map(len, given.values()), default=0)
@@ -47,7 +49,8 @@ def _cases(columns: dict[str, tuple[str, ...]], quantized: bool) -> list[Case]:
     series = [
         repeat(values[0], count) if len(values) == 1 else iter(values) for values in given.values()
     ]
-    asked = [Case.parse(**dict(zip(given, row, strict=True))) for row in zip(*series, strict=False)]
+    rows = list(zip(*series, strict=False)) or ([()] if how.hardware else [])
+    asked = [Case.parse(**dict(zip(given, row, strict=True)), arithmetic=how) for row in rows]
     return list(dict.fromkeys(chain([FP], asked)))
 
 
@@ -124,6 +127,18 @@ def _device(name: str) -> torch.device:
     help="Layers not to quantize, by name or pattern such as '*.o_proj'. The layer that makes "
     "the logits (lm_head) is left alone unless --head is given.",
 )
+@click.option(
+    "--arithmetic",
+    type=click.Choice(("float", "hardware")),
+    default="float",
+    show_default=True,
+    help="How to multiply: in the model's type on quantized values, or bit for bit as the chip.",
+)
+@click.option(
+    "--accumulator",
+    type=click.Choice(("fp32", "fp32_subgroup", "exact")),
+    help="With --arithmetic hardware: its accumulator (fp32).",
+)
 @click.option("--head", is_flag=True, help="Quantize the layer that makes the logits too.")
 @click.option("--allow-nan", is_flag=True, help="Go on when weights hold NaN or infinity.")
 @click.option(
@@ -190,6 +205,8 @@ def command(
     cache: tuple[str, ...],
     operands: tuple[str, ...],
     skip: tuple[str, ...],
+    arithmetic: str,
+    accumulator: str | None,
     head: bool,
     allow_nan: bool,
     text: str | None,
@@ -223,6 +240,7 @@ def command(
     m2xfp eval --weights m2xfp-weight --save lm-packed.safetensors
     torchrun --no-python --nproc-per-node 4 m2xfp eval ~/models/Llama-3.1-8B --text wiki.test.raw
     """
+    from m2xfp.models.arithmetic import Arithmetic
     from m2xfp.models.checkpoints import dispatch, open_checkpoint, read_text
     from m2xfp.models.evaluate import check_cases, cut_windows, head_layers, spread
     from m2xfp.models.tasks import find_tasks
@@ -233,6 +251,8 @@ def command(
         return
     if (max_memory or offload) and not device_map:
         raise click.UsageError("--max-memory and --offload go with --device-map")
+    if accumulator is not None and arithmetic != "hardware":
+        raise click.UsageError("--accumulator goes with --arithmetic hardware")
     checkpoint = open_checkpoint(model, dtype)
     columns = {
         "weights": weights,
@@ -240,7 +260,8 @@ def command(
         "cache": cache,
         "operands": operands,
     }
-    cases = _cases(columns, checkpoint.quantized)
+    how = Arithmetic(arithmetic, accumulator or "fp32")
+    cases = _cases(columns, checkpoint.quantized, how)
     if save is not None and (len(cases) != 2 or not (cases[1].weights or cases[1].activations)):
         raise click.UsageError("--save goes with one format of weights or activations, or of both")
     names = tasks.split(",") if tasks else []
