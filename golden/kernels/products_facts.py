@@ -10,7 +10,10 @@ from functools import cache
 
 from m2xfp.formats import BlockFormat, FloatElement
 
-__all__ = ["Operand", "describe", "double_bits", "limits", "sum_bound"]
+__all__ = ["LARGEST", "Operand", "describe", "double_bits", "limits", "sum_bound"]
+
+LARGEST = 127
+"""Exponent of the largest finite float32 and bfloat16 numbers."""
 
 _SCALES = {"e8m0": 0, "e4m3": 1, "e4m3-480": 2}
 _METADATA = {"none": 0, "elem-em": 1, "sg-em": 2, "pair": 3}

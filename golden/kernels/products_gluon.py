@@ -60,8 +60,9 @@ def _scaled(
     if not SAFE:
         at_a, at_w = 2 * (row // ROWS_A_RANGE), 2 * (column // ROWS_A_RANGE)
         low_a, low_w = gl.load(ranges_a + at_a), gl.load(ranges_w + at_w)
-        high = gl.load(ranges_a + at_a + 1) + gl.load(ranges_w + at_w + 1)
-        safe = (low_a + low_w >= LOW) & (high >= -HIGH) & (gl.minimum(low_a, low_w) >= LEAST)
+        high_a, high_w = gl.load(ranges_a + at_a + 1), gl.load(ranges_w + at_w + 1)
+        safe = (low_a + low_w >= LOW) & (gl.minimum(low_a, low_w) >= LEAST)
+        safe = safe & (high_a + high_w >= -HIGH) & (gl.minimum(high_a, high_w) >= -127)
     if safe:
         a_tiles = gl.allocate_shared_memory(a.dtype, [STAGES, BM, BK], a.layout)
         w_tiles = gl.allocate_shared_memory(w.dtype, [STAGES, BN, BK], w.layout)

@@ -24,7 +24,13 @@ from m2xfp.errors import MissingToolError
 from m2xfp.files import atomic_path
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.kernels.native import _processor
-from m2xfp.golden.kernels.products_facts import describe, double_bits, limits, sum_bound
+from m2xfp.golden.kernels.products_facts import (
+    LARGEST,
+    describe,
+    double_bits,
+    limits,
+    sum_bound,
+)
 
 __all__ = ["load", "matmul", "missing", "serves"]
 
@@ -58,7 +64,11 @@ def load() -> ctypes.CDLL:
     try:
         if not path.exists():
             _compile(compiler, path)
-        library = ctypes.CDLL(str(path))
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError:  # cut short by a full disk, say
+            _compile(compiler, path)
+            library = ctypes.CDLL(str(path))
     except OSError as error:
         raise MissingToolError(
             f"a cache folder for compiled code ({error})", "another one in XDG_CACHE_HOME"
@@ -184,8 +194,9 @@ def _unsafe_rows(
     """Return which rows of ``a`` float32 cannot multiply with all rows of ``w``."""
     low, high, least = bounds
     lowest, highest = int(w[0].min()), int(w[1].max())
-    bad = (a[0] + lowest < low) | (a[1] + highest > high) | (a[0] < least)
-    return bad | torch.tensor(lowest < least)
+    bad = (a[0] + lowest < low) | (a[1] + highest > high)
+    bad |= (a[0] < least) | (a[1] > LARGEST)  # an infinity times nothing would be NaN
+    return bad | torch.tensor(lowest < least or highest > LARGEST)
 
 
 def _multiply(a: Tensor, w: Tensor, out: Tensor, lanes: int) -> None:

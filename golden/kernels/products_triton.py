@@ -14,6 +14,7 @@ hardware does it.
 Which kernel computes a tile is decided on the device, so nothing waits for it.
 """
 
+import os
 from functools import cache
 from types import ModuleType
 
@@ -25,12 +26,13 @@ from torch import Tensor
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.kernels.products_facts import Operand, describe, limits, sum_bound
 
-__all__ = ["matmul", "serves"]
+__all__ = ["few_rows", "matmul", "serves"]
 
 _ROWS_A_RANGE = 128
 _EMPTY = 1 << 20  # above every exponent
 _NAN_EXPONENT = tl.constexpr(16384)
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Values of an operand that are decoded at a time.
 _WORKSPACE = 1 << 28
 
@@ -76,13 +78,14 @@ def _decode(
     GROUP: tl.constexpr, SUB: tl.constexpr, BITS: tl.constexpr, MANTISSA: tl.constexpr,
     BIAS: tl.constexpr, NAN_CODE: tl.constexpr, SCALE: tl.constexpr, META: tl.constexpr,
     META_BITS: tl.constexpr, UNIT: tl.constexpr, LANES: tl.constexpr, SLOTS: tl.constexpr,
-    INTEGERS: tl.constexpr, ONLY_UNSAFE: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
+    INTEGERS: tl.constexpr, LIMBS: tl.constexpr, ONLY_UNSAFE: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
     LEAST: tl.constexpr, OTHERS: tl.constexpr, R: tl.constexpr, GROUPS: tl.constexpr,
     ROWS_A_RANGE: tl.constexpr,
 ):  # fmt: skip
     """Decode R rows of GROUPS groups to ``out``, lanes padded to SLOTS.
 
     Without INTEGERS, element times scale; with it, the integers of both, and their exponents.
+    LIMBS cuts the integers in four of 7 bits, each 2^4 times the one before; three of them are 0.
     ONLY_UNSAFE leaves out rows that no unsafe tile has.
     """
     first = tl.program_id(0) * R
@@ -98,6 +101,7 @@ def _decode(
             )
         mine, top = tl.load(ranges + 2 * block), tl.load(ranges + 2 * block + 1)
         safe = (mine + low >= LOW) & (top + high >= -HIGH) & (tl.minimum(mine, low) >= LEAST)
+        safe = safe & (tl.minimum(top, high) >= -127)
         if safe:
             return
     row = first + tl.arange(0, R)[:, None, None]
@@ -159,7 +163,12 @@ def _decode(
     if INTEGERS:
         raw = value * significand * _float((127 - UNIT) << 23 | code * 0)
         at = exponent + UNIT + lane * 0
-        marked = tl.where(bad, _NAN_EXPONENT, exponent + UNIT)
+        wrong = bad
+        if LIMBS and NAN_CODE >= 0:
+            lost = tl.max((value != value).to(tl.int32).reshape(R, GROUPS, GROUP), 2)
+            lost = tl.broadcast_to(lost[:, :, None], (R, GROUPS, subs)).reshape(R, GROUPS * subs)
+            wrong = wrong | (lost[:, :, None] != 0)
+        marked = tl.where(wrong, _NAN_EXPONENT, exponent + UNIT)
         if SCALE != 0:
             seen = seen & (significand + lane * 0.0 != 0.0)
         spots = sub % subs == 0
@@ -167,6 +176,14 @@ def _decode(
     else:
         raw = value * tl.where(bad, float("nan"), factor)
         at = exponent + size
+    if LIMBS:
+        limb = tl.maximum((_bits(raw) >> 23 & 255) - 130, 0) >> 2
+        number = tl.where(raw == raw, raw, 0.0).to(tl.int32)
+        for place in tl.static_range(4):
+            part = tl.where(limb == place, number >> (4 * place), 0)
+            target = out + wide * (groups * 4 * GROUP) + group * 4 * GROUP + place * GROUP
+            tl.store(target + k % GROUP, part.to(tl.int8), whole)
+        return
     if LANES != SLOTS:
         k = k // LANES * SLOTS + k % LANES
     target = out + wide * (groups * (GROUP // LANES) * SLOTS) + k
@@ -197,7 +214,8 @@ def _is_safe(ranges_a, ranges_w, row, column, LOW: tl.constexpr, HIGH: tl.conste
     low_a, high_a = tl.load(ranges_a + 2 * row), tl.load(ranges_a + 2 * row + 1)
     low_w, high_w = tl.load(ranges_w + 2 * column), tl.load(ranges_w + 2 * column + 1)
     normal = tl.minimum(low_a, low_w) >= LEAST
-    return (low_a + low_w >= LOW) & (high_a + high_w >= -HIGH) & normal
+    finite = tl.minimum(high_a, high_w) >= -127  # an infinity times nothing would be NaN
+    return (low_a + low_w >= LOW) & (high_a + high_w >= -HIGH) & normal & finite
 
 
 @triton.jit
@@ -251,6 +269,72 @@ def _to_odd(a, b):
     moved = tl.where(total == 0, tl.where(error > 0, 1, -9223372036854775807), moved)
     inexact = (error != 0) & (error == error) & ((word & 1) == 0)
     return tl.where(inexact, moved, word).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def _directed(a, b):
+    """Return a + b in float64 rounded to odd: of its two neighbours the odd one."""
+    down, up = tl.inline_asm_elementwise(
+        "add.rm.f64 $0, $2, $3; add.rp.f64 $1, $2, $3;",
+        "=d,=d,d,d",
+        [a, b],
+        (tl.float64, tl.float64),
+        True,
+        1,
+    )
+    odd = (down.to(tl.int64, bitcast=True) & 1) != 0
+    return tl.where(odd, down, up)
+
+
+@triton.jit
+def _add(a, w, acc):
+    return tl.dot(a, w, acc, out_dtype=tl.int32)
+
+
+@triton.jit
+def _wide(
+    a, w, exponents_a, exponents_w, out, M, N, groups, stride,
+    GROUP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, DIRECTED: tl.constexpr,
+):  # fmt: skip
+    """Multiply one tile of integers in four limbs, for sums of a group up to 2^53."""
+    tile_m, tile_n = _place(M, N, BM, BN, 8)
+    row, column = tile_m * BM + tl.arange(0, BM), tile_n * BN + tl.arange(0, BN)
+    lane = tl.arange(0, GROUP)
+    wide_m = tl.minimum(row, M - 1).to(tl.int64)
+    wide_n = tl.minimum(column, N - 1).to(tl.int64)
+    from_a = a + wide_m[:, None] * (groups * 4 * GROUP) + lane[None, :]
+    from_w = w + wide_n[None, :] * (groups * 4 * GROUP) + lane[:, None]
+    acc = tl.zeros((BM, BN), tl.float32)
+    for group in range(0, groups):
+        a0, a1 = tl.load(from_a), tl.load(from_a + GROUP)
+        a2, a3 = tl.load(from_a + 2 * GROUP), tl.load(from_a + 3 * GROUP)
+        w0, w1 = tl.load(from_w), tl.load(from_w + GROUP)
+        w2, w3 = tl.load(from_w + 2 * GROUP), tl.load(from_w + 3 * GROUP)
+        from_a += 4 * GROUP
+        from_w += 4 * GROUP
+        e = tl.load(exponents_a + wide_m * groups + group).to(tl.int32)[:, None]
+        e = e + tl.load(exponents_w + wide_n * groups + group).to(tl.int32)[None, :]
+        # By Horner's rule, 2^4 a step: the products of limbs 2, 1, 0 and of limbs 6, 5, 4, 3.
+        low = _add(a2, w0, _add(a1, w1, tl.dot(a0, w2, out_dtype=tl.int32)))
+        low = _add(a1, w0, _add(a0, w1, low * 16))
+        low = _add(a0, w0, low * 16)
+        high = tl.dot(a3, w3, out_dtype=tl.int32)
+        high = _add(a3, w2, _add(a2, w3, high * 16))
+        high = _add(a3, w1, _add(a2, w2, _add(a1, w3, high * 16)))
+        high = _add(a3, w0, _add(a2, w1, _add(a1, w2, _add(a0, w3, high * 16))))
+        bad = e >= 8192
+        addend = high.to(tl.float64) * 4096.0 + low.to(tl.float64)
+        addend = addend * _power(tl.where(bad, 0, e))
+        if DIRECTED:
+            total = _directed(acc.to(tl.float64), addend)
+        else:
+            total = _to_odd(acc.to(tl.float64), addend)
+            total = tl.where(tl.abs(acc) == float("inf"), acc.to(tl.float64), total)
+        acc = tl.where(addend == 0.0, acc, total.to(tl.float32))
+        acc = tl.where(bad, float("nan"), acc)
+    acc = _finish(acc, out, False)
+    target = out + row.to(tl.int64)[:, None] * stride + column[None, :]
+    tl.store(target, acc, (row < M)[:, None] & (column < N)[None, :])
 
 
 @triton.jit
@@ -322,6 +406,86 @@ def _careful(
     tl.store(target, acc.to(out.dtype.element_ty), (row < M)[:, None] & (column < N)[None, :])
 
 
+@triton.jit
+def _few(
+    x, codes, scales, meta, out, M, N, K, groups,
+    GROUP: tl.constexpr, SCALE: tl.constexpr, META: tl.constexpr, ROWS: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Multiply a few rows x [M, K] of 16-bit floats by packed E2M1 weights, decoded on the way.
+
+    Program (n, s) adds up the s-th part of K for BN columns, in float32.
+    """
+    column = tl.program_id(0) * BN + tl.arange(0, BN)
+    live = column < N
+    wide = tl.minimum(column, N - 1).to(tl.int64)[:, None]
+    row = tl.arange(0, ROWS)
+    lane = tl.arange(0, 8)[None, None, :]
+    word = tl.arange(0, BK // 8)[None, :]
+    depth = tl.arange(0, BK)
+    words = (codes + wide * (groups * GROUP // 2)).to(tl.pointer_type(tl.int32)) + word
+    # E2M1 fields in the place of bfloat16's are the values times 2^-126.
+    restore = tl.full((1,), 0x7E80, tl.int16).to(tl.bfloat16, bitcast=True)
+    acc = tl.zeros((ROWS, BN), tl.float32)
+    steps = tl.cdiv(groups * GROUP, BK * SPLIT)
+    first = tl.program_id(1) * steps * BK
+    for start in tl.range(first, first + steps * BK, BK, num_stages=STAGES):
+        there = start + word * 8 < groups * GROUP
+        packed = tl.load(words + start // 8, there, 0)
+        code = packed[:, :, None] >> (4 * lane)
+        fields = ((code & 7) << 6 | (code & 8) << 12).to(tl.int16)
+        value = fields.to(tl.bfloat16, bitcast=True) * restore[:, None, None]
+        group = (start + word * 8) // GROUP
+        stored = tl.load(scales + wide * groups + group, there, 0).to(tl.int32)
+        if SCALE == 0:
+            bits = tl.where(stored == 0, 0x40, tl.where(stored == 255, 0x7FC0, stored << 7))
+            factor = bits.to(tl.int16).to(tl.bfloat16, bitcast=True)
+        else:
+            mag = stored & 127
+            number = (
+                _float(mag << 20) * 1.329227995784916e36
+            )  # 2^120, E4M3's bias against float32's
+            factor = tl.where(mag == 127, float("nan"), number).to(tl.bfloat16)
+        if META == 2:
+            field = tl.load(meta + wide * groups + group, there, 0).to(tl.int32)
+            field = field >> (2 * ((start // 8 + word) % (GROUP // 8))) & 3
+            factor = factor * ((4 + field).to(tl.float32) * 0.25).to(tl.bfloat16)
+        value = (value * factor[:, :, None]).reshape(BN, BK)
+        inside = (row < M)[:, None] & (start + depth < K)[None, :]
+        left = tl.load(x + row[:, None] * K + start + depth[None, :], inside, 0.0)
+        acc = tl.dot(left, tl.trans(value).to(left.dtype), acc)
+    target = out + tl.program_id(1) * M * N + row[:, None].to(tl.int64) * N + column[None, :]
+    tl.store(target, acc.to(out.dtype.element_ty), (row < M)[:, None] & live[None, :])
+
+
+def few_rows(x: Tensor, weight: PackedTensor) -> Tensor | None:
+    """Return x [M, K] in bfloat16 times the rows of a packed weight, decoded; None if M is large.
+
+    For weights of E2M1 elements without Elem-EM, and up to 16 rows: what is read of the weight are
+    its planes.
+    """
+    facts = describe(weight.format.block)
+    m, n = len(x), weight.shape[0]
+    if facts is None or not 0 < m <= 16 or x.dtype != torch.bfloat16 or not n or not x.shape[1]:
+        return None
+    if (facts.bits, facts.mantissa, facts.bias, facts.subgroup) != (4, 1, 1, 8):
+        return None
+    if facts.metadata not in (0, 2) or weight.tensor_scale is not None or facts.group > 64:
+        return None
+    if facts.scale == 2 or (facts.metadata == 2 and facts.group > 32):
+        return None
+    codes, scales, meta = (_aligned(plane) for plane in _planes(weight))
+    groups = scales.shape[1]
+    bn, split = (32, 1) if n >= 8192 else (32, 4)
+    parts = torch.empty(split, m, n, dtype=torch.float32 if split > 1 else x.dtype, device=x.device)
+    _few[triton.cdiv(n, bn), split](
+        x.contiguous(), codes, scales, meta, parts, m, n, x.shape[1], groups,
+        GROUP=facts.group, SCALE=facts.scale, META=facts.metadata, ROWS=16, BN=bn, BK=256,
+        SPLIT=split, STAGES=3, num_warps=4,
+    )  # fmt: skip
+    return parts[0] if split == 1 else parts.sum(0).to(x.dtype)
+
+
 def _slots(lanes: int) -> int:
     """Return the places that the lanes of an addend take: a tensor core multiplies 16 at least."""
     return max(16, lanes)
@@ -333,8 +497,17 @@ def serves(qa: PackedTensor, qw: PackedTensor, accumulator: str, lanes: int) -> 
     if a is None or w is None or lanes == 1:
         return False
     if sum_bound(a, w, lanes) >= 1 << 24:
-        return False
+        return accumulator == "fp32" and _limbs(a) and _limbs(w)
     return accumulator == "exact" or _type(a, w) is not None
+
+
+def _limbs(side: Operand) -> bool:
+    """Whether the integers of a format go into four limbs of 7 bits, each into one."""
+    return (
+        side.scale == 0
+        and side.group in (32, 64)
+        and (side.largest < 128 or (side.width <= 4 and side.largest < 1 << 18))
+    )
 
 
 def _type(a: Operand, w: Operand) -> torch.dtype | None:
@@ -364,7 +537,8 @@ class _Rows:
     ) -> Tensor:
         """Return the operand; with ``other`` only the rows that are unsafe with it."""
         facts, slots = self.facts, _slots(self.lanes)
-        parts = facts.group // self.lanes
+        limbs = dtype == torch.int8
+        parts = 4 if limbs else facts.group // self.lanes
         shape = (self.count, self.groups * parts * slots)
         make = torch.zeros if slots > self.lanes else torch.empty
         out = make(shape, dtype=dtype, device=self.codes.device)
@@ -380,7 +554,7 @@ class _Rows:
             GROUP=facts.group, SUB=facts.subgroup, BITS=facts.bits, MANTISSA=facts.mantissa,
             BIAS=facts.bias, NAN_CODE=facts.nan_code, SCALE=facts.scale, META=facts.metadata,
             META_BITS=facts.metadata_bits, UNIT=facts.unit, LANES=self.lanes, SLOTS=slots,
-            INTEGERS=integers, ONLY_UNSAFE=other is not None, LOW=low, HIGH=high, LEAST=least,
+            INTEGERS=integers, LIMBS=limbs, ONLY_UNSAFE=other is not None, LOW=low, HIGH=high, LEAST=least,
             OTHERS=256, R=16, GROUPS=across, ROWS_A_RANGE=_ROWS_A_RANGE,
         )  # fmt: skip
         return out
@@ -436,6 +610,15 @@ def _multiply(a: _Rows, w: _Rows, accumulator: str, level: Tensor, out: Tensor) 
     }
     m, n = out.shape
     other_a, other_w = None, None
+    bits = sum_bound(a.facts, w.facts, a.lanes).bit_length()
+    if bits > 24:
+        left, right = (side.decode(torch.int8, True, None, bounds) for side in (a, w))
+        grid = (triton.cdiv(m, 64) * triton.cdiv(n, 64),)
+        _wide[grid](
+            left, right, a.exponents, w.exponents, out, m, n, a.groups, out.stride(0),
+            GROUP=a.facts.group, BM=64, BN=64, DIRECTED=not _INTERPRETED, num_warps=4,
+        )  # fmt: skip
+        return
     if not exact:
         dtype = _type(a.facts, w.facts)
         assert dtype is not None
@@ -457,7 +640,6 @@ def _multiply(a: _Rows, w: _Rows, accumulator: str, level: Tensor, out: Tensor) 
         other_a, other_w = w, a
     left = a.decode(torch.float16, True, other_a, bounds)
     right = w.decode(torch.float16, True, other_w, bounds)
-    bits = sum_bound(a.facts, w.facts, a.lanes).bit_length()
     window = 51 - bits - (a.groups * parts + 1).bit_length()
     grid = (triton.cdiv(m, 64) * triton.cdiv(n, 64),)
     _careful[grid](

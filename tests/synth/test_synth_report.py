@@ -37,7 +37,9 @@ def build(folder):
 @pytest.fixture(scope="module")
 def row(osu018, build):
     unit = find_unit("activation_quantizer")
-    return measure(unit.instance(CONFIG), osu018, FlowOptions(), power=True, breakdown=True, build=build)
+    return measure(
+        unit.instance(CONFIG), osu018, FlowOptions(), power=True, breakdown=True, build=build
+    )
 
 
 def test_a_row_is_whole_and_consistent(row):
