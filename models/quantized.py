@@ -22,6 +22,7 @@ from m2xfp.errors import InputError
 from m2xfp.files import atomic_path
 from m2xfp.golden.formats.format import Format, Option, get_format
 from m2xfp.golden.formats.packed import PackedTensor
+from m2xfp.golden.kernels.products_fused import fast_linear
 from m2xfp.models.arithmetic import FLOAT, Arithmetic
 from m2xfp.models.lm import LanguageModel, ModelConfig
 
@@ -221,6 +222,9 @@ class QuantLinear(nn.Module):
         x = x if self.inputs is None else self.inputs(x)
         if packed is None:
             return F.linear(x, self.weight, self.bias)
+        fast = fast_linear(x, packed)
+        if fast is not None:
+            return fast if self.bias is None else fast + self.bias
         step = max(1, _DECODED // max(1, self.in_features))
         if step >= self.out_features:
             return F.linear(x, self._rows(slice(None)), self.bias)

@@ -427,16 +427,20 @@ def batched_matmul(qa: PackedTensor, qw: PackedTensor, accumulator: str = "fp32"
 
     The leading dimensions of both are equal; everything else is as for ``matmul``.
     """
-    _check(qa, qw, accumulator)
+    lanes = _check(qa, qw, accumulator)
     lead = qa.shape[:-2]
     if len(qa.shape) < 2 or qw.shape[:-2] != lead:
         raise InputError(
             f"qa has shape {tuple(qa.shape)}, qw {tuple(qw.shape)}; batched_matmul takes "
             "[..., M, K] and [..., N, K] with equal leading dimensions"
         )
+    shape = (*lead, qa.shape[-2], qw.shape[-2])
+    if qa.device.type == "cuda":
+        fast = fast_matmul(qa, qw, accumulator, lanes)
+        if fast is not None:
+            return fast.reshape(shape)
     left, right = _matrices(qa), _matrices(qw)
     found = [matmul(a, w, accumulator) for a, w in zip(left, right, strict=True)]
-    shape = (*lead, qa.shape[-2], qw.shape[-2])
     if not found:
         return torch.zeros(shape, dtype=torch.float32, device=qa.device)
     return torch.stack(found).reshape(shape)

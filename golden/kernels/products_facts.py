@@ -61,6 +61,21 @@ class Operand:
     width: int
 
     @property
+    def recipe(self) -> tuple[int, ...]:
+        """What decodes the planes, as one argument of a kernel."""
+        return (
+            self.group,
+            self.subgroup,
+            self.bits,
+            self.mantissa,
+            self.bias,
+            self.nan_code,
+            self.scale,
+            self.metadata,
+            self.metadata_bits,
+        )
+
+    @property
     def small_range(self) -> bool:
         """Whether every value fits a normal float16 number, if it has the bits."""
         return self.scale > 0 and self.bits == 4

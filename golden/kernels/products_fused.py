@@ -17,13 +17,13 @@ from m2xfp.errors import InputError, MissingToolError
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.kernels import fused
 
-__all__ = ["fast_matmul"]
+__all__ = ["fast_linear", "fast_matmul"]
 
 
 def fast_matmul(qa: PackedTensor, qw: PackedTensor, accumulator: str, lanes: int) -> Tensor | None:
-    """Return the product of the rows of both, float32 [M, N]; None where the plain path serves.
+    """Return the product of the rows of both, float32; None where the plain path serves.
 
-    ``lanes`` values make one addend. InputError if the fused path is demanded and cannot serve.
+    Shapes are those of ``matmul``, on CUDA also those of ``batched_matmul``; ``lanes`` values make one addend. InputError if the fused path is demanded and cannot serve.
     """
     path = fused._path.get() or os.environ.get("M2XFP_PATH", "auto")
     if path == "plain" or not qa.codes.numel() or not qw.codes.numel():
@@ -42,6 +42,21 @@ def fast_matmul(qa: PackedTensor, qw: PackedTensor, accumulator: str, lanes: int
         return None
     product: Tensor = found.matmul(qa, qw, accumulator, lanes)
     return product
+
+
+def fast_linear(x: Tensor, weight: PackedTensor) -> Tensor | None:
+    """Return x [..., K] times the rows of a packed weight, decoded; None where that is no gain.
+
+    For a few rows of bfloat16 on CUDA: reading the weight is what they cost.
+    """
+    if x.device.type != "cuda" or x.numel() > 16 * x.shape[-1]:
+        return None
+    path = fused._path.get() or os.environ.get("M2XFP_PATH", "auto")
+    found = _kernels(x.device)
+    if path == "plain" or isinstance(found, str):
+        return None
+    product: Tensor | None = found.few_rows(x.reshape(-1, x.shape[-1]), weight)
+    return None if product is None else product.reshape(*x.shape[:-1], -1)
 
 
 @cache

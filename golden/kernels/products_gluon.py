@@ -5,6 +5,8 @@ other units add the group before it. Written in Gluon, Triton's lower level, whi
 products be in flight; without it ``_scaled`` computes the same.
 """
 
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
@@ -27,7 +29,7 @@ _DEPTH = 128
 
 
 @gluon.jit
-def _fetch(a, w, row, column, step, steps, a_tiles, w_tiles, ready, STAGES: gl.constexpr,
+def _fetch(a, w, above_a, above_w, step, steps, a_tiles, w_tiles, ready, STAGES: gl.constexpr,
            BK: gl.constexpr):  # fmt: skip
     """Start to fetch both tiles of a step into its stage; nothing past the last step."""
     stage, there = step % STAGES, step < steps
@@ -42,9 +44,8 @@ def _fetch(a, w, row, column, step, steps, a_tiles, w_tiles, ready, STAGES: gl.c
 
 @gluon.jit
 def _scaled(
-    a, w, out, ranges_a, ranges_w, tensor_scale, M, N, K, stride,
-    SAFE: gl.constexpr, LOW: gl.constexpr, HIGH: gl.constexpr, LEAST: gl.constexpr,
-    LEVELS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr,
+    a, w, out, ranges_a, ranges_w, tensor_scale, M, N, K, stride, span,
+    SAFE: gl.constexpr, LIMITS: gl.constexpr, LEVELS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr,
     SLOTS: gl.constexpr, TALL: gl.constexpr, ROWS_A_RANGE: gl.constexpr,
     STAGES: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
@@ -55,14 +56,16 @@ def _scaled(
     height = gl.minimum(down - band * TALL, TALL)
     inside = program % (TALL * across)
     tile_m, tile_n = band * TALL + inside % height, inside // height
-    row, column = tile_m * BM, tile_n * BN
+    row, column, batch = tile_m * BM, tile_n * BN, gl.program_id(1)
+    above_a, above_w = batch * M + row, batch * N + column
     safe = True
     if not SAFE:
-        at_a, at_w = 2 * (row // ROWS_A_RANGE), 2 * (column // ROWS_A_RANGE)
+        at_a = 2 * (batch * gl.cdiv(M, ROWS_A_RANGE) + row // ROWS_A_RANGE)
+        at_w = 2 * (batch * gl.cdiv(N, ROWS_A_RANGE) + column // ROWS_A_RANGE)
         low_a, low_w = gl.load(ranges_a + at_a), gl.load(ranges_w + at_w)
         high_a, high_w = gl.load(ranges_a + at_a + 1), gl.load(ranges_w + at_w + 1)
-        safe = (low_a + low_w >= LOW) & (gl.minimum(low_a, low_w) >= LEAST)
-        safe = safe & (high_a + high_w >= -HIGH) & (gl.minimum(high_a, high_w) >= -127)
+        safe = (low_a + low_w >= LIMITS[0]) & (gl.minimum(low_a, low_w) >= LIMITS[2])
+        safe = safe & (high_a + high_w >= -LIMITS[1]) & (gl.minimum(high_a, high_w) >= -127)
     if safe:
         a_tiles = gl.allocate_shared_memory(a.dtype, [STAGES, BM, BK], a.layout)
         w_tiles = gl.allocate_shared_memory(w.dtype, [STAGES, BN, BK], w.layout)
@@ -72,7 +75,7 @@ def _scaled(
         fence_async_shared()
         steps = gl.cdiv(K, BK)
         for early in gl.static_range(STAGES):
-            _fetch(a, w, row, column, early, steps, a_tiles, w_tiles, ready, STAGES, BK)
+            _fetch(a, w, above_a, above_w, early, steps, a_tiles, w_tiles, ready, STAGES, BK)
         layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BN, 16])
         zero = gl.zeros([BM, BN], gl.float32, layout)
         acc = gl.zeros([BM, BN], gl.float32, layout)
@@ -91,7 +94,9 @@ def _scaled(
                 before = products
             acc = acc + warpgroup_mma_wait(num_outstanding=0, deps=(before,))
             gl.thread_barrier()
-            _fetch(a, w, row, column, step + STAGES, steps, a_tiles, w_tiles, ready, STAGES, BK)
+            _fetch(
+                a, w, above_a, above_w, step + STAGES, steps, a_tiles, w_tiles, ready, STAGES, BK
+            )
         for early in gl.static_range(STAGES):
             mbarrier.invalidate(ready.index(early))
         if LEVELS:
@@ -100,8 +105,10 @@ def _scaled(
         acc = gl.where(acc == acc, acc, nan)
         rows = row + gl.arange(0, BM, gl.SliceLayout(1, layout))
         columns = column + gl.arange(0, BN, gl.SliceLayout(0, layout))
-        target = out + rows.to(gl.int64)[:, None] * stride + columns[None, :]
-        gl.store(target, acc.to(out.dtype.element_ty), (rows < M)[:, None] & (columns < N)[None, :])
+        target = (
+            out + batch.to(gl.int64) * span + rows.to(gl.int64)[:, None] * stride + columns[None, :]
+        )
+        gl.store(target, acc, (rows < M)[:, None] & (columns < N)[None, :])
 
 
 def multiply(
@@ -111,14 +118,15 @@ def multiply(
     ranges_a: Tensor,
     ranges_w: Tensor,
     level: Tensor,
-    common: dict[str, int],
+    common: dict[str, Any],
 ) -> None:
-    """Multiply decoded operands [M, K] and [N, K] into the safe tiles of ``out``."""
-    m, n = out.shape
+    """Multiply decoded operands, [B * M, K] and [B * N, K], into safe tiles of ``out`` [B, M, N]."""
+    batch, m, n = out.shape
     left, right = _tiles(a), _tiles(w)
-    grid = (triton.cdiv(m, _TILE) * triton.cdiv(n, _TILE),)
+    grid = (triton.cdiv(m, _TILE) * triton.cdiv(n, _TILE), batch)
     _scaled[grid](
-        left, right, out, ranges_a, ranges_w, level, m, n, a.shape[1], out.stride(0), **common,
+        left, right, out, ranges_a, ranges_w, level, m, n, a.shape[1], out.stride(1), out.stride(0),
+        **common,
         BM=_TILE, BN=_TILE, BK=_DEPTH, TALL=8, STAGES=3, WARPS=8, num_warps=8,
     )  # fmt: skip
 

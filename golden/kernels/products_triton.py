@@ -9,13 +9,17 @@ hardware does it.
   which exponents its values lie.
 - ``_scaled`` multiplies tiles whose sums stay normal float32 numbers, whatever their groups hold.
 - ``_careful`` multiplies all other tiles: integers on tensor cores, the accumulation in float64
-  rounded to odd. With ``EXACT`` it adds up in fixed point instead, for any tile.
+  rounded to odd.
+- ``_fixed`` adds up exactly, in windows of fixed point.
+- ``_wide`` cuts wider integers (E4M3 elements) in limbs for int8 tensor cores.
+- ``_few`` multiplies a few rows of floats by packed weights.
 
 Which kernel computes a tile is decided on the device, so nothing waits for it.
 """
 
 import os
 from functools import cache
+from math import prod
 from types import ModuleType
 
 import torch
@@ -31,7 +35,6 @@ __all__ = ["few_rows", "matmul", "serves"]
 _ROWS_A_RANGE = 128
 _EMPTY = 1 << 20  # above every exponent
 _NAN_EXPONENT = tl.constexpr(16384)
-_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Values of an operand that are decoded at a time.
 _WORKSPACE = 1 << 28
@@ -73,66 +76,44 @@ def _load_code(plane, k, live, BITS: tl.constexpr):
 
 
 @triton.jit
-def _decode(
-    codes, scales, meta, out, exponents, ranges, other, rows, groups, other_blocks,
-    GROUP: tl.constexpr, SUB: tl.constexpr, BITS: tl.constexpr, MANTISSA: tl.constexpr,
-    BIAS: tl.constexpr, NAN_CODE: tl.constexpr, SCALE: tl.constexpr, META: tl.constexpr,
-    META_BITS: tl.constexpr, UNIT: tl.constexpr, LANES: tl.constexpr, SLOTS: tl.constexpr,
-    INTEGERS: tl.constexpr, LIMBS: tl.constexpr, ONLY_UNSAFE: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
-    LEAST: tl.constexpr, OTHERS: tl.constexpr, R: tl.constexpr, GROUPS: tl.constexpr,
-    ROWS_A_RANGE: tl.constexpr,
-):  # fmt: skip
-    """Decode R rows of GROUPS groups to ``out``, lanes padded to SLOTS.
+def _values(codes, scales, meta, wide, sub, lane, live, groups, F: tl.constexpr):
+    """Return elements [R, S, lanes] as float32, exact, and of their scales [R, S, 1]: significand,
+    exponent and whether it is NaN.
 
-    Without INTEGERS, element times scale; with it, the integers of both, and their exponents.
-    LIMBS cuts the integers in four of 7 bits, each 2^4 times the one before; three of them are 0.
-    ONLY_UNSAFE leaves out rows that no unsafe tile has.
+    ``F`` is a format, see ``Operand.recipe``; subgroups ``sub`` count along rows ``wide`` (int64).
     """
-    first = tl.program_id(0) * R
-    if ONLY_UNSAFE:
-        block = first // ROWS_A_RANGE
-        lanes = tl.arange(0, OTHERS)
-        low, high = 1048576, 1048576
-        for start in range(0, other_blocks, OTHERS):
-            there = start + lanes < other_blocks
-            low = tl.minimum(low, tl.min(tl.load(other + 2 * (start + lanes), there, 1048576)))
-            high = tl.minimum(
-                high, tl.min(tl.load(other + 2 * (start + lanes) + 1, there, 1048576))
-            )
-        mine, top = tl.load(ranges + 2 * block), tl.load(ranges + 2 * block + 1)
-        safe = (mine + low >= LOW) & (top + high >= -HIGH) & (tl.minimum(mine, low) >= LEAST)
-        safe = safe & (tl.minimum(top, high) >= -127)
-        if safe:
-            return
-    row = first + tl.arange(0, R)[:, None, None]
-    lane = tl.arange(0, SUB)[None, None, :]
+    GROUP: tl.constexpr = F[0]
+    SUB: tl.constexpr = F[1]
+    BITS: tl.constexpr = F[2]
+    MANTISSA: tl.constexpr = F[3]
+    BIAS: tl.constexpr = F[4]
+    NAN_CODE: tl.constexpr = F[5]
+    SCALE: tl.constexpr = F[6]
+    META: tl.constexpr = F[7]
+    META_BITS: tl.constexpr = F[8]
     subs: tl.constexpr = GROUP // SUB
-    sub = tl.program_id(1) * GROUPS * subs + tl.arange(0, GROUPS * subs)[None, :, None]
     group = sub // subs
-    live = (row < rows) & (group < groups)
-    whole = live & (lane >= 0)
-    wide = row.to(tl.int64)
-    k = sub * SUB + lane
     if BITS == 4 and SUB <= 8:  # one word for the whole subgroup
         words = (codes + wide * (groups * GROUP // 2)).to(tl.pointer_type(tl.int32))
         word = tl.load(words + sub * SUB // 8, live, 0)
         code = word >> (sub * SUB % 8 + lane) * 4 & 15
     else:
-        code = _load_code(codes + wide * (groups * GROUP * BITS // 8), k, whole, BITS)
+        whole = live & (lane >= 0)
+        plane = codes + wide * (groups * GROUP * BITS // 8)
+        code = _load_code(plane, sub * SUB + lane, whole, BITS)
     place: tl.constexpr = 1 << (BITS - 1)
     if MANTISSA < 0:
         value = ((code ^ place) - place).to(tl.float32) * _float((127 - BIAS) << 23 | code * 0)
     else:
         magnitude = code & (place - 1)
-        if META == 1:
-            key = magnitude * SUB + (SUB - 1 - lane)
-            top = tl.max(key, 2)[:, :, None]
         if META != 0:
             size: tl.constexpr = (subs * META_BITS + 7) // 8
             bit = sub % subs * META_BITS
             byte = tl.load(meta + wide * (groups * size) + group * size + bit // 8, live, 0)
             field = byte.to(tl.int32) >> (bit % 8) & ((1 << META_BITS) - 1)
         if META == 1:
+            key = magnitude * SUB + (SUB - 1 - lane)
+            top = tl.max(key, 2)[:, :, None]
             fine = 4 * magnitude
             fine = tl.where(key == top, tl.maximum(fine + field - 1, 0), fine)
             value = _minifloat(fine, MANTISSA + 2, BIAS)
@@ -149,7 +130,6 @@ def _decode(
     if SCALE == 0:
         bad = stored == 255
         exponent = stored - 127
-        factor = _float(tl.where(stored == 0, 0x00400000, stored << 23))
         significand = tl.where(bad, float("nan"), 1.0)
     else:
         mag = stored & 127
@@ -157,25 +137,55 @@ def _decode(
         exponent = tl.maximum(mag >> 3, 1) - 10
         number = (mag & 7) + tl.where(mag > 7, 8, 0)
         significand = tl.where(bad, float("nan"), number.to(tl.float32))
-        factor = significand * _float((exponent + 127) << 23)
-    size = (_bits(value) >> 23 & 255) - 127  # exponent of the element
+    return value, significand, exponent, bad
+
+
+@triton.jit
+def _decode(
+    codes, scales, meta, out, exponents, ranges, rows, groups,
+    F: tl.constexpr, UNIT: tl.constexpr, LANES: tl.constexpr, SLOTS: tl.constexpr,
+    INTEGERS: tl.constexpr, LIMBS: tl.constexpr, TRACK: tl.constexpr, R: tl.constexpr,
+    GROUPS: tl.constexpr, ROWS_A_RANGE: tl.constexpr,
+):  # fmt: skip
+    """Decode R rows of GROUPS groups to ``out``, lanes padded to SLOTS; one matrix a program_id(2).
+
+    Without INTEGERS, element times scale; with it, the integers of both, and their exponents.
+    LIMBS cuts the integers in four of 7 bits, each 2^4 times the one before; three of them are 0.
+    TRACK records the exponents that the rows have.
+    """
+    GROUP: tl.constexpr = F[0]
+    SUB: tl.constexpr = F[1]
+    subs: tl.constexpr = GROUP // SUB
+    first = tl.program_id(0) * R
+    local = first + tl.arange(0, R)[:, None, None]
+    lane = tl.arange(0, SUB)[None, None, :]
+    sub = tl.program_id(1) * GROUPS * subs + tl.arange(0, GROUPS * subs)[None, :, None]
+    group = sub // subs
+    live = (local < rows) & (group < groups)
+    whole = live & (lane >= 0)
+    wide = local.to(tl.int64) + tl.program_id(2).to(tl.int64) * rows
+    value, significand, exponent, bad = _values(
+        codes, scales, meta, wide, sub, lane, live, groups, F
+    )
     seen = whole & (value != 0.0) & (value == value) & (bad == 0)
     if INTEGERS:
-        raw = value * significand * _float((127 - UNIT) << 23 | code * 0)
+        raw = value * significand * _float((127 - UNIT) << 23 | lane * 0)
         at = exponent + UNIT + lane * 0
+        seen = seen & (raw != 0.0)
         wrong = bad
-        if LIMBS and NAN_CODE >= 0:
+        if LIMBS and F[5] >= 0:
             lost = tl.max((value != value).to(tl.int32).reshape(R, GROUPS, GROUP), 2)
             lost = tl.broadcast_to(lost[:, :, None], (R, GROUPS, subs)).reshape(R, GROUPS * subs)
             wrong = wrong | (lost[:, :, None] != 0)
         marked = tl.where(wrong, _NAN_EXPONENT, exponent + UNIT)
-        if SCALE != 0:
-            seen = seen & (significand + lane * 0.0 != 0.0)
         spots = sub % subs == 0
         tl.store(exponents + wide * groups + group, marked.to(tl.int16), live & spots)
     else:
-        raw = value * tl.where(bad, float("nan"), factor)
-        at = exponent + size
+        # 2^-127 is subnormal.
+        factor = _float(tl.where(exponent < -126, 0x00400000, (exponent + 127) << 23))
+        raw = value * (significand * factor)
+        at = exponent + (_bits(value) >> 23 & 255) - 127
+    k = sub * SUB + lane
     if LIMBS:
         limb = tl.maximum((_bits(raw) >> 23 & 255) - 130, 0) >> 2
         number = tl.where(raw == raw, raw, 0.0).to(tl.int32)
@@ -188,13 +198,12 @@ def _decode(
         k = k // LANES * SLOTS + k % LANES
     target = out + wide * (groups * (GROUP // LANES) * SLOTS) + k
     tl.store(target, raw.to(out.dtype.element_ty), whole)
-    if not (INTEGERS and ONLY_UNSAFE):
-        if INTEGERS or SCALE == 0 or BITS != 4:
-            low = tl.min(tl.min(tl.min(tl.where(seen, at, 1048576), 2), 1), 0)
-            high = tl.min(tl.min(tl.min(tl.where(seen, -at, 1048576), 2), 1), 0)
-            block = first // ROWS_A_RANGE
-            tl.atomic_min(ranges + 2 * block, low)
-            tl.atomic_min(ranges + 2 * block + 1, high)
+    if TRACK:
+        low = tl.min(tl.min(tl.min(tl.where(seen, at, 1048576), 2), 1), 0)
+        high = tl.min(tl.min(tl.min(tl.where(seen, -at, 1048576), 2), 1), 0)
+        block = tl.program_id(2) * tl.cdiv(rows, ROWS_A_RANGE) + first // ROWS_A_RANGE
+        tl.atomic_min(ranges + 2 * block, low)
+        tl.atomic_min(ranges + 2 * block + 1, high)
 
 
 @triton.jit
@@ -209,8 +218,15 @@ def _place(M, N, BM: tl.constexpr, BN: tl.constexpr, TALL: tl.constexpr):
 
 
 @triton.jit
-def _is_safe(ranges_a, ranges_w, row, column, LOW: tl.constexpr, HIGH: tl.constexpr,
-             LEAST: tl.constexpr):  # fmt: skip
+def _is_safe(ranges_a, ranges_w, tile_m, tile_n, M, N, BM: tl.constexpr, BN: tl.constexpr,
+             LIMITS: tl.constexpr, ROWS_A_RANGE: tl.constexpr):  # fmt: skip
+    """Whether the sums of a tile are normal float32 numbers."""
+    LOW: tl.constexpr = LIMITS[0]
+    HIGH: tl.constexpr = LIMITS[1]
+    LEAST: tl.constexpr = LIMITS[2]
+    batch = tl.program_id(1)
+    row = batch * tl.cdiv(M, ROWS_A_RANGE) + tile_m * BM // ROWS_A_RANGE
+    column = batch * tl.cdiv(N, ROWS_A_RANGE) + tile_n * BN // ROWS_A_RANGE
     low_a, high_a = tl.load(ranges_a + 2 * row), tl.load(ranges_a + 2 * row + 1)
     low_w, high_w = tl.load(ranges_w + 2 * column), tl.load(ranges_w + 2 * column + 1)
     normal = tl.minimum(low_a, low_w) >= LEAST
@@ -227,24 +243,36 @@ def _finish(acc, tensor_scale, LEVELS: tl.constexpr):
 
 
 @triton.jit
+def _store(acc, out, tensor_scale, tile_m, tile_n, M, N, stride, span, LEVELS: tl.constexpr,
+           BM: tl.constexpr, BN: tl.constexpr):  # fmt: skip
+    """Write a tile of the result, see ``_finish``."""
+    row, column = tile_m * BM + tl.arange(0, BM), tile_n * BN + tl.arange(0, BN)
+    acc = _finish(acc, tensor_scale, LEVELS)
+    out += tl.program_id(1).to(tl.int64) * span
+    target = out + row.to(tl.int64)[:, None] * stride + column[None, :]
+    tl.store(target, acc, (row < M)[:, None] & (column < N)[None, :])
+
+
+@triton.jit
 def _scaled(
-    a, w, out, ranges_a, ranges_w, tensor_scale, M, N, K, stride, one,
-    SAFE: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, LEAST: tl.constexpr,
-    LEVELS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, SLOTS: tl.constexpr,
-    TALL: tl.constexpr, ROWS_A_RANGE: tl.constexpr, STAGES: tl.constexpr,
+    a, w, out, ranges_a, ranges_w, tensor_scale, M, N, K, stride, span, one,
+    SAFE: tl.constexpr, LIMITS: tl.constexpr, LEVELS: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, SLOTS: tl.constexpr, TALL: tl.constexpr, ROWS_A_RANGE: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Multiply one safe tile: a group on tensor cores, then one addition."""
     tile_m, tile_n = _place(M, N, BM, BN, TALL)
     if not SAFE:
-        safe = _is_safe(ranges_a, ranges_w, tile_m * BM // ROWS_A_RANGE,
-                        tile_n * BN // ROWS_A_RANGE, LOW, HIGH, LEAST)  # fmt: skip
+        safe = _is_safe(ranges_a, ranges_w, tile_m, tile_n, M, N, BM, BN, LIMITS, ROWS_A_RANGE)
         if not safe:
             return
+    batch = tl.program_id(1).to(tl.int64)
     row, column = tile_m * BM + tl.arange(0, BM), tile_n * BN + tl.arange(0, BN)
     lane = tl.arange(0, SLOTS)
     # Rows past the end repeat the last one; they are not stored.
-    from_a = a + tl.minimum(row, M - 1).to(tl.int64)[:, None] * K + lane[None, :]
-    from_w = w + tl.minimum(column, N - 1).to(tl.int64)[None, :] * K + lane[:, None]
+    wide_m, wide_n = batch * M + tl.minimum(row, M - 1), batch * N + tl.minimum(column, N - 1)
+    from_a = a + wide_m[:, None] * K + lane[None, :]
+    from_w = w + wide_n[None, :] * K + lane[:, None]
     acc = tl.zeros((BM, BN), tl.float32)
     for _ in tl.range(0, K, SLOTS, num_stages=STAGES):
         products = tl.dot(tl.load(from_a), tl.load(from_w))
@@ -252,9 +280,7 @@ def _scaled(
         acc = tl.fma(products, one, acc)
         from_a += SLOTS
         from_w += SLOTS
-    acc = _finish(acc, tensor_scale, LEVELS)
-    target = out + row.to(tl.int64)[:, None] * stride + column[None, :]
-    tl.store(target, acc.to(out.dtype.element_ty), (row < M)[:, None] & (column < N)[None, :])
+    _store(acc, out, tensor_scale, tile_m, tile_n, M, N, stride, span, LEVELS, BM, BN)
 
 
 @triton.jit
@@ -293,15 +319,15 @@ def _add(a, w, acc):
 
 @triton.jit
 def _wide(
-    a, w, exponents_a, exponents_w, out, M, N, groups, stride,
+    a, w, exponents_a, exponents_w, out, M, N, groups, stride, span,
     GROUP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, DIRECTED: tl.constexpr,
 ):  # fmt: skip
     """Multiply one tile of integers in four limbs, for sums of a group up to 2^53."""
     tile_m, tile_n = _place(M, N, BM, BN, 8)
     row, column = tile_m * BM + tl.arange(0, BM), tile_n * BN + tl.arange(0, BN)
     lane = tl.arange(0, GROUP)
-    wide_m = tl.minimum(row, M - 1).to(tl.int64)
-    wide_n = tl.minimum(column, N - 1).to(tl.int64)
+    batch = tl.program_id(1).to(tl.int64)
+    wide_m, wide_n = batch * M + tl.minimum(row, M - 1), batch * N + tl.minimum(column, N - 1)
     from_a = a + wide_m[:, None] * (groups * 4 * GROUP) + lane[None, :]
     from_w = w + wide_n[None, :] * (groups * 4 * GROUP) + lane[:, None]
     acc = tl.zeros((BM, BN), tl.float32)
@@ -332,41 +358,50 @@ def _wide(
             total = tl.where(tl.abs(acc) == float("inf"), acc.to(tl.float64), total)
         acc = tl.where(addend == 0.0, acc, total.to(tl.float32))
         acc = tl.where(bad, float("nan"), acc)
-    acc = _finish(acc, out, False)
-    target = out + row.to(tl.int64)[:, None] * stride + column[None, :]
-    tl.store(target, acc, (row < M)[:, None] & (column < N)[None, :])
+    _store(acc, out, out, tile_m, tile_n, M, N, stride, span, False, BM, BN)
+
+
+@triton.jit
+def _integers(codes, scales, meta, wide, group, groups, F: tl.constexpr, UNIT: tl.constexpr,
+              ROWS: tl.constexpr):  # fmt: skip
+    """Return the integers of one group of ROWS rows, float16 [ROWS, group], and its exponents."""
+    subs: tl.constexpr = F[0] // F[1]
+    lane = tl.arange(0, F[1])[None, None, :]
+    sub = group * subs + tl.arange(0, subs)[None, :, None]
+    rows = wide[:, None, None]
+    value, significand, exponent, bad = _values(
+        codes, scales, meta, rows, sub, lane, rows >= 0, groups, F
+    )
+    raw = value * significand * _float((127 - UNIT) << 23 | lane * 0)
+    marked = tl.max(tl.where(bad, _NAN_EXPONENT, exponent + UNIT), 2)
+    return raw.reshape(ROWS, F[0]).to(tl.float16), tl.max(marked, 1)
 
 
 @triton.jit
 def _careful(
-    a, w, exponents_a, exponents_w, out, ranges_a, ranges_w, tensor_scale, M, N, groups, stride,
-    LOW: tl.constexpr, HIGH: tl.constexpr, LEAST: tl.constexpr, LEVELS: tl.constexpr,
-    EXACT: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr, SLOTS: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, ROWS_A_RANGE: tl.constexpr,
+    codes_a, scales_a, meta_a, codes_w, scales_w, meta_w, out, ranges_a, ranges_w, tensor_scale,
+    M, N, groups, stride, span,
+    A: tl.constexpr, W: tl.constexpr, UNIT_A: tl.constexpr, UNIT_W: tl.constexpr,
+    LIMITS: tl.constexpr, LEVELS: tl.constexpr, LANES: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, ROWS_A_RANGE: tl.constexpr,
 ):  # fmt: skip
-    """Multiply one tile of integers, for any exponents.
-
-    EXACT adds, for one window of WIDTH exponents after the other from the lowest, what falls into
-    it: float64 holds that sum exactly. What reaches beyond the window moves on to the next.
-    """
+    """Multiply one tile that is not safe, from its planes: float64 rounded to odd, then once."""
     tile_m, tile_n = _place(M, N, BM, BN, 8)
-    block_a, block_w = tile_m * BM // ROWS_A_RANGE, tile_n * BN // ROWS_A_RANGE
-    if not EXACT:
-        if _is_safe(ranges_a, ranges_w, block_a, block_w, LOW, HIGH, LEAST):
-            return
+    if _is_safe(ranges_a, ranges_w, tile_m, tile_n, M, N, BM, BN, LIMITS, ROWS_A_RANGE):
+        return
+    batch = tl.program_id(1).to(tl.int64)
     row, column = tile_m * BM + tl.arange(0, BM), tile_n * BN + tl.arange(0, BN)
-    lane = tl.arange(0, SLOTS)
-    wide_m = tl.minimum(row, M - 1).to(tl.int64)
-    wide_n = tl.minimum(column, N - 1).to(tl.int64)
-    K = groups * PARTS * SLOTS
-    from_a = a + wide_m[:, None] * K + lane[None, :]
-    from_w = w + wide_n[None, :] * K + lane[:, None]
-    if not EXACT:
-        acc = tl.zeros((BM, BN), tl.float32)
-        for block in range(0, groups * PARTS):
-            products = tl.dot(tl.load(from_a + block * SLOTS), tl.load(from_w + block * SLOTS))
-            e = tl.load(exponents_a + wide_m * groups + block // PARTS).to(tl.int32)[:, None]
-            e = e + tl.load(exponents_w + wide_n * groups + block // PARTS).to(tl.int32)[None, :]
+    wide_m, wide_n = batch * M + tl.minimum(row, M - 1), batch * N + tl.minimum(column, N - 1)
+    acc = tl.zeros((BM, BN), tl.float32)
+    lane = tl.arange(0, A[0])[None, :]
+    for group in range(0, groups):
+        left, e_a = _integers(codes_a, scales_a, meta_a, wide_m, group, groups, A, UNIT_A, BM)
+        right, e_w = _integers(codes_w, scales_w, meta_w, wide_n, group, groups, W, UNIT_W, BN)
+        e = e_a[:, None] + e_w[None, :]
+        right = tl.trans(right)
+        for part in range(0, A[0] // LANES):
+            mine = left if LANES == A[0] else tl.where(lane // LANES == part, left, 0.0)
+            products = tl.dot(mine.to(tl.float16), right)
             bad = (e >= 8192) | (products != products)
             addend = products.to(tl.float64) * _power(tl.where(bad, 0, e))
             total = _to_odd(acc.to(tl.float64), addend)
@@ -374,36 +409,57 @@ def _careful(
             total = tl.where(tl.abs(acc) == float("inf"), acc.to(tl.float64), total)
             acc = tl.where(products == 0.0, acc, total.to(tl.float32))
             acc = tl.where(bad, float("nan"), acc)
-    else:
-        low = tl.load(ranges_a + 2 * block_a) + tl.load(ranges_w + 2 * block_w)
-        high = -tl.load(ranges_a + 2 * block_a + 1) - tl.load(ranges_w + 2 * block_w + 1)
-        windows = tl.where(high >= low, (high - low) // WIDTH + 1, 1)
-        carry = tl.zeros((BM, BN), tl.float64)
-        rest = tl.zeros((BM, BN), tl.float64)
-        wrong = tl.zeros((BM, BN), tl.int32)
-        down = _power(low * 0 - WIDTH)
-        up = _power(low * 0 + WIDTH)
-        for window in range(0, windows):
-            base = low + window * WIDTH
-            total = carry
-            for block in range(0, groups * PARTS):
-                products = tl.dot(tl.load(from_a + block * SLOTS), tl.load(from_w + block * SLOTS))
-                e = tl.load(exponents_a + wide_m * groups + block // PARTS).to(tl.int32)[:, None]
-                e = e + tl.load(exponents_w + wide_n * groups + block // PARTS).to(tl.int32)[None]
-                wrong = wrong | ((e >= 8192) | (products != products)).to(tl.int32)
-                place = e - base
-                inside = (place >= 0) & (place < WIDTH)
-                part = products.to(tl.float64) * _power(tl.where(inside, place, 0))
-                total = total + tl.where(inside, part, 0.0)
-            carry = tl.floor(total * down + 0.5)
-            rest = _to_odd(total - carry * up, rest * down)
-        base = low + (windows - 1) * WIDTH
-        total = _to_odd(carry * up, rest) * _power(tl.where(high >= low, base, 0))
-        acc = total.to(tl.float32)
-        acc = tl.where(wrong != 0, float("nan"), acc)
-    acc = _finish(acc, tensor_scale, LEVELS)
-    target = out + row.to(tl.int64)[:, None] * stride + column[None, :]
-    tl.store(target, acc.to(out.dtype.element_ty), (row < M)[:, None] & (column < N)[None, :])
+    _store(acc, out, tensor_scale, tile_m, tile_n, M, N, stride, span, LEVELS, BM, BN)
+
+
+@triton.jit
+def _fixed(
+    a, w, exponents_a, exponents_w, out, ranges_a, ranges_w, tensor_scale,
+    M, N, groups, stride, span,
+    LEVELS: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, ROWS_A_RANGE: tl.constexpr,
+):  # fmt: skip
+    """Add up one tile of integers exactly, whatever their exponents; the ``exact`` accumulator.
+
+    One window of WIDTH exponents after the other, from the lowest: float64 holds exactly what
+    falls into it. What reaches beyond the window moves on to the next.
+    """
+    tile_m, tile_n = _place(M, N, BM, BN, 8)
+    batch = tl.program_id(1)
+    block_a = batch * tl.cdiv(M, ROWS_A_RANGE) + tile_m * BM // ROWS_A_RANGE
+    block_w = batch * tl.cdiv(N, ROWS_A_RANGE) + tile_n * BN // ROWS_A_RANGE
+    row, column = tile_m * BM + tl.arange(0, BM), tile_n * BN + tl.arange(0, BN)
+    lane = tl.arange(0, SLOTS)
+    batch = batch.to(tl.int64)
+    wide_m, wide_n = batch * M + tl.minimum(row, M - 1), batch * N + tl.minimum(column, N - 1)
+    from_a = a + wide_m[:, None] * (groups * SLOTS) + lane[None, :]
+    from_w = w + wide_n[None, :] * (groups * SLOTS) + lane[:, None]
+    low = tl.load(ranges_a + 2 * block_a) + tl.load(ranges_w + 2 * block_w)
+    high = -tl.load(ranges_a + 2 * block_a + 1) - tl.load(ranges_w + 2 * block_w + 1)
+    windows = tl.where(high >= low, (high - low) // WIDTH + 1, 1)
+    carry = tl.zeros((BM, BN), tl.float64)
+    rest = tl.zeros((BM, BN), tl.float64)
+    wrong = tl.zeros((BM, BN), tl.int32)
+    down = _power(low * 0 - WIDTH)
+    up = _power(low * 0 + WIDTH)
+    for window in range(0, windows):
+        base = low + window * WIDTH
+        total = carry
+        for group in range(0, groups):
+            products = tl.dot(tl.load(from_a + group * SLOTS), tl.load(from_w + group * SLOTS))
+            e = tl.load(exponents_a + wide_m * groups + group).to(tl.int32)[:, None]
+            e = e + tl.load(exponents_w + wide_n * groups + group).to(tl.int32)[None, :]
+            wrong = wrong | ((e >= 8192) | (products != products)).to(tl.int32)
+            place = e - base
+            inside = (place >= 0) & (place < WIDTH)
+            part = products.to(tl.float64) * _power(tl.where(inside, place, 0))
+            total = total + tl.where(inside, part, 0.0)
+        carry = tl.floor(total * down + 0.5)
+        rest = _to_odd(total - carry * up, rest * down)
+    base = low + (windows - 1) * WIDTH
+    total = _to_odd(carry * up, rest) * _power(tl.where(high >= low, base, 0))
+    acc = tl.where(wrong != 0, float("nan"), total.to(tl.float32))
+    _store(acc, out, tensor_scale, tile_m, tile_n, M, N, stride, span, LEVELS, BM, BN)
 
 
 @triton.jit
@@ -458,11 +514,67 @@ def _few(
     tl.store(target, acc.to(out.dtype.element_ty), (row < M)[:, None] & live[None, :])
 
 
+@triton.jit
+def _along(left, codes, scales, meta, column, at, there, groups, GROUP: tl.constexpr,
+           SCALE: tl.constexpr, META: tl.constexpr):  # fmt: skip
+    """Return the products of words ``at`` of one packed row with ``left`` [words, 8] * 2^63."""
+    wide = column.to(tl.int64)
+    words = (codes + wide * (groups * GROUP // 2)).to(tl.pointer_type(tl.int32))
+    packed = tl.load(words + at, there, 0)[:, None]
+    group = at // (GROUP // 8)
+    stored = tl.load(scales + wide * groups + group, there, 0).to(tl.int32)
+    if SCALE == 0:
+        factor = _float(tl.where(stored == 0, 0x00400000, stored << 23))
+        factor = tl.where(stored == 255, float("nan"), factor)
+    else:
+        factor = _minifloat(stored & 127, 3, 7)
+        factor = tl.where((stored & 127) == 127, float("nan"), factor)
+    if META == 2:
+        field = tl.load(meta + wide * groups + group, there, 0).to(tl.int32)
+        field = field >> (2 * (at % (GROUP // 8))) & 3
+        factor = factor * ((4 + field).to(tl.float32) * 0.25)
+    # E2M1 fields in the place of float32's are the values times 2^-126.
+    high = packed << (28 - 4 * tl.arange(0, 8)[None, :])
+    fields = _float((high & -2147483648) | ((high >> 6) & 0x01C00000))
+    return tl.sum(fields * left, 1) * 9.223372036854775808e18 * factor
+
+
+@triton.jit
+def _one(
+    x, codes, scales, meta, out, N, K, groups,
+    GROUP: tl.constexpr, SCALE: tl.constexpr, META: tl.constexpr, BW: tl.constexpr,
+):  # fmt: skip
+    """Multiply row program_id(1) of x [M, K] by 4 packed rows of E2M1 weights, in float32."""
+    column = tl.program_id(0) * 4
+    row = tl.program_id(1)
+    c1, c2 = tl.minimum(column + 1, N - 1), tl.minimum(column + 2, N - 1)
+    c3 = tl.minimum(column + 3, N - 1)
+    word, lane = tl.arange(0, BW), tl.arange(0, 8)
+    y0, y1 = tl.zeros((BW,), tl.float32), tl.zeros((BW,), tl.float32)
+    y2, y3 = tl.zeros((BW,), tl.float32), tl.zeros((BW,), tl.float32)
+    for start in range(0, groups * GROUP // 8, BW):
+        at = start + word
+        there = at < groups * GROUP // 8
+        k = at[:, None] * 8 + lane[None, :]
+        left = tl.load(x + row.to(tl.int64) * K + k, k < K, 0.0).to(tl.float32)
+        left = left * 9.223372036854775808e18
+        y0 += _along(left, codes, scales, meta, column, at, there, groups, GROUP, SCALE, META)
+        y1 += _along(left, codes, scales, meta, c1, at, there, groups, GROUP, SCALE, META)
+        y2 += _along(left, codes, scales, meta, c2, at, there, groups, GROUP, SCALE, META)
+        y3 += _along(left, codes, scales, meta, c3, at, there, groups, GROUP, SCALE, META)
+    target = out + row.to(tl.int64) * N + column
+    kind: tl.constexpr = out.dtype.element_ty
+    tl.store(target, tl.sum(y0, 0).to(kind))
+    tl.store(target + 1, tl.sum(y1, 0).to(kind), column + 1 < N)
+    tl.store(target + 2, tl.sum(y2, 0).to(kind), column + 2 < N)
+    tl.store(target + 3, tl.sum(y3, 0).to(kind), column + 3 < N)
+
+
 def few_rows(x: Tensor, weight: PackedTensor) -> Tensor | None:
-    """Return x [M, K] in bfloat16 times the rows of a packed weight, decoded; None if M is large.
+    """Return x [M, K] in bfloat16 times the rows of a packed weight; None where this is no gain.
 
     For weights of E2M1 elements without Elem-EM, and up to 16 rows: what is read of the weight are
-    its planes.
+    its planes. Sums are float32, their order is not that of ``F.linear``.
     """
     facts = describe(weight.format.block)
     m, n = len(x), weight.shape[0]
@@ -470,20 +582,25 @@ def few_rows(x: Tensor, weight: PackedTensor) -> Tensor | None:
         return None
     if (facts.bits, facts.mantissa, facts.bias, facts.subgroup) != (4, 1, 1, 8):
         return None
-    if facts.metadata not in (0, 2) or weight.tensor_scale is not None or facts.group > 64:
+    if facts.metadata not in (0, 2) or weight.tensor_scale is not None:
         return None
-    if facts.scale == 2 or (facts.metadata == 2 and facts.group > 32):
+    if facts.scale == 2 or facts.group not in (16, 32):
         return None
     codes, scales, meta = (_aligned(plane) for plane in _planes(weight))
-    groups = scales.shape[1]
-    bn, split = (32, 1) if n >= 8192 else (32, 4)
-    parts = torch.empty(split, m, n, dtype=torch.float32 if split > 1 else x.dtype, device=x.device)
-    _few[triton.cdiv(n, bn), split](
-        x.contiguous(), codes, scales, meta, parts, m, n, x.shape[1], groups,
-        GROUP=facts.group, SCALE=facts.scale, META=facts.metadata, ROWS=16, BN=bn, BK=256,
-        SPLIT=split, STAGES=3, num_warps=4,
+    groups, x = scales.shape[1], x.contiguous()
+    common = {"GROUP": facts.group, "SCALE": facts.scale, "META": facts.metadata}
+    out = torch.empty(m, n, dtype=x.dtype, device=x.device)
+    if m <= 4:
+        _one[triton.cdiv(n, 4), m](
+            x, codes, scales, meta, out, n, x.shape[1], groups, **common, BW=128,
+            num_warps=4,
+        )  # fmt: skip
+        return out
+    _few[triton.cdiv(n, 32), 1](
+        x, codes, scales, meta, out, m, n, x.shape[1], groups, **common, ROWS=16, BN=32, BK=256,
+        SPLIT=1, STAGES=3, num_warps=4,
     )  # fmt: skip
-    return parts[0] if split == 1 else parts.sum(0).to(x.dtype)
+    return out
 
 
 def _slots(lanes: int) -> int:
@@ -494,7 +611,7 @@ def _slots(lanes: int) -> int:
 def serves(qa: PackedTensor, qw: PackedTensor, accumulator: str, lanes: int) -> bool:
     """Whether these kernels compute the product."""
     a, w = describe(qa.format.block), describe(qw.format.block)
-    if a is None or w is None or lanes == 1:
+    if a is None or w is None or lanes == 1 or a.group < 16:
         return False
     if sum_bound(a, w, lanes) >= 1 << 24:
         return accumulator == "fp32" and _limbs(a) and _limbs(w)
@@ -503,11 +620,8 @@ def serves(qa: PackedTensor, qw: PackedTensor, accumulator: str, lanes: int) -> 
 
 def _limbs(side: Operand) -> bool:
     """Whether the integers of a format go into four limbs of 7 bits, each into one."""
-    return (
-        side.scale == 0
-        and side.group in (32, 64)
-        and (side.largest < 128 or (side.width <= 4 and side.largest < 1 << 18))
-    )
+    small = side.largest < 128 or (side.width <= 4 and side.largest < 1 << 18)
+    return side.scale == 0 and side.group in (32, 64) and small
 
 
 def _type(a: Operand, w: Operand) -> torch.dtype | None:
@@ -520,42 +634,36 @@ def _type(a: Operand, w: Operand) -> torch.dtype | None:
     return torch.float16 if a.small_range and w.small_range else None
 
 
-class _Rows:
-    """Rows of a packed tensor, decoded: what the kernels multiply."""
+class _Matrices:
+    """Packed matrices [batch, rows, K], and their values as the kernels multiply them."""
 
-    def __init__(self, packed: PackedTensor, facts: Operand, lanes: int, rows: slice) -> None:
+    def __init__(self, planes: list[Tensor], facts: Operand, lanes: int) -> None:
         self.facts, self.lanes = facts, lanes
-        planes = [_aligned(part.flatten(0, -2)[rows]) for part in _planes(packed)]
-        self.codes, self.scales, self.meta = planes
-        self.count, self.groups = self.scales.shape
-        self.blocks = -(-self.count // _ROWS_A_RANGE)
-        self.ranges = torch.full((self.blocks, 2), _EMPTY, dtype=torch.int32, device=packed.device)
-        self.exponents = self.ranges
+        self.codes, self.scales, self.meta = (_aligned(plane) for plane in planes)
+        self.batch, self.rows, self.groups = self.scales.shape
+        self.blocks = self.batch * -(-self.rows // _ROWS_A_RANGE)
+        self.exponents = self.scales
 
-    def decode(
-        self, dtype: torch.dtype, integers: bool, other: "_Rows | None", bounds: tuple[int, ...]
-    ) -> Tensor:
-        """Return the operand; with ``other`` only the rows that are unsafe with it."""
+    def decode(self, ranges: Tensor, dtype: torch.dtype, integers: bool) -> Tensor:
+        """Return the operand, rows of all matrices after each other, and note its exponents."""
         facts, slots = self.facts, _slots(self.lanes)
         limbs = dtype == torch.int8
         parts = 4 if limbs else facts.group // self.lanes
-        shape = (self.count, self.groups * parts * slots)
+        shape = (self.batch * self.rows, self.groups * parts * slots)
         make = torch.zeros if slots > self.lanes else torch.empty
         out = make(shape, dtype=dtype, device=self.codes.device)
         if integers:
             self.exponents = torch.empty_like(self.scales, dtype=torch.int16)
-        across = max(1, 128 // facts.group)
-        low, high, least = bounds
-        grid = (triton.cdiv(self.count, 16), triton.cdiv(self.groups, across))
+        # Long runs along a row are written in whole lines.
+        across = min(2048 // facts.group, triton.next_power_of_2(self.groups))
+        down = 2048 // (across * facts.group)
+        down = min(down, _ROWS_A_RANGE)
+        grid = (-(-self.rows // down), -(-self.groups // across), self.batch)
         _decode[grid](
-            self.codes, self.scales, self.meta, out, self.exponents, self.ranges,
-            self.ranges if other is None else other.ranges, self.count, self.groups,
-            0 if other is None else other.blocks,
-            GROUP=facts.group, SUB=facts.subgroup, BITS=facts.bits, MANTISSA=facts.mantissa,
-            BIAS=facts.bias, NAN_CODE=facts.nan_code, SCALE=facts.scale, META=facts.metadata,
-            META_BITS=facts.metadata_bits, UNIT=facts.unit, LANES=self.lanes, SLOTS=slots,
-            INTEGERS=integers, LIMBS=limbs, ONLY_UNSAFE=other is not None, LOW=low, HIGH=high, LEAST=least,
-            OTHERS=256, R=16, GROUPS=across, ROWS_A_RANGE=_ROWS_A_RANGE,
+            self.codes, self.scales, self.meta, out, self.exponents, ranges, self.rows,
+            self.groups, F=facts.recipe, UNIT=facts.unit, LANES=self.lanes, SLOTS=slots,
+            INTEGERS=integers, LIMBS=limbs, TRACK=not limbs and (integers or not facts.small_range),
+            R=down, GROUPS=across, ROWS_A_RANGE=_ROWS_A_RANGE,
         )  # fmt: skip
         return out
 
@@ -571,82 +679,101 @@ def _planes(packed: PackedTensor) -> tuple[Tensor, Tensor, Tensor]:
     return packed.codes, packed.scales, meta
 
 
-def _chunks(count: int, width: int) -> list[slice]:
-    step = max(_ROWS_A_RANGE, _WORKSPACE // max(1, width) // _ROWS_A_RANGE * _ROWS_A_RANGE)
+def _chunks(count: int, width: int, unit: int = 1) -> list[slice]:
+    step = max(unit, _WORKSPACE // max(1, width) // unit * unit)
     return [slice(start, min(count, start + step)) for start in range(0, count, step)]
 
 
 def matmul(qa: PackedTensor, qw: PackedTensor, accumulator: str, lanes: int) -> Tensor:
-    """Return the product of the rows of [..., K] and [N, K], float32 [M, N]; see ``serves``."""
+    """Return the product of the rows of [B, M, K] and [B, N, K], float32 [B, M, N].
+
+    Leading dimensions are flattened: those of ``qa`` to M rows if ``qw`` has two dimensions, else
+    those of both to B; see ``serves``.
+    """
     a, w = describe(qa.format.block), describe(qw.format.block)
     assert a is not None
     assert w is not None
-    rows = qa.codes.shape[:-1].numel()
-    out = torch.empty(rows, qw.shape[0], dtype=torch.float32, device=qa.device)
-    level = out
+    batch, n = (1 if len(qw.shape) == 2 else prod(qw.shape[:-2])), qw.shape[-2]
+    left, right = (
+        [plane.reshape(batch, -1, plane.shape[-1]) for plane in _planes(packed)]
+        for packed in (qa, qw)
+    )
+    m, width = left[0].shape[1], left[1].shape[-1] * a.group // lanes * _slots(lanes)
+    out = torch.empty(batch, m, n, dtype=torch.float32, device=qa.device)
+    level = None
     if qa.tensor_scale is not None and qw.tensor_scale is not None:
         level = qa.tensor_scale * qw.tensor_scale
-    width = qa.scales.shape[-1] * a.group // lanes * _slots(lanes)
-    for columns in _chunks(qw.shape[0], width):
-        right = _Rows(qw, w, lanes, columns)
-        for some in _chunks(rows, width):
-            _multiply(_Rows(qa, a, lanes, some), right, accumulator, level, out[some, columns])
+    for some in _chunks(batch, max(m, n) * width):
+        for columns in _chunks(n, width, _ROWS_A_RANGE):
+            weights = _Matrices([p[some, columns] for p in right], w, lanes)
+            for rows in _chunks(m, width, _ROWS_A_RANGE):
+                inputs = _Matrices([p[some, rows] for p in left], a, lanes)
+                _multiply(inputs, weights, accumulator, level, out[some, rows, columns])
     return out
 
 
-def _multiply(a: _Rows, w: _Rows, accumulator: str, level: Tensor, out: Tensor) -> None:
-    bounds = limits(a.facts, w.facts, a.lanes)
-    low, high, least = bounds
-    slots, exact = _slots(a.lanes), accumulator == "exact"
-    parts = a.facts.group // a.lanes
-    levels = level is not out and level.ndim == 0
+def _multiply(
+    a: _Matrices, w: _Matrices, accumulator: str, level: Tensor | None, out: Tensor
+) -> None:
+    """Multiply into ``out`` [batch, M, N]."""
+    lanes, slots = a.lanes, _slots(a.lanes)
+    bits = sum_bound(a.facts, w.facts, lanes).bit_length()
+    batch, m, n = out.shape
+    sizes = (m, n, a.groups, out.stride(1), out.stride(0))
+    scale, levels = (out, False) if level is None else (level, True)
+
+    def grid(bm: int, bn: int) -> tuple[int, int]:
+        return -(-m // bm) * -(-n // bn), batch
+
+    if bits > 24:
+        left, right = (side.decode(out, torch.int8, True) for side in (a, w))
+        _wide[grid(64, 64)](
+            left, right, a.exponents, w.exponents, out, *sizes, GROUP=lanes, BM=64, BN=64,
+            DIRECTED=not _INTERPRETED, num_warps=4,
+        )  # fmt: skip
+        return
+    ranges = torch.full((a.blocks + w.blocks, 2), _EMPTY, dtype=torch.int32, device=out.device)
+    ranges_a, ranges_w = ranges[: a.blocks], ranges[a.blocks :]
+    if accumulator == "exact":
+        left, right = (
+            side.decode(part, torch.float16, True) for side, part in ((a, ranges_a), (w, ranges_w))
+        )
+        window = 51 - bits - (a.groups + 1).bit_length()
+        _fixed[grid(64, 64)](
+            left, right, a.exponents, w.exponents, out, ranges_a, ranges_w, scale, *sizes,
+            LEVELS=levels, WIDTH=window, SLOTS=slots, BM=64, BN=64, ROWS_A_RANGE=_ROWS_A_RANGE,
+            num_warps=4,
+        )  # fmt: skip
+        return
+    dtype = _type(a.facts, w.facts)
+    assert dtype is not None
+    left, right = a.decode(ranges_a, dtype, False), w.decode(ranges_w, dtype, False)
+    bounds = limits(a.facts, w.facts, lanes)
+    # The exponents of E4M3 scales and E2M1 elements cannot reach the ends of float32.
+    safe = a.facts.small_range and w.facts.small_range
     common = {
-        "LOW": low,
-        "HIGH": high,
-        "LEAST": least,
+        "SAFE": safe,
+        "LIMITS": bounds,
         "LEVELS": levels,
         "SLOTS": slots,
         "ROWS_A_RANGE": _ROWS_A_RANGE,
     }
-    m, n = out.shape
-    other_a, other_w = None, None
-    bits = sum_bound(a.facts, w.facts, a.lanes).bit_length()
-    if bits > 24:
-        left, right = (side.decode(torch.int8, True, None, bounds) for side in (a, w))
-        grid = (triton.cdiv(m, 64) * triton.cdiv(n, 64),)
-        _wide[grid](
-            left, right, a.exponents, w.exponents, out, m, n, a.groups, out.stride(0),
-            GROUP=a.facts.group, BM=64, BN=64, DIRECTED=not _INTERPRETED, num_warps=4,
+    hopper = _hopper(out.device)
+    if hopper is not None and m > 64 and slots <= 64:
+        hopper.multiply(left, right, out, ranges_a, ranges_w, scale, common)
+    else:
+        bm, bn, warps, stages = _tile(m, slots)
+        _scaled[grid(bm, bn)](
+            left, right, out, ranges_a, ranges_w, scale, m, n, left.shape[1], *sizes[3:], 1.0,
+            **common, BM=bm, BN=bn, TALL=8, STAGES=stages, num_warps=warps,
         )  # fmt: skip
-        return
-    if not exact:
-        dtype = _type(a.facts, w.facts)
-        assert dtype is not None
-        left, right = (side.decode(dtype, False, None, bounds) for side in (a, w))
-        # The exponents of E4M3 scales and E2M1 elements cannot reach the ends of float32.
-        safe = a.facts.small_range and w.facts.small_range
-        hopper = _hopper(out.device)
-        if hopper is not None and m > 64 and slots <= 64:
-            hopper.multiply(left, right, out, a.ranges, w.ranges, level, {"SAFE": safe, **common})
-        else:
-            bm, bn, warps, stages = _tile(m, n, slots)
-            grid = (triton.cdiv(m, bm) * triton.cdiv(n, bn),)
-            _scaled[grid](
-                left, right, out, a.ranges, w.ranges, level, m, n, left.shape[1], out.stride(0),
-                1.0, SAFE=safe, **common, BM=bm, BN=bn, TALL=8, STAGES=stages, num_warps=warps,
-            )  # fmt: skip
-        if safe:
-            return
-        other_a, other_w = w, a
-    left = a.decode(torch.float16, True, other_a, bounds)
-    right = w.decode(torch.float16, True, other_w, bounds)
-    window = 51 - bits - (a.groups * parts + 1).bit_length()
-    grid = (triton.cdiv(m, 64) * triton.cdiv(n, 64),)
-    _careful[grid](
-        left, right, a.exponents, w.exponents, out, a.ranges, w.ranges, level, m, n, a.groups,
-        out.stride(0), **common, EXACT=exact, WIDTH=window, PARTS=parts, BM=64, BN=64,
-        num_warps=4,
-    )  # fmt: skip
+    if not safe:
+        _careful[grid(64, 64)](
+            a.codes, a.scales, a.meta, w.codes, w.scales, w.meta, out, ranges_a, ranges_w, scale,
+            *sizes, A=a.facts.recipe, W=w.facts.recipe, UNIT_A=a.facts.unit, UNIT_W=w.facts.unit,
+            LIMITS=bounds, LEVELS=levels, LANES=lanes, BM=64, BN=64,
+            ROWS_A_RANGE=_ROWS_A_RANGE, num_warps=4,
+        )  # fmt: skip
 
 
 @cache
@@ -661,7 +788,7 @@ def _hopper(device: torch.device) -> ModuleType | None:
     return products_gluon
 
 
-def _tile(m: int, n: int, slots: int) -> tuple[int, int, int, int]:
+def _tile(m: int, slots: int) -> tuple[int, int, int, int]:
     """Return rows, columns, warps and stages of a tile of the fast kernel."""
     if slots > 64:
         return 64, 64, 4, 2
