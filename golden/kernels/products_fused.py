@@ -23,7 +23,8 @@ __all__ = ["fast_linear", "fast_matmul"]
 def fast_matmul(qa: PackedTensor, qw: PackedTensor, accumulator: str, lanes: int) -> Tensor | None:
     """Return the product of the rows of both, float32; None where the plain path serves.
 
-    Shapes are those of ``matmul``, on CUDA also those of ``batched_matmul``; ``lanes`` values make one addend. InputError if the fused path is demanded and cannot serve.
+    Shapes are those of ``matmul``, on CUDA also those of ``batched_matmul``; ``lanes`` values make
+    one addend. InputError if the fused path is demanded and cannot serve.
     """
     path = fused._path.get() or os.environ.get("M2XFP_PATH", "auto")
     if path == "plain" or not qa.codes.numel() or not qw.codes.numel():

@@ -1,3 +1,4 @@
+# ruff: noqa: N803 - compile-time parameters are in capitals
 """The fast product for Hopper GPUs: the same arithmetic as ``_scaled``, its steps overlapped.
 
 Tiles come through the tensor memory accelerator; while the tensor cores multiply one group, the
@@ -29,7 +30,7 @@ _DEPTH = 128
 
 
 @gluon.jit
-def _fetch(a, w, above_a, above_w, step, steps, a_tiles, w_tiles, ready, STAGES: gl.constexpr,
+def _fetch(a, w, row, column, step, steps, a_tiles, w_tiles, ready, STAGES: gl.constexpr,
            BK: gl.constexpr):  # fmt: skip
     """Start to fetch both tiles of a step into its stage; nothing past the last step."""
     stage, there = step % STAGES, step < steps
@@ -45,9 +46,9 @@ def _fetch(a, w, above_a, above_w, step, steps, a_tiles, w_tiles, ready, STAGES:
 @gluon.jit
 def _scaled(
     a, w, out, ranges_a, ranges_w, tensor_scale, M, N, K, stride, span,
-    SAFE: gl.constexpr, LIMITS: gl.constexpr, LEVELS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr,
-    SLOTS: gl.constexpr, TALL: gl.constexpr, ROWS_A_RANGE: gl.constexpr,
-    STAGES: gl.constexpr, WARPS: gl.constexpr,
+    SAFE: gl.constexpr, LIMITS: gl.constexpr, LEVELS: gl.constexpr, BM: gl.constexpr,
+    BN: gl.constexpr, BK: gl.constexpr, SLOTS: gl.constexpr, TALL: gl.constexpr,
+    ROWS_A_RANGE: gl.constexpr, STAGES: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
     """Multiply one safe tile: a group on tensor cores, then one addition."""
     program = gl.program_id(0)
@@ -83,6 +84,7 @@ def _scaled(
         for step in range(0, steps):
             stage = step % STAGES
             mbarrier.wait(ready.index(stage), step // STAGES & 1)
+            before = zero
             for group in gl.static_range(BK // SLOTS):
                 products = warpgroup_mma(
                     a_tiles.index(stage).slice(group * SLOTS, SLOTS, dim=1),
@@ -120,7 +122,7 @@ def multiply(
     level: Tensor,
     common: dict[str, Any],
 ) -> None:
-    """Multiply decoded operands, [B * M, K] and [B * N, K], into safe tiles of ``out`` [B, M, N]."""
+    """Multiply decoded operands [B * M, K] and [B * N, K] into the safe tiles of ``out``."""
     batch, m, n = out.shape
     left, right = _tiles(a), _tiles(w)
     grid = (triton.cdiv(m, _TILE) * triton.cdiv(n, _TILE), batch)

@@ -1,3 +1,4 @@
+# ruff: noqa: N803, N806 - compile-time parameters are in capitals
 """Matrix products of packed tensors on CUDA tensor cores, bit for bit those of the plain path.
 
 An element times its scale has few significant bits, so a 16-bit float holds it exactly, and the sum
@@ -77,8 +78,9 @@ def _load_code(plane, k, live, BITS: tl.constexpr):
 
 @triton.jit
 def _values(codes, scales, meta, wide, sub, lane, live, groups, F: tl.constexpr):
-    """Return elements [R, S, lanes] as float32, exact, and of their scales [R, S, 1]: significand,
-    exponent and whether it is NaN.
+    """Return elements [R, S, lanes] as float32, exact, and facts of their scales, [R, S, 1].
+
+    The facts are the significand, the exponent and whether it is NaN.
 
     ``F`` is a format, see ``Operand.recipe``; subgroups ``sub`` count along rows ``wide`` (int64).
     """
@@ -400,7 +402,7 @@ def _careful(
         e = e_a[:, None] + e_w[None, :]
         right = tl.trans(right)
         for part in range(0, A[0] // LANES):
-            mine = left if LANES == A[0] else tl.where(lane // LANES == part, left, 0.0)
+            mine = left if A[0] == LANES else tl.where(lane // LANES == part, left, 0.0)
             products = tl.dot(mine.to(tl.float16), right)
             bad = (e >= 8192) | (products != products)
             addend = products.to(tl.float64) * _power(tl.where(bad, 0, e))
