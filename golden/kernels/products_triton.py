@@ -13,7 +13,7 @@ hardware does it.
   rounded to odd.
 - ``_fixed`` adds up exactly, in windows of fixed point.
 - ``_wide`` cuts wider integers (E4M3 elements) in limbs for int8 tensor cores.
-- ``_few`` multiplies a few rows of floats by packed weights.
+- ``_one`` multiplies a row of floats by packed weights.
 
 Which kernel computes a tile is decided on the device, so nothing waits for it.
 """
@@ -465,58 +465,6 @@ def _fixed(
 
 
 @triton.jit
-def _few(
-    x, codes, scales, meta, out, M, N, K, groups,
-    GROUP: tl.constexpr, SCALE: tl.constexpr, META: tl.constexpr, ROWS: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """Multiply a few rows x [M, K] of 16-bit floats by packed E2M1 weights, decoded on the way.
-
-    Program (n, s) adds up the s-th part of K for BN columns, in float32.
-    """
-    column = tl.program_id(0) * BN + tl.arange(0, BN)
-    live = column < N
-    wide = tl.minimum(column, N - 1).to(tl.int64)[:, None]
-    row = tl.arange(0, ROWS)
-    lane = tl.arange(0, 8)[None, None, :]
-    word = tl.arange(0, BK // 8)[None, :]
-    depth = tl.arange(0, BK)
-    words = (codes + wide * (groups * GROUP // 2)).to(tl.pointer_type(tl.int32)) + word
-    # E2M1 fields in the place of bfloat16's are the values times 2^-126.
-    restore = tl.full((1,), 0x7E80, tl.int16).to(tl.bfloat16, bitcast=True)
-    acc = tl.zeros((ROWS, BN), tl.float32)
-    steps = tl.cdiv(groups * GROUP, BK * SPLIT)
-    first = tl.program_id(1) * steps * BK
-    for start in tl.range(first, first + steps * BK, BK, num_stages=STAGES):
-        there = start + word * 8 < groups * GROUP
-        packed = tl.load(words + start // 8, there, 0)
-        code = packed[:, :, None] >> (4 * lane)
-        fields = ((code & 7) << 6 | (code & 8) << 12).to(tl.int16)
-        value = fields.to(tl.bfloat16, bitcast=True) * restore[:, None, None]
-        group = (start + word * 8) // GROUP
-        stored = tl.load(scales + wide * groups + group, there, 0).to(tl.int32)
-        if SCALE == 0:
-            bits = tl.where(stored == 0, 0x40, tl.where(stored == 255, 0x7FC0, stored << 7))
-            factor = bits.to(tl.int16).to(tl.bfloat16, bitcast=True)
-        else:
-            mag = stored & 127
-            number = (
-                _float(mag << 20) * 1.329227995784916e36
-            )  # 2^120, E4M3's bias against float32's
-            factor = tl.where(mag == 127, float("nan"), number).to(tl.bfloat16)
-        if META == 2:
-            field = tl.load(meta + wide * groups + group, there, 0).to(tl.int32)
-            field = field >> (2 * ((start // 8 + word) % (GROUP // 8))) & 3
-            factor = factor * ((4 + field).to(tl.float32) * 0.25).to(tl.bfloat16)
-        value = (value * factor[:, :, None]).reshape(BN, BK)
-        inside = (row < M)[:, None] & (start + depth < K)[None, :]
-        left = tl.load(x + row[:, None] * K + start + depth[None, :], inside, 0.0)
-        acc = tl.dot(left, tl.trans(value).to(left.dtype), acc)
-    target = out + tl.program_id(1) * M * N + row[:, None].to(tl.int64) * N + column[None, :]
-    tl.store(target, acc.to(out.dtype.element_ty), (row < M)[:, None] & live[None, :])
-
-
-@triton.jit
 def _along(left, codes, scales, meta, column, at, there, groups, GROUP: tl.constexpr,
            SCALE: tl.constexpr, META: tl.constexpr):  # fmt: skip
     """Return the products of words ``at`` of one packed row with ``left`` [words, 8] * 2^63."""
@@ -575,12 +523,12 @@ def _one(
 def few_rows(x: Tensor, weight: PackedTensor) -> Tensor | None:
     """Return x [M, K] in bfloat16 times the rows of a packed weight; None where this is no gain.
 
-    For weights of E2M1 elements without Elem-EM, and up to 16 rows: what is read of the weight are
-    its planes. Sums are float32, their order is not that of ``F.linear``.
+    That is with more than two rows, and weights that are not E2M1 elements without Elem-EM. What is
+    read of the weight are its planes. Sums are float32; their order is not that of ``F.linear``.
     """
     facts = describe(weight.format.block)
     m, n = len(x), weight.shape[0]
-    if facts is None or not 0 < m <= 16 or x.dtype != torch.bfloat16 or not n or not x.shape[1]:
+    if facts is None or not 0 < m <= 2 or x.dtype != torch.bfloat16 or not n or not x.shape[1]:
         return None
     if (facts.bits, facts.mantissa, facts.bias, facts.subgroup) != (4, 1, 1, 8):
         return None
@@ -589,18 +537,10 @@ def few_rows(x: Tensor, weight: PackedTensor) -> Tensor | None:
     if facts.scale == 2 or facts.group not in (16, 32):
         return None
     codes, scales, meta = (_aligned(plane) for plane in _planes(weight))
-    groups, x = scales.shape[1], x.contiguous()
-    common = {"GROUP": facts.group, "SCALE": facts.scale, "META": facts.metadata}
     out = torch.empty(m, n, dtype=x.dtype, device=x.device)
-    if m <= 4:
-        _one[triton.cdiv(n, 4), m](
-            x, codes, scales, meta, out, n, x.shape[1], groups, **common, BW=128,
-            num_warps=4,
-        )  # fmt: skip
-        return out
-    _few[triton.cdiv(n, 32), 1](
-        x, codes, scales, meta, out, m, n, x.shape[1], groups, **common, ROWS=16, BN=32, BK=256,
-        SPLIT=1, STAGES=3, num_warps=4,
+    _one[triton.cdiv(n, 4), m](
+        x.contiguous(), codes, scales, meta, out, n, x.shape[1], scales.shape[1],
+        GROUP=facts.group, SCALE=facts.scale, META=facts.metadata, BW=128, num_warps=4,
     )  # fmt: skip
     return out
 
