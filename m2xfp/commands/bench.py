@@ -51,6 +51,9 @@ def _describe(device: "torch.device") -> str:
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: PyTorch's]")
 @click.option("--path", type=click.Choice(["auto", "plain", "fused"]), default="auto")
+@click.option(
+    "--products", is_flag=True, help="Measure products and layers against PyTorch's instead."
+)
 @click.option("--format", "formats", multiple=True, metavar="NAME", help="Only these formats.")
 @click.option(
     "-o",
@@ -64,6 +67,7 @@ def command(
     values: int | None,
     threads: int | None,
     path: str,
+    products: bool,
     formats: tuple[str, ...],
     output: Path | None,
 ) -> None:
@@ -73,6 +77,7 @@ def command(
     m2xfp bench                                      every format, bfloat16
     m2xfp bench --format m2xfp-act --dtype float32   one format
     m2xfp bench --path plain                         without the fused kernels
+    m2xfp bench --products                           products and layers
 
     Prints a markdown table: 10^9 values per second, the share of a copy's speed, and the largest
     amount of memory allocated meanwhile over the size of the result. Formats without a fused path
@@ -90,6 +95,9 @@ def command(
     chosen = _device(device)
     if threads is not None:
         torch.set_num_threads(threads)
+    if products:
+        _products(chosen, output)
+        return
     cuda = chosen.type == "cuda"
     count = values or (1 << 29 if cuda else 1 << 25)
     rows = tuple(row for row in ROWS if not formats or row[0] in formats)
@@ -110,3 +118,26 @@ def command(
         write_atomic(output / f"{stem}.md", text)
         data = {**facts, "measurements": [asdict(m) for m in measured]}
         write_atomic(output / f"{stem}.json", json.dumps(data, indent=1) + "\n")
+
+
+def _products(device: "torch.device", output: Path | None) -> None:
+    """Measure products and layers; print the table, write bench-DEVICE-products.md and .json."""
+    import torch
+    from tqdm import tqdm
+
+    from m2xfp.files import write_atomic
+    from m2xfp.models.bench_products import bench_layers, bench_products, ratio_table
+
+    cuda = device.type == "cuda"
+    shape = (4096, 4096, 4096) if cuda else (512, 2048, 2048)
+    layers = bench_layers(device) if cuda else bench_layers(device, (1, 256), ((2048, 2048),))
+    measured = [*tqdm(bench_products(device, shape), desc="products", unit="run")]
+    measured += tqdm(layers, desc="layers", unit="run")
+    head = f"device: {_describe(device)}\ntorch: {torch.__version__}\n"
+    text = f"{head}\n{ratio_table(measured)}"
+    click.echo(text, nl=False)
+    if output is not None:
+        stem = output / f"bench-{device.type}-products"
+        write_atomic(stem.with_suffix(".md"), text)
+        data = json.dumps([asdict(m) for m in measured], indent=1)
+        write_atomic(stem.with_suffix(".json"), data + "\n")
