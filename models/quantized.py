@@ -81,7 +81,7 @@ class InputQuantizer:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the quantized values of x [..., K], same shape and type."""
-        if x.is_inference():  # tracks no version, so it could change unnoticed
+        if _untracked(x):
             return self.format.fake_quantize(x)
         self._renew(x)
         if self._result is None:
@@ -90,12 +90,22 @@ class InputQuantizer:
 
     def pack(self, x: Tensor) -> PackedTensor:
         """Return x [..., K] quantized and packed."""
-        if x.is_inference():
+        if _untracked(x):
             return self.format.quantize(x)
         self._renew(x)
         if self._packed is None:
             self._packed = self.format.quantize(x)
         return self._packed
+
+
+def _untracked(x: Tensor) -> bool:
+    """Whether x can change unnoticed: it has no version, or a CUDA graph will run on other values.
+
+    A tracing compiler sees the quantization itself, not what an earlier call left.
+    """
+    if x.is_inference() or torch.compiler.is_compiling():
+        return True
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 # Decoded weights are held so many values at a time.

@@ -20,6 +20,7 @@ from m2xfp.golden.kernels import fused
 __all__ = ["fast_linear", "fast_matmul"]
 
 
+@torch.compiler.disable  # its kernels are compiled already, and a compiler would trace into them
 def fast_matmul(qa: PackedTensor, qw: PackedTensor, accumulator: str, lanes: int) -> Tensor | None:
     """Return the product of the rows of both, float32; None where the plain path serves.
 
@@ -45,6 +46,7 @@ def fast_matmul(qa: PackedTensor, qw: PackedTensor, accumulator: str, lanes: int
     return product
 
 
+@torch.compiler.disable
 def fast_linear(x: Tensor, weight: PackedTensor) -> Tensor | None:
     """Return x [..., K] times the rows of a packed weight, decoded; None where that is no gain.
 
