@@ -65,11 +65,11 @@ class Arithmetic:
 
     def linear(self, x: PackedTensor, weight: PackedTensor, dtype: torch.dtype) -> Tensor:
         """Return x [..., K] times the rows of weight [N, K], in ``dtype``."""
-        return _rounded(matmul(x, weight, self.accumulator), dtype)
+        return matmul(x, weight, self.accumulator, dtype)
 
     def batched(self, a: PackedTensor, b: PackedTensor, dtype: torch.dtype) -> Tensor:
         """Return a [..., M, K] times the rows of b [..., N, K], in ``dtype``."""
-        return _rounded(batched_matmul(a, b, self.accumulator), dtype)
+        return batched_matmul(a, b, self.accumulator, dtype)
 
 
 FLOAT = Arithmetic()
@@ -79,10 +79,3 @@ FLOAT = Arithmetic()
 def _try(left: Format, right: Format, accumulator: str) -> None:
     """Multiply nothing; InputError says why formats or accumulator do not go together."""
     matmul(left.quantize(torch.zeros(1, 1)), right.quantize(torch.zeros(1, 1)), accumulator)
-
-
-def _rounded(product: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round float32 once to the type of a model; every NaN is the quiet one."""
-    if dtype == torch.float32:
-        return product
-    return product.to(dtype).masked_fill(product.isnan(), float("nan"))

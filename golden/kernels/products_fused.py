@@ -21,8 +21,10 @@ __all__ = ["fast_linear", "fast_matmul"]
 
 
 @torch.compiler.disable  # its kernels are compiled already, and a compiler would trace into them
-def fast_matmul(qa: PackedTensor, qw: PackedTensor, accumulator: str, lanes: int) -> Tensor | None:
-    """Return the product of the rows of both, float32; None where the plain path serves.
+def fast_matmul(
+    qa: PackedTensor, qw: PackedTensor, accumulator: str, lanes: int, dtype: torch.dtype
+) -> Tensor | None:
+    """Return the product of the rows of both in ``dtype``; None where the plain path serves.
 
     Shapes are those of ``matmul``, on CUDA also those of ``batched_matmul``; ``lanes`` values make
     one addend. InputError if the fused path is demanded and cannot serve.
@@ -42,7 +44,7 @@ def fast_matmul(qa: PackedTensor, qw: PackedTensor, accumulator: str, lanes: int
                 f"{accumulator} accumulator on {qa.device.type}; compute it by 'auto' or 'plain'"
             )
         return None
-    product: Tensor = found.matmul(qa, qw, accumulator, lanes)
+    product: Tensor = found.matmul(qa, qw, accumulator, lanes, dtype)
     return product
 
 

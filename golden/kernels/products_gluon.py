@@ -105,6 +105,11 @@ def _scaled(
             acc = acc * gl.load(tensor_scale)
         nan = gl.full([BM, BN], 0x7FC00000, gl.int32, layout).to(gl.float32, bitcast=True)
         acc = gl.where(acc == acc, acc, nan)
+        kind: gl.constexpr = out.dtype.element_ty
+        if kind != gl.float32:  # the conversion has a NaN of its own
+            quiet: gl.constexpr = 0x7FC0 if kind == gl.bfloat16 else 0x7E00
+            low = gl.full([BM, BN], quiet, gl.int16, layout).to(kind, bitcast=True)
+            acc = gl.where(acc == acc, acc.to(kind), low)
         rows = row + gl.arange(0, BM, gl.SliceLayout(1, layout))
         columns = column + gl.arange(0, BN, gl.SliceLayout(0, layout))
         target = (

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from m2xfp.errors import MissingToolError
 from m2xfp.files import atomic_path
+from m2xfp.golden.formats.numeric import round_product
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.kernels.native import _processor
 from m2xfp.golden.kernels.products_facts import (
@@ -116,8 +117,14 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="m2xfp")
 
 
-def matmul(qa: PackedTensor, qw: PackedTensor, accumulator: str, lanes: int) -> Tensor:
-    """Return the product of the rows of [..., K] and [N, K], float32 [M, N]; see ``serves``."""
+def matmul(
+    qa: PackedTensor,
+    qw: PackedTensor,
+    accumulator: str,
+    lanes: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Return the product of the rows of [..., K] and [N, K], in ``dtype``: [M, N]."""
     a, w = describe(qa.format.block), describe(qw.format.block)
     assert a is not None
     assert w is not None
@@ -140,7 +147,7 @@ def matmul(qa: PackedTensor, qw: PackedTensor, accumulator: str, lanes: int) -> 
             _multiply(left, right, target, lanes)
         if unsafe.any():
             _careful(qa, qw, unsafe.nonzero().flatten(), some, target, lanes)
-    return _finish(out, qa, qw)
+    return round_product(_finish(out, qa, qw), dtype)
 
 
 def _careful(

@@ -247,9 +247,14 @@ def _finish(acc, tensor_scale, LEVELS: tl.constexpr):
 @triton.jit
 def _store(acc, out, tensor_scale, tile_m, tile_n, M, N, stride, span, LEVELS: tl.constexpr,
            BM: tl.constexpr, BN: tl.constexpr):  # fmt: skip
-    """Write a tile of the result, see ``_finish``."""
+    """Write a tile of the result, see ``_finish``, rounded to the type of ``out``."""
     row, column = tile_m * BM + tl.arange(0, BM), tile_n * BN + tl.arange(0, BN)
     acc = _finish(acc, tensor_scale, LEVELS)
+    kind: tl.constexpr = out.dtype.element_ty
+    if kind != tl.float32:  # the conversion has a NaN of its own
+        quiet: tl.constexpr = 0x7FC0 if kind == tl.bfloat16 else 0x7E00
+        nan = tl.full((BM, BN), quiet, tl.int16).to(kind, bitcast=True)
+        acc = tl.where(acc == acc, acc.to(kind), nan)
     out += tl.program_id(1).to(tl.int64) * span
     target = out + row.to(tl.int64)[:, None] * stride + column[None, :]
     tl.store(target, acc, (row < M)[:, None] & (column < N)[None, :])
@@ -626,8 +631,14 @@ def _chunks(count: int, width: int, unit: int = 1) -> list[slice]:
     return [slice(start, min(count, start + step)) for start in range(0, count, step)]
 
 
-def matmul(qa: PackedTensor, qw: PackedTensor, accumulator: str, lanes: int) -> Tensor:
-    """Return the product of the rows of [B, M, K] and [B, N, K], float32 [B, M, N].
+def matmul(
+    qa: PackedTensor,
+    qw: PackedTensor,
+    accumulator: str,
+    lanes: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Return the product of the rows of [B, M, K] and [B, N, K], in ``dtype``: [B, M, N].
 
     Leading dimensions are flattened: those of ``qa`` to M rows if ``qw`` has two dimensions, else
     those of both to B; see ``serves``.
@@ -641,7 +652,7 @@ def matmul(qa: PackedTensor, qw: PackedTensor, accumulator: str, lanes: int) -> 
         for packed in (qa, qw)
     )
     m, width = left[0].shape[1], left[1].shape[-1] * a.group // lanes * _slots(lanes)
-    out = torch.empty(batch, m, n, dtype=torch.float32, device=qa.device)
+    out = torch.empty(batch, m, n, dtype=dtype, device=qa.device)
     level = None
     if qa.tensor_scale is not None and qw.tensor_scale is not None:
         level = qa.tensor_scale * qw.tensor_scale

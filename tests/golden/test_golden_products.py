@@ -10,6 +10,7 @@ from product_checks import PAIRS, SUBGROUPS, Case, differences, operands, random
 from m2xfp.errors import InputError, MissingToolError
 from m2xfp.golden import PackedTensor, computing, get_format, matmul
 from m2xfp.golden.formats import products
+from m2xfp.golden.formats.numeric import round_once
 from m2xfp.golden.kernels import products_fused, products_native
 
 M2XFP = ("m2xfp-act", "m2xfp-weight")
@@ -167,3 +168,16 @@ def test_cuda_random_products(start):
     pytest.importorskip("triton")
     for seed in range(start, start + 100):
         assert differences(random_case(seed), "cuda") == 0, random_case(seed)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_results_in_a_narrower_type_are_rounded_once_more(dtype, device):
+    qa, qw = operands(Case(M2XFP, m=140, n=70, spread=12, nan=0.01, seed=8))
+    with computing("plain"):
+        single = matmul(qa, qw)
+        plain = matmul(qa, qw, dtype=dtype)
+    wanted = round_once(single.double(), dtype)
+    assert wanted.isnan().any()
+    for found in (plain, matmul(qa.to(device), qw.to(device), dtype=dtype).cpu()):
+        assert torch.equal(found.view(torch.int16), wanted.view(torch.int16))
