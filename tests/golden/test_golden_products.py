@@ -181,3 +181,15 @@ def test_results_in_a_narrower_type_are_rounded_once_more(dtype, device):
     assert wanted.isnan().any()
     for found in (plain, matmul(qa.to(device), qw.to(device), dtype=dtype).cpu()):
         assert torch.equal(found.view(torch.int16), wanted.view(torch.int16))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_wide_sum_just_beyond_a_midpoint_rounds_up(device):
+    """1 + 2^-24 (1 + 2^-34): float64 alone would round to the midpoint and then to even."""
+    fmt = get_format("mxfp8-e4m3")
+    data = torch.zeros(1, 2, 33, dtype=torch.uint8)
+    data[0, 0, 0], data[0, :, 32] = 56, 127  # 1 in the first group
+    data[0, 1, :2] = torch.tensor([120, 1])  # 2^8 and 2^-9 in the second
+    a, w = (PackedTensor.from_groups(fmt, part) for part in (data.clone(), data.clone()))
+    a.scales[0, 1] = 127 - 40
+    assert matmul(a.to(device), w.to(device)).item() == 1 + 2.0**-23
