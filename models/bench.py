@@ -55,19 +55,20 @@ class Measurement:
         ``fused`` or ``plain``.
     gvalues_per_second
         Values per second, in 10^9, the best of several runs.
-    first_seconds
-        Time of the first call, which compiles what is not in a cache.
     output_bytes, peak_extra_bytes
         Bytes of the result, and the largest amount allocated meanwhile, the result included.
+    first_seconds
+        Time of the first call, which compiles what is not in a cache; None of figures that were
+        taken without it.
     """
 
     format: str
     operation: str
     path: str
     gvalues_per_second: float
-    first_seconds: float | None = None
     output_bytes: int
     peak_extra_bytes: int
+    first_seconds: float | None = None
 
 
 def seconds(run: Callable[[], object], device: torch.device, budget: float = 1.0) -> float:
@@ -135,9 +136,9 @@ def _measure(
         operation,
         path,
         x.numel() / seconds(run, x.device) / 1e9,
-        first,
         output,
         peak_extra_bytes(run, x.device),
+        first,
     )
 
 

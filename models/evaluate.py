@@ -21,6 +21,7 @@ from torch.nn import functional as F  # noqa: N812 - the name PyTorch's document
 from m2xfp.errors import InputError
 from m2xfp.files import sources_digest, write_atomic
 from m2xfp.golden.formats.format import Format, get_format
+from m2xfp.models.arithmetic import FLOAT, Arithmetic
 from m2xfp.models.lm import WEIGHTS, load_model
 from m2xfp.models.quantized import (
     QuantAttention,
@@ -28,6 +29,7 @@ from m2xfp.models.quantized import (
     linear_layers,
     quantize_model,
     refuse_non_finite,
+    set_arithmetic,
 )
 
 __all__ = [
@@ -72,16 +74,21 @@ class Case:
         Format of keys and values, or None for attention as it is.
     operands
         Format of queries and probabilities, where ``cache`` is given.
+    arithmetic
+        How quantized layers and attention multiply.
     """
 
     weights: Format | None = None
     activations: Format | None = None
     cache: Format | None = None
     operands: Format | None = None
+    arithmetic: Arithmetic = FLOAT
 
     def __post_init__(self) -> None:
-        """Refuse formats that search where values are quantized on the fly."""
+        """Refuse formats that search where values are quantized on the fly, or do not multiply."""
         input_quantizer(self.activations)
+        if self.weights is not None or self.activations is not None:
+            self.arithmetic.check(self.activations, self.weights)
         if self.cache is not None:
             self.attention()
 
@@ -92,6 +99,7 @@ class Case:
         activations: str = "none",
         cache: str = "none",
         operands: str = "m2xfp-act",
+        arithmetic: Arithmetic = FLOAT,
     ) -> "Case":
         """Build from names as ``parse_format`` takes them."""
         held = parse_format(cache)
@@ -100,13 +108,14 @@ class Case:
             parse_format(activations),
             held,
             None if held is None else parse_format(operands),
+            arithmetic,
         )
 
     def attention(self) -> QuantAttention:
         """Return the context that quantizes the attention."""
         if self.cache is None or self.operands is None:
             raise InputError("attention needs a format for the cache and one for the operands")
-        return QuantAttention(self.cache, self.operands)
+        return QuantAttention(self.cache, self.operands, self.arithmetic)
 
     @property
     def quantizes(self) -> bool:
@@ -115,13 +124,16 @@ class Case:
 
     @property
     def facts(self) -> dict[str, str]:
-        """The formats by name, as ``parse_format`` takes them."""
-        return {
+        """The formats by name, as ``parse_format`` takes them, and the hardware's arithmetic."""
+        facts = {
             "weights": _label(self.weights),
             "activations": _label(self.activations),
             "cache": _label(self.cache),
             "operands": _label(self.operands),
         }
+        if self.arithmetic.hardware:
+            facts |= {"arithmetic": "hardware", "accumulator": self.arithmetic.accumulator}
+        return facts
 
     @property
     def label(self) -> str:
@@ -129,7 +141,10 @@ class Case:
         if not self.quantizes:
             return "not quantized"
         parts = {"W": self.weights, "A": self.activations, "KV": self.cache, "QP": self.operands}
-        return " ".join(f"{short} {_label(fmt)}" for short, fmt in parts.items() if fmt)
+        texts = [f"{short} {_label(fmt)}" for short, fmt in parts.items() if fmt]
+        if self.arithmetic.hardware:
+            texts.append(f"hardware {self.arithmetic.accumulator}")
+        return " ".join(texts)
 
     @property
     def bits_per_value(self) -> Fraction | None:
@@ -142,7 +157,9 @@ FP = Case()
 """The model as it is: what the others are compared with."""
 
 
-def sweep_cases(columns: Mapping[str, Sequence[str]], quantized: bool) -> list[Case]:
+def sweep_cases(
+    columns: Mapping[str, Sequence[str]], quantized: bool, how: Arithmetic = FLOAT
+) -> list[Case]:
     """Return the unquantized case, and one for each position of the columns.
 
     Parameters
@@ -152,6 +169,8 @@ def sweep_cases(columns: Mapping[str, Sequence[str]], quantized: bool) -> list[C
         not given; a single format stands for all positions. MXFP4 and M2XFP where all are empty.
     quantized
         Whether the model is quantized already, so that only its attention can be.
+    how
+        Arithmetic of the products, of every case but the first.
 
     Raises
     ------
@@ -163,7 +182,8 @@ def sweep_cases(columns: Mapping[str, Sequence[str]], quantized: bool) -> list[C
         if given.keys() - {"cache", "operands"}:
             raise InputError("the model is quantized already; give no --weights or --activations")
     elif not given:
-        return [FP, Case.parse("mxfp4", "mxfp4"), Case.parse("m2xfp-weight", "m2xfp-act")]
+        pairs = ("mxfp4", "mxfp4"), ("m2xfp-weight", "m2xfp-act")
+        return [FP, *(Case.parse(*pair, arithmetic=how) for pair in pairs)]
     if "operands" in given and "cache" not in given:
         raise InputError("--operands goes with --cache: give the format of keys and values too")
     count = max(map(len, given.values()), default=0)
@@ -178,8 +198,8 @@ def sweep_cases(columns: Mapping[str, Sequence[str]], quantized: bool) -> list[C
         for name, values in given.items()
     }
     asked = [
-        Case.parse(**{name: values[index] for name, values in whole.items()})
-        for index in range(count)
+        Case.parse(**{name: values[index] for name, values in whole.items()}, arithmetic=how)
+        for index in range(count or how.hardware)
     ]
     return list(dict.fromkeys([FP, *asked]))
 
@@ -305,7 +325,11 @@ def quantized(
         it with ``scaled_dot_product_attention``.
     """
     if case.weights is not None or case.activations is not None:
-        quantize_model(model, case.weights, case.activations, skip, allow_nan)
+        quantize_model(
+            model, case.weights, case.activations, skip, allow_nan, arithmetic=case.arithmetic
+        )
+    elif case.arithmetic.hardware:  # of a model that is quantized already
+        set_arithmetic(model, case.arithmetic)
     if case.cache is None:
         yield model
         return

@@ -1,8 +1,7 @@
 """Models with quantized linear layers and attention, and their packed checkpoints.
 
-``quantize_model`` replaces the linear layers of any torch model. Their arithmetic is that of the
-type of the model on quantized values: what a format costs in accuracy is measured at full speed,
-and the exact accumulation of the hardware is ``m2xfp.golden.matmul``.
+``quantize_model`` replaces the linear layers of any torch model. Weights stay packed. Products are
+those of the type of the model on decoded values, or the hardware's, see ``models.arithmetic``.
 """
 
 import json
@@ -23,6 +22,8 @@ from m2xfp.errors import InputError
 from m2xfp.files import atomic_path
 from m2xfp.golden.formats.format import Format, Option, get_format
 from m2xfp.golden.formats.packed import PackedTensor
+from m2xfp.golden.kernels.products_fused import fast_linear
+from m2xfp.models.arithmetic import FLOAT, Arithmetic
 from m2xfp.models.lm import LanguageModel, ModelConfig
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "quantize_model",
     "refuse_non_finite",
     "save_quantized",
+    "set_arithmetic",
     "weight_format",
 ]
 
@@ -44,7 +46,7 @@ _HEADER = "m2xfp"
 
 
 class InputQuantizer:
-    """Fake-quantizes the inputs of layers: the nearest value of the format, in the same type.
+    """Quantizes the inputs of layers: to the nearest value in the same type, or packed.
 
     Layers often read one tensor one after the other (queries, keys and values do), so the last
     result is kept for as long as its source lives unchanged.
@@ -60,6 +62,7 @@ class InputQuantizer:
         self._source: weakref.ref[Tensor] | None = None
         self._version = -1
         self._result: Tensor | None = None
+        self._packed: PackedTensor | None = None
 
     def __reduce__(self) -> tuple[type["InputQuantizer"], tuple[Format]]:
         """Copy and pickle without the kept result."""
@@ -67,38 +70,70 @@ class InputQuantizer:
 
     def _forget(self, source: weakref.ref[Tensor]) -> None:
         if source is self._source:
-            self._source = self._result = None
+            self._source = self._result = self._packed = None
+
+    def _renew(self, x: Tensor) -> None:
+        """Drop what is kept unless it was made of x as it is now."""
+        kept = self._source() if self._source is not None else None
+        if kept is not x or self._version != x._version:
+            self._source, self._version = weakref.ref(x, self._forget), x._version
+            self._result = self._packed = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the quantized values of x [..., K], same shape and type."""
-        if x.is_inference():  # tracks no version, so it could change unnoticed
+        if _untracked(x):
             return self.format.fake_quantize(x)
-        kept = self._source() if self._source is not None else None
-        if kept is not x or self._version != x._version or self._result is None:
+        self._renew(x)
+        if self._result is None:
             self._result = self.format.fake_quantize(x)
-            self._source, self._version = weakref.ref(x, self._forget), x._version
         return self._result
+
+    def pack(self, x: Tensor) -> PackedTensor:
+        """Return x [..., K] quantized and packed."""
+        if _untracked(x):
+            return self.format.quantize(x)
+        self._renew(x)
+        if self._packed is None:
+            self._packed = self.format.quantize(x)
+        return self._packed
+
+
+def _untracked(x: Tensor) -> bool:
+    """Whether x can change unnoticed: it has no version, or a CUDA graph will run on other values.
+
+    A tracing compiler sees the quantization itself, not what an earlier call left.
+    """
+    if x.is_inference() or torch.compiler.is_compiling():
+        return True
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+# Decoded weights are held so many values at a time.
+_DECODED = 1 << 26
 
 
 class QuantLinear(nn.Module):
     """A linear layer, y = x' W'^T + b, whose weight and input can both be quantized.
 
-    For evaluation: no gradient passes the quantizers.
+    A quantized weight stays packed, as parameters ``codes``, ``scales``, ``meta`` and
+    ``tensor_scale`` on the layer's device, and is decoded when it is used. For evaluation: no
+    gradient passes the quantizers.
 
     Parameters
     ----------
     weight
-        [out, in], in the type to compute in: the decoded values if ``packed`` is given.
+        [out, in], in the type to compute in. With ``packed`` only its shape and type count.
     bias
         [out] or None; never quantized.
     packed
-        What the weight was decoded from, or None for a weight that is not quantized. It stays in
-        main memory, for checkpoints.
+        The quantized weight, or None for one that is not quantized.
     inputs
         Quantizer of the input, or None.
+    arithmetic
+        How to multiply: an ``Arithmetic``, or ``float`` or ``hardware``. The latter takes packed
+        weights and quantized inputs.
     """
 
-    weight: nn.Parameter
     bias: nn.Parameter | None
 
     def __init__(
@@ -107,50 +142,124 @@ class QuantLinear(nn.Module):
         bias: Tensor | None = None,
         packed: PackedTensor | None = None,
         inputs: InputQuantizer | None = None,
+        arithmetic: Arithmetic | str = FLOAT,
     ) -> None:
         super().__init__()
-        if packed is not None and packed.shape != weight.shape:
-            raise InputError(
-                f"packed has shape {tuple(packed.shape)}, weight {tuple(weight.shape)}; they must "
-                "be equal"
-            )
-        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
-        self.register_parameter(
-            "bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        )
-        self.packed = packed
+        self.shape = weight.shape
+        self.register_parameter("bias", None if bias is None else _frozen(bias))
+        self.format = None if packed is None else packed.format
+        if packed is None:
+            self.weight = _frozen(weight)
+        else:
+            if packed.shape != weight.shape:
+                raise InputError(
+                    f"packed has shape {tuple(packed.shape)}, weight {tuple(weight.shape)}; they "
+                    "must be equal"
+                )
+            for name, plane in packed.planes().items():
+                # As integers, which a change of the model's type leaves alone.
+                whole = plane.view(torch.int32) if name == "tensor_scale" else plane
+                self.register_parameter(name, _frozen(whole))
+        # Follows the type of the model, which a decoded weight takes.
+        self.register_buffer("_like", torch.empty(0, dtype=weight.dtype), persistent=False)
         self.inputs = inputs
+        self.arithmetic = FLOAT
+        self.compute_by(arithmetic)
 
     @classmethod
     def from_linear(
-        cls, layer: nn.Linear, weights: Format | None, inputs: InputQuantizer | None = None
+        cls,
+        layer: nn.Linear,
+        weights: Format | None,
+        inputs: InputQuantizer | None = None,
+        arithmetic: Arithmetic | str = FLOAT,
     ) -> "QuantLinear":
         """Quantize a layer: groups run along its inputs, the dimension that is summed over."""
         weight = layer.weight.detach()
-        if weights is None:
-            return cls(weight, layer.bias, None, inputs)
-        packed = weights.quantize(weight)
-        return cls(packed.dequantize(weight.dtype), layer.bias, packed.to("cpu"), inputs)
+        packed = None if weights is None else weights.quantize(weight)
+        return cls(weight, layer.bias, packed, inputs, arithmetic)
+
+    def compute_by(self, arithmetic: Arithmetic | str) -> None:
+        """Multiply by this arithmetic from now on; InputError if the formats do not allow it."""
+        if isinstance(arithmetic, str):
+            arithmetic = Arithmetic(arithmetic)
+        arithmetic.check(self.inputs.format if self.inputs else None, self.format)
+        self.arithmetic = arithmetic
+
+    @property
+    def packed(self) -> PackedTensor | None:
+        """The quantized weight, where the layer is; None if it is not quantized."""
+        if self.format is None:
+            return None
+        planes = {n: p.data for n, p in self._parameters.items() if n in _PLANES and p is not None}
+        if "tensor_scale" in planes:
+            planes["tensor_scale"] = planes["tensor_scale"].view(torch.float32)
+        return PackedTensor.from_planes(self.format, planes, self.shape)
+
+    def __getattr__(self, name: str) -> Any:
+        """Decode the weight of a packed layer, which has no parameter of that name."""
+        if name == "weight" and self.__dict__.get("format") is not None:
+            return self._rows(slice(None))
+        return super().__getattr__(name)
+
+    def _rows(self, rows: slice) -> Tensor:
+        """Decode some rows of the packed weight, in the type of the model."""
+        packed = self.packed
+        assert packed is not None
+        planes = {n: p if n == "tensor_scale" else p[rows] for n, p in packed.planes().items()}
+        shape = (len(planes["codes"]), self.in_features)
+        part = PackedTensor.from_planes(packed.format, planes, shape)
+        return part.dequantize(self._like.dtype)
 
     @property
     def in_features(self) -> int:
         """Inputs."""
-        return self.weight.shape[1]
+        return self.shape[1]
 
     @property
     def out_features(self) -> int:
         """Outputs."""
-        return self.weight.shape[0]
+        return self.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
-        return F.linear(x if self.inputs is None else self.inputs(x), self.weight, self.bias)
+        packed = self.packed
+        if self.arithmetic.hardware:
+            assert self.inputs is not None
+            assert packed is not None
+            y = self.arithmetic.linear(self.inputs.pack(x), packed, x.dtype)
+            return y if self.bias is None else y + self.bias
+        x = x if self.inputs is None else self.inputs(x)
+        if packed is None:
+            return F.linear(x, self.weight, self.bias)
+        fast = fast_linear(x, packed)
+        if fast is not None:
+            return fast if self.bias is None else fast + self.bias
+        step = max(1, _DECODED // max(1, self.in_features))
+        if step >= self.out_features:
+            return F.linear(x, self._rows(slice(None)), self.bias)
+        parts = [
+            F.linear(x, self._rows(slice(start, start + step)))
+            for start in range(0, self.out_features, step)
+        ]
+        y = torch.cat(parts, -1)
+        return y if self.bias is None else y + self.bias
 
     def extra_repr(self) -> str:
         """Show sizes and formats."""
-        weights = self.packed.format.name if self.packed else None
+        weights = self.format.name if self.format else None
         inputs = self.inputs.format.name if self.inputs else None
-        return f"{self.in_features}, {self.out_features}, weights={weights}, activations={inputs}"
+        text = f"{self.in_features}, {self.out_features}, weights={weights}, activations={inputs}"
+        if self.arithmetic.hardware:
+            text += f", arithmetic=hardware, accumulator={self.arithmetic.accumulator}"
+        return text
+
+
+_PLANES = ("codes", "scales", "meta", "tensor_scale")
+
+
+def _frozen(value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.detach(), requires_grad=False)
 
 
 class QuantAttention(TorchFunctionMode):
@@ -166,6 +275,8 @@ class QuantAttention(TorchFunctionMode):
     ----------
     cache, operands
         Formats, by name or as made by ``get_format``.
+    arithmetic
+        How to multiply, as for ``QuantLinear``.
 
     Members
     -------
@@ -177,11 +288,18 @@ class QuantAttention(TorchFunctionMode):
     """
 
     def __init__(
-        self, cache: Format | str = "m2xfp-weight", operands: Format | str = "m2xfp-act"
+        self,
+        cache: Format | str = "m2xfp-weight",
+        operands: Format | str = "m2xfp-act",
+        arithmetic: Arithmetic | str = FLOAT,
     ) -> None:
         super().__init__()
         self.cache = get_format(cache) if isinstance(cache, str) else cache
         self.operands = _refuse_search(operands, "operands")
+        if isinstance(arithmetic, str):
+            arithmetic = Arithmetic(arithmetic)
+        arithmetic.check(self.operands, self.cache)
+        self.arithmetic = arithmetic
         self.calls = 0
 
     def __torch_function__(
@@ -205,13 +323,8 @@ class QuantAttention(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> Tensor:
         """Compute softmax(Q' K'^T scale + mask)' V', the softmax in float32; no dropout."""
-        key = self.cache.fake_quantize(key)
-        value = self.cache.fake_quantize(value.transpose(-1, -2)).transpose(-1, -2)
-        if enable_gqa:
-            key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-            value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
         factor = query.shape[-1] ** -0.5 if scale is None else scale
-        scores = (self.operands.fake_quantize(query) @ key.transpose(-1, -2)).float() * factor
+        scores = self._product(query, key, enable_gqa).float() * factor
         if is_causal:
             hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
             scores = scores.masked_fill(hidden, -torch.inf)
@@ -222,7 +335,28 @@ class QuantAttention(TorchFunctionMode):
                 scores = scores + attn_mask
         # A query that sees no key at all (padding) gives zero, as the original does.
         probabilities = scores.softmax(-1).nan_to_num(0.0).to(query.dtype)
-        return self.operands.fake_quantize(probabilities) @ value
+        return self._product(probabilities, value.transpose(-1, -2), enable_gqa)
+
+    def _product(self, left: Tensor, right: Tensor, shared: bool) -> Tensor:
+        """Return left' [..., H, M, K] times the rows of right' [..., h, N, K].
+
+        ``shared``: each of the h caches serves H / h heads in a row.
+        """
+        if not self.arithmetic.hardware:
+            cache = self.cache.fake_quantize(right)
+            if shared:
+                cache = cache.repeat_interleave(left.shape[-3] // right.shape[-3], -3)
+            return self.operands.fake_quantize(left) @ cache.transpose(-1, -2)
+        heads = left.shape[-3:-1] if shared else None
+        if heads is not None:  # the rows of these heads are rows of one product
+            left = left.unflatten(-3, (right.shape[-3], -1)).flatten(-3, -2)
+        lead = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+        left, right = (x.expand(*lead, *x.shape[-2:]) for x in (left, right))
+        packed = self.operands.quantize(left), self.cache.quantize(right)
+        product = self.arithmetic.batched(*packed, left.dtype)
+        if heads is None:
+            return product
+        return product.unflatten(-2, (-1, heads[1])).flatten(-4, -3)
 
 
 def _as_format(value: FormatLike) -> Format | None:
@@ -313,6 +447,7 @@ def quantize_model(
     skip: Iterable[str] = (),
     allow_nan: bool = False,
     progress: bool = False,
+    arithmetic: Arithmetic | str = FLOAT,
 ) -> nn.Module:
     """Replace the linear layers of a model by ``QuantLinear``, in place, and return the model.
 
@@ -329,6 +464,8 @@ def quantize_model(
         Quantize weights that hold a NaN or an infinity too: their groups become NaN.
     progress
         Show a progress bar over the layers.
+    arithmetic
+        How the layers multiply, as for ``QuantLinear``.
 
     Raises
     ------
@@ -342,12 +479,21 @@ def quantize_model(
 
     weights = weight_format(weights)
     inputs = input_quantizer(activations)
+    if isinstance(arithmetic, str):
+        arithmetic = Arithmetic(arithmetic)
+    arithmetic.check(inputs.format if inputs else None, weights)
     layers = linear_layers(model, skip)
     if weights is not None and not allow_nan:
         refuse_non_finite(layers)
     for name, layer in tqdm(layers.items(), desc="layers", disable=not progress):
-        _replace(model, name, QuantLinear.from_linear(layer, weights, inputs))
+        _replace(model, name, QuantLinear.from_linear(layer, weights, inputs, arithmetic))
     return model
+
+
+def set_arithmetic(model: nn.Module, arithmetic: Arithmetic) -> None:
+    """Let every quantized layer of a model multiply by ``arithmetic``."""
+    for _, layer in _quant_layers(model):
+        layer.compute_by(arithmetic)
 
 
 def _quant_layers(model: nn.Module) -> Iterator[tuple[str, QuantLinear]]:
@@ -389,12 +535,12 @@ def save_quantized(path: str | os.PathLike[str], model: nn.Module) -> None:
         facts["layers"][name] = {
             "weights": _facts(layer.packed.format if layer.packed else None),
             "activations": _facts(layer.inputs.format if layer.inputs else None),
-            "shape": list(layer.weight.shape),
-            "dtype": str(layer.weight.dtype).removeprefix("torch."),
+            "shape": list(layer.shape),
+            "dtype": str(layer._like.dtype).removeprefix("torch."),
         }
         if layer.packed is not None:
-            del tensors[f"{name}.weight"]
-            tensors |= {f"{name}.{plane}": t for plane, t in layer.packed.planes().items()}
+            planes = layer.packed.planes()
+            tensors |= {f"{name}.{plane}": t.cpu() for plane, t in planes.items()}
     if isinstance(model, LanguageModel):
         facts["config"] = asdict(model.config)
     first: dict[tuple[Any, ...], str] = {}
@@ -468,14 +614,15 @@ def _restore(model: nn.Module, facts: dict[str, Any], tensors: dict[str, Tensor]
         dtype = getattr(torch, layer["dtype"])
         packed = None
         if fmt is not None:
-            names = ("codes", "scales", "meta", "tensor_scale")
-            planes = {n: tensors.pop(f"{name}.{n}") for n in names if f"{name}.{n}" in tensors}
+            planes = {n: tensors.pop(f"{name}.{n}") for n in _PLANES if f"{name}.{n}" in tensors}
             packed = PackedTensor.from_planes(fmt, planes, tuple(layer["shape"]))
-            tensors[f"{name}.weight"] = packed.dequantize(dtype)
         original = model.get_submodule(name)
         bias = getattr(original, "bias", None)
-        weight = torch.empty(layer["shape"], dtype=dtype)
-        _replace(model, name, QuantLinear(weight, bias, packed, shared[key]))
+        weight = torch.empty(layer["shape"], dtype=dtype, device="cpu" if fmt is None else "meta")
+        restored = QuantLinear(weight, bias, packed, shared[key])
+        _replace(model, name, restored)
+        if fmt is not None:
+            tensors |= {f"{name}.{n}": restored.get_parameter(n) for n in planes}
     for name, source in facts["aliases"].items():
         tensors[name] = tensors[source]
     model.load_state_dict(tensors, assign=True)

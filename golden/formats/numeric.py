@@ -20,6 +20,7 @@ __all__ = [
     "power_of_two",
     "round_half_away",
     "round_once",
+    "round_product",
     "unpack_bits",
 ]
 
@@ -87,6 +88,11 @@ def round_once(x: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype != torch.float32:
         single = _to_odd(single, x - single.double())
     return single.to(dtype).masked_fill(x.isnan(), float("nan"))
+
+
+def round_product(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round float32 results once to a narrower type, as ``round_once`` does; float32 stays."""
+    return x if dtype == torch.float32 else x.to(dtype).masked_fill(x.isnan(), float("nan"))
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:

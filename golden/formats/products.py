@@ -24,12 +24,19 @@ from torch import Tensor
 from m2xfp.errors import InputError
 from m2xfp.formats import ALL_EXPONENTS, E8M0, BlockFormat, FloatElement, Window
 from m2xfp.golden.formats.coder import ScaledCoder
-from m2xfp.golden.formats.numeric import add_to_odd, exponent, power_of_two
+from m2xfp.golden.formats.numeric import (
+    add_to_odd,
+    exponent,
+    power_of_two,
+    round_product,
+)
 from m2xfp.golden.formats.packed import PackedTensor
+from m2xfp.golden.kernels.products_fused import fast_matmul
 
 __all__ = [
     "ACCUMULATORS",
     "accumulate",
+    "batched_matmul",
     "dot",
     "matmul",
     "product_bias",
@@ -515,15 +522,23 @@ def running_exact_sum(
 
 
 @torch.no_grad()
-def matmul(qa: PackedTensor, qw: PackedTensor, accumulator: str = "fp32") -> Tensor:
-    """Multiply [..., M, K] by the rows of [N, K]: float32 [..., M, N].
+def matmul(
+    qa: PackedTensor,
+    qw: PackedTensor,
+    accumulator: str = "fp32",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Multiply [..., M, K] by the rows of [N, K]: [..., M, N] in ``dtype``.
 
-    Each result equals ``dot`` of its two rows, bit for bit. Parameters and errors as there; ``qw``
-    has two dimensions.
+    Each result equals ``dot`` of its two rows, bit for bit, in float32; another type (bfloat16,
+    float16) is that rounded once more. Parameters and errors as there; ``qw`` has two dimensions.
     """
     lanes = _check(qa, qw, accumulator)
     if len(qw.shape) != 2:
         raise InputError(f"qw has shape {tuple(qw.shape)}; matmul takes weights [N, K]")
+    fast = fast_matmul(qa, qw, accumulator, lanes, dtype)
+    if fast is not None:
+        return fast.reshape(*qa.shape[:-1], qw.shape[0])
     a, w = _operand(qa), _operand(qw)
     digits = _ExactAccumulator._DIGITS if accumulator == "exact" else 1
     step = max(1, _CHUNK_SUMS // (digits * max(1, len(w.scales))))
@@ -539,4 +554,53 @@ def matmul(qa: PackedTensor, qw: PackedTensor, accumulator: str = "fp32") -> Ten
         )
         for start in range(0, max(1, len(a.scales)), step)
     ]
-    return torch.cat(rows).reshape(*qa.shape[:-1], qw.shape[0])
+    return round_product(torch.cat(rows), dtype).reshape(*qa.shape[:-1], qw.shape[0])
+
+
+@torch.no_grad()
+def batched_matmul(
+    qa: PackedTensor,
+    qw: PackedTensor,
+    accumulator: str = "fp32",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Multiply [..., M, K] by the rows of [..., N, K], each with its own: [..., M, N] in ``dtype``.
+
+    The leading dimensions of both are equal; everything else is as for ``matmul``.
+    """
+    lanes = _check(qa, qw, accumulator)
+    lead = qa.shape[:-2]
+    if len(qa.shape) < 2 or qw.shape[:-2] != lead:
+        raise InputError(
+            f"qa has shape {tuple(qa.shape)}, qw {tuple(qw.shape)}; batched_matmul takes "
+            "[..., M, K] and [..., N, K] with equal leading dimensions"
+        )
+    shape = (*lead, qa.shape[-2], qw.shape[-2])
+    if qa.device.type == "cuda":
+        fast = fast_matmul(qa, qw, accumulator, lanes, dtype)
+        if fast is not None:
+            return fast.reshape(shape)
+    left, right = _matrices(qa), _matrices(qw)
+    found = [matmul(a, w, accumulator, dtype) for a, w in zip(left, right, strict=True)]
+    if not found:
+        return torch.zeros(shape, dtype=dtype, device=qa.device)
+    return torch.stack(found).reshape(shape)
+
+
+def _matrices(packed: PackedTensor) -> list[PackedTensor]:
+    """Return the matrices [rows, K] that a packed tensor holds along its leading dimensions."""
+    if len(packed.shape) == 2:
+        return [packed]
+    shape = packed.shape[-2:]
+    planes = {
+        name: plane if name == "tensor_scale" else plane.flatten(0, -3)
+        for name, plane in packed.planes().items()
+    }
+    return [
+        PackedTensor.from_planes(
+            packed.format,
+            {n: plane if n == "tensor_scale" else plane[i] for n, plane in planes.items()},
+            tuple(shape),
+        )
+        for i in range(prod(packed.shape[:-2]))
+    ]

@@ -2,8 +2,12 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    import torch
 
 from m2xfp.formats import block_format
 
@@ -22,6 +26,9 @@ _DTYPES = ("bfloat16", "float16", "float32")
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: PyTorch's]")
 @click.option("--path", type=click.Choice(["auto", "plain", "fused"]), default="auto")
+@click.option(
+    "--products", is_flag=True, help="Measure products and layers against PyTorch's instead."
+)
 @click.option("--format", "formats", multiple=True, metavar="NAME", help="Only these formats.")
 @click.option(
     "-o",
@@ -35,6 +42,7 @@ def command(
     values: int | None,
     threads: int | None,
     path: str,
+    products: bool,
     formats: tuple[str, ...],
     output: Path | None,
 ) -> None:
@@ -44,6 +52,7 @@ def command(
     m2xfp bench                                      every format, bfloat16
     m2xfp bench --format m2xfp-act --dtype float32   one format
     m2xfp bench --path plain                         without the fused kernels
+    m2xfp bench --products                           products and layers
 
     Prints a markdown table: 10^9 values per second, the share of a copy's speed, the largest
     amount of memory allocated meanwhile over the size of the result, and the time of the first
@@ -62,6 +71,9 @@ def command(
     chosen = find_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
+    if products:
+        _products(chosen, output)
+        return
     cuda = chosen.type == "cuda"
     count = values or (1 << 29 if cuda else 1 << 25)
     rows = tuple(row for row in ROWS if not formats or row[0] in formats)
@@ -78,3 +90,27 @@ def command(
     click.echo(bench_table(figures), nl=False)
     if output is not None:
         click.echo(write_figures(output / f"bench-{chosen.type}-{dtype}.json", figures))
+
+
+def _products(device: "torch.device", output: Path | None) -> None:
+    """Measure products and layers; print the table, write products-DEVICE.json."""
+    import torch
+    from tqdm import tqdm
+
+    from m2xfp.models.bench_products import bench_layers, bench_products, products_table
+    from m2xfp.models.devices import describe_device
+    from m2xfp.results import write_figures
+
+    cuda = device.type == "cuda"
+    shape = (4096, 4096, 4096) if cuda else (512, 2048, 2048)
+    layers = bench_layers(device) if cuda else bench_layers(device, (1, 256), ((2048, 2048),))
+    measured = [*tqdm(bench_products(device, shape), desc="products", unit="run")]
+    measured += tqdm(layers, desc="layers", unit="run")
+    figures = {
+        "device": describe_device(device),
+        "torch": torch.__version__,
+        "measurements": [asdict(m) for m in measured],
+    }
+    click.echo(products_table(figures), nl=False)
+    if output is not None:
+        click.echo(write_figures(output / f"products-{device.type}.json", figures))

@@ -60,6 +60,18 @@ def _memory(
     help="Layers not to quantize, by name or pattern such as '*.o_proj'. The layer that makes "
     "the logits (lm_head) is left alone unless --head is given.",
 )
+@click.option(
+    "--arithmetic",
+    type=click.Choice(("float", "hardware")),
+    default="float",
+    show_default=True,
+    help="How to multiply: in the model's type on quantized values, or bit for bit as the chip.",
+)
+@click.option(
+    "--accumulator",
+    type=click.Choice(("fp32", "fp32_subgroup", "exact")),
+    help="With --arithmetic hardware: its accumulator (fp32).",
+)
 @click.option("--head", is_flag=True, help="Quantize the layer that makes the logits too.")
 @click.option("--allow-nan", is_flag=True, help="Go on when weights hold NaN or infinity.")
 @click.option(
@@ -121,6 +133,8 @@ def command(
     cache: tuple[str, ...],
     operands: tuple[str, ...],
     skip: tuple[str, ...],
+    arithmetic: str,
+    accumulator: str | None,
     head: bool,
     allow_nan: bool,
     text: str | None,
@@ -153,6 +167,7 @@ def command(
     m2xfp eval --weights m2xfp-weight --save lm-packed.safetensors
     torchrun --no-python --nproc-per-node 4 m2xfp eval ~/models/Llama-3.1-8B --text wiki.test.raw
     """
+    from m2xfp.models.arithmetic import Arithmetic
     from m2xfp.models.checkpoints import dispatch, open_checkpoint, read_text
     from m2xfp.models.devices import find_device, joined_processes
     from m2xfp.models.evaluate import check_cases, cut_windows, head_layers, spread, sweep_cases
@@ -161,6 +176,8 @@ def command(
     target = find_device(device)
     if (max_memory or offload) and not device_map:
         raise click.UsageError("--max-memory and --offload go with --device-map")
+    if accumulator is not None and arithmetic != "hardware":
+        raise click.UsageError("--accumulator goes with --arithmetic hardware")
     checkpoint = open_checkpoint(model, dtype)
     columns = {
         "weights": weights,
@@ -168,7 +185,8 @@ def command(
         "cache": cache,
         "operands": operands,
     }
-    cases = sweep_cases(columns, checkpoint.quantized)
+    how = Arithmetic(arithmetic, accumulator or "fp32")
+    cases = sweep_cases(columns, checkpoint.quantized, how)
     if save is not None and (len(cases) != 2 or not (cases[1].weights or cases[1].activations)):
         raise click.UsageError("--save goes with one format of weights or activations, or of both")
     names = tasks.split(",") if tasks else []

@@ -13,6 +13,7 @@ __all__ = ["DRAWERS", "PAGES", "all_tables", "command", "pages"]
 DRAWERS = (
     "m2xfp.commands.formats",
     "m2xfp.models.bench",
+    "m2xfp.models.bench_products",
     "m2xfp.models.libraries",
     "m2xfp.models.quality",
     "m2xfp.models.results",

@@ -1,0 +1,195 @@
+"""The fast matrix products against the plain path, bit for bit, and how one of them is chosen."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from product_checks import PAIRS, SUBGROUPS, Case, differences, operands, random_case, words
+
+from m2xfp.errors import InputError, MissingToolError
+from m2xfp.golden import PackedTensor, computing, get_format, matmul
+from m2xfp.golden.formats import products
+from m2xfp.golden.formats.numeric import round_once
+from m2xfp.golden.kernels import products_fused, products_native
+
+M2XFP = ("m2xfp-act", "m2xfp-weight")
+ENDS = [(127, 3), (127, 60), (127, 127), (60, 8), (192, 4), (1, 30), (240, 14)]
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """Forget the loaded library and use an empty cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for cached in (products_native.load, products_fused._kernels):
+        cached.cache_clear()
+    yield tmp_path
+    for cached in (products_native.load, products_fused._kernels):
+        cached.cache_clear()
+
+
+def uses_native(case: Case) -> bool:
+    qa, qw = operands(case)
+    lanes = products._check(qa, qw, case.accumulator)
+    return products_native.serves(qa, qw, case.accumulator, lanes)
+
+
+@pytest.mark.parametrize(("center", "spread"), ENDS)
+@pytest.mark.parametrize("accumulator", ["fp32", "fp32_subgroup", "exact"])
+def test_subnormal_overflowing_and_mixed_sums(accumulator, center, spread):
+    for cancel in (False, True):
+        case = Case(M2XFP, accumulator, 19, 37, 6, center, spread, 0.01, cancel, seed=3)
+        assert differences(case) == 0, case
+
+
+@pytest.mark.parametrize("names", PAIRS)
+def test_every_pair_of_formats(names):
+    for accumulator in ("fp32", *["fp32_subgroup"] * (names in SUBGROUPS)):
+        for spread in (2, 90):
+            case = Case(names, accumulator, 14, 45, 5, spread=spread, nan=0.02, seed=spread)
+            assert uses_native(case), case
+            assert differences(case) == 0, case
+    if names[0] == "nvfp4":
+        assert differences(Case(names, levels=True, seed=5)) == 0
+
+
+@pytest.mark.parametrize("start", range(0, 300, 50))
+def test_random_products(start):
+    for seed in range(start, start + 50):
+        assert differences(random_case(seed)) == 0, random_case(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", range(1000, 11000, 500))
+def test_ten_thousand_random_products(start):
+    for seed in range(start, start + 500):
+        assert differences(random_case(seed)) == 0, random_case(seed)
+
+
+def test_one_row_beyond_float32_does_not_slow_or_spoil_the_others():
+    qa, qw = operands(Case(M2XFP, m=20, n=40, groups=3))
+    qa.scales[7, 1] = 250
+    with computing("plain"):
+        wanted = matmul(qa, qw)
+    assert torch.equal(words(matmul(qa, qw)), words(wanted))
+
+
+def test_many_columns_threads_and_long_rows(monkeypatch):
+    monkeypatch.setattr(products_native, "_WORKSPACE", 1 << 14)
+    case = Case(M2XFP, m=5, n=700, groups=140, seed=9)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            assert differences(case) == 0
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_shapes_that_are_no_plain_matrices():
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(2, 3, 40, generator=generator)
+    w = torch.randn(5, 40, generator=generator)
+    qa, qw = get_format("m2xfp-act").quantize(x), get_format("m2xfp-weight").quantize(w)
+    strided = PackedTensor(
+        qa.format,
+        *(plane.transpose(0, 1).contiguous().transpose(0, 1) for plane in (qa.codes, qa.scales)),
+        qa.meta.transpose(0, 1).contiguous().transpose(0, 1),
+        qa.shape,
+    )
+    with computing("plain"):
+        wanted = matmul(qa, qw)
+    assert torch.equal(matmul(qa, qw), wanted)
+    assert torch.equal(matmul(strided, qw), wanted)
+    for shape, rows in (((0, 40), 5), ((3, 0), 5), ((3, 40), 0)):
+        a = get_format("m2xfp-act").quantize(torch.ones(shape))
+        b = get_format("m2xfp-weight").quantize(torch.ones(rows, shape[1]))
+        assert torch.equal(matmul(a, b), torch.zeros(shape[0], rows))
+
+
+def test_batches_of_products():
+    generator = torch.Generator().manual_seed(6)
+    a = get_format("m2xfp-act").quantize(torch.randn(2, 3, 7, 40, generator=generator))
+    b = get_format("m2xfp-weight").quantize(torch.randn(2, 3, 5, 40, generator=generator))
+    found = products.batched_matmul(a, b)
+    assert found.shape == (2, 3, 7, 5)
+    for i, j in np.ndindex(2, 3):
+        one, other = (
+            PackedTensor(q.format, q.codes[i, j], q.scales[i, j], q.meta[i, j], q.shape[2:])
+            for q in (a, b)
+        )
+        assert torch.equal(found[i, j], matmul(one, other))
+    with pytest.raises(InputError, match="equal leading dimensions"):
+        products.batched_matmul(a, get_format("m2xfp-weight").quantize(torch.ones(3, 5, 40)))
+
+
+def test_a_product_that_has_no_fused_path():
+    qa, qw = operands(Case(M2XFP))
+    with computing("fused"):
+        assert matmul(qa, qw).shape == (9, 11)
+        with pytest.raises(InputError, match="no fused product of m2xfp-act and m2xfp-weight with"):
+            matmul(qa, qw, "exact")
+
+
+@pytest.mark.parametrize("trouble", ["compiler", "broken", "folder", "truncated"])
+def test_without_the_compiled_code_the_plain_path_serves(fresh, monkeypatch, trouble):
+    if trouble == "compiler":
+        monkeypatch.setenv("CXX", "no-such-compiler")
+    elif trouble == "broken":
+        monkeypatch.setenv("CXX", "false")
+    elif trouble == "folder":
+        (fresh / "file").write_text("")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(fresh / "file"))
+    else:
+        products_native.load()
+        (library,) = fresh.rglob("products-*.so")
+        start = library.read_bytes()[:100]
+        library.unlink()  # the loaded one stays mapped
+        library.write_bytes(start)
+        products_native.load.cache_clear()
+    qa, qw = operands(Case(M2XFP))
+    with computing("plain"):
+        wanted = matmul(qa, qw)
+    if trouble == "truncated":  # is compiled again
+        assert torch.equal(matmul(qa, qw), wanted)
+        return
+    with pytest.warns(RuntimeWarning, match="plain path, which is slow"):
+        assert torch.equal(matmul(qa, qw), wanted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once
+        matmul(qa, qw)
+    with computing("fused"), pytest.raises(MissingToolError):
+        matmul(qa, qw)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("start", range(20000, 20400, 100))
+def test_cuda_random_products(start):
+    pytest.importorskip("triton")
+    for seed in range(start, start + 100):
+        assert differences(random_case(seed), "cuda") == 0, random_case(seed)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_results_in_a_narrower_type_are_rounded_once_more(dtype, device):
+    qa, qw = operands(Case(M2XFP, m=140, n=70, spread=12, nan=0.01, seed=8))
+    with computing("plain"):
+        single = matmul(qa, qw)
+        plain = matmul(qa, qw, dtype=dtype)
+    wanted = round_once(single.double(), dtype)
+    assert wanted.isnan().any()
+    for found in (plain, matmul(qa.to(device), qw.to(device), dtype=dtype).cpu()):
+        assert torch.equal(found.view(torch.int16), wanted.view(torch.int16))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_wide_sum_just_beyond_a_midpoint_rounds_up(device):
+    """1 + 2^-24 (1 + 2^-34): float64 alone would round to the midpoint and then to even."""
+    fmt = get_format("mxfp8-e4m3")
+    data = torch.zeros(1, 2, 33, dtype=torch.uint8)
+    data[0, 0, 0], data[0, :, 32] = 56, 127  # 1 in the first group
+    data[0, 1, :2] = torch.tensor([120, 1])  # 2^8 and 2^-9 in the second
+    a, w = (PackedTensor.from_groups(fmt, part) for part in (data.clone(), data.clone()))
+    a.scales[0, 1] = 127 - 40
+    assert matmul(a.to(device), w.to(device)).item() == 1 + 2.0**-23
