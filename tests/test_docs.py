@@ -187,10 +187,12 @@ def test_commands_exist(line: str, page: str) -> None:
     command, values = parse(line)
     if "settings" not in {parameter.name for parameter in command.params}:
         return
-    if "configs" in values:  # a design of several units, by what boards call them
-        names = [unit for unit in values["units"] if unit.islower() and unit != EXAMPLE_ON_BOARDS]
+    if "configs" in {
+        parameter.name for parameter in command.params
+    }:  # a design of several units, by what boards call them
+        names = [unit for unit in values.get("units", ()) if unit != EXAMPLE_ON_BOARDS]
         if names:
-            board_instances(names, values["configs"], values["settings"])
+            board_instances(names, values.get("configs", ()), values.get("settings", ()))
         return
     for unit in [*values.get("units", ()), *filter(None, [values.get("unit")])]:
         if unit.islower() and unit != EXAMPLE:
