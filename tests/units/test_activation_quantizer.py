@@ -169,9 +169,7 @@ FAULTS = [
         "m.If(self.i.valid)",
         "HalfRateRegister",
     ),
-    Mutation(
-        "pipeline runs through a stall", QUANTIZER, "~output.i.valid | output.i.ready", "Const(1)"
-    ),
+    Mutation("pipeline runs through a stall", QUANTIZER, "~output.i.valid | output.i.ready", "1"),
     Mutation(
         "TLAST inverted",
         STORE,

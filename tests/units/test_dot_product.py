@@ -225,10 +225,10 @@ FAULTS = [
     Mutation("overflow wraps", ROUND, "exponent[8] | exponent[:8].all()", "Const(0, 1)"),
     Mutation("infinity does not stay", ADD, "addend.nonzero & ~special", "addend.nonzero"),
     Mutation("NaN is forgotten", ADD, "| (special & acc.mantissa[-1])", ""),
-    Mutation("NaN scale ignored", ACC, "addend.o.nan & self.valid", "Const(0, 1)"),
+    Mutation("NaN scale ignored", ACC, "held.nan.eq(effects[1])", "held.nan.eq(0)"),
     Mutation("-0 of a cancellation", ROUND, "(found | i.borrowed | ~i.subtract)", "(Const(1, 1))"),
     Mutation("far limit", ADD, "distance[5:].any()", "distance[6:].any()"),
-    Mutation("first ignored", ACC, "(self.first & self.valid)", "Const(0, 1)"),
+    Mutation("first ignored", ACC, "(self.first & self.valid)", "(self.first & 0)"),
     Mutation(
         "chains not cleared by reset",
         ACC,
