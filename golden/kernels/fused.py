@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from m2xfp.errors import InputError, MissingToolError
+from m2xfp.golden.formats.coder import AffineCoder
+from m2xfp.golden.formats.scales import PowerOfTwoScale
 from m2xfp.golden.kernels.plan import Plan, plan_of
 
 if TYPE_CHECKING:
@@ -86,6 +88,14 @@ def kernels(fmt: "Format", device: torch.device, dtype: torch.dtype) -> Kernels 
             raise InputError(
                 f"the fused paths compute on cpu and cuda, not on {device.type}; move the tensor, "
                 "or leave the path to 'auto'"
+            )
+        return None
+    scale = None if isinstance(fmt.coder, AffineCoder) else fmt.coder.scale
+    if isinstance(scale, PowerOfTwoScale) and scale.zero:  # MicroMix's segments
+        if path == "fused":
+            raise InputError(
+                f"the fused paths give a group of zeros the scale byte 0, this {fmt.name} "
+                f"{scale.zero}; leave the path to 'auto'"
             )
         return None
     try:

@@ -1,13 +1,14 @@
 """``m2xfp bench --products``: what it measures and prints."""
 
-import json
+import re
 
 import torch
 from click.testing import CliRunner
 
 from m2xfp.commands.bench import command
 from m2xfp.models import bench_products as module
-from m2xfp.models.bench_products import bench_layers, bench_products
+from m2xfp.models.bench_products import bench_layers, bench_products, products_table
+from m2xfp.results import read_figures
 
 CPU = torch.device("cpu")
 
@@ -32,7 +33,7 @@ def test_the_command_writes_the_table(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "bench_layers", lambda *args: bench_layers(CPU, (1,), ((4, 32),)))
     result = CliRunner().invoke(command, ["--products", "--device", "cpu", "-o", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    text = (tmp_path / "bench-cpu-products.md").read_text()
-    assert text in result.output
-    assert "| layer, hardware | 1 x 4 x 32 |" in text
-    assert len(json.loads((tmp_path / "bench-cpu-products.json").read_text())) == 2
+    figures = read_figures(tmp_path / "products-cpu.json")
+    assert products_table(figures) in result.output
+    assert re.search(r"\| layer, hardware +\| 1 x 4 x 32 \|", result.output)
+    assert len(figures["measurements"]) == 2

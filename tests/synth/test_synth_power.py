@@ -363,7 +363,11 @@ def test_slews_equal_those_of_opensta(netlist, gates, osu018, build):
     text = script.read_text().replace("-format full", "-format full -fields {slew net}")
     detailed.write_text(text)
     log = subprocess.run(
-        ["sta", "-exit", "-no_splash", str(detailed)], check=True, capture_output=True, text=True
+        ["sta", "-exit", "-no_splash", str(detailed.absolute())],
+        cwd=netlist.folder,
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout
     pattern = r"^ +([\d.]+) +[\d.]+ +[\d.]+ ([v^]) (\S+)/(\w+) \((\w+)\)$"
     cells = {

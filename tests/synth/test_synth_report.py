@@ -123,7 +123,7 @@ def test_tables_and_plots_are_drawn_from_the_figures_alone(row, osu018, tmp_path
         *("synth-osu018-area.svg", "synth-osu018-tradeoff.svg")
     }
     first = [path.read_bytes() for path in drawn]
-    assert b"lane" in first[0]
+    assert b"element_rounder" in first[0]
     accepted.plots(tmp_path, tmp_path / "drawn")
     assert [path.read_bytes() for path in drawn] == first
 
