@@ -5,15 +5,13 @@ within a dot product, the next one begins with groups that make the running sum 
 unit of which none are known takes dot products that fit a request.
 """
 
-from itertools import product
-
 import numpy as np
 from numpy.typing import NDArray
 
 from m2xfp.errors import InputError
 from m2xfp.facts import Facts
-from m2xfp.formats import E8M0, M2XFP_ACT, M2XFP_WEIGHT
-from m2xfp.fpga.host.patterns import operands
+from m2xfp.formats import M2XFP_ACT, M2XFP_WEIGHT
+from m2xfp.fpga.host.patterns import operands, with_any_codes
 from m2xfp.fpga.host.remote_unit import RemoteUnit, record_bytes
 from m2xfp.fpga.host.running_sums import PAIR_BYTES, seed_pairs
 from m2xfp.tb.bench import Arrays, bench_of
@@ -63,18 +61,9 @@ def sample(rng: np.random.Generator, size: int, facts: Facts) -> Arrays:
     Half of the pairs are quantized values, the others have any codes and metadata.
     """
     arrays = bench_of(facts).sample(operands(rng, size), facts)
-    arrays = {name: array[:size].copy() for name, array in arrays.items()}
-    anything = rng.random(size) < 0.5
-    near = rng.random(size) < 0.75
-    for (side, block), name in product(
-        zip(("a_", "w_"), formats(facts), strict=True), ("codes", "meta", "scales")
-    ):
-        plane = arrays.get(f"{side}{name}")
-        if plane is not None and name != "scales":
-            plane[anything] = rng.integers(0, 256, plane.shape, np.uint8)[anything]
-        elif plane is not None and block.scale is E8M0:
-            # Scales close enough to meet in the accumulator.
-            plane[near] = rng.integers(115, 135, plane.shape, np.uint8)[near]
+    arrays = {name: array[:size] for name, array in arrays.items()}
+    for side, block in zip(("a_", "w_"), formats(facts), strict=True):
+        arrays = with_any_codes(rng, arrays, side, block)
     return arrays | {"first": rng.random(size) < 0.3}
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from m2xfp.errors import InputError
 from m2xfp.facts import Facts, Stream
-from m2xfp.fpga.host.patterns import operands
+from m2xfp.fpga.host.patterns import operands, with_any_nan
 from m2xfp.fpga.host.remote_unit import RemoteUnit, record_bytes, slices
 from m2xfp.tb.bench import Arrays, bench_of
 from m2xfp.tb.vectors import Beats
@@ -42,7 +42,8 @@ def run(unit: RemoteUnit, arrays: Arrays, progress: bool = False) -> Arrays:
 
 def sample(rng: np.random.Generator, size: int, facts: Facts) -> Arrays:
     """Return ``size`` random rows."""
-    return _part(bench_of(facts).sample(operands(rng, size), facts), slice(0, size))
+    arrays = _part(bench_of(facts).sample(operands(rng, size), facts), slice(0, size))
+    return with_any_nan(rng, arrays, facts)
 
 
 def count(arrays: Arrays, facts: Facts) -> int:

@@ -1,18 +1,22 @@
 """Units that multiply matrices: a request is a panel of weights with some rows of activations."""
 
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m2xfp.errors import InputError
 from m2xfp.facts import Facts
-from m2xfp.fpga.host.patterns import operands
+from m2xfp.formats import BlockFormat
+from m2xfp.fpga.host.patterns import operands, with_any_codes, with_any_nan
 from m2xfp.fpga.host.remote_unit import RemoteUnit, record_bytes, slices
 from m2xfp.tb.bench import Arrays
 from m2xfp.tb.parts.gemm_arrays import GemmStreams
 from m2xfp.tb.parts.groups import group_arrays, packed_groups
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["count", "most_k", "run", "sample"]
 
@@ -56,6 +60,8 @@ def run(unit: RemoteUnit, arrays: Arrays, progress: bool = False) -> Arrays:
 def sample(rng: np.random.Generator, size: int, facts: Facts) -> Arrays:
     """Return one product of ``size`` groups of activations or some more, and up to 3 columns.
 
+    Half of the packed groups are quantized values, the others have any codes and metadata.
+
     Results that leave as groups take whole groups of columns.
     """
     from m2xfp.golden.bits import round_to_bits
@@ -66,19 +72,17 @@ def sample(rng: np.random.Generator, size: int, facts: Facts) -> Arrays:
     m = -(-size // depth)
     n = group if given["results"] == "packed" else int(rng.integers(1, 4))
     values = operands(rng, max(m, n) * depth)
-    arrays = {
-        name: plane.reshape(n, -1)
-        for name, plane in group_arrays(
-            packed_groups(streams.weight, values.weights, n * depth), streams.weight, "w_"
-        ).items()
-    }
+
+    def packed(side: str, block: BlockFormat, rows: int, numbers: "Tensor") -> Arrays:
+        groups = group_arrays(packed_groups(block, numbers, rows * depth), block, side)
+        planes = with_any_codes(rng, groups, side, block)
+        return {name: plane.reshape(rows, -1) for name, plane in planes.items()}
+
+    arrays = packed("w_", streams.weight, n, values.weights)
     if given["activations"] is None:
-        packed = group_arrays(
-            packed_groups(streams.act, values.activations, m * depth), streams.act, "a_"
-        )
-        return arrays | {name: plane.reshape(m, -1) for name, plane in packed.items()}
+        return arrays | packed("a_", streams.act, m, values.activations)
     raw = round_to_bits(given["activations"], values.activations).reshape(-1, group)
-    return arrays | {"x": raw[: m * depth].reshape(m, -1)}
+    return with_any_nan(rng, arrays | {"x": raw[: m * depth].reshape(m, -1)}, facts)
 
 
 def count(arrays: Arrays, facts: Facts) -> int:

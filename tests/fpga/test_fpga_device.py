@@ -1,12 +1,14 @@
 """The host library against a simulated board: golden results, faults, a real port (a pty)."""
 
 import contextlib
+import importlib
 import os
 import re
 import select
 import threading
 import tty
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from click.testing import CliRunner, Result
 
 from m2xfp.cli import cli
 from m2xfp.errors import InputError, M2xfpError, MissingToolError
+from m2xfp.formats import input_type
 from m2xfp.fpga.check.line import SimulatedLine, SimulatedPort, line_bytes, line_toggles
 from m2xfp.fpga.gateware.design import Design
-from m2xfp.fpga.gateware.units import board_instances
+from m2xfp.fpga.gateware.units import board_instance, board_instances, find_board_unit
 from m2xfp.fpga.host.device import (
     Device,
     DeviceError,
@@ -33,7 +36,7 @@ from m2xfp.fpga.host.remote_unit import RemoteUnit
 from m2xfp.fpga.host.running_sums import _lanes, seed_pairs
 from m2xfp.fpga.protocol import Decoder, Frame, Status, encode
 from m2xfp.golden import PackedTensor, dot, get_format, matmul
-from m2xfp.golden.bits import dot_bits
+from m2xfp.golden.bits import dot_bits, from_bits
 
 BAUD = 1_000_000
 CLOCK = 8 * BAUD
@@ -306,6 +309,39 @@ def test_self_test_finds_a_wrong_bit(
     monkeypatch.setattr(RemoteUnit, "play", faulty)
     with pytest.raises(FaultError, match=f"self-test: unit {unit} gives .* 1 of "):
         device.self_test(groups=8)
+
+
+@pytest.mark.parametrize(
+    ("unit", "config"),
+    [
+        *(("quantizer", kind) for kind in (None, "fp16x8", "fp32x8")),
+        ("encoder", None),
+        ("gemm", "m2xfp-bf16-2x2"),
+    ],
+)
+def test_samples_have_every_kind_of_nan(unit: str, config: str | None) -> None:
+    """NaN is an OR over the fraction: each of its bits alone, with both signs."""
+    facts = board_instance(unit, config).facts
+    host = importlib.import_module(f"m2xfp.fpga.host.{find_board_unit(unit).board.host}")
+    kind = input_type(facts.parameters.get("input_type") or facts.parameters["activations"])
+    rng = np.random.default_rng(0)
+    raw = np.concatenate([host.sample(rng, 400, facts)["x"].ravel() for _ in range(20)])
+    nan = raw[from_bits(kind.name, raw).isnan().numpy()].tolist()
+    payloads = {pattern & (1 << kind.mantissa_bits) - 1 for pattern in nan}
+    assert {1 << bit for bit in range(kind.mantissa_bits)} <= payloads
+    assert {pattern >> kind.width - 1 for pattern in nan} == {0, 1}
+
+
+@pytest.mark.parametrize(("unit", "side"), list(product(("dot", "gemm"), "aw")))
+def test_samples_have_any_codes_and_metadata(unit: str, side: str) -> None:
+    """What no quantizer writes is sent too: every byte of the planes."""
+    facts = board_instance(unit).facts
+    host = importlib.import_module(f"m2xfp.fpga.host.{find_board_unit(unit).board.host}")
+    rng = np.random.default_rng(0)
+    samples = [host.sample(rng, 20, facts) for _ in range(1500)]
+    for plane in ("codes", "meta"):
+        found = np.concatenate([arrays[f"{side}_{plane}"].ravel() for arrays in samples])
+        assert len(set(found.tolist())) == 256, plane
 
 
 def test_self_test_finds_a_wrong_echo(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
