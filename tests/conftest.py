@@ -14,7 +14,9 @@ from m2xfp.rtl.verilog.emit import emit
 @pytest.fixture(scope="session")
 def sim_dir(pytestconfig: pytest.Config) -> Path:
     """Return the cache of simulation models, kept from one session to the next."""
-    return pytestconfig.rootpath / "build" / "sim"
+    folder = pytestconfig.rootpath / "build" / "sim"
+    folder.mkdir(parents=True, exist_ok=True)  # a fresh clone has none, and tests link to it
+    return folder
 
 
 @pytest.fixture(scope="session")
