@@ -23,7 +23,8 @@ from m2xfp.models.quantized import (
     save_quantized,
     set_arithmetic,
 )
-from m2xfp.tb.units.gemm_core import golden_linear, linear_layers_by
+from m2xfp.synth.studies.linear_layers import linear_layers_by
+from m2xfp.tb.linear import golden_linear
 
 ACT, WEIGHT = get_format("m2xfp-act"), get_format("m2xfp-weight")
 ACCUMULATORS = ("fp32", "fp32_subgroup", "exact")
