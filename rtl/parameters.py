@@ -30,6 +30,7 @@ from m2xfp.formats import (
 )
 
 __all__ = [
+    "Among",
     "Between",
     "Formats",
     "Names",
@@ -66,6 +67,22 @@ class Between:
     def samples(self) -> tuple[int, ...]:
         """Numbers to draw from."""
         return self.usual or tuple(range(self.low, (self.high or self.low + 3) + 1))
+
+
+@dataclass(frozen=True)
+class Among:
+    """One of a few whole numbers."""
+
+    samples: tuple[int, ...]
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise InputError for any other number."""
+        if value not in self.samples:
+            raise InputError(f"{name}={value}: must be {self}")
+
+    def __str__(self) -> str:
+        """Return the choice in words."""
+        return f"one of {', '.join(map(str, self.samples))}"
 
 
 @dataclass(frozen=True)
@@ -112,11 +129,24 @@ class Formats:
 
 @dataclass(frozen=True)
 class _Kind:
-    """How values of a type are read and what to say of them."""
+    """How values of a type are read and what to say of them.
+
+    Members
+    -------
+    title
+        What a value is called.
+    parse
+        Reads one.
+    samples
+        Texts to draw from: all names, or a few values.
+    notation
+        How a value without a name is written.
+    """
 
     title: str
     parse: Callable[[str], Any]
     samples: tuple[str, ...] = ()
+    notation: str = ""
 
 
 def _whole(text: str) -> int:
@@ -137,7 +167,7 @@ _KINDS: dict[type, _Kind] = {
     str: _Kind("text", str),
     BlockFormat: _Kind("format", block_format, tuple(BLOCK_FORMATS)),
     InputType: _Kind("input type", input_type, tuple(INPUT_TYPES)),
-    Window: _Kind("window", window, tuple(WINDOWS)),
+    Window: _Kind("window", window, tuple(WINDOWS), "LOWEST..HIGHEST/BITS"),
 }
 
 
@@ -168,7 +198,7 @@ class Parameter:
     type: type
     default: Any
     optional: bool
-    limit: Between | Names | Formats | None
+    limit: Between | Among | Names | Formats | None
     text: str
 
     def parse(self, text: str) -> Any:
@@ -177,9 +207,9 @@ class Parameter:
             return None
         try:
             value = _KINDS[self.type].parse(text)
+        except UnknownNameError as error:
+            raise InputError(f"{self.name}={text}: {error}") from error
         except InputError as error:
-            if isinstance(error, UnknownNameError):
-                raise InputError(f"{self.name}={text}: {error}") from error
             raise InputError(f"{self.name}={text}: {error}; allowed: {self.allowed}") from error
         return self.check(value)
 
@@ -204,6 +234,7 @@ class Parameter:
             words = f"whole number, {self.limit}" if self.type is int else str(self.limit)
         else:
             words = ", ".join(kind.samples) or kind.title
+            words += f", or written {kind.notation}" if kind.notation else ""
         return f"{words}, or none" if self.optional else words
 
     def write(self, value: Any) -> str:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from m2xfp.rtl.catalog import find_unit
+from m2xfp.errors import InputError
+from m2xfp.rtl.catalog import Instance
 from m2xfp.rtl.verilog.emit import emit
 from m2xfp.tb.bulk.simulator import BulkSimulator, Run
 from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product, status_names, timing_of
+from m2xfp.tb.units.gemm_core import golden_product
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,29 +86,54 @@ class GemmSimulation:
         assert statuses == [[] for _ in products], f"statuses {statuses}"
         return list(self.streams.results(run.outputs["o"], products)), run
 
-    def linear(self, x: Tensor, weight: PackedTensor, *, progress: bool = False) -> Tensor:
-        """Return x [..., k], quantized by the core, times the rows of ``weight`` [n, k].
+    def product(self, x: Tensor, weight: PackedTensor) -> Product:
+        """Return x [..., k] times the rows of ``weight`` [n, k] as the core takes it.
 
-        The core takes values of x's type; it gives fp32 or bf16, the type of the result.
+        That is patterns of its input type; or groups, quantized here, if it takes packed ones.
         """
         import torch
 
-        from m2xfp.golden.bits import from_bits, round_to_bits
+        from m2xfp.golden import get_format
+        from m2xfp.golden.bits import round_to_bits
 
-        given = self.facts.parameters
-        assert given["results"] in ("fp32", "bf16"), given["results"]
-        group = self.streams.act.group
-        rows = torch.nn.functional.pad(x.flatten(0, -2), (0, -x.shape[-1] % group))
-        operands = Product(
-            round_to_bits(given["activations"], rows), weight.groups().numpy(), rows.shape[1]
+        act, kind = self.streams.act, self.facts.parameters["activations"]
+        rows = torch.nn.functional.pad(x.flatten(0, -2), (0, -x.shape[-1] % act.group))
+        acts = (
+            get_format(act.name).quantize(rows).groups().numpy()
+            if kind is None
+            else round_to_bits(kind, rows)
         )
-        (found,), run = self.run([operands], stamps=True, progress=progress)
+        return Product(acts, weight.groups().numpy(), rows.shape[1])
+
+    def multiply(self, product: Product, *, progress: bool = False) -> NDArray[Any]:
+        """Return the result of one product, see ``GemmStreams.results``, and count its clocks."""
+        (found,), run = self.run([product], stamps=True, progress=progress)
         self.clocks += int(run.stamps["o"][-1] - run.stamps["cmd"][0])
-        return from_bits(given["results"], found).reshape(*x.shape[:-1], -1)
+        return found
+
+    def linear(self, x: Tensor, weight: PackedTensor, *, progress: bool = False) -> Tensor:
+        """Return x [..., k] times the rows of ``weight`` [n, k], in the type of the core's results.
+
+        Raises
+        ------
+        InputError
+            The core gives packed groups.
+        """
+        from m2xfp.golden.bits import from_bits
+
+        results = self.facts.parameters["results"]
+        if results == "packed":
+            raise InputError(f"{self.facts.top} gives packed groups; take results=bf16 or fp32")
+        found = self.multiply(self.product(x, weight), progress=progress)
+        return from_bits(results, found).reshape(*x.shape[:-1], -1)
+
+    def golden(self, product: Product) -> NDArray[Any]:
+        """Return what ``multiply`` must give: the golden unit."""
+        return golden_product(product, self.facts)
 
 
 def golden_linear(x: Tensor, weight: PackedTensor) -> Tensor:
-    """Return what ``GemmSimulation.linear`` must give: golden, in x's type."""
+    """Return what ``GemmSimulation.linear`` must give of M2XFP: golden, in x's type."""
     from m2xfp.golden import get_format, matmul
     from m2xfp.golden.formats.numeric import round_once
 
@@ -114,7 +141,7 @@ def golden_linear(x: Tensor, weight: PackedTensor) -> Tensor:
     return round_once(product.double(), x.dtype)  # one NaN, where torch's conversion gives several
 
 
-def simulate_core(config: str, build_dir: Path) -> GemmSimulation:
-    """Emit a configuration of the core and build its simulation, unless both are there."""
-    emitted = emit(find_unit("gemm_core").instance(config), build_dir / "verilog")
+def simulate_core(core: Instance, build_dir: Path) -> GemmSimulation:
+    """Emit a GEMM core and build its simulation, unless both are there."""
+    emitted = emit(core, build_dir / "verilog")
     return GemmSimulation(BulkSimulator(emitted, build_dir=build_dir))

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from m2xfp.synth.gate_sim.simulator import ALL, ONE, Gates
+from m2xfp.synth.gate_sim.simulator import ALL, ONE, LevelizedNetlist
 
 __all__ = ["VENDOR", "Icarus", "random_run", "run_icarus"]
 
 VENDOR = Path("/usr/share/qflow/tech/osu018/osu018_stdcells.v")
 
 
-def random_run(gates: Gates, clocks: int, seed: int):
+def random_run(gates: LevelizedNetlist, clocks: int, seed: int):
     """Drive every input of 64 lanes with random bits; reset in the first four clocks."""
     rng = np.random.default_rng(seed)
     values = np.zeros((gates.nets, 1), np.uint64)
@@ -63,7 +63,7 @@ def vcd_toggles(path: Path) -> dict[str, int]:
     return counts
 
 
-def bench_text(gates: Gates, top: str, clocks: int, warm: int, delay: int) -> str:
+def bench_text(gates: LevelizedNetlist, top: str, clocks: int, warm: int, delay: int) -> str:
     """Return a testbench that drives every input from a file and dumps from clock ``warm`` on.
 
     Inputs change ``delay`` after the clock edge, as flip-flops must, so that every net settles once
@@ -114,7 +114,7 @@ class Icarus:
 
 
 def run_icarus(
-    gates: Gates,
+    gates: LevelizedNetlist,
     history: np.ndarray,
     top: str,
     sources: Sequence[Path],

@@ -118,7 +118,7 @@ def test_a_wrong_linear_layer_ends_with_status_1(
     sim_dir: Path, model: LanguageModel, monkeypatch: pytest.MonkeyPatch, wrong: tuple[int, int]
 ) -> None:
     def run(*_, layer: str, tokens: int) -> LinearRun:
-        return LinearRun(layer, "m2xfp", tokens, 96, 64, 5000, 0.98, *wrong)
+        return LinearRun(layer, "m2xfp", tokens, 96, 64, 5000, 0.98, wrong[0], 1536, wrong[1])
 
     monkeypatch.setattr(m2xfp.models.lm, "load_model", lambda: model)
     monkeypatch.setattr(m2xfp.synth.studies.linear_layers, "run_linear", run)

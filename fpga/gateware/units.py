@@ -85,13 +85,16 @@ def board_instances(
     UnknownNameError
         A unit, configuration or parameter that does not exist.
     InputError
-        A text that says of no unit, or of one that is not in the design; or what the component
-        refuses.
+        A text that says of no unit, or of one that is not in the design; two configurations of
+        one unit; or what the component refuses.
     """
     units = [find_board_unit(name).name for name in names]
     chosen = {
         unit: [part for owner, part in _owned(configs, units) if owner == unit] for unit in units
     }
+    for unit, given in chosen.items():
+        if len(given) > 1:
+            raise InputError(f"--config {' and '.join(given)}: give one configuration of {unit}")
     changed = {
         unit: [part for owner, part in _owned(settings, units) if owner == unit] for unit in units
     }

@@ -155,10 +155,11 @@ def slices(total: int, size: int) -> list[slice]:
 
 
 def difference(found: Arrays, expected: Arrays) -> str:
-    """Return where arrays differ in a byte, in words; nothing if they are the same."""
+    """Return where arrays differ in type, shape or a byte, in words; nothing if they are alike."""
     for name, right in expected.items():
-        if name not in found or found[name].shape != right.shape:
-            return f"no {name} of the shape {list(right.shape)}"
+        kind = (right.dtype, right.shape)
+        if name not in found or (found[name].dtype, found[name].shape) != kind:
+            return f"no {name} of the type {right.dtype} and the shape {list(right.shape)}"
         one, other = (
             np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (found[name], right)
         )

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from m2xfp.facts import EmittedFiles
-    from m2xfp.synth.studies.linear_layers import LinearRun
 
 __all__ = ["Comparison", "command", "compare"]
 
@@ -100,17 +99,6 @@ def _comparison_line(result: Comparison, tensors: str) -> str:
         f"{result.unit} {result.config}: {result.groups} groups from {tensors} of the model, "
         f"{result.groups * 32} values, compared bit for bit in {result.clocks} clocks: "
         f"{result.mismatches} mismatches{first}"
-    )
-
-
-def _linear_line(run: LinearRun) -> str:
-    """Say what a linear layer through the Verilog of the GEMM core gave."""
-    groups = run.m * run.n // 32
-    return (
-        f"gemm_core {run.config}: {run.layer}, [{run.m}, {run.k}] x [{run.n}, {run.k}], from bf16 "
-        f"to bf16 and to packed groups again: {run.m * run.n} results and {groups} groups compared "
-        f"bit for bit in {run.clocks} clocks, {run.utilisation:.1%} of peak: {run.mismatches} and "
-        f"{run.groups_mismatched} mismatches"
     )
 
 
@@ -271,7 +259,7 @@ def command(
     if any(result.mismatches for result in (*results, encoded)):
         sys.exit(1)
     linear = run_linear(build_dir / "sim", layer=LAYER, tokens=LAYER_TOKENS)
-    click.echo(_linear_line(linear))
+    click.echo(str(linear))
     if not linear.equal:
         sys.exit(1)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from m2xfp.commands.fpga_run import command as run
+from m2xfp.commands.options import parameter_help
 
 __all__ = ["command"]
 
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 def _design_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say what is built, and where."""
     for option in (
+        click.option(
+            "--help-parameters",
+            is_flag=True,
+            help="Print the parameters of the units with types, allowed values and defaults, and "
+            "stop.",
+        ),
         click.option(
             "-o",
             "--output",
@@ -61,13 +68,22 @@ def _design_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _instances(
-    board: str, units: tuple[str, ...], configs: tuple[str, ...], settings: tuple[str, ...]
+    board: str,
+    units: tuple[str, ...],
+    configs: tuple[str, ...],
+    settings: tuple[str, ...],
+    help_parameters: bool,
 ) -> list[Instance]:
-    """Return the units of a command line, or the board's default ones."""
+    """Return the units of a command line, or the board's default ones; or tell of them and stop."""
     from m2xfp.fpga.flow.boards import find_board
-    from m2xfp.fpga.gateware.units import board_instances
+    from m2xfp.fpga.gateware.units import board_instances, find_board_unit
 
-    return board_instances(units or find_board(board).units, configs, settings)
+    chosen = units or find_board(board).units
+    if help_parameters:
+        for name in chosen:
+            click.echo(parameter_help(find_board_unit(name).name))
+        click.get_current_context().exit()
+    return board_instances(chosen, configs, settings)
 
 
 @click.group("fpga")
@@ -108,6 +124,7 @@ def build_command(
     settings: tuple[str, ...],
     baud: int | None,
     folder: Path | None,
+    help_parameters: bool,
 ) -> None:
     r"""Build the bitstream for BOARD, with a report of cells and timing beside it.
 
@@ -122,7 +139,7 @@ def build_command(
     from m2xfp.fpga.flow.bitstream import build
     from m2xfp.fpga.flow.boards import find_board
 
-    chosen = _instances(board, units, configs, settings)
+    chosen = _instances(board, units, configs, settings, help_parameters)
     report, folder = build(board, chosen, baud=baud, folder=folder)
     for name, count in report.cells.items():
         click.echo(f"{name:<12}{count.used:>7} of {count.available}")
@@ -161,6 +178,7 @@ def check_command(
     settings: tuple[str, ...],
     baud: int | None,
     folder: Path | None,
+    help_parameters: bool,
     groups: int,
     faults: int,
     bits: bool,
@@ -180,7 +198,7 @@ def check_command(
 
     check = check_bitstream(
         board,
-        _instances(board, units, configs, settings),
+        _instances(board, units, configs, settings, help_parameters),
         baud=baud,
         folder=folder,
         groups=groups,

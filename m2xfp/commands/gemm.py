@@ -2,7 +2,7 @@
 
 import click
 
-from m2xfp.commands.options import parameter_options
+from m2xfp.commands.options import parameter_options_of
 
 __all__ = ["command"]
 
@@ -23,7 +23,7 @@ def _sizes(
 
 
 @click.command()
-@parameter_options
+@parameter_options_of(_UNIT)
 @click.option(
     "--tokens", type=click.IntRange(1), default=2048, show_default=True, help="Activation rows."
 )
@@ -38,7 +38,6 @@ def _sizes(
 def command(
     config: str | None,
     settings: tuple[str, ...],
-    name: str | None,
     tokens: int,
     sizes: list[tuple[int, int]],
 ) -> None:
@@ -60,8 +59,6 @@ def command(
     from m2xfp.rtl.parts.gemm_cycles import GemmTiming
     from m2xfp.synth.studies.gemm import LARGEST_K, MODELS, Layer, layer_table
 
-    if name is not None:
-        raise click.UsageError("--name goes with commands that emit Verilog")
     unit = find_unit(_UNIT)
     changes = parse_settings(unit.component, settings)
     if config is None:

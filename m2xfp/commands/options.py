@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +12,20 @@ import click
 if TYPE_CHECKING:
     from m2xfp.rtl.catalog import Instance
 
-__all__ = ["chosen", "one_instance", "parameter_options"]
+__all__ = ["chosen", "one_instance", "parameter_help", "parameter_options", "parameter_options_of"]
 
 
-def _print_parameters(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
-    """Print what can be set of the unit, and stop."""
+def _print_parameters(
+    unit: str | None, context: click.Context, _option: click.Parameter, wanted: bool
+) -> None:
+    """Print what can be set of ``unit``, or of the one that the command line names, and stop."""
     if not wanted:
         return
     from m2xfp.errors import InputError
     from m2xfp.rtl.catalog import find_unit
 
-    unit = context.params.get("unit") or next(iter(context.params.get("units") or ()), None)
+    given = context.params
+    unit = unit or given.get("unit") or next(iter(given.get("units") or ()), None)
     if unit is None:
         raise InputError("--help-parameters: name the unit first, such as: m2xfp verilog gemm_core")
     click.echo(parameter_help(find_unit(unit).name), nl=False)
@@ -59,30 +63,47 @@ def parameter_help(unit: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def parameter_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--config``, ``--set``, ``--name`` and ``--help-parameters`` to a command."""
-    for option in (
-        click.option(
-            "--help-parameters",
-            is_flag=True,
-            expose_value=False,
-            callback=_print_parameters,
-            help="Print the parameters of UNIT with types, allowed values and defaults, and stop.",
-        ),
-        click.option(
-            "--name", metavar="NAME", help="Name of the Verilog module, for a single instance."
-        ),
-        click.option(
-            "--set",
-            "settings",
-            multiple=True,
-            metavar="PARAMETER=VALUE",
-            help="Give a parameter of UNIT another value than --config does; repeatable.",
-        ),
-        click.option("--config", metavar="NAME", help="A named parameter set of UNIT."),
-    ):
-        function = option(function)
-    return function
+_Function = Callable[..., Any]
+
+
+def parameter_options_of(unit: str | None) -> Callable[[_Function], _Function]:
+    """Return what adds ``--config``, ``--set`` and ``--help-parameters`` to a command.
+
+    ``unit`` is the one that the command is about; None if its command line names it.
+    """
+    called = unit or "UNIT"
+
+    def add(function: _Function) -> _Function:
+        for option in (
+            click.option(
+                "--help-parameters",
+                is_flag=True,
+                expose_value=False,
+                callback=partial(_print_parameters, unit),
+                help=f"Print the parameters of {called} with types, allowed values and defaults, "
+                "and stop.",
+            ),
+            click.option(
+                "--set",
+                "settings",
+                multiple=True,
+                metavar="PARAMETER=VALUE",
+                help=f"Give a parameter of {called} another value than --config does; repeatable.",
+            ),
+            click.option("--config", metavar="NAME", help=f"A named parameter set of {called}."),
+        ):
+            function = option(function)
+        return function
+
+    return add
+
+
+def parameter_options(function: _Function) -> _Function:
+    """Add ``--config``, ``--set``, ``--name`` and ``--help-parameters`` to a command on UNIT."""
+    name = click.option(
+        "--name", metavar="NAME", help="Name of the Verilog module, for a single instance."
+    )
+    return parameter_options_of(None)(name(function))
 
 
 def one_instance(

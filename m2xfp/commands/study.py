@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from m2xfp.commands.options import one_instance, parameter_options_of
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from m2xfp.models.evaluate import Case
+    from m2xfp.rtl.catalog import Instance
     from m2xfp.synth.flow.pdk import Pdk
 
 __all__ = ["command"]
 
 _Function = Callable[..., Any]
+
+_CORE = "gemm_core"
 
 _OUTPUT = click.option(
     "-o",
@@ -121,6 +126,41 @@ def fractions(
     _finish(output, study.FILE, figures, found)
 
 
+def _core(config: str | None, settings: tuple[str, ...]) -> Instance:
+    """Return the GEMM core that was asked for; from bf16 to bf16 with 2 x 2 cells by default."""
+    from m2xfp.synth.studies.linear_layers import default_core
+
+    return one_instance(_CORE, config or default_core().config, settings)
+
+
+@command.command("gemm-layer", short_help="A linear layer in the GEMM core's Verilog.")
+@click.option(
+    "--layer", default="layers.0.mlp.gate_proj", show_default=True, help="Layer of the model."
+)
+@click.option(
+    "--tokens", type=click.IntRange(1), default=64, show_default=True, help="Bytes of text."
+)
+@parameter_options_of(_CORE)
+def gemm_layer(layer: str, tokens: int, config: str | None, settings: tuple[str, ...]) -> None:
+    r"""Run a linear layer of the bundled model, on held-out text, through a GEMM core's Verilog.
+
+    The core is gemm_core with any parameters, by default its configuration m2xfp-bf16-2x2. Results
+    are quantized to packed groups again, as the next layer would read them, and everything is
+    compared with the golden model. Exit status 1 if a bit differs.
+
+    
+    m2xfp study gemm-layer
+    m2xfp study gemm-layer --set rows=1 --set columns=32 --set activations=none --set results=fp32
+    """
+    from m2xfp.synth.studies.linear_layers import run_linear
+
+    core = _core(config, settings)
+    run = run_linear(Path("build/sim"), layer=layer, tokens=tokens, core=core)
+    click.echo(str(run))
+    if not run.equal:
+        raise SystemExit(1)
+
+
 @command.command("gemm-perplexity", short_help="A language model in the GEMM core's Verilog.")
 @click.option(
     "--windows",
@@ -129,14 +169,15 @@ def fractions(
     show_default=True,
     help="Windows of 128 bytes of held-out text; one takes some 20 s.",
 )
-def gemm_perplexity(windows: int) -> None:
+@parameter_options_of(_CORE)
+def gemm_perplexity(windows: int, config: str | None, settings: tuple[str, ...]) -> None:
     """Run the bundled model with every linear layer in the GEMM core's Verilog, and in golden.
 
     Exit status 1 if the two perplexities differ in a bit of a window.
     """
     from m2xfp.synth.studies.gemm_perplexity import compare_perplexity
 
-    run = compare_perplexity(windows, Path("build/sim"))
+    run = compare_perplexity(windows, Path("build/sim"), _core(config, settings))
     click.echo(str(run))
     if not run.equal:
         raise SystemExit(1)

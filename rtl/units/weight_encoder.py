@@ -13,7 +13,7 @@ from amaranth.lib.wiring import In, Out
 from m2xfp.errors import InputError
 from m2xfp.formats import BF16, M2XFP_WEIGHT, BlockFormat, InputType
 from m2xfp.rtl.arith.datapath import named, sticky_or
-from m2xfp.rtl.parameters import Between, Formats, checked
+from m2xfp.rtl.parameters import Among, Between, Formats, checked
 from m2xfp.rtl.parts.alignment import Aligner
 from m2xfp.rtl.parts.code_ladder import Ladder, threshold_bits
 from m2xfp.rtl.parts.elements import float_element
@@ -145,7 +145,7 @@ class WeightEncoder(Component):
         *,
         input_type: InputType = BF16,
         adaptive: bool = True,
-        clocks_per_group: Annotated[int, Between(1, 12, usual=(1, 2, 3, 4, 6, 12))] = 1,
+        clocks_per_group: Annotated[int, Among((1, 2, 3, 4, 6, 12))] = 1,
         fraction_bits: Annotated[int | None, Between(5, 32, usual=(5, 8, 10, 13))] = None,
         block: Annotated[BlockFormat, BLOCKS] = M2XFP_WEIGHT,
     ) -> None:

@@ -43,7 +43,7 @@ from m2xfp.synth.flow.yosys import Netlist
 from m2xfp.synth.gate_sim.simulator import (
     ALL,
     Batch,
-    Gates,
+    LevelizedNetlist,
     Words,
     function_of,
     play,
@@ -127,7 +127,7 @@ def _segment(axis: Floats, x: Floats) -> tuple[NDArray[np.int64], Floats]:
     return i, (x - axis[i]) / (axis[i + 1] - axis[i])
 
 
-def net_loads(gates: Gates, pdk: Pdk) -> dict[str, Floats]:
+def net_loads(gates: LevelizedNetlist, pdk: Pdk) -> dict[str, Floats]:
     """Return the capacitance on each net when it rises and when it falls, fF.
 
     That of the pins on it, which libraries give for each edge, and the load of the outputs.
@@ -165,7 +165,7 @@ def _arcs(pin: Pin, library: Library) -> Iterator[tuple[str, str, str, Table]]:
                     yield related, edge, out, Table.read(table, library)
 
 
-def net_slews(gates: Gates, pdk: Pdk, loads: Mapping[str, Floats]) -> dict[str, Floats]:
+def net_slews(gates: LevelizedNetlist, pdk: Pdk, loads: Mapping[str, Floats]) -> dict[str, Floats]:
     """Return the slowest transition of each net, in the library's time unit, by edge.
 
     Inputs are driven by the library's buffer with an ideal step at its own input; the clock and
@@ -215,7 +215,7 @@ def _count(words: Words) -> Floats:
     return counts
 
 
-def toggle_counts(gates: Gates, history: Words) -> Floats:
+def toggle_counts(gates: LevelizedNetlist, history: Words) -> Floats:
     """Return the transitions of each net in a run, all lanes together; of clocks two a pulse."""
     counts = np.zeros(gates.nets)
     for first in range(0, gates.nets, 1024):
@@ -421,7 +421,7 @@ def _leakage(activity: _Activity) -> Floats:
     return total + uncovered * default
 
 
-def estimate_power(gates: Gates, pdk: Pdk, history: Words) -> Power:
+def estimate_power(gates: LevelizedNetlist, pdk: Pdk, history: Words) -> Power:
     """Return energy a clock and leakage of a netlist from the history of its nets.
 
     Parameters
@@ -532,7 +532,7 @@ def unit_power(netlist: Netlist, pdk: Pdk, facts: Facts, vectors: TestVectors) -
     if kept.exists():
         known = json.loads(kept.read_text())
         return UnitPower(Power(**known.pop("power")), **known)
-    gates = Gates(netlist, pdk)
+    gates = LevelizedNetlist(netlist, pdk)
     lanes = lanes_for(netlist)
     if facts.streams:
         played = play(gates, vectors, facts, words=lanes // 64, window=window)

@@ -26,7 +26,7 @@ from m2xfp.tb.vectors import TestVectors
 
 __all__ = [
     "Batch",
-    "Gates",
+    "LevelizedNetlist",
     "MismatchError",
     "Played",
     "function_of",
@@ -126,7 +126,7 @@ class Batch:
         return [function_of(group.values[k]) for k in ("clear", "preset") if k in group.values]
 
 
-class Gates:
+class LevelizedNetlist:
     """A mapped netlist in the order of evaluation.
 
     Parameters
@@ -331,7 +331,7 @@ class Played:
     window_groups: float
 
 
-def play_ports(gates: Gates, vectors: TestVectors, lanes: int) -> Played:
+def play_ports(gates: LevelizedNetlist, vectors: TestVectors, lanes: int) -> Played:
     """Give a netlist without flip-flops a word a clock in every lane, and compare all outputs.
 
     Parameters
@@ -412,7 +412,7 @@ class _Side:
 
 
 def play(
-    gates: Gates,
+    gates: LevelizedNetlist,
     vectors: TestVectors,
     facts: Facts,
     *,

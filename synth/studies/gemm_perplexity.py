@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from m2xfp.rtl.catalog import Instance
+
 __all__ = ["WINDOW", "PerplexityRun", "compare_perplexity"]
 
 WINDOW = 128
@@ -42,8 +44,11 @@ class PerplexityRun:
         )
 
 
-def compare_perplexity(windows: int, build: Path) -> PerplexityRun:
-    """Measure the bundled model on so many windows of held-out text, in Verilog and in golden."""
+def compare_perplexity(windows: int, build: Path, core: Instance | None = None) -> PerplexityRun:
+    """Measure the bundled model on so many windows of held-out text, in Verilog and in golden.
+
+    ``core`` is a GEMM core of M2XFP from bf16 to bf16, by default ``default_core()``.
+    """
     import torch
 
     from m2xfp.models.evaluate import cut_windows, perplexity, spread
@@ -51,7 +56,7 @@ def compare_perplexity(windows: int, build: Path) -> PerplexityRun:
     from m2xfp.synth.studies.linear_layers import compare_losses
 
     text = spread(cut_windows(as_tokens(HELD_OUT.read_bytes()), WINDOW), windows)
-    verilog, golden, clocks = compare_losses(build, text)
+    verilog, golden, clocks = compare_losses(build, text, core=core)
     return PerplexityRun(
         windows, perplexity(verilog), perplexity(golden), clocks, torch.equal(verilog, golden)
     )

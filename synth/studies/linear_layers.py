@@ -6,11 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-from m2xfp.rtl.catalog import find_unit
+from m2xfp.errors import InputError, UnknownNameError
+from m2xfp.formats import BlockFormat, block_format, input_type
+from m2xfp.rtl.catalog import Instance, find_unit
+from m2xfp.rtl.parts.gemm_cycles import GemmTiming
 from m2xfp.rtl.verilog.emit import emit
 from m2xfp.tb.bench import find_bench
 from m2xfp.tb.bulk.simulator import BulkSimulator
@@ -21,7 +25,12 @@ if TYPE_CHECKING:
 
     from m2xfp.golden.formats.packed import PackedTensor
 
-__all__ = ["LinearRun", "compare_losses", "run_linear"]
+__all__ = ["LinearRun", "compare_losses", "default_core", "run_linear"]
+
+
+def default_core() -> Instance:
+    """Return the core that computes the bundled model unless another is given."""
+    return find_unit("gemm_core").instance("m2xfp-bf16-2x2")
 
 
 @dataclass(frozen=True)
@@ -31,15 +40,16 @@ class LinearRun:
     Members
     -------
     layer, config
-        Name in the model, and configuration of the core.
+        Name in the model, and configuration of the core with what was set otherwise.
     m, n, k
         Tokens, outputs and inputs.
     clocks, utilisation
         Clocks that the core took, and the share of its peak that this is.
     mismatches
-        Results of which a bit differs.
-    groups_mismatched
-        Groups that differ after the results were quantized again, for the next layer.
+        Results of which a bit differs; packed ones are counted by groups.
+    groups, groups_mismatched
+        Groups of the results, quantized again for the next layer, by the core if it does that, else
+        by the activation quantizer; and how many of them differ.
     """
 
     layer: str
@@ -50,6 +60,7 @@ class LinearRun:
     clocks: int
     utilisation: float
     mismatches: int
+    groups: int
     groups_mismatched: int
 
     @property
@@ -57,18 +68,29 @@ class LinearRun:
         """Whether nothing differs."""
         return not (self.mismatches or self.groups_mismatched)
 
+    def __str__(self) -> str:
+        """Return the result in words."""
+        return (
+            f"gemm_core {self.config}: {self.layer}, [{self.m}, {self.k}] x [{self.n}, {self.k}], "
+            f"and quantized to packed groups again: {self.m * self.n} results and "
+            f"{self.groups} groups compared bit for bit in {self.clocks} clocks, "
+            f"{self.utilisation:.1%} of peak: {self.mismatches} and {self.groups_mismatched} "
+            "mismatches"
+        )
+
 
 def run_linear(
     build_dir: Path,
     *,
     layer: str = "layers.0.mlp.gate_proj",
     tokens: int = 512,
-    config: str = "m2xfp-bf16-2x2",
+    core: Instance | None = None,
 ) -> LinearRun:
     """Run a layer of the bundled model on held-out text through the emitted Verilog.
 
-    What the layer reads, in bfloat16, is quantized and multiplied by the core's Verilog, and its
-    results are quantized again by the activation quantizer's.
+    What the layer reads, in bfloat16, is multiplied by the core's Verilog, quantized by it or, for
+    a core that takes packed activations, by the golden model before. The results are quantized
+    again by the activation quantizer's Verilog, unless the core gives packed ones.
 
     Parameters
     ----------
@@ -78,49 +100,85 @@ def run_linear(
         Name of a linear layer of the model.
     tokens
         Bytes of text.
-    config
-        A configuration of the core from bf16 to bf16.
+    core
+        A GEMM core with any parameters; ``default_core()`` if left out.
+
+    Raises
+    ------
+    UnknownNameError
+        A layer that the model does not have.
+    InputError
+        A layer that the core's buffers do not hold; results that the quantizer does not take.
     """
     import torch
 
     from m2xfp.golden import get_format
-    from m2xfp.golden.bits import to_bits
     from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
+    from m2xfp.models.quantized import linear_layers
 
     model = load_model().to(torch.bfloat16)
-    module = model.get_submodule(layer)
-    assert isinstance(module, torch.nn.Linear)
+    layers = linear_layers(model)
+    if layer not in layers:
+        raise UnknownNameError("linear layer", layer, layers)
+    module = layers[layer]
     seen: list[Tensor] = []
     handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad():
         model(as_tokens(HELD_OUT.read_bytes()[:tokens]).long()[None])
     handle.remove()
 
-    weight = get_format("m2xfp-weight").quantize(module.weight.detach())
-    core = simulate_core(config, build_dir)
-    x = seen[0][0]
-    found, expected = core.linear(x, weight, progress=True), golden_linear(x, weight)
-    n, k = weight.shape
-
-    unit = find_unit("activation_quantizer")
-    emitted, bench = emit(unit.instance("bf16x32"), build_dir / "verilog"), find_bench(unit)
-    simulator = BulkSimulator(emitted, build_dir=build_dir)
-    facts, arrays = simulator.facts, {"x": to_bits(found).reshape(-1, 32)}
-    run = simulator.run(bench.encode(arrays, facts))
-    planes = bench.decode(run.outputs, arrays, facts)
-    again = bench.expected({"x": to_bits(expected).reshape(-1, 32)}, facts)
-    differ = [(planes[n] != again[n]).reshape(len(again[n]), -1).any(axis=1) for n in again]
+    core = core or default_core()
+    n, k = module.weight.shape
+    given, component = core.facts.parameters, cast(Any, core.component)
+    GemmTiming.of(component).check(tokens, n, k)
+    packed, act = given["results"] == "packed", block_format(given["act"])
+    if n % act.group:
+        raise InputError(f"{layer}: its {n} outputs are no multiple of the group, {act.group}")
+    quantizer = None if packed else _quantizer_of(given["results"], act)
+    weight = get_format(given["weight"]).quantize(module.weight.detach())
+    simulation = simulate_core(core, build_dir)
+    product = simulation.product(seen[0][0], weight)
+    found, expected = simulation.multiply(product, progress=True), simulation.golden(product)
+    wrong = (found != expected).reshape(-1, found.shape[-1] if packed else 1).any(axis=1)
     return LinearRun(
         layer,
-        config,
-        len(x),
+        core.config,
+        tokens,
         n,
         k,
-        core.clocks,
-        len(x) * n * k / (core.clocks * (core.facts.macs_per_clock or 0)),
-        int((to_bits(found) != to_bits(expected)).sum()),
-        int(np.any(differ, axis=0).sum()),
+        simulation.clocks,
+        tokens * n * k / (simulation.clocks * (simulation.facts.macs_per_clock or 0)),
+        int(wrong.sum()),
+        tokens * n // act.group,
+        _differently(found, expected, quantizer, build_dir) if quantizer else int(wrong.sum()),
     )
+
+
+def _quantizer_of(results: str, act: BlockFormat) -> Instance:
+    """Return the activation quantizer from a core's results to the format of its activations."""
+    unit = find_unit("activation_quantizer")
+    changes = {"input_type": input_type(results), "block": act, "lanes": act.group}
+    quantizer = unit.instance(None, changes)
+    quantizer.component  # noqa: B018 (refuses what it does not take, before anything runs)
+    return quantizer
+
+
+def _differently(
+    found: NDArray[Any], expected: NDArray[Any], quantizer: Instance, build_dir: Path
+) -> int:
+    """Return how many groups of ``found`` the quantizer's Verilog gives otherwise than golden.
+
+    ``found`` and ``expected``, patterns [m, n], are what the core's Verilog and golden gave.
+    """
+    simulator = BulkSimulator(emit(quantizer, build_dir / "verilog"), build_dir=build_dir)
+    bench, facts = find_bench(quantizer.unit), simulator.facts
+    group = block_format(facts.parameters["block"]).group
+    arrays = {"x": found.reshape(-1, group)}
+    run = simulator.run(bench.encode(arrays, facts))
+    planes = bench.decode(run.outputs, arrays, facts)
+    again = bench.expected({"x": expected.reshape(-1, group)}, facts)
+    differ = [(planes[n] != again[n]).reshape(len(again[n]), -1).any(axis=1) for n in again]
+    return int(np.any(differ, axis=0).sum())
 
 
 def _with_weight(
@@ -152,7 +210,7 @@ def linear_layers_by(
 
 
 def compare_losses(
-    build_dir: Path, windows: Tensor, *, config: str = "m2xfp-bf16-2x2"
+    build_dir: Path, windows: Tensor, *, core: Instance | None = None
 ) -> tuple[Tensor, Tensor, int]:
     """Return the losses of the bundled model with its linear layers in Verilog, and in golden.
 
@@ -162,8 +220,8 @@ def compare_losses(
         Folder of emitted files and simulation models.
     windows
         int64 [n, length]: text.
-    config
-        A configuration of the core from bf16 to bf16.
+    core
+        A GEMM core of M2XFP from bf16 to bf16; ``default_core()`` if left out.
 
     Returns
     -------
@@ -175,17 +233,18 @@ def compare_losses(
     from m2xfp.models.evaluate import window_nats
     from m2xfp.models.lm import load_model
 
-    core, model = simulate_core(config, build_dir), load_model().to(torch.bfloat16)
+    simulation = simulate_core(core or default_core(), build_dir)
+    model = load_model().to(torch.bfloat16)
     with linear_layers_by(model, golden_linear):
         golden = window_nats(model, windows, batch=1)
     total = len(windows) * len(list(model.layers)) * 7
     with tqdm(total=total, desc="linear layers in Verilog", unit="layer") as bar:
 
         def compute(x: Tensor, weight: PackedTensor) -> Tensor:
-            y = core.linear(x, weight)
+            y = simulation.linear(x, weight)
             bar.update()
             return y
 
         with linear_layers_by(model, compute):
             verilog = window_nats(model, windows, batch=1)
-    return verilog, golden, core.clocks
+    return verilog, golden, simulation.clocks

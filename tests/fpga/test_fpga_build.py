@@ -126,6 +126,7 @@ def test_a_design_takes_any_parameters():
         (["dot", "gemm"], ["m2xfp-exact"], [], r"say which one: dot\.m2xfp-exact"),
         (["dot"], [], ["gemm.depth=1"], "unit gemm is not built"),
         (["quantizer"], [], ["lanes=3"], "lanes=3"),
+        (["quantizer"], ["bf16x8", "fp16x8"], [], "bf16x8 and fp16x8: give one configuration"),
     ],
 )
 def test_parameters_that_belong_to_no_unit(names, configs, settings, message):

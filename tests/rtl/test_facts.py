@@ -1,7 +1,11 @@
 """Facts: field maps of every stream of every unit, and their place in header and JSON."""
 
+import inspect
 import re
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from amaranth.hdl import Shape, signed
@@ -9,9 +13,9 @@ from amaranth.lib import data
 
 from m2xfp.errors import InputError
 from m2xfp.facts import Facts, Field
-from m2xfp.rtl.catalog import select
+from m2xfp.rtl.catalog import find_unit, select
 from m2xfp.rtl.verilog.axi import fields_of
-from m2xfp.rtl.verilog.emit import header
+from m2xfp.rtl.verilog.emit import emit, header
 
 INSTANCES = list(select())
 
@@ -74,3 +78,28 @@ def test_damaged_descriptions_are_refused(tmp_path: Path) -> None:
         (tmp_path / "unit.json").write_text(damaged)
         with pytest.raises(InputError, match="m2xfp verilog"):
             Facts.load(tmp_path / "unit.json")
+
+
+@pytest.mark.parametrize("unit", ["activation_quantizer", "gemm_core"])
+def test_one_emission_builds_the_component_once(
+    unit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Verilog, header, JSON and core come from one constructed and one elaborated component."""
+    row = find_unit(unit)
+    built: Counter[str] = Counter()
+    component: Any = row.component
+
+    class Counted(component):  # type: ignore[misc]
+        def __init__(self, **parameters: object) -> None:
+            built["constructed"] += 1
+            super().__init__(**parameters)
+
+        def build(self) -> Any:
+            built["elaborated"] += 1
+            return super().build()
+
+    Counted.__name__ = component.__name__
+    Counted.__init__.__signature__ = inspect.signature(component.__init__)  # type: ignore[attr-defined]
+    Counted.__doc__ = component.__doc__
+    emit(replace(row, component=Counted).instance(), tmp_path)
+    assert built == {"constructed": 1, "elaborated": 1}

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from m2xfp.cli import cli
+from m2xfp.commands.options import parameter_help
 from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.facts import Facts
 from m2xfp.formats import BF16, M2XFP_ACT, USUAL_EXPONENTS, BlockFormat, InputType, Window
@@ -225,6 +227,23 @@ def test_help_lists_parameters() -> None:
             assert f"  {name}={parameter.write(parameter.default)}\n" in done.output
         assert "``" not in done.output
         assert all(config in done.output for config in unit.configs)
+
+
+@pytest.mark.parametrize(
+    "command", [["gemm"], ["study", "gemm-layer"], ["fpga", "build", "icebreaker"]]
+)
+def test_commands_about_known_units_list_their_parameters(command: list[str]) -> None:
+    """Without naming the unit again."""
+    done = CliRunner().invoke(cli, [*command, "--help-parameters"])
+    assert done.exit_code == 0
+    assert re.search(r"^Parameters, with their defaults", done.output, re.MULTILINE)
+
+
+def test_numbers_and_windows_are_told_in_full() -> None:
+    """A number among a few is no range; a window may be written out."""
+    help_of = {unit: parameter_help(unit) for unit in ("weight_encoder", "exact_accumulator")}
+    assert "Allowed: whole number, one of 1, 2, 3, 4, 6, 12." in help_of["weight_encoder"]
+    assert "or written LOWEST..HIGHEST/BITS" in " ".join(help_of["exact_accumulator"].split())
 
 
 CHIP = """

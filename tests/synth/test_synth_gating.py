@@ -21,7 +21,7 @@ from m2xfp.synth.flow.pdk import find_pdk, pdk_from_liberty
 from m2xfp.synth.flow.timing import time_netlist
 from m2xfp.synth.flow.yosys import FlowOptions, SynthesisError, synthesize
 from m2xfp.synth.gate_sim.power import estimate_power, net_slews, toggle_counts
-from m2xfp.synth.gate_sim.simulator import ALL, ONE, Gates, MismatchError, play
+from m2xfp.synth.gate_sim.simulator import ALL, ONE, LevelizedNetlist, MismatchError, play
 from m2xfp.synth.report import accepted
 from m2xfp.synth.report.figures import Row
 from m2xfp.tb.bench import bench_of
@@ -159,7 +159,7 @@ def test_registers_with_an_enable_get_gates(bank, pdk, build):
 
 def test_gated_netlist_equals_its_source_and_icarus_on_every_net(bank, pdk, files, build):
     """The mapped netlist here and in Icarus, and the Verilog it came from, under one stimulus."""
-    gates, warm = Gates(bank, pdk), 40
+    gates, warm = LevelizedNetlist(bank, pdk), 40
     assert len(gates.clocks) == 3
     history = random_run(gates, 400, seed=5) & np.uint64(1)
     sources = [bank.verilog, files[1]]
@@ -191,7 +191,7 @@ def quantizer(pdk, build):
 def test_gate_level_regression(quantizer, pdk):
     netlist, facts, vectors = quantizer
     assert netlist.cell_counts["CG1"] >= 4
-    gates = Gates(netlist, pdk)
+    gates = LevelizedNetlist(netlist, pdk)
     for stall in (0.0, 0.4):
         assert play(gates, vectors, facts, words=1, stall=stall).groups == vectors.groups
 
@@ -213,7 +213,13 @@ def test_a_wrong_enable_is_found(quantizer, pdk, build, fault):
         (folder / "netlist.json").write_text(json.dumps(design))
         cells[name]["connections"]["E"] = enable
         try:
-            play(Gates(replace(netlist, folder=folder), pdk), vectors, facts, words=1, stall=0.3)
+            play(
+                LevelizedNetlist(replace(netlist, folder=folder), pdk),
+                vectors,
+                facts,
+                words=1,
+                stall=0.3,
+            )
         except MismatchError:
             caught.append(name)
     number = netlist.cell_counts["CG1"]
@@ -256,7 +262,7 @@ def test_a_clock_that_is_data_cannot_be_simulated(pdk, build):
         "always @(posedge clk) if (en) q <= d; assign y = clk & d[0]; endmodule"
     )
     with pytest.raises(SynthesisError, match="reads a clock as data"):
-        Gates(mapped(text, pdk, build), pdk)
+        LevelizedNetlist(mapped(text, pdk, build), pdk)
 
 
 @pytest.mark.parametrize(
@@ -317,7 +323,7 @@ def test_power_of_a_clock_gate_by_hand(pdk, build):
     )
     # Nothing but gate, tie and flip-flops: a buffer in the enable would have energy of its own.
     assert netlist.cell_counts.keys() <= {"CG1", "DFFPOSX1"}
-    gates = Gates(netlist, pdk)
+    gates = LevelizedNetlist(netlist, pdk)
     wave = (0, 1, 1, 0, 0, 1, 0)
     run = np.zeros((len(wave), gates.nets, 1), np.uint64)
     run[:, ONE] = ALL

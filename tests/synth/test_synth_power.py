@@ -17,7 +17,7 @@ from m2xfp.synth.gate_sim.power import Table, estimate_power, net_loads, net_sle
 from m2xfp.synth.gate_sim.simulator import (
     ALL,
     ONE,
-    Gates,
+    LevelizedNetlist,
     MismatchError,
     pack_bits,
     play,
@@ -52,7 +52,7 @@ def netlist(emitted, osu018, build):
 
 @pytest.fixture(scope="module")
 def gates(netlist, osu018):
-    return Gates(netlist, osu018)
+    return LevelizedNetlist(netlist, osu018)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_a_wrong_gate_is_found(netlist, osu018, facts, build):
         damaged = text[: place.start(1)] + swaps[place[1]] + text[place.end(1) :]
         (folder / "netlist.json").write_text(damaged)
         try:
-            play(Gates(faulty, osu018), vectors, facts, words=1, stall=0.2)
+            play(LevelizedNetlist(faulty, osu018), vectors, facts, words=1, stall=0.2)
         except MismatchError:
             caught += 1
     assert caught >= 10
@@ -130,7 +130,7 @@ def test_a_unit_without_streams_is_compared_and_measured(port, osu018, build):
     netlist = synthesize(files.verilog, files.top, osu018, build=build)
     vectors = vectors_for(Facts.load(files.json), "random", lanes=64, depth=20)
     assert vectors.groups == 80 * 64  # four subgroups a group
-    gates = Gates(netlist, osu018)
+    gates = LevelizedNetlist(netlist, osu018)
     played = play_ports(gates, vectors, 64)
     assert played.groups == 80 * 64
     assert played.window_groups == 79 * 64
@@ -215,7 +215,7 @@ def test_power_of_one_gate_by_hand(tmp_path):
     path.write_text(NAND_LIBRARY)
     pdk = pdk_from_liberty([path])
     netlist = one_gate(tmp_path)
-    gates = Gates(netlist, pdk)
+    gates = LevelizedNetlist(netlist, pdk)
     a, b, y = (int(gates.ports[name][0]) for name in "aby")
 
     # Loads: a 0.25 pF, b 0.125 pF, y four NAND2 inputs of 0.25 pF = 1 pF; in fF.
@@ -275,7 +275,7 @@ def test_flip_flop_power_by_hand(osu018, build):
         " always @(posedge clk) q <= rst ? 1'b0 : ~q; endmodule"
     )
     netlist = synthesize_text(text, "flip", osu018, build)
-    gates = Gates(netlist, osu018)
+    gates = LevelizedNetlist(netlist, osu018)
     values = np.zeros((gates.nets, 1), np.uint64)
     values[ONE] = ALL
     states = {"DFFPOSX1": np.zeros((1, 1), np.uint64)}
@@ -312,7 +312,7 @@ def test_flip_flops_whose_set_and_reset_are_tied_off(osu018, build):
     )
     netlist = synthesize_text(source, "count", pdk, build)
     assert netlist.cell_counts["DFFSR"] == netlist.flops == 4
-    gates = Gates(netlist, pdk)
+    gates = LevelizedNetlist(netlist, pdk)
     history = random_run(gates, 40, seed=1)
     bits = history[4:, gates.ports["value"], 0] & np.uint64(1)
     step = history[4:, gates.ports["step"][0], 0] & np.uint64(1)
@@ -329,7 +329,7 @@ def test_flip_flops_whose_set_and_reset_are_tied_off(osu018, build):
     folder.mkdir()
     (folder / "netlist.json").write_text(json.dumps(design))
     with pytest.raises(SynthesisError, match="DFFSR is set or cleared without a clock"):
-        random_run(Gates(replace(netlist, folder=folder), pdk), 40, seed=1)
+        random_run(LevelizedNetlist(replace(netlist, folder=folder), pdk), 40, seed=1)
 
 
 def test_tables_in_either_order_and_beyond_their_ends():

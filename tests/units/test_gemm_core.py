@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from mutation import Mutation, emit_mutant
 
 from m2xfp.cli import cli
-from m2xfp.errors import InputError
-from m2xfp.formats import BF16, MXFP4, BlockFormat, block_format
+from m2xfp.errors import InputError, UnknownNameError
+from m2xfp.formats import BF16, MXFP4, BlockFormat, block_format, input_type
 from m2xfp.golden import get_format
 from m2xfp.models.evaluate import cut_windows, perplexity
 from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
@@ -26,7 +26,7 @@ from m2xfp.rtl.units.gemm_core import GemmCore
 from m2xfp.rtl.verilog.emit import emit
 from m2xfp.synth.gate_sim.stimulus import vectors_for
 from m2xfp.synth.studies import gemm
-from m2xfp.synth.studies.linear_layers import compare_losses, run_linear
+from m2xfp.synth.studies.linear_layers import LinearRun, compare_losses, default_core, run_linear
 from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
 from m2xfp.tb.linear import GemmSimulation, golden_linear, simulate_core
 from m2xfp.tb.parts.gemm_arrays import Product, status_names
@@ -333,9 +333,53 @@ def test_linear_layer(sim_dir: Path) -> None:
     assert run.utilisation > 0.98
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rows": 1, "columns": 2},
+        {"results": "fp32"},
+        {"activations": "fp16", "results": "fp32", "columns": 3},
+        pytest.param({"columns": 32, "results": "packed"}, marks=pytest.mark.slow),
+        pytest.param({"rows": 1, "columns": 32, "activations": None}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_linear_layer_by_any_core(settings: dict[str, Any], sim_dir: Path) -> None:
+    """Whatever type goes in and comes out, and with as many cells as wanted."""
+    changes = dict(settings)
+    if kind := changes.get("activations"):
+        changes["activations"] = input_type(kind)
+    core = find_unit("gemm_core").instance("m2xfp-bf16-2x2", changes)
+    run = run_linear(sim_dir, layer="layers.0.self_attn.q_proj", tokens=5, core=core)
+    assert run.groups == 5 * run.n // 32
+    assert run.equal
+
+
+def test_layers_that_no_core_takes(sim_dir: Path) -> None:
+    """Refused before anything is built."""
+    core = find_unit("gemm_core").instance("m2xfp-bf16-2x2", {"max_k": 64})
+    with pytest.raises(InputError, match="k=192"):
+        run_linear(sim_dir, layer="layers.0.self_attn.q_proj", tokens=5, core=core)
+    with pytest.raises(UnknownNameError, match="linear layer 'head'"):
+        run_linear(sim_dir, layer="head")
+
+
+def test_layer_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bit that differs decides the exit status, and the core is the one that was set."""
+
+    def run(_: Path, *, layer: str, tokens: int, core: Instance) -> LinearRun:
+        assert core.parameters["columns"] == 7
+        return LinearRun(layer, core.config, tokens, 96, 64, 5000, 0.98, 0, 1536, 1)
+
+    monkeypatch.setattr("m2xfp.synth.studies.linear_layers.run_linear", run)
+    done = CliRunner().invoke(cli, ["study", "gemm-layer", "--set", "columns=7", "--tokens", "9"])
+    assert done.exit_code == 1, done.output
+    assert "1536 groups compared bit for bit in 5000 clocks" in done.stdout
+
+
 def test_other_weights_are_noticed(sim_dir: Path) -> None:
     """The comparison sees one metadata bit of one weight group."""
-    core = simulate_core("m2xfp-bf16-2x2", sim_dir)
+    core = simulate_core(default_core(), sim_dir)
     rng = torch.Generator().manual_seed(1)
     x = torch.randn(7, 64, generator=rng).to(torch.bfloat16)
     weight = get_format("m2xfp-weight").quantize(torch.randn(5, 64, generator=rng))
@@ -364,7 +408,9 @@ def test_perplexity_command(monkeypatch: pytest.MonkeyPatch, last_bit: int) -> N
     golden = torch.tensor([1.0, 1.25], dtype=torch.float64)
     verilog = golden + last_bit * torch.tensor([0.0, 2.0**-52], dtype=torch.float64)
 
-    def losses(_: Path, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+    def losses(
+        _: Path, windows: torch.Tensor, **__: object
+    ) -> tuple[torch.Tensor, torch.Tensor, int]:
         assert windows.shape == (2, 128)
         return verilog, golden, 77
 
