@@ -210,6 +210,10 @@ class _ExactAccumulator:
     def add(self, products: Tensor, scale: Tensor) -> None:
         value = products * scale
         self._nan |= value.isnan()
+        self._place(self._digits, value)
+
+    def _place(self, digits: Tensor, value: Tensor) -> None:
+        """Add ``value``, NaN as zero, to ``digits`` [digits, ...]."""
         value = torch.where(value.isnan(), 0.0, value)
         # |value| = significand * 2^place, 53 bits, exactly
         place = torch.where(value == 0, self._LOWEST, exponent(value) - 52)
@@ -220,17 +224,12 @@ class _ExactAccumulator:
         for offset, part in ((0, low << shift), (1, high << shift)):
             for step, piece in ((0, part & mask), (1, part >> self._DIGIT)):
                 index = (digit + offset + step).unsqueeze(0)
-                self._digits.scatter_add_(0, index, piece.unsqueeze(0))
+                digits.scatter_add_(0, index, piece.unsqueeze(0))
 
-    def clear(self, which: Tensor) -> None:
-        """Start again from zero where ``which`` is set."""
-        self._digits.masked_fill_(which, 0)
-        self._nan &= ~which
-
-    def total(self) -> Tensor:
-        """Return the sum as float64, rounded to odd: it can be rounded again or compared."""
-        digits = list(self._digits)
-        negative = torch.zeros_like(self._nan)
+    def _total(self, sums: Tensor) -> Tensor:
+        """Return sums [digits, ...] as float64, rounded to odd: to be rounded again or compared."""
+        digits = list(sums)
+        negative = torch.zeros_like(digits[0], dtype=torch.bool)
         for turn in range(2):  # the second turn, on the negated digits, gives the magnitude
             carry = torch.zeros_like(digits[0])
             for i, digit in enumerate(digits[:-1]):
@@ -248,9 +247,11 @@ class _ExactAccumulator:
             value = add_to_odd(value, digits[i].double() * weight)
         return torch.where(negative, -value, value)
 
+    def _rounded(self, total: Tensor, nan: Tensor) -> Tensor:
+        return _one_nan(total.to(torch.float32).masked_fill(nan, float("nan")))
+
     def result(self) -> Tensor:
-        single = self.total().to(torch.float32)
-        return _one_nan(single.masked_fill(self._nan, float("nan")))
+        return self._rounded(self._total(self._digits), self._nan)
 
 
 class _WindowAccumulator(_ExactAccumulator):
@@ -270,22 +271,45 @@ class _WindowAccumulator(_ExactAccumulator):
         super().__init__(shape, device)
         self._window = window
         self._limit = 2.0 ** (window.lowest - 2 * E8M0.bias + unit + window.bits - 1)
-        self.inexact = torch.zeros(shape, dtype=torch.bool, device=device)
+        self._inexact = torch.zeros(shape, dtype=torch.bool, device=device)
 
-    def clear(self, which: Tensor) -> None:
-        super().clear(which)
-        self.inexact &= ~which
+    def run(self, products: Tensor, scales: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Add products [rows, steps] one after the other; return results and flags after each.
 
-    def add(self, products: Tensor, scale: Tensor) -> None:
-        there = (products != 0) & ~scale.isnan()
-        place = exponent(scale) + 2 * E8M0.bias
+        All sums are running sums of whole digits, so steps are taken side by side; where ``first``
+        is set, what was there before is taken off again. A sum that has left the window is NaN from
+        then on, whatever else comes, so it does not matter what its digits are.
+        """
+        there = (products != 0) & ~scales.isnan()
+        place = exponent(scales) + 2 * E8M0.bias
         below, above = there & (place < self._window.lowest), there & (place > self._window.highest)
-        super().add(products.masked_fill(below | above, 0.0), scale)
-        total = self.total()  # to odd, so it compares with the limit as the exact sum does
+        value = products.masked_fill(below | above, 0.0) * scales
+        fresh = torch.zeros(self._DIGITS, *value.shape, dtype=torch.int64, device=value.device)
+        self._place(fresh, value)
+        begin = _begins(products, first)
+        digits = _since(fresh, self._digits, begin)
+        total = self._total(digits)  # to odd, so it compares with the limit as the exact sum does
         lost = above | (total >= self._limit) | (total < -self._limit)
-        self._nan |= lost
-        self._digits.masked_fill_(lost, 0)  # NaN from here on, whatever else comes
-        self.inexact |= below | lost
+        nan = _since((value.isnan() | lost).long(), self._nan.long(), begin) > 0
+        inexact = _since((below | lost).long(), self._inexact.long(), begin) > 0
+        self._digits, self._nan, self._inexact = (x[..., -1] for x in (digits, nan, inexact))
+        return self._rounded(total, nan), inexact
+
+
+def _begins(steps: Tensor, first: Tensor | None) -> Tensor:
+    """Return int64 [rows, steps]: where the sum of each step has begun, -1 if before these."""
+    places = torch.arange(steps.shape[-1], device=steps.device).expand_as(steps)
+    if first is None:
+        return torch.full_like(places, -1)
+    return torch.where(first, places, -1).cummax(-1).values
+
+
+def _since(values: Tensor, before: Tensor, begin: Tensor) -> Tensor:
+    """Return the running sums of ``values`` [..., steps] since ``begin``, from ``before`` on."""
+    sums = values.cumsum(-1)
+    # What stood at the begin, without the value there, has been cleared.
+    cleared = (sums - values).gather(-1, begin.clamp(min=0).expand_as(sums))
+    return sums - torch.where(begin < 0, -before.unsqueeze(-1), cleared)
 
 
 def _finish(acc: Tensor, a: _Operand, w: _Operand) -> Tensor:
@@ -511,14 +535,15 @@ def running_exact_sum(
         Exponents that the accumulator is built for, and the last place of a product.
     """
     acc = _WindowAccumulator((len(products),), products.device, window, unit)
-    found, flags = [], []
-    for step in range(products.shape[1]):
-        if first is not None:
-            acc.clear(first[:, step])
-        acc.add(products[:, step], scales[:, step])
-        found.append(acc.result())
-        flags.append(acc.inexact.clone())
-    return torch.stack(found, -1), torch.stack(flags, -1)
+    found = torch.empty_like(products, dtype=torch.float32)
+    flags = torch.empty_like(products, dtype=torch.bool)
+    block = max(1, _CHUNK_SUMS // (acc._DIGITS * max(1, len(products))))
+    for start in range(0, products.shape[1], block):
+        part = slice(start, start + block)
+        found[:, part], flags[:, part] = acc.run(
+            products[:, part], scales[:, part], None if first is None else first[:, part]
+        )
+    return found, flags
 
 
 @torch.no_grad()
