@@ -6,8 +6,10 @@ tokenizer and weights; a quantized one has ``m2xfp.safetensors`` in place of the
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from m2xfp.errors import InputError, MissingToolError
+from m2xfp.models.layers import listed
 from m2xfp.models.lm import HELD_OUT, WEIGHTS, LanguageModel, as_tokens, load_model
-from m2xfp.models.quantized import load_quantized, save_quantized
+from m2xfp.models.quantized import cast_parameters, load_quantized, save_quantized
 
 __all__ = ["DTYPES", "Checkpoint", "dispatch", "open_checkpoint", "read_text"]
 
@@ -52,6 +55,8 @@ class Checkpoint:
         Writes a quantized model, from which ``open_checkpoint`` makes a checkpoint again.
     tokenizer
         The Hugging Face tokenizer; None for the bundled model.
+    positions
+        The longest window that the model can read; None if it does not say.
     """
 
     name: str
@@ -61,9 +66,26 @@ class Checkpoint:
     tokenize: Callable[[bytes], Tensor]
     save: Callable[[nn.Module, Path], None]
     tokenizer: Any = None
+    positions: int | None = None
+
+    def window(self, context: int | None) -> int:
+        """Return the tokens of a window: those asked for, or the usual ones.
+
+        InputError for more than the model reads.
+        """
+        if context is not None and self.positions is not None and context > self.positions:
+            raise InputError(
+                f"context {context}: {self.name} was made for {self.positions} tokens; give at "
+                "most these"
+            )
+        return context or self.context
 
 
-def open_checkpoint(path: str | os.PathLike[str] | None = None, dtype: str = "auto") -> Checkpoint:
+def open_checkpoint(
+    path: str | os.PathLike[str] | None = None,
+    dtype: str = "auto",
+    allow: Iterable[str] = (),
+) -> Checkpoint:
     """Find a model on disk; ``load`` of the result reads it.
 
     Parameters
@@ -74,11 +96,15 @@ def open_checkpoint(path: str | os.PathLike[str] | None = None, dtype: str = "au
     dtype
         A key of ``DTYPES``: the type to compute in; ``auto`` is that of the checkpoint, and float32
         for the bundled model.
+    allow
+        Names or patterns of tensors that a Hugging Face checkpoint may lack, have beside those of
+        the model, or have in another shape. What it lacks is random then.
 
     Raises
     ------
     InputError
-        There is no such model, or it has no weights.
+        There is no such model, it has no weights, or it is in another library's quantized form;
+        ``load`` of the result: its tensors are not those of the model.
     MissingToolError
         It is a Hugging Face model, and transformers is not installed.
     """
@@ -86,7 +112,7 @@ def open_checkpoint(path: str | os.PathLike[str] | None = None, dtype: str = "au
         raise InputError(f"dtype {dtype!r}; choose one of: {', '.join(DTYPES)}")
     place = WEIGHTS if path is None else Path(path)
     if place.is_dir():
-        return _open_folder(place, DTYPES[dtype])
+        return _open_folder(place, DTYPES[dtype], tuple(allow))
     if not place.is_file():
         raise InputError(
             f"no model {os.fspath(place)!r}; give a Hugging Face folder (config.json, tokenizer, "
@@ -114,6 +140,7 @@ def _open_file(path: Path, dtype: torch.dtype) -> Checkpoint:
         load=lambda: read(path).to(dtype),
         tokenize=lambda text: as_tokens(text).long(),
         save=lambda model, target: save_quantized(target, model),
+        positions=model.config.context,
     )
 
 
@@ -127,7 +154,51 @@ def _transformers() -> Any:
     return transformers
 
 
-def _open_folder(folder: Path, dtype: torch.dtype | None) -> Checkpoint:
+def _refuse_other_forms(folder: Path, config: Any) -> None:
+    """Refuse a checkpoint that another library has quantized."""
+    given = getattr(config, "quantization_config", None)
+    if given is not None:
+        facts = given if isinstance(given, dict) else given.to_dict()
+        method = facts.get("quant_method", "another library's")
+        raise InputError(
+            f"{os.fspath(folder)!r} is quantized already, as {method}; give the checkpoint that "
+            "it was made from"
+        )
+
+
+def _check_tensors(folder: Path, found: Mapping[str, Any], allow: tuple[str, ...]) -> None:
+    """Refuse a checkpoint whose tensors are not those of the model, unless allowed by name."""
+    wrong = {
+        kind: [
+            name
+            for name in sorted(str(one[0] if isinstance(one, tuple) else one) for one in found[key])
+            if not any(fnmatchcase(name, pattern) for pattern in allow)
+        ]
+        for kind, key in (
+            ("missing, so random", "missing_keys"),
+            ("unexpected", "unexpected_keys"),
+            ("of another shape, so random", "mismatched_keys"),
+        )
+    }
+    if any(wrong.values()):
+        told = "; ".join(f"{kind}: {listed(names)}" for kind, names in wrong.items() if names)
+        raise InputError(
+            f"{os.fspath(folder)!r} has not the tensors of its model: {told}. Repair the "
+            "checkpoint, or allow them by name or pattern (--allow-tensors NAME)"
+        )
+
+
+def _with_attention(make: Callable[..., Any], **options: Any) -> Any:
+    """Make a model with PyTorch's attention where it offers that, so that it can be quantized."""
+    try:
+        return make(attn_implementation="sdpa", **options)
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+    return make(attn_implementation="eager", **options)
+
+
+def _open_folder(folder: Path, dtype: torch.dtype | None, allow: tuple[str, ...]) -> Checkpoint:
     """Open a Hugging Face model."""
     quantized = (folder / QUANTIZED).is_file()
     if not (folder / "config.json").is_file():
@@ -145,16 +216,26 @@ def _open_folder(folder: Path, dtype: torch.dtype | None) -> Checkpoint:
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{os.fspath(folder)!r} cannot be used: {error}") from error
 
+    if not quantized:
+        _refuse_other_forms(folder, config)
+
     def load() -> nn.Module:
-        # SDPA, because QuantAttention works there; on the CPU first, because layers are quantized
-        # before the model is spread over devices.
-        options: dict[str, Any] = {"attn_implementation": "sdpa"}
+        # On the CPU first, because layers are quantized before the model is spread over devices.
+        kind = hf.AutoModelForCausalLM
         if quantized:
-            skeleton = hf.AutoModelForCausalLM.from_config(config, **options)
-            return load_quantized(folder / QUANTIZED, skeleton).to(dtype)
-        options |= {"dtype": dtype or "auto", "local_files_only": True}
-        model: nn.Module = hf.AutoModelForCausalLM.from_pretrained(folder, **options)
-        return model.eval()
+            skeleton = _with_attention(partial(kind.from_config, config))
+            packed = load_quantized(folder / QUANTIZED, skeleton)
+            return packed if dtype is None else cast_parameters(packed, dtype)
+        model, found = _with_attention(
+            partial(kind.from_pretrained, folder),
+            dtype=dtype or "auto",
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+        _check_tensors(folder, found, allow)
+        ready: nn.Module = model.eval()
+        return ready
 
     def save(model: nn.Module, target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
@@ -181,6 +262,7 @@ def _open_folder(folder: Path, dtype: torch.dtype | None) -> Checkpoint:
         tokenize=tokenize,
         save=save,
         tokenizer=tokenizer,
+        positions=getattr(config, "max_position_embeddings", None),
     )
 
 

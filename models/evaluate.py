@@ -25,10 +25,9 @@ from m2xfp.models.arithmetic import FLOAT, Arithmetic
 from m2xfp.models.lm import WEIGHTS, load_model
 from m2xfp.models.quantized import (
     QuantAttention,
+    check_layers,
     input_quantizer,
-    linear_layers,
     quantize_model,
-    refuse_non_finite,
     set_arithmetic,
 )
 
@@ -38,6 +37,7 @@ __all__ = [
     "Interval",
     "bootstrap",
     "bundled_losses",
+    "check_attention",
     "check_cases",
     "cut_windows",
     "head_layers",
@@ -220,9 +220,26 @@ def check_cases(
     """Raise what ``quantize_model`` would raise for any of the cases, before long work starts."""
     cases = list(cases)
     if any(case.weights or case.activations for case in cases):
-        layers = linear_layers(model, skip)
-        if any(case.weights for case in cases) and not allow_nan:
-            refuse_non_finite(layers)
+        any_weights = any(case.weights for case in cases)
+        for how in {case.arithmetic for case in cases if case.weights or case.activations}:
+            check_layers(model, skip, allow_nan or not any_weights, how)
+
+
+def check_attention(model: nn.Module, cases: Iterable[Case]) -> None:
+    """Refuse to quantize an attention that does not go through PyTorch's function, as far as known.
+
+    Raises
+    ------
+    InputError
+        A case has a cache format, and the model says that it computes its attention otherwise.
+    """
+    config = getattr(model, "config", None)
+    if any(case.cache for case in cases) and getattr(config, "_attn_implementation", "") == "eager":
+        raise InputError(
+            f"{type(model).__name__} does not compute its attention with "
+            "scaled_dot_product_attention, so keys and values cannot be quantized; leave --cache "
+            "out"
+        )
 
 
 def cut_windows(tokens: Tensor, context: int) -> Tensor:
@@ -325,7 +342,7 @@ def quantized(
         it with ``scaled_dot_product_attention``.
     """
     if case.weights is not None or case.activations is not None:
-        quantize_model(
+        model = quantize_model(
             model, case.weights, case.activations, skip, allow_nan, arithmetic=case.arithmetic
         )
     elif case.arithmetic.hardware:  # of a model that is quantized already

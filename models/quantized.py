@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,19 +24,43 @@ from m2xfp.golden.formats.format import Format, Option, get_format
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.kernels.products_fused import fast_linear
 from m2xfp.models.arithmetic import FLOAT, Arithmetic
+from m2xfp.models.layers import (
+    Coverage,
+    Layers,
+    Weight,
+    check_weights,
+    find_layers,
+    is_plain_linear,
+    is_transposed_linear,
+    listed,
+    multiplied_weights,
+)
 from m2xfp.models.lm import LanguageModel, ModelConfig
+from m2xfp.models.operands import (
+    QuantMultiheadAttention,
+    decoded,
+    is_watched,
+    packed_weights,
+    quantize_in_place,
+    watch,
+    watched_inputs,
+    watched_weights,
+)
 
 __all__ = [
     "InputQuantizer",
     "QuantAttention",
     "QuantLinear",
+    "cast_parameters",
+    "check_layers",
+    "coverage",
     "input_quantizer",
     "linear_layers",
     "load_quantized",
     "quantize_model",
-    "refuse_non_finite",
     "save_quantized",
     "set_arithmetic",
+    "stored_formats",
     "weight_format",
 ]
 
@@ -388,7 +412,7 @@ def input_quantizer(activations: FormatLike) -> InputQuantizer | None:
 
 
 def linear_layers(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn.Linear]:
-    """Return the linear layers of a model by name, without those to skip.
+    """Return the plain linear layers of a model by name, without those to skip.
 
     Parameters
     ----------
@@ -400,43 +424,40 @@ def linear_layers(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn.Li
     Raises
     ------
     InputError
-        The model has no ``nn.Linear``, or a name or pattern in ``skip`` matches none.
+        The model has nothing to quantize, or a name or pattern in ``skip`` matches none.
     """
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    if not layers:
-        raise InputError(
-            f"{type(model).__name__} has no nn.Linear; quantize_model replaces those layers only, "
-            "and leaves a quantized model as it is"
-        )
-    skipped = set()
-    for pattern in skip:
-        matched = {name for name in layers if fnmatchcase(name, pattern)}
-        if not matched:
-            names = list(layers)
-            shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-            raise InputError(f"skip: no linear layer matches {pattern!r}; there are: {shown}")
-        skipped |= matched
-    return {name: layer for name, layer in layers.items() if name not in skipped}
+    found = {weight.layer: weight.module for weight in find_layers(model, skip).quantized}
+    return {n: m for n, m in found.items() if isinstance(m, nn.Linear) and is_plain_linear(m)}
 
 
-def refuse_non_finite(layers: dict[str, nn.Linear]) -> None:
-    """Raise InputError that names every weight with a NaN or an infinity and counts them."""
-    bad = {
-        f"{name}.weight": count
-        for name, layer in layers.items()
-        if (count := int((~layer.weight.isfinite()).sum()))
-    }
-    if bad:
-        listed = ", ".join(f"{name} has {count}" for name, count in bad.items())
-        raise InputError(
-            f"NaN or infinity in weights: {listed}; each makes its whole group NaN. Repair the "
-            "checkpoint, or go on with allow_nan=True (--allow-nan)"
-        )
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """Put a module in the place of another, under all its names, with its hooks; return the model.
+
+    That is the new module, if the old one is the model itself.
+    """
+    for name in _HOOKS:
+        getattr(new, name).update(getattr(old, name))
+    new.train(old.training)
+    if old is model:
+        return new
+    for parent in list(model.modules()):
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            # Its fused path would read the weights past the quantizers of the inputs; this is what
+            # it asks before it takes that.
+            parent.activation_relu_or_gelu = 0
+        names = [name for name, child in parent._modules.items() if child is old]
+        for name in names:
+            parent.add_module(name, new)
+    return model
 
 
-def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, layer)
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
 
 
 @torch.no_grad()
@@ -449,7 +470,12 @@ def quantize_model(
     progress: bool = False,
     arithmetic: Arithmetic | str = FLOAT,
 ) -> nn.Module:
-    """Replace the linear layers of a model by ``QuantLinear``, in place, and return the model.
+    """Quantize what multiplies in a model, in place, and return the model.
+
+    Linear layers, also those of GPT-2 (``Conv1D``), and ``nn.MultiheadAttention`` are replaced;
+    subclasses of ``nn.Linear`` with a forward of their own and the experts of a mixture in one
+    tensor keep their code. What else multiplies (convolutions, recurrent layers, routers) stays as
+    it is; ``coverage`` of the result names it.
 
     Parameters
     ----------
@@ -467,27 +493,172 @@ def quantize_model(
     arithmetic
         How the layers multiply, as for ``QuantLinear``.
 
+    Returns
+    -------
+    The model; of a model that is a single linear layer the layer in its place.
+
     Raises
     ------
     UnknownNameError
         No such format.
     InputError
         A format that searches for ``activations``, a name in ``skip`` that matches nothing, a model
-        without linear layers, or a NaN in a weight. Nothing is replaced then.
+        without anything to quantize, a NaN in a weight, a weight of another type or without values,
+        or a layer that hardware's arithmetic does not compute. Nothing is replaced then.
     """
     from tqdm import tqdm
 
-    weights = weight_format(weights)
+    fmt = weight_format(weights)
     inputs = input_quantizer(activations)
     if isinstance(arithmetic, str):
         arithmetic = Arithmetic(arithmetic)
-    arithmetic.check(inputs.format if inputs else None, weights)
-    layers = linear_layers(model, skip)
-    if weights is not None and not allow_nan:
-        refuse_non_finite(layers)
-    for name, layer in tqdm(layers.items(), desc="layers", disable=not progress):
-        _replace(model, name, QuantLinear.from_linear(layer, weights, inputs, arithmetic))
+    arithmetic.check(inputs.format if inputs else None, fmt)
+    found = check_layers(model, skip, allow_nan or fmt is None, arithmetic)
+    by_module: dict[int, list[Weight]] = {}
+    for weight in found.quantized:
+        by_module.setdefault(id(weight.module), []).append(weight)
+    attentions = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
+    for own in tqdm(by_module.values(), desc="layers", disable=not progress):
+        module = own[0].module
+        if isinstance(module, nn.MultiheadAttention):
+            continue  # after its output projection
+        if is_transposed_linear(module) or is_plain_linear(module):
+            model = _replace(model, module, _quant_linear(module, fmt, inputs, arithmetic))
+        else:
+            quantize_in_place(own, fmt, inputs)
+    for attention in attentions:
+        if id(attention) in by_module:
+            new = _quant_attention(attention, fmt, inputs, arithmetic)
+            model = _replace(model, attention, new)
     return model
+
+
+def check_layers(
+    model: nn.Module,
+    skip: Iterable[str] = (),
+    allow_nan: bool = False,
+    arithmetic: Arithmetic = FLOAT,
+) -> Layers:
+    """Return what ``quantize_model`` would quantize, or raise what it would raise."""
+    found = find_layers(model, skip)
+    check_weights(found.quantized, allow_nan)
+    own = [w.name for w in found.quantized if not _is_replaced(w.module)]
+    if arithmetic.hardware and own:
+        raise InputError(
+            f"arithmetic=hardware: {listed(own)} multiply in code of their own, which computes in "
+            "float; leave them out (--skip), or take arithmetic=float"
+        )
+    return found
+
+
+def _is_replaced(module: nn.Module) -> bool:
+    replaced = is_plain_linear(module) or is_transposed_linear(module)
+    return replaced or isinstance(module, nn.MultiheadAttention)
+
+
+def _quant_linear(
+    module: nn.Module, fmt: Format | None, inputs: InputQuantizer | None, how: Arithmetic
+) -> QuantLinear:
+    """Return a linear layer, in either layout of its weight, quantized."""
+    weight, bias = cast(Tensor, module.weight).detach(), cast(Tensor | None, module.bias)
+    if is_transposed_linear(module):
+        weight = weight.T.contiguous()
+    return QuantLinear(weight, bias, None if fmt is None else fmt.quantize(weight), inputs, how)
+
+
+def _quant_attention(
+    attention: nn.MultiheadAttention,
+    fmt: Format | None,
+    inputs: InputQuantizer | None,
+    how: Arithmetic,
+) -> QuantMultiheadAttention:
+    """Return an attention with its input projections quantized; the output one is already."""
+    projections: dict[str, nn.Module] = {"out_proj": attention.out_proj}
+    for name, (weight, bias) in _input_projections(attention).items():
+        weight = weight.detach().contiguous()
+        packed = None if fmt is None else fmt.quantize(weight)
+        projections[name] = QuantLinear(weight, bias, packed, inputs, how)
+    return QuantMultiheadAttention(attention, projections)
+
+
+def _input_projections(
+    attention: nn.MultiheadAttention,
+) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Return weight and bias of the projections of queries, keys and values."""
+    names = ("q_proj", "k_proj", "v_proj")
+    if attention.in_proj_weight is not None:
+        weights = attention.in_proj_weight.chunk(3)
+    else:
+        weights = tuple(getattr(attention, f"{name}_weight") for name in names)
+    biases = (None,) * 3 if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)
+    return dict(zip(names, zip(weights, biases, strict=True), strict=True))
+
+
+def stored_formats(model: nn.Module) -> tuple[Format | None, Format | None]:
+    """Return the formats of weights and inputs of a quantized model.
+
+    Each is None where there is none, or where layers differ in it.
+    """
+    layers = [layer for _, layer in _quant_layers(model)]
+    watched = [module for module in model.modules() if is_watched(module)]
+    weights = {layer.format for layer in layers}
+    weights |= {form.format for module in watched for _, form in packed_weights(module).values()}
+    quantizers = [layer.inputs for layer in layers] + [watched_inputs(m) for m in watched]
+    inputs = {None if one is None else one.format for one in quantizers}
+    return (
+        next(iter(weights)) if len(weights) == 1 else None,
+        next(iter(inputs)) if len(inputs) == 1 else None,
+    )
+
+
+def cast_parameters(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Let a model compute in another type, in place; buffers, such as RoPE's, keep theirs."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    for _, layer in _quant_layers(model):
+        layer._like = layer._like.to(dtype)
+    return model
+
+
+def coverage(model: nn.Module, skip: Iterable[str] = ()) -> Coverage:
+    """Return how much of what multiplies in a model is quantized, weights or their inputs.
+
+    Parameters
+    ----------
+    model
+        What ``quantize_model`` or ``load_quantized`` gave, or any model.
+    skip
+        Names and patterns of what was left out on purpose.
+    """
+    done = total = 0
+    names = list(skip)
+    skipped: dict[str, int] = {}
+    left: dict[str, int] = {}
+    watched = {
+        f"{layer}.{name}".lstrip("."): (module, name)
+        for layer, module in model.named_modules()
+        for name in watched_weights(module)
+    }
+    for module in model.modules():
+        if isinstance(module, QuantLinear):
+            values = module.in_features * module.out_features
+            total += values
+            if module.format is not None or module.inputs is not None:
+                done += values
+    inside = {id(p) for m in model.modules() if isinstance(m, QuantLinear) for p in m.parameters()}
+    for weight in multiplied_weights(model):
+        if id(weight.value) in inside:
+            continue
+        values = weight.value.numel()
+        total += values
+        if weight.name in watched:
+            done += values
+        elif any(fnmatchcase(weight.layer, pattern) for pattern in names):
+            skipped[weight.name] = values
+        else:
+            left[weight.name] = values
+    return Coverage(total, done, skipped, left)
 
 
 def set_arithmetic(model: nn.Module, arithmetic: Arithmetic) -> None:
@@ -515,9 +686,10 @@ def save_quantized(path: str | os.PathLike[str], model: nn.Module) -> None:
     """Write a model that ``quantize_model`` made as one safetensors file.
 
     A quantized layer NAME has the tensors ``NAME.codes``, ``NAME.scales`` and, where the format
-    has them, ``NAME.meta`` and ``NAME.tensor_scale``; everything else is stored as it is. The
-    header ``m2xfp`` is JSON: formats, options and shape of each layer, and tensors that are
-    another name of a stored one.
+    has them, ``NAME.meta`` and ``NAME.tensor_scale``; a weight NAME.WEIGHT of a layer with code of
+    its own has ``NAME.WEIGHT.codes`` and so on. Everything else is stored as it is. The header
+    ``m2xfp`` is JSON: formats, options and shape of each layer, and tensors that are another name
+    of a stored one.
 
     Raises
     ------
@@ -527,10 +699,33 @@ def save_quantized(path: str | os.PathLike[str], model: nn.Module) -> None:
     from safetensors.torch import save_file
 
     layers = dict(_quant_layers(model))
-    if not layers:
+    watched = {name: module for name, module in model.named_modules() if is_watched(module)}
+    if not layers and not watched:
         raise InputError("the model has no quantized layer; call quantize_model first")
     tensors = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-    facts: dict[str, Any] = {"layers": {}, "aliases": {}}
+    facts: dict[str, Any] = {"layers": {}, "aliases": {}, "watched": {}, "attentions": []}
+    facts["attentions"] = [
+        name for name, m in model.named_modules() if isinstance(m, QuantMultiheadAttention)
+    ]
+    for name, module in watched.items():
+        inputs = watched_inputs(module)
+        facts["watched"][name] = {
+            "activations": _facts(inputs.format if inputs else None),
+            "inputs": list(watched_weights(module)),
+            "weights": {
+                own: {
+                    **cast(dict[str, Any], _facts(packed.format)),
+                    "shape": list(packed.shape),
+                    "dim": dim,
+                    "dtype": str(getattr(module, own).dtype).removeprefix("torch."),
+                }
+                for own, (dim, packed) in packed_weights(module).items()
+            },
+        }
+        for own, (_, packed) in packed_weights(module).items():
+            whole = f"{name}.{own}".lstrip(".")
+            del tensors[whole]
+            tensors |= {f"{whole}.{plane}": t.cpu() for plane, t in packed.planes().items()}
     for name, layer in layers.items():
         facts["layers"][name] = {
             "weights": _facts(layer.packed.format if layer.packed else None),
@@ -595,7 +790,7 @@ def load_quantized(path: str | os.PathLike[str], model: nn.Module | None = None)
             )
         model = LanguageModel(ModelConfig(**facts["config"]))
     try:
-        _restore(model, facts, tensors)
+        model = _restore(model, facts, tensors)
     except (AttributeError, RuntimeError) as error:
         raise InputError(
             f"{os.fspath(path)!r} does not fit {type(model).__name__}: {error}"
@@ -603,13 +798,22 @@ def load_quantized(path: str | os.PathLike[str], model: nn.Module | None = None)
     return model.eval()
 
 
-def _restore(model: nn.Module, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Put the layers and tensors of a checkpoint into a model."""
+def _restore(model: nn.Module, facts: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
+    """Put the layers and tensors of a checkpoint into a model, and return it."""
     shared: dict[str, InputQuantizer | None] = {}
-    for name, layer in facts["layers"].items():
-        key = json.dumps(layer["activations"])
+
+    def quantizer(facts: dict[str, Any] | None) -> InputQuantizer | None:
+        """Return the one quantizer of these facts: layers that read one tensor share its result."""
+        key = json.dumps(facts)
         if key not in shared:
-            shared[key] = input_quantizer(_from_facts(layer["activations"]))
+            shared[key] = input_quantizer(_from_facts(facts))
+        return shared[key]
+
+    for name in facts.get("attentions", ()):
+        attention = model.get_submodule(name)
+        assert isinstance(attention, nn.MultiheadAttention)
+        _replace(model, attention, _empty_attention(attention))
+    for name, layer in facts["layers"].items():
         fmt = _from_facts(layer["weights"])
         dtype = getattr(torch, layer["dtype"])
         packed = None
@@ -617,12 +821,34 @@ def _restore(model: nn.Module, facts: dict[str, Any], tensors: dict[str, Tensor]
             planes = {n: tensors.pop(f"{name}.{n}") for n in _PLANES if f"{name}.{n}" in tensors}
             packed = PackedTensor.from_planes(fmt, planes, tuple(layer["shape"]))
         original = model.get_submodule(name)
+        inputs = quantizer(layer["activations"])
         bias = getattr(original, "bias", None)
         weight = torch.empty(layer["shape"], dtype=dtype, device="cpu" if fmt is None else "meta")
-        restored = QuantLinear(weight, bias, packed, shared[key])
-        _replace(model, name, restored)
+        restored = QuantLinear(weight, bias, packed, inputs)
+        model = _replace(model, original, restored)
         if fmt is not None:
             tensors |= {f"{name}.{n}": restored.get_parameter(n) for n in planes}
+    for name, layer in facts.get("watched", {}).items():
+        module, forms = model.get_submodule(name), {}
+        for own, told in layer["weights"].items():
+            whole = f"{name}.{own}".lstrip(".")
+            planes = {n: tensors.pop(f"{whole}.{n}") for n in _PLANES if f"{whole}.{n}" in tensors}
+            fmt = cast(Format, _from_facts(told))
+            packed = PackedTensor.from_planes(fmt, planes, tuple(told["shape"]))
+            forms[own] = told["dim"], packed
+            tensors[whole] = decoded(packed, told["dim"], getattr(torch, told["dtype"]))
+        watch(module, tuple(layer["inputs"]), forms, quantizer(layer["activations"]))
     for name, source in facts["aliases"].items():
         tensors[name] = tensors[source]
     model.load_state_dict(tensors, assign=True)
+    return model
+
+
+def _empty_attention(attention: nn.MultiheadAttention) -> QuantMultiheadAttention:
+    """Return an attention whose projections have shapes and no values."""
+    with_bias = attention.in_proj_bias is not None
+    projections: dict[str, nn.Module] = {"out_proj": attention.out_proj}
+    for name, (weight, _) in _input_projections(attention).items():
+        out, given = weight.shape
+        projections[name] = nn.Linear(given, out, bias=with_bias, device="meta")
+    return QuantMultiheadAttention(attention, projections)

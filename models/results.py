@@ -1,7 +1,8 @@
 """Reports of evaluations, and the study of the bundled model that docs/results has figures of."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from m2xfp.files import atomic_path
 from m2xfp.models.evaluate import FP, Case, bootstrap
+from m2xfp.models.layers import Coverage
 from m2xfp.results import read_figures
 from m2xfp.tables import aligned_table
 
@@ -46,11 +48,17 @@ class Outcome:
         Loss of each window, float64 [n], nats a token.
     tasks
         Results of the evaluation harness by task and metric.
+    coverage
+        How much of what multiplies was quantized, where anything was.
+    stored
+        Formats of ``weights`` and ``activations`` of a model that was quantized already.
     """
 
     case: Case
     nats: Tensor
     tasks: dict[str, dict[str, float]] | None = None
+    coverage: Coverage | None = None
+    stored: Case | None = None
 
 
 Interval = Mapping[str, float]
@@ -83,7 +91,9 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
         for task, values in next((r["tasks"] for r in records if "tasks" in r), {}).items()
         for metric in values
     ]
-    titles = [*names, "bits a value", "perplexity", "change", "95 % interval"]
+    covered = any("coverage" in record for record in records)
+    shares = ["of the weights"] if covered else []
+    titles = [*names, "bits a value", *shares, "perplexity", "change", "95 % interval"]
     rows = [[*titles, *(f"{task} {metric}" for task, metric in metrics)]]
     for record in records:
         bits, ratio = record["bits_per_value"], record.get("over_unquantized")
@@ -92,6 +102,7 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
             [
                 *(record[name] for name in names),
                 "" if bits is None else f"{bits:g}",
+                *([_share(record)] if covered else []),
                 f"{record['perplexity']['value']:.4f}",
                 *(("", "") if ratio is None else _change(ratio)),
                 *(f"{tasks[task][metric]:.4f}" if tasks else "" for task, metric in metrics),
@@ -100,15 +111,27 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
     return aligned_table(rows)
 
 
+def _share(record: Mapping[str, Any]) -> str:
+    """Return the share of the weights that is quantized, rounded down so that 100 % is all."""
+    if "coverage" not in record:
+        return ""
+    return f"{math.floor(1000 * record['coverage']['share']) / 10:.1f} %"
+
+
 def _record(outcome: Outcome, reference: Tensor | None, windows: bool) -> dict[str, Any]:
-    bits = outcome.case.bits_per_value
+    case = outcome.case
+    if outcome.stored is not None:
+        case = replace(case, weights=outcome.stored.weights, activations=outcome.stored.activations)
+    bits = case.bits_per_value
     record: dict[str, Any] = {
-        **outcome.case.facts,
+        **case.facts,
         "bits_per_value": None if bits is None else float(bits),
         "perplexity": asdict(bootstrap(outcome.nats)),
     }
     if reference is not None and outcome.case.quantizes:
         record["over_unquantized"] = _ratio(outcome.nats, reference)
+    if outcome.coverage is not None:
+        record["coverage"] = outcome.coverage.facts
     if outcome.tasks:
         record["tasks"] = outcome.tasks
     if windows:

@@ -10,6 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from m2xfp.models.evaluate import Case
+    from m2xfp.models.layers import Coverage
     from m2xfp.models.results import Outcome
 
 __all__ = ["command"]
@@ -71,6 +72,12 @@ def _memory(
     "--accumulator",
     type=click.Choice(("fp32", "fp32_subgroup", "exact")),
     help="With --arithmetic hardware: its accumulator (fp32).",
+)
+@click.option(
+    "--allow-tensors",
+    multiple=True,
+    metavar="NAME",
+    help="Tensors, by name or pattern, that the checkpoint may lack or have beside the model's.",
 )
 @click.option("--head", is_flag=True, help="Quantize the layer that makes the logits too.")
 @click.option("--allow-nan", is_flag=True, help="Go on when weights hold NaN or infinity.")
@@ -135,6 +142,7 @@ def command(
     skip: tuple[str, ...],
     arithmetic: str,
     accumulator: str | None,
+    allow_tensors: tuple[str, ...],
     head: bool,
     allow_nan: bool,
     text: str | None,
@@ -170,7 +178,14 @@ def command(
     from m2xfp.models.arithmetic import Arithmetic
     from m2xfp.models.checkpoints import dispatch, open_checkpoint, read_text
     from m2xfp.models.devices import find_device, joined_processes
-    from m2xfp.models.evaluate import check_cases, cut_windows, head_layers, spread, sweep_cases
+    from m2xfp.models.evaluate import (
+        check_attention,
+        check_cases,
+        cut_windows,
+        head_layers,
+        spread,
+        sweep_cases,
+    )
     from m2xfp.models.tasks import find_tasks
 
     target = find_device(device)
@@ -178,7 +193,7 @@ def command(
         raise click.UsageError("--max-memory and --offload go with --device-map")
     if accumulator is not None and arithmetic != "hardware":
         raise click.UsageError("--accumulator goes with --arithmetic hardware")
-    checkpoint = open_checkpoint(model, dtype)
+    checkpoint = open_checkpoint(model, dtype, allow_tensors)
     columns = {
         "weights": weights,
         "activations": activations,
@@ -193,23 +208,31 @@ def command(
     if names and checkpoint.tokenizer is None:
         raise click.UsageError("--tasks needs a Hugging Face model; the bundled one reads bytes")
     manager = find_tasks(names, task_folder) if names else None
-    sample = cut_windows(checkpoint.tokenize(read_text(text)), context or checkpoint.context)
+    sample = cut_windows(checkpoint.tokenize(read_text(text)), checkpoint.window(context))
     sample = spread(sample, windows or len(sample))
     loaded = [checkpoint.load()]
     skipped = skip if head or checkpoint.quantized else (*skip, *head_layers(loaded[0]))
     if not checkpoint.quantized:
         check_cases(loaded[0], cases, skipped, allow_nan)
+    check_attention(loaded[0], cases)
 
     def measure(case: Case, quiet: bool) -> Outcome:
         from tqdm import tqdm
 
-        from m2xfp.models.evaluate import quantized, window_nats
+        from m2xfp.models.evaluate import Case, quantized, window_nats
+        from m2xfp.models.quantized import coverage, stored_formats
         from m2xfp.models.results import Outcome
         from m2xfp.models.tasks import run_tasks
 
         whole = loaded.pop() if loaded else checkpoint.load()
         size = batch or (4 if checkpoint.tokenizer is None else 1)
         with quantized(case, whole, skipped, allow_nan) as ready:
+            covered = stored = None
+            if checkpoint.quantized or case.weights or case.activations:
+                covered = coverage(ready, skipped)
+                _warn(case.label, covered, quiet)
+            if checkpoint.quantized:
+                stored = Case(*stored_formats(ready))
             if save is not None and case is cases[-1] and not quiet:
                 checkpoint.save(ready, save)
             placed = dispatch(ready, max_memory, offload) if device_map else ready.to(target)
@@ -218,7 +241,7 @@ def command(
             found = None
             if names:
                 found = run_tasks(placed, checkpoint.tokenizer, names, manager, size, limit)
-        return Outcome(case, nats, found)
+        return Outcome(case, nats, found, covered, stored)
 
     with joined_processes(target) as rank:
         outcomes = [measure(case, quiet=rank > 0) for case in cases]
@@ -232,6 +255,19 @@ def command(
             "skipped": list(skipped),
         }
         _report(outcomes, facts, output)
+
+
+def _warn(label: str, covered: Coverage, quiet: bool) -> None:
+    """Say how much is quantized; loudly if that is less than it seems."""
+    if quiet:
+        return
+    click.echo(f"{label}: {covered}", err=True)
+    if covered.wanted < 0.99:
+        click.echo(
+            f"warning: only {100 * covered.wanted:.4g} % of the weights that should be are "
+            "quantized; the figures are not those of the format alone",
+            err=True,
+        )
 
 
 def _report(outcomes: Sequence[Outcome], protocol: dict[str, Any], output: Path | None) -> None:

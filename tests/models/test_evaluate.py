@@ -1,11 +1,13 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -381,7 +383,7 @@ ERRORS = [
     (["--weights", "mxfp4", "--skip", "lm_head"], "no linear layer matches 'lm_head'"),
     (["--weights", "mxfp4", "--weights", "smx4", *["--cache", "mxfp4"] * 3], "equally often"),
     (["--text", "absent.txt"], "no text file 'absent.txt'"),
-    (["--context", "300000"], "one window needs 300000"),
+    (["--context", "300000"], "context 300000: bundled was made for 512 tokens"),
     (["--device", "warp"], "--device warp"),
     (["--save", "x"], "--save goes with one format"),
     (["--tasks", "arc_easy"], "--tasks needs a Hugging Face model"),
@@ -434,7 +436,10 @@ ARCHITECTURES = {
     "Mistral": {**LLAMA, "sliding_window": 16},
     "OPT": {**COMMON, "ffn_dim": 96, "word_embed_proj_dim": 64, "max_position_embeddings": 48},
     "Falcon": {**COMMON, "ffn_hidden_size": 96},
+    "GPT2": {"vocab_size": 300, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 48},
 }
+# Attention that does not go through PyTorch's function, and experts in one tensor.
+GPT_OSS = {**LLAMA, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2}
 SAMPLE = HELD_OUT.read_bytes()[:4000]
 
 
@@ -459,7 +464,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         folder = base / name
         if not folder.exists():
             torch.manual_seed(0)
-            config = getattr(hf, f"{name}Config")(**ARCHITECTURES[name])
+            shape = (ARCHITECTURES | {"GptOss": GPT_OSS})[name]
+            config = getattr(hf, f"{name}Config")(**shape)
             hf.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         return folder
@@ -488,6 +494,11 @@ def test_hugging_face_models(
     facts = figures(tmp_path / "a")
     assert facts["protocol"]["skipped"] == ["lm_head"]
     plain, found = facts["results"]
+    assert "coverage" not in plain
+    assert found["coverage"]["left"] == {}
+    assert 0.5 < found["coverage"]["share"] < 1  # without the layer of the logits
+    assert "W m2xfp-weight A m2xfp-act KV m2xfp-weight QP m2xfp-act: quantized " in done.output
+    assert "warning" not in done.output
 
     model = transformers.AutoModelForCausalLM.from_pretrained(folders(name)).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folders(name))
@@ -501,7 +512,103 @@ def test_hugging_face_models(
 
     again = run(packed, "--cache", "m2xfp-weight", *common, tmp_path / "b")
     assert again.exit_code == 0, again.output
-    assert figures(tmp_path / "b")["results"][1]["window_nats"] == found["window_nats"]
+    stored = figures(tmp_path / "b")["results"][1]
+    assert stored["window_nats"] == found["window_nats"]
+    assert (stored["weights"], stored["activations"]) == ("m2xfp-weight", "m2xfp-act")
+    assert stored["bits_per_value"] == 4.5
+    assert "| m2xfp-weight | m2xfp-act" in again.output
+
+
+def test_models_without_pytorchs_attention(
+    folders: Callable[[str], Path], sample: Path, tmp_path: Path
+) -> None:
+    """They are evaluated, experts included; only their attention cannot be quantized."""
+    common = ("--text", sample, "--context", 40, "--windows", 2)
+    done = run(folders("GptOss"), "--weights", "m2xfp-weight", *common, "-o", tmp_path / "a")
+    assert done.exit_code == 0, done.output
+    left = figures(tmp_path / "a")["results"][1]["coverage"]["left"]
+    assert set(left) == {f"model.layers.{n}.mlp.router.weight" for n in range(2)}
+    refused = run(folders("GptOss"), "--cache", "m2xfp-weight", *common, "-o", tmp_path / "b")
+    assert "leave --cache out" in str(refused.exception)
+    assert not (tmp_path / "b").exists()
+
+
+def _change(folder: Path, target: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Copy a checkpoint with other tensors."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folder, target)
+    tensors = load_file(target / "model.safetensors")
+    change(tensors)
+    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    return target
+
+
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda t: t.pop(UP), rf"missing, so random: {UP}"),
+        (lambda t: t.update(extra=torch.ones(2)), "unexpected: extra"),
+        (lambda t: t.update({UP: t[UP][:5]}), rf"of another shape, so random: {UP}"),
+    ],
+    ids=["missing", "unexpected", "mismatched"],
+)
+def test_tensors_are_those_of_the_model(
+    change: Callable[[dict[str, Any]], None],
+    told: str,
+    folders: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    folder = _change(folders("Llama"), tmp_path / "changed", change)
+    with pytest.raises(InputError, match=told):
+        open_checkpoint(folder).load()
+    assert open_checkpoint(folder, allow=["extra", "*.up_proj.*"]).load() is not None
+
+
+def test_checkpoints_in_other_quantized_forms(
+    folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = _change(folders("Llama"), tmp_path / "changed", lambda _: None)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="is quantized already, as gptq; give the checkpoint"):
+        open_checkpoint(folder)
+
+
+def test_packed_models_keep_their_buffers(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    """RoPE's frequencies are float32 whatever the type to compute in, as in the plain model."""
+    plain = open_checkpoint(folders("Llama"), "bfloat16")
+    case = Case.parse("m2xfp-weight")
+    with quantized(case, plain.load()) as model:
+        plain.save(model, tmp_path / "packed")
+        windows = torch.arange(40)[None]
+        expected = window_nats(model, windows)
+    packed = open_checkpoint(tmp_path / "packed", "bfloat16").load()
+    assert packed.get_buffer("model.rotary_emb.inv_freq").dtype == torch.float32
+    assert {p.dtype for p in packed.parameters() if p.is_floating_point()} == {torch.bfloat16}
+    assert torch.equal(window_nats(packed, windows), expected)
+
+
+@pytest.mark.parametrize("name", ["GPT2", "OPT"])
+def test_a_context_beyond_the_model(name: str, folders: Callable[[str], Path]) -> None:
+    refused = run(folders(name), "--context", 64)
+    assert f"context 64: {name} was made for 48 tokens" in str(refused.exception)
+
+
+def test_little_quantized_is_told(
+    folders: Callable[[str], Path], sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of which much is left as it is gets a warning with its names."""
+    monkeypatch.setattr("m2xfp.models.layers.is_transposed_linear", lambda _: False)
+    common = ("--text", sample, "--context", 40, "--windows", 1)
+    with_head = run(folders("GPT2"), "--weights", "mxfp4", "--head", *common)
+    assert with_head.exit_code == 0, with_head.output
+    assert "warning: only" in with_head.output
+    assert "not quantized: transformer.h.0.attn.c_attn.weight" in with_head.output
 
 
 def test_the_layer_of_the_logits_is_left_alone(folders: Callable[[str], Path]) -> None:
