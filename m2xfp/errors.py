@@ -6,7 +6,13 @@ keeps its traceback.
 
 from collections.abc import Iterable
 
-__all__ = ["InputError", "M2xfpError", "MissingToolError", "UnknownNameError"]
+__all__ = [
+    "InputError",
+    "M2xfpError",
+    "MissingToolError",
+    "NoFusedPathError",
+    "UnknownNameError",
+]
 
 
 class M2xfpError(Exception):
@@ -49,3 +55,21 @@ class MissingToolError(M2xfpError, RuntimeError):
     def __init__(self, tool: str, remedy: str) -> None:
         self.tool, self.remedy = tool, remedy
         super().__init__(f"{tool} is missing; install it with: {remedy}")
+
+
+class NoFusedPathError(MissingToolError):
+    """A fused path that something keeps from computing; the plain path can.
+
+    Parameters
+    ----------
+    path
+        Which one: "CPU" or "CUDA".
+    lacks
+        What is not there.
+    remedy
+        What would help.
+    """
+
+    def __init__(self, path: str, lacks: str, remedy: str) -> None:
+        self.tool, self.remedy = lacks, remedy
+        RuntimeError.__init__(self, f"the fused {path} path lacks {lacks}; {remedy}")

@@ -78,4 +78,5 @@ FLOAT = Arithmetic()
 @cache
 def _try(left: Format, right: Format, accumulator: str) -> None:
     """Multiply nothing; InputError says why formats or accumulator do not go together."""
-    matmul(left.quantize(torch.zeros(1, 1)), right.quantize(torch.zeros(1, 1)), accumulator)
+    none = torch.zeros(1, 1, dtype=torch.float32, device="cpu")
+    matmul(left.quantize(none), right.quantize(none), accumulator)

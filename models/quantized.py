@@ -22,7 +22,7 @@ from m2xfp.errors import InputError
 from m2xfp.files import atomic_path
 from m2xfp.golden.formats.format import Format, Option, get_format
 from m2xfp.golden.formats.packed import PackedTensor
-from m2xfp.golden.kernels.products_fused import fast_linear
+from m2xfp.golden.formats.products import packed_linear
 from m2xfp.models.arithmetic import FLOAT, Arithmetic
 from m2xfp.models.layers import (
     Coverage,
@@ -105,7 +105,7 @@ class InputQuantizer:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the quantized values of x [..., K], same shape and type."""
-        if _untracked(x):
+        if _untracked(x) or (x.requires_grad and torch.is_grad_enabled()):
             return self.format.fake_quantize(x)
         self._renew(x)
         if self._result is None:
@@ -127,7 +127,7 @@ def _untracked(x: Tensor) -> bool:
 
     A tracing compiler sees the quantization itself, not what an earlier call left.
     """
-    if x.is_inference() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or x.is_inference():
         return True
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
@@ -140,8 +140,9 @@ class QuantLinear(nn.Module):
     """A linear layer, y = x' W'^T + b, whose weight and input can both be quantized.
 
     A quantized weight stays packed, as parameters ``codes``, ``scales``, ``meta`` and
-    ``tensor_scale`` on the layer's device, and is decoded when it is used. For evaluation: no
-    gradient passes the quantizers.
+    ``tensor_scale`` on the layer's device, and is decoded when it is used. It takes no gradient;
+    with ``float`` arithmetic its input does, straight through the quantizer, as
+    ``Format.fake_quantize`` has it.
 
     Parameters
     ----------
@@ -184,8 +185,11 @@ class QuantLinear(nn.Module):
                 # As integers, which a change of the model's type leaves alone.
                 whole = plane.view(torch.int32) if name == "tensor_scale" else plane
                 self.register_parameter(name, _frozen(whole))
+        held = weight.device if packed is None else packed.device
         # Follows the type of the model, which a decoded weight takes.
-        self.register_buffer("_like", torch.empty(0, dtype=weight.dtype), persistent=False)
+        self.register_buffer(
+            "_like", torch.empty(0, dtype=weight.dtype, device=held), persistent=False
+        )
         self.inputs = inputs
         self.arithmetic = FLOAT
         self.compute_by(arithmetic)
@@ -215,7 +219,7 @@ class QuantLinear(nn.Module):
         """The quantized weight, where the layer is; None if it is not quantized."""
         if self.format is None:
             return None
-        planes = {n: p.data for n, p in self._parameters.items() if n in _PLANES and p is not None}
+        planes = {n: p.detach() for n, p in self._parameters.items() if n in _PLANES and p is not None}
         if "tensor_scale" in planes:
             planes["tensor_scale"] = planes["tensor_scale"].view(torch.float32)
         return PackedTensor.from_planes(self.format, planes, self.shape)
@@ -245,6 +249,13 @@ class QuantLinear(nn.Module):
         """Outputs."""
         return self.shape[0]
 
+    def _reads_packed(self, x: Tensor) -> bool:
+        """Whether to multiply from the packed weight: one or two rows, where reading it is all."""
+        if x.device.type != "cuda" or x.dtype != torch.bfloat16:
+            return False
+        tracked = x.requires_grad and torch.is_grad_enabled()
+        return not tracked and x.numel() <= 2 * x.shape[-1]
+
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
         packed = self.packed
@@ -256,9 +267,9 @@ class QuantLinear(nn.Module):
         x = x if self.inputs is None else self.inputs(x)
         if packed is None:
             return F.linear(x, self.weight, self.bias)
-        fast = fast_linear(x, packed)
-        if fast is not None:
-            return fast if self.bias is None else fast + self.bias
+        if self._reads_packed(x):
+            y = packed_linear(x, packed)
+            return y if self.bias is None else y + self.bias
         step = max(1, _DECODED // max(1, self.in_features))
         if step >= self.out_features:
             return F.linear(x, self._rows(slice(None)), self.bias)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from m2xfp.golden.formats.metadata import Refinement, SubgroupScale
-from m2xfp.golden.formats.numeric import add_to_odd, round_half_away
+from m2xfp.golden.formats.numeric import add_to_odd, round_half_away, round_once, widen
 from m2xfp.golden.formats.scales import SharedScale
 
 __all__ = ["AffineCoder", "Coder", "ScaledCoder"]
@@ -72,6 +72,13 @@ class ScaledCoder:
         scale = self._select(self.scale.value(stored), torch.signbit(refined))
         return refined * (scale * unit)
 
+    def clips(
+        self, x: Tensor, codes: Tensor, stored: Tensor, fields: Tensor, unit: Tensor
+    ) -> Tensor:
+        """Return where x, float64, lies more than half a step beyond what its group can hold."""
+        scale = self._select(self.scale.value(stored), x <= 0)
+        return ~(x.abs() <= self.refinement.reach(codes, fields) * (scale * unit))
+
     def _select(self, scales: Tensor, negative: Tensor) -> Tensor:
         if not self.split:
             return scales
@@ -126,22 +133,32 @@ class AffineCoder:
         """Return codes [n, group], fields [n, 2] (float32 bits, float64 bits) and no metadata."""
         low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
         # high - low can need 277 bits; rounded to odd it stays on its side of every 15 * midpoint.
-        step = (add_to_odd(high, -low) / 15).to(torch.float32)
-        step = torch.where(step == 0, 1.0, step)
-        s = step.double()
+        s = widen(round_once(add_to_odd(high, -low) / 15, torch.float32))
+        s = torch.where(s == 0, 1.0, s)
         offset = round_half_away(_quotient(low, s))
         half = 1 << (self.bits - 1)
         steps = _quotient(x, s) - offset - half
         q = round_half_away(steps).clamp(-half, half - 1).long()
-        stored = torch.cat((step.view(torch.int32).long(), offset.view(torch.int64)), -1)
+        step = round_once(s, torch.float32).view(torch.int32).long()
+        stored = torch.cat((step, offset.view(torch.int64)), -1)
         return q & (2 * half - 1), stored, q.new_zeros(q.shape[0], 0)
 
     def decode(self, codes: Tensor, stored: Tensor, fields: Tensor, unit: Tensor) -> Tensor:
         """Return the values (q - z) * s, float64; exact for every encoded group."""
         half = 1 << (self.bits - 1)
         q = (codes ^ half) - half
-        step = stored[..., :1].to(torch.int32).view(torch.float32).double()
+        step = widen(stored[..., :1].to(torch.int32).view(torch.float32))
         return (q.double() + half + stored[..., 1:].contiguous().view(torch.float64)) * step
+
+    def clips(
+        self, x: Tensor, codes: Tensor, stored: Tensor, fields: Tensor, unit: Tensor
+    ) -> Tensor:
+        """Return where x, float64, lies more than half a step beyond what its group can hold."""
+        half = 1 << (self.bits - 1)
+        low = torch.full_like(codes, half)  # the code of the lowest value
+        step = self.decode(low + 1, stored, fields, unit) - self.decode(low, stored, fields, unit)
+        middle = self.decode(low, stored, fields, unit) + (half - 0.5) * step
+        return ~((x - middle).abs() <= half * step)
 
     def poison(self, stored: Tensor) -> Tensor:
         """Return the fields of a NaN group: a NaN step, offset zero."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from m2xfp.formats import FloatElement, IntElement
 from m2xfp.golden.formats.numeric import exponent, power_of_two, round_half_away
 
-__all__ = ["decode", "decode_magnitude", "encode", "encode_magnitude"]
+__all__ = ["decode", "decode_magnitude", "encode", "encode_magnitude", "reach"]
 
 
 def encode_magnitude(y: Tensor, element: FloatElement, ties: str = "even") -> Tensor:
@@ -77,3 +77,10 @@ def decode(codes: Tensor, element: FloatElement | IntElement) -> Tensor:
         return decode_magnitude(codes & top, element) * sign
     half = 1 << (element.bits - 1)
     return ((codes ^ half) - half).double() * 2.0**-element.fraction_bits
+
+
+def reach(element: FloatElement | IntElement, code: int | None = None) -> float:
+    """Return half a step more than the value of the largest code, or of ``code``."""
+    code = element.max_code if code is None else code
+    largest = element.magnitude(code)
+    return float(largest + (largest - element.magnitude(code - 1)) / 2)

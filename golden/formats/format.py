@@ -4,9 +4,11 @@ A format is one composition of element x scale x metadata. This module validates
 composition, and does what all formats share: chunks, NaN groups, padding and planes.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from math import isfinite, prod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +25,8 @@ from m2xfp.formats import (
     TIES,
     BlockFormat,
     FloatElement,
+    IntElement,
+    Metadata,
     Scale,
     block_format,
 )
@@ -34,12 +38,14 @@ from m2xfp.golden.formats.metadata import (
     Refinement,
     SubgroupScale,
 )
-from m2xfp.golden.formats.numeric import pack_bits, round_once, unpack_bits
+from m2xfp.golden.formats.numeric import pack_bits, round_once, unpack_bits, widen
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.formats.scales import MinifloatScale, PowerOfTwoScale, SharedScale
-from m2xfp.golden.kernels.fused import Kernels, kernels
+from m2xfp.golden.kernels.fused import Kernels, kernels, refuse_forced
+from m2xfp.golden.kernels.memory import explained
+from m2xfp.golden.kernels.operators import define, each, in_front, shielded
 
-__all__ = ["INPUT_DTYPES", "Format", "Option", "get_format"]
+__all__ = ["INPUT_DTYPES", "Format", "Option", "format_of", "get_format"]
 
 INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The plain path works in float64 on this many values at a time: few enough for the caches of a CPU
@@ -89,6 +95,18 @@ class Format:
     block: BlockFormat
     coder: Coder
     level: float | str | None = None
+    _key: str = field(default="", init=False, repr=False, compare=False)
+
+    @property
+    def key(self) -> str:
+        """The text that stands for the format in graphs and files; see ``format_of``."""
+        return self._key or _remember(self)
+
+    def __reduce__(self) -> tuple[Callable[..., "Format"], tuple[Any, ...]]:
+        """Copy and pickle by name; a format that has none, by its parts."""
+        if _MADE_BY_HAND not in self.key:
+            return format_of, (self.key,)
+        return Format, (self.name, self.options, self.block, self.coder, self.level)
 
     @property
     def encodes(self) -> bool:
@@ -96,7 +114,6 @@ class Format:
         searched = self.block.metadata.name == "sg-em" and self.block.scale.name == "e4m3"
         return not searched or self.block.group <= _PROVEN_GROUP
 
-    @torch.no_grad()
     def quantize(self, x: Tensor) -> PackedTensor:
         """Quantize ``x`` along its last dimension.
 
@@ -109,7 +126,8 @@ class Format:
         Returns
         -------
         A packed tensor on the device of ``x``. A group with a NaN or an infinity has the NaN scale
-        and is zero otherwise. NVFP4's tensor scale comes from the finite values.
+        and is zero otherwise. NVFP4's tensor scale comes from the finite values. No gradient passes
+        integers; see ``fake_quantize``.
 
         Raises
         ------
@@ -117,6 +135,8 @@ class Format:
             ``x`` is no dense tensor of those types.
         InputError
             ``x`` has no dimension, or the format is one whose groups can only be decoded.
+        MemoryShortError
+            There is no memory for the result.
         """
         x = _require_tensor(x)
         if not self.encodes:
@@ -124,13 +144,59 @@ class Format:
                 f"group={self.block.group}: the exact search of {self.name} is proven for up to "
                 f"{_PROVEN_GROUP} values a group; quantize with group=8 or 16"
             )
-        groups = self._groups(x)
-        fused = kernels(self, x.device, x.dtype)
+        codes, scales, meta, level = _QUANTIZE(x, self.key)
+        return PackedTensor(
+            self,
+            codes,
+            scales,
+            meta if self.block.group_bytes[2] else None,
+            x.shape,
+            None if self.level is None else level,
+        )
+
+    def dequantize(self, packed: PackedTensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the values of ``packed``, each rounded once to ``dtype``; any bytes are legal.
+
+        Nearest, ties to even, overflow to infinity, NaN for NaN scales.
+        """
+        if dtype not in (*INPUT_DTYPES, torch.float64):
+            raise TypeError(f"dtype is {dtype}; pass float32, bfloat16, float16 or float64")
+        found: Tensor = _DEQUANTIZE(
+            packed.codes,
+            packed.scales,
+            packed.meta,
+            packed.tensor_scale,
+            packed.shape[-1],
+            self.key,
+            dtype,
+        )
+        return found
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        """Return ``quantize(x).dequantize(x.dtype)``, in the type of ``x``, without packing.
+
+        Its derivative, backward and forward, is that of the identity ("straight through"), with all
+        scales taken as constants, and 0 where x was clipped: where it lies more than half a step
+        beyond the largest value that its group has under its scale, and in groups that became NaN.
+        """
+        found: Tensor = _FAKE_QUANTIZE(_require_tensor(x), self.key)
+        return found
+
+    def clipped(self, x: Tensor) -> Tensor:
+        """Return where ``fake_quantize`` clips x, bool of its shape: where its derivative is 0."""
+        found: Tensor = _CLIPPED(_require_tensor(x), self.key)
+        return found
+
+    # What the operators compute; tensors are real ones from here on.
+
+    def _planes(
+        self, x: Tensor, groups: Tensor, fused: Kernels | None
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Return the planes [n, bytes] of groups [n, group], and the tensor scale."""
         unit = self._tensor_scale(groups, fused)
-        lead = (*x.shape[:-1], -(-x.shape[-1] // self.block.group))
-        sizes = self.block.group_bytes
         planes = [
-            torch.empty(prod(lead), size, dtype=torch.uint8, device=x.device) for size in sizes
+            torch.empty(len(groups), size, dtype=torch.uint8, device=x.device)
+            for size in self.block.group_bytes
         ]
         if fused is not None:
             codes, scales, meta = planes
@@ -139,21 +205,21 @@ class Format:
             for part in self._parts(groups):
                 for plane, value in zip(planes, self._pack(groups[part], unit), strict=True):
                     plane[part] = value
+        return planes, unit
+
+    def _quantized(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return codes, scales, meta and tensor scale; the last is empty without one."""
+        planes, unit = self._planes(x, self._groups(x), kernels(self, x.device, x.dtype))
+        lead = (*x.shape[:-1], -(-x.shape[-1] // self.block.group))
         codes, scales, meta = (
             plane.reshape(*lead[:-1], lead[-1] * size)
-            for plane, size in zip(planes, sizes, strict=True)
+            for plane, size in zip(planes, self.block.group_bytes, strict=True)
         )
-        return PackedTensor(self, codes, scales, meta if sizes[2] else None, x.shape, unit)
+        level = torch.empty(0, dtype=torch.float32, device=x.device) if unit is None else unit
+        return codes, scales, meta, level
 
-    @torch.no_grad()
-    def dequantize(self, packed: PackedTensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the values of ``packed``, each rounded once to ``dtype``; any bytes are legal.
-
-        Nearest, ties to even, overflow to infinity, NaN for NaN scales.
-        """
-        if dtype not in (*INPUT_DTYPES, torch.float64):
-            raise TypeError(f"dtype is {dtype}; pass float32, bfloat16, float16 or float64")
-        shape = packed.shape
+    def decoded(self, packed: PackedTensor, dtype: torch.dtype) -> Tensor:
+        """Return the values of a packed tensor of real planes."""
         planes = [plane.flatten(0, -2) for plane in packed.split()]
         values = torch.empty(len(planes[0]), self.block.group, dtype=dtype, device=packed.device)
         fused = kernels(self, packed.device, dtype) if dtype in INPUT_DTYPES else None
@@ -167,12 +233,10 @@ class Format:
             for part in self._parts(values):
                 fields = self.unpack(*(plane[part] for plane in planes))
                 values[part] = round_once(self.coder.decode(*fields, unit), dtype)
-        return self._ungroup(values, shape)
+        return self._ungroup(values, packed.shape)
 
-    @torch.no_grad()
-    def fake_quantize(self, x: Tensor) -> Tensor:
-        """Return ``quantize(x).dequantize(x.dtype)``, in the type of ``x``, without packing."""
-        x = _require_tensor(x)
+    def _faked(self, x: Tensor) -> Tensor:
+        """Return the values that x has in this format, in its type."""
         groups = self._groups(x)
         values = torch.empty_like(groups)
         fused = kernels(self, x.device, x.dtype)
@@ -185,6 +249,17 @@ class Format:
                 fields = self._encode(groups[part], unit)
                 values[part] = round_once(self.coder.decode(*fields, unit), x.dtype)
         return self._ungroup(values, x.shape)
+
+    def _clips(self, x: Tensor) -> Tensor:
+        """Return where values of x are clipped."""
+        groups = self._groups(x)
+        planes, level = self._planes(x, groups, kernels(self, x.device, x.dtype))
+        unit = self._unit(level, x.device)
+        found = torch.empty(groups.shape, dtype=torch.bool, device=x.device)
+        for part in self._parts(groups):
+            fields = self.unpack(*(plane[part] for plane in planes))
+            found[part] = self.coder.clips(widen(groups[part]), *fields, unit)
+        return self._ungroup(found, x.shape)
 
     def unpack(self, codes: Tensor, scales: Tensor, meta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the fields of groups of bytes [..., size]: codes, scales, metadata, int64."""
@@ -200,23 +275,30 @@ class Format:
         if self.level is None:
             return None
         if self.level != "auto":
-            return torch.tensor(self.level, dtype=torch.float32, device=groups.device)
+            level = torch.tensor(self.level, dtype=torch.float64, device=groups.device)
+            return round_once(level, torch.float32)
         if fused is not None:
-            amax = fused.largest(groups).double()
+            amax = fused.largest(groups)
         else:
+            # As bits, which order finite magnitudes; a flushing processor has no subnormals.
+            whole = torch.int32 if groups.dtype == torch.float32 else torch.int16
+            zero = torch.zeros((), dtype=whole, device=groups.device)
             parts = groups.reshape(-1).split(_chunk_values(groups.device)) if len(groups) else ()
-            largest = [torch.where(part.isfinite(), part, 0).abs().amax() for part in parts]
-            zero = torch.zeros((), dtype=torch.float64, device=groups.device)
-            amax = torch.stack([zero, *(part.double() for part in largest)]).amax()
+            largest = [
+                part.view(whole).bitwise_and(torch.iinfo(whole).max)
+                .masked_fill(~part.isfinite(), 0).amax()
+                for part in parts
+            ]  # fmt: skip
+            amax = torch.stack([zero, *largest]).amax().view(groups.dtype)
         reach = float(self.block.element.max_value) * _grid_max(self.block.scale)
-        g = (amax / reach).to(torch.float32)
-        return torch.where(g == 0, torch.ones_like(g), g)
+        g = round_once(widen(amax) / reach, torch.float32)
+        return torch.where(widen(g) == 0, torch.ones_like(g), g)
 
     def _unit(self, tensor_scale: Tensor | None, device: torch.device) -> Tensor:
         """Return the second-level scale as float64, 1 without one."""
         if tensor_scale is None:
             return torch.ones((), dtype=torch.float64, device=device)
-        return tensor_scale.double()
+        return widen(tensor_scale)
 
     def _groups(self, x: Tensor) -> Tensor:
         """Return the groups [n, group] of x, contiguous, padded with zeros."""
@@ -236,7 +318,7 @@ class Format:
 
     def _encode(self, groups: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Quantize groups [n, group] of the input type into codes, scale and metadata fields."""
-        x = groups.double()
+        x = widen(groups)
         bad = ~x.isfinite().all(-1, keepdim=True)
         codes, stored, fields = self.coder.encode(x.masked_fill(bad, 0.0), unit, groups.dtype)
         return (
@@ -304,7 +386,8 @@ def _level(value: Option) -> float | str | None:
         return value if value is None else "auto"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"tensor_scale={value!r}; pass None, 'auto' or a positive number")
-    rounded = torch.tensor(float(value), dtype=torch.float32).item()
+    exact = torch.tensor(float(value), dtype=torch.float64, device="cpu")
+    rounded = widen(round_once(exact, torch.float32)).item()
     if not (isfinite(rounded) and rounded > 0):
         raise InputError(f"tensor_scale={value!r}; pass a positive number that float32 can hold")
     return rounded
@@ -443,6 +526,7 @@ def get_format(name: str, **options: Option) -> Format:
     """
     name, colon, rest = name.partition(":")
     options = _parse_options(rest, f"{name}:{rest}") | options if colon else options
+    chosen = tuple(sorted(options.items()))
     block = block_format(name)
     for option in options:
         if option not in block.options:
@@ -450,10 +534,195 @@ def get_format(name: str, **options: Option) -> Format:
                 f"format {name} has no option {option!r}; it takes: {', '.join(block.options)}"
             )
     block = _describe(block, options)
-    return Format(
-        name,
-        tuple(sorted(options.items())),
-        block,
-        _compose(block, options),
-        _level(options.get("tensor_scale")),
-    )
+    fmt = Format(name, chosen, block, _compose(block, options), _level(options.get("tensor_scale")))
+    key = _text(name, chosen)
+    object.__setattr__(fmt, "_key", key)
+    return _FORMATS.setdefault(key, fmt)
+
+
+# Formats by key. Those put together by hand have a hash of their parts in theirs.
+_FORMATS: dict[str, Format] = {}
+_MADE_BY_HAND = "#"
+
+
+def _text(name: str, options: tuple[tuple[str, Option], ...]) -> str:
+    """Return the name that ``get_format`` takes for a format and its options."""
+    shown = ",".join(f"{option}={_shown(value)}" for option, value in options)
+    return f"{name}:{shown}" if shown else name
+
+
+def _shown(value: Option) -> str:
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def _remember(fmt: Format) -> str:
+    """Give a format that ``get_format`` did not make its key."""
+    key = _text(fmt.name, fmt.options)
+    try:
+        named = get_format(key)
+    except ValueError:
+        named = None
+    if named != fmt:
+        key += _MADE_BY_HAND + sha256(repr(fmt).encode()).hexdigest()[:16]
+        _FORMATS.setdefault(key, fmt)
+    object.__setattr__(fmt, "_key", key)
+    return key
+
+
+def format_of(key: str) -> Format:
+    """Return the format that has this ``key``.
+
+    Raises
+    ------
+    InputError
+        It was put together by hand in another process.
+    """
+    found = _FORMATS.get(key)
+    if found is not None:
+        return found
+    if _MADE_BY_HAND in key:
+        raise InputError(
+            f"format {key!r} is one that was put together by hand; make it here too, before its use"
+        )
+    return get_format(key)
+
+
+def _batch(tensor: Tensor, dim: int | None) -> Tensor:
+    """Return a tensor with the dimension of ``vmap`` in front."""
+    assert dim is not None  # it is the only one
+    return tensor.movedim(dim, 0)
+
+
+def _batched(call: str) -> Callable[..., Any]:
+    """Return the rule of ``vmap`` for an operator on one tensor x, which has any leading sizes."""
+
+    def rule(
+        size: int, dims: tuple[int | None, ...], x: Tensor, key: str
+    ) -> tuple[Any, tuple[int | None, ...] | int]:
+        operator = _OPERATORS[call]
+        if format_of(key).level == "auto" and size:  # a scale for each tensor
+            return each(operator, size, dims, x, key)
+        found = operator(_batch(x, dims[0]), key)
+        if isinstance(found, tuple):
+            return found, (0, 0, 0, None)
+        return found, 0
+
+    return rule
+
+
+def _batched_dequantize(
+    size: int,
+    dims: tuple[int | None, ...],
+    codes: Tensor,
+    scales: Tensor,
+    meta: Tensor | None,
+    tensor_scale: Tensor | None,
+    width: int,
+    key: str,
+    dtype: torch.dtype,
+) -> tuple[Tensor, int]:
+    rest = (tensor_scale, width, key, dtype)
+    if dims[3] is not None and size:
+        return each(_DEQUANTIZE, size, dims, codes, scales, meta, *rest)
+    return _DEQUANTIZE(*in_front(size, dims[:3], codes, scales, meta), *rest), 0
+
+
+def _fake_planes(x: Tensor, key: str) -> tuple[Tensor, ...]:
+    fmt = format_of(key)
+    groups = -(-x.shape[-1] // fmt.block.group)
+    planes = [
+        x.new_empty((*x.shape[:-1], groups * size), dtype=torch.uint8)
+        for size in fmt.block.group_bytes
+    ]
+    return (*planes, x.new_empty((0,) if fmt.level is None else (), dtype=torch.float32))
+
+
+def _fake_values(
+    codes: Tensor,
+    scales: Tensor,
+    meta: Tensor | None,
+    tensor_scale: Tensor | None,
+    width: int,
+    key: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    return codes.new_empty((*codes.shape[:-1], width), dtype=dtype)
+
+
+def _like(dtype: torch.dtype | None = None) -> Callable[[Tensor, str], Tensor]:
+    return lambda x, key: x.new_empty(x.shape, dtype=dtype or x.dtype)
+
+
+@explained("quantize")
+@shielded
+def _quantize(x: Tensor, key: str) -> tuple[Tensor, ...]:
+    return format_of(key)._quantized(x)
+
+
+@explained("dequantize")
+@shielded
+def _dequantize(
+    codes: Tensor,
+    scales: Tensor,
+    meta: Tensor | None,
+    tensor_scale: Tensor | None,
+    width: int,
+    key: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    fmt = format_of(key)
+    shape = torch.Size((*codes.shape[:-1], width))
+    packed = PackedTensor(fmt, codes, scales, meta, shape, tensor_scale)
+    if dtype not in INPUT_DTYPES:
+        refuse_forced(f"gives {dtype}; pass float32, bfloat16 or float16")
+    if (tensor_scale is None) != (fmt.level is None):
+        refuse_forced(f"decodes {fmt.name} planes with a tensor scale that the format has not")
+    return fmt.decoded(packed, dtype)
+
+
+@explained("fake_quantize")
+@shielded
+def _fake_quantize(x: Tensor, key: str) -> Tensor:
+    return format_of(key)._faked(x)
+
+
+@explained("clipped")
+@shielded
+def _clip(x: Tensor, key: str) -> Tensor:
+    return format_of(key)._clips(x)
+
+
+# What torch.load(weights_only=True) may put together: a format by its key, or by its parts.
+torch.serialization.add_safe_globals(
+    [
+        format_of,
+        *(Format, BlockFormat, FloatElement, IntElement, Metadata, Scale),
+        *(AffineCoder, ScaledCoder, MinifloatScale, PowerOfTwoScale),
+        *(ElementMantissa, NoMetadata, PairExponent, SubgroupScale),
+    ]
+)
+
+_QUANTIZE = define(
+    "quantize(Tensor x, str format) -> (Tensor, Tensor, Tensor, Tensor)",
+    _quantize,
+    _fake_planes,
+    _batched("quantize"),
+)
+_DEQUANTIZE = define(
+    "dequantize(Tensor codes, Tensor scales, Tensor? meta, Tensor? tensor_scale, SymInt width, "
+    "str format, ScalarType dtype) -> Tensor",
+    _dequantize,
+    _fake_values,
+    _batched_dequantize,
+)
+_CLIPPED = define(
+    "clipped(Tensor x, str format) -> Tensor", _clip, _like(torch.bool), _batched("clipped")
+)
+_FAKE_QUANTIZE = define(
+    "fake_quantize(Tensor x, str format) -> Tensor",
+    _fake_quantize,
+    _like(),
+    _batched("fake_quantize"),
+    blocked=_CLIPPED,
+)
+_OPERATORS = {"quantize": _QUANTIZE, "clipped": _CLIPPED, "fake_quantize": _FAKE_QUANTIZE}

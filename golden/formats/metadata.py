@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from m2xfp.formats import FloatElement, IntElement
-from m2xfp.golden.formats.elements import decode, decode_magnitude, encode, encode_magnitude
+from m2xfp.golden.formats.elements import (
+    decode,
+    decode_magnitude,
+    encode,
+    encode_magnitude,
+    reach,
+)
 from m2xfp.golden.formats.scales import SharedScale
 
 __all__ = ["ElementMantissa", "NoMetadata", "PairExponent", "Refinement", "SubgroupScale"]
@@ -34,6 +40,12 @@ class NoMetadata:
     def decode(self, codes: Tensor, fields: Tensor) -> Tensor:
         """Return the element values."""
         return decode(codes, self.element)
+
+    def reach(self, codes: Tensor, fields: Tensor) -> Tensor:
+        """Return half a step more than the largest value of each place, in units of the scale."""
+        return torch.full(
+            codes.shape, reach(self.element), dtype=torch.float64, device=codes.device
+        )
 
 
 @dataclass(frozen=True)
@@ -84,6 +96,15 @@ class ElementMantissa:
         refined = decode_magnitude(fine, self.fine).copysign(values.gather(-1, index))
         return values.scatter(-1, index, refined).flatten(-2)
 
+    def reach(self, codes: Tensor, fields: Tensor) -> Tensor:
+        """Return half a step more than the largest value of each place, in units of the scale."""
+        index, coarse = self._top(codes & self.element.max_code)
+        usual = reach(self.element)
+        values = torch.full(codes.shape, usual, dtype=torch.float64, device=codes.device)
+        finer = reach(self.fine, 4 * self.element.max_code + 2)
+        refined = torch.full_like(coarse, finer, dtype=torch.float64)
+        return values.unflatten(-1, (-1, self.subgroup)).scatter(-1, index, refined).flatten(-2)
+
 
 @dataclass(frozen=True)
 class PairExponent:
@@ -104,6 +125,11 @@ class PairExponent:
         """Return the element values, halved where the bit is set."""
         values = decode(codes, self.element).unflatten(-1, (-1, self.subgroup))
         return (values * (1.0 - 0.5 * fields.unsqueeze(-1).double())).flatten(-2)
+
+    def reach(self, codes: Tensor, fields: Tensor) -> Tensor:
+        """Return half a step more than the largest value of each place, in units of the scale."""
+        factor = 1.0 - 0.5 * fields.double()
+        return (reach(self.element) * factor).repeat_interleave(self.subgroup, -1)
 
 
 # Fraction bits from which the fixed-point search equals the exact one, for each input type.
@@ -230,6 +256,11 @@ class SubgroupScale:
         """Return the element values times 1 + k/4."""
         values = decode(codes, self.element).unflatten(-1, (-1, self.subgroup))
         return (values * (1 + fields.unsqueeze(-1).double() / 4)).flatten(-2)
+
+    def reach(self, codes: Tensor, fields: Tensor) -> Tensor:
+        """Return half a step more than the largest value of each place, in units of the scale."""
+        factor = 1 + fields.double() / 4
+        return (reach(self.element) * factor).repeat_interleave(self.subgroup, -1)
 
 
 Refinement = NoMetadata | ElementMantissa | PairExponent | SubgroupScale

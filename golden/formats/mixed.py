@@ -18,7 +18,7 @@ from torch import Tensor
 from m2xfp.errors import InputError
 from m2xfp.golden.formats.coder import ScaledCoder
 from m2xfp.golden.formats.format import Format, get_format
-from m2xfp.golden.formats.numeric import add_to_odd, round_once
+from m2xfp.golden.formats.numeric import add_to_odd, round_once, widen
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.formats.products import matmul
 from m2xfp.golden.formats.scales import PowerOfTwoScale
@@ -37,6 +37,10 @@ def _segment_format(name: str) -> Format:
     assert isinstance(fmt.coder.scale, PowerOfTwoScale)
     scale = replace(fmt.coder.scale, zero=_ZERO_BYTE)
     return replace(fmt, coder=replace(fmt.coder, scale=scale))
+
+
+for _name in _NAMES:  # so that what was saved with these formats can be loaded
+    _ = _segment_format(_name).key
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,7 @@ def mxquant_splits(xs: Sequence[Tensor], share: float = 0.05) -> list[Split]:
     scores = [_scores(rows) for rows in layers]
     relative = [score / (score.quantile(0.5) + 1e-8) for score in scores]
     ranked = torch.cat(relative).sort(descending=True, stable=True).indices
-    chosen = torch.zeros(len(ranked), dtype=torch.bool)
+    chosen = torch.zeros(len(ranked), dtype=torch.bool, device="cpu")
     chosen[ranked[: int(share * len(ranked))].cpu()] = True
     splits = []
     for rows, part in zip(layers, chosen.split([len(score) for score in scores]), strict=True):
@@ -193,8 +197,8 @@ def mixed_matmul(a: MixedTensor, w: MixedTensor) -> Tensor:
         raise InputError("a and w follow different splits; quantize both with the same one")
     result: Tensor | None = None
     for qa, qw in zip(a.segments, w.segments, strict=True):
-        part = matmul(qa, qw).double()
-        total = part if result is None else add_to_odd(result.double(), part)
+        part = widen(matmul(qa, qw))
+        total = part if result is None else add_to_odd(widen(result), part)
         result = round_once(total, torch.bfloat16)
     assert result is not None
     return result
@@ -208,7 +212,7 @@ def _rows(x: Tensor) -> Tensor:
         raise InputError(
             f"x has shape {tuple(x.shape)}; pass activations [..., K], K a multiple of {_TILE}"
         )
-    rows = x.double().reshape(-1, x.shape[-1])
+    rows = widen(x).reshape(-1, x.shape[-1])
     if not bool(rows.isfinite().all()):
         raise InputError("x holds NaN or infinity; calibrate on finite activations")
     return rows
@@ -220,3 +224,6 @@ def _scores(rows: Tensor) -> Tensor:
 
 def _order(rows: Tensor) -> Tensor:
     return _scores(rows).argsort(stable=True)
+
+
+torch.serialization.add_safe_globals([MixedTensor, Split])

@@ -8,6 +8,9 @@ their products and quotients with every scale.
 significant bits, s of at most 31 (an E4M3 scale times a float32 tensor scale times 1 + k/4) and a
 rounding threshold t of at most 9, the exact quotient differs from t either by nothing, and then the
 division is exact, or by more than 2^-42 of t, and then rounding to 53 bits cannot reach t.
+
+**Subnormals** of narrower types are made and read as integers (``widen``, ``round_once``), since a
+processor can be told to flush them (``torch.set_flush_denormal``). float64 meets none in here.
 """
 
 import torch
@@ -22,10 +25,17 @@ __all__ = [
     "round_once",
     "round_product",
     "unpack_bits",
+    "widen",
 ]
 
 _FRACTION_BITS = 52
 _BIAS = 1023
+# Whole numbers of the same size, mantissa and exponent bits.
+_LAYOUTS = {
+    torch.float32: (torch.int32, 23, 8),
+    torch.bfloat16: (torch.int16, 7, 8),
+    torch.float16: (torch.int16, 10, 5),
+}
 
 
 def exponent(x: Tensor) -> Tensor:
@@ -48,19 +58,17 @@ def round_half_away(x: Tensor) -> Tensor:
 
 
 def _to_odd(value: Tensor, error: Tensor) -> Tensor:
-    """Move ``value``, the nearest to value + error, to the neighbour with an odd last bit.
+    """Move float64 ``value``, the nearest to value + error, to the neighbour with an odd last bit.
 
     Rounding to odd keeps the information that a result was inexact and on which side, so that a
     later rounding to a type with at least two bits less equals one rounding of the exact number.
     """
-    bits = value.view(torch.int64 if value.dtype == torch.float64 else torch.int32)
+    bits = value.view(torch.int64)
     inexact = error.isfinite() & (error != 0) & value.isfinite()
     # The even one of two neighbours is left towards the error; away from zero is +1 in the bits.
     outward = (error > 0) == (value > 0)
-    step = torch.where(outward, 1, -1).to(bits.dtype)
-    tiny = torch.where(error > 0, 1, torch.iinfo(bits.dtype).min + 1).to(bits.dtype)
-    moved = torch.where(value == 0, tiny, bits + step)
-    return torch.where(inexact & (bits & 1 == 0), moved, bits).view(value.dtype)
+    moved = bits + torch.where(outward, 1, -1)
+    return torch.where(inexact & (bits & 1 == 0), moved, bits).view(torch.float64)
 
 
 def add_to_odd(a: Tensor, b: Tensor) -> Tensor:
@@ -75,24 +83,49 @@ def add_to_odd(a: Tensor, b: Tensor) -> Tensor:
     return _to_odd(total, error)
 
 
+def widen(x: Tensor) -> Tensor:
+    """Return floating-point values as float64, exactly, subnormals included."""
+    if x.dtype not in _LAYOUTS:
+        return x.double()
+    whole, mantissa, exponent_bits = _LAYOUTS[x.dtype]
+    bits = x.view(whole)
+    tiny = (bits & (((1 << exponent_bits) - 1) << mantissa)) == 0
+    step = 2.0 ** (2 - (1 << (exponent_bits - 1)) - mantissa)
+    small = (bits & ((1 << mantissa) - 1)).double() * step
+    return torch.where(tiny, torch.where(bits < 0, -small, small), x.double())
+
+
 def round_once(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Round float64 to ``dtype`` once: nearest, ties to even, overflow to infinity.
 
-    PyTorch converts float64 to bfloat16 and float16 by way of float32, two roundings; the first is
-    made to odd here. Subnormal results are kept, zeros keep their sign, every NaN becomes the
-    positive quiet NaN without payload (PyTorch's conversions give several).
+    Subnormal results are kept, zeros keep their sign, every NaN becomes the positive quiet NaN
+    without payload. PyTorch converts float64 to bfloat16 and float16 by way of float32, two
+    roundings, gives several NaNs, and loses subnormals where the processor flushes them.
     """
     if dtype == torch.float64:
         return x
-    single = x.to(torch.float32)
-    if dtype != torch.float32:
-        single = _to_odd(single, x - single.double())
-    return single.to(dtype).masked_fill(x.isnan(), float("nan"))
+    whole, mantissa, exponent_bits = _LAYOUTS[dtype]
+    bias = (1 << (exponent_bits - 1)) - 1
+    # The power of two beyond the largest number has the pattern of infinity.
+    magnitude = x.abs().clamp(max=2.0 ** (bias + 1))
+    e = exponent(magnitude).clamp(min=1 - bias, max=bias + 1)
+    steps = (magnitude * power_of_two(mantissa - e)).round().nan_to_num(0.0).long()
+    # A normal significand holds its hidden bit, so adding the exponent field carries by itself.
+    bits = ((e - (1 - bias)) << mantissa) + steps
+    bits = torch.where(x.view(torch.int64) < 0, bits - (1 << (mantissa + exponent_bits)), bits)
+    quiet = ((1 << (exponent_bits + 1)) - 1) << (mantissa - 1)
+    return torch.where(x.isnan(), quiet, bits).to(whole).view(dtype)
 
 
 def round_product(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Round float32 results once to a narrower type, as ``round_once`` does; float32 stays."""
-    return x if dtype == torch.float32 else x.to(dtype).masked_fill(x.isnan(), float("nan"))
+    if dtype == torch.float32:
+        return x
+    if dtype == torch.bfloat16:  # a flushing processor would lose its subnormals
+        bits = x.view(torch.int32)
+        bits = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(torch.int16)
+        return bits.view(dtype).masked_fill(x.isnan(), float("nan"))
+    return x.to(dtype).masked_fill(x.isnan(), float("nan"))
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:

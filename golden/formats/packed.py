@@ -4,10 +4,11 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from m2xfp.errors import InputError
 from m2xfp.files import atomic_path
@@ -48,6 +49,10 @@ class PackedTensor:
     meta: Tensor | None
     shape: torch.Size
     tensor_scale: Tensor | None = None
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        """Copy and pickle by the checked constructor: what is read is no less checked."""
+        return _rebuilt, (self.format, self.planes(), tuple(self.shape))
 
     def __post_init__(self) -> None:
         """Refuse planes that do not belong to the shape and the format."""
@@ -208,3 +213,40 @@ class PackedTensor:
         facts = json.loads(header)
         fmt = get_format(facts["format"], **facts["options"])
         return cls.from_planes(fmt, planes, tuple(facts["shape"]))
+
+
+def _rebuilt(fmt: "Format", planes: dict[str, Tensor], shape: tuple[int, ...]) -> PackedTensor:
+    return PackedTensor.from_planes(fmt, planes, shape)
+
+
+# What follows lets packed tensors pass through function transforms, torch.compile and torch.export.
+# The leaves are the planes; leading sizes are those of the codes, which a transform may change.
+
+
+def _flatten(packed: PackedTensor) -> tuple[list[Tensor], list[Any]]:
+    planes = packed.planes()
+    return list(planes.values()), [packed.format.key, packed.shape[-1], list(planes)]
+
+
+def _unflatten(leaves: Any, context: list[Any]) -> PackedTensor:
+    """Put a tree's leaves together unchecked: in a tree they can be anything."""
+    from m2xfp.golden.formats.format import format_of
+
+    key, width, names = context
+    planes = {"meta": None, "tensor_scale": None, **dict(zip(names, leaves, strict=True))}
+    codes = planes["codes"]
+    lead = codes.shape[:-1] if isinstance(codes, Tensor) else ()
+    packed = object.__new__(PackedTensor)
+    packed.__dict__.update(format=format_of(key), shape=torch.Size((*lead, width)), **planes)
+    return packed
+
+
+_pytree.register_pytree_node(
+    PackedTensor,
+    _flatten,
+    _unflatten,
+    serialized_type_name="m2xfp.PackedTensor",
+)
+
+# torch.load(weights_only=True) takes nothing that is not named here, or in formats/format.py.
+torch.serialization.add_safe_globals([PackedTensor, _rebuilt])

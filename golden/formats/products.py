@@ -15,8 +15,10 @@ a NaN comes; subnormal results are kept; a non-zero sum that rounds to zero keep
 Source: M2XFP, arXiv 2601.19213, section 5.4; the definition in docs/format.md.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,14 +26,20 @@ from torch import Tensor
 from m2xfp.errors import InputError
 from m2xfp.formats import ALL_EXPONENTS, E8M0, BlockFormat, FloatElement, Window
 from m2xfp.golden.formats.coder import ScaledCoder
+from m2xfp.golden.formats.format import format_of
 from m2xfp.golden.formats.numeric import (
     add_to_odd,
     exponent,
     power_of_two,
+    round_once,
     round_product,
+    widen,
 )
 from m2xfp.golden.formats.packed import PackedTensor
-from m2xfp.golden.kernels.products_fused import fast_matmul
+from m2xfp.golden.kernels.fused import refuse_forced
+from m2xfp.golden.kernels.memory import explained
+from m2xfp.golden.kernels.operators import Dims, define, each, in_front, shielded
+from m2xfp.golden.kernels.products_fused import fast_matmul, fast_rows
 
 __all__ = [
     "ACCUMULATORS",
@@ -39,6 +47,7 @@ __all__ = [
     "batched_matmul",
     "dot",
     "matmul",
+    "packed_linear",
     "product_bias",
     "product_unit",
     "running_exact",
@@ -62,14 +71,20 @@ class _Operand:
     tensor_scale: Tensor | None
 
 
-def _operand(packed: PackedTensor) -> _Operand:
-    """Decode a packed tensor to exact float64 elements and scales, rows flattened."""
+def _operand_coder(packed: PackedTensor) -> ScaledCoder:
+    """Return the coder of an operand; InputError if its groups have no single scale."""
     coder = packed.format.coder
     if not isinstance(coder, ScaledCoder) or coder.split:
         raise InputError(
             f"{packed.format.name} has no single scale a group to multiply with; "
             "dequantize it and use torch.matmul"
         )
+    return coder
+
+
+def _operand(packed: PackedTensor) -> _Operand:
+    """Decode a packed tensor to exact float64 elements and scales, rows flattened."""
+    coder = _operand_coder(packed)
     codes, scales, fields = packed.unpack()
     groups = codes.shape[-2]
     rows = prod(codes.shape[:-2])
@@ -120,7 +135,7 @@ def accumulate(acc: Tensor, addend: Tensor) -> Tensor:
     addend
         float64, exact; NaN or a NaN in acc gives the quiet NaN, zero returns acc unchanged.
     """
-    total = add_to_odd(acc.double(), addend).to(torch.float32)
+    total = round_once(add_to_odd(widen(acc), addend), torch.float32)
     return _one_nan(torch.where(addend == 0, acc, total))
 
 
@@ -248,7 +263,7 @@ class _ExactAccumulator:
         return torch.where(negative, -value, value)
 
     def _rounded(self, total: Tensor, nan: Tensor) -> Tensor:
-        return _one_nan(total.to(torch.float32).masked_fill(nan, float("nan")))
+        return _one_nan(round_once(total, torch.float32).masked_fill(nan, float("nan")))
 
     def result(self) -> Tensor:
         return self._rounded(self._total(self._digits), self._nan)
@@ -316,8 +331,8 @@ def _finish(acc: Tensor, a: _Operand, w: _Operand) -> Tensor:
     """Apply the tensor scales: g_a * g_w rounded to float32, then one float32 product."""
     if a.tensor_scale is None or w.tensor_scale is None:
         return acc
-    g = (a.tensor_scale.double() * w.tensor_scale.double()).to(torch.float32)
-    return _one_nan((acc.double() * g.double()).to(torch.float32))
+    g = round_once(widen(a.tensor_scale) * widen(w.tensor_scale), torch.float32)
+    return round_once(widen(acc) * widen(g), torch.float32)
 
 
 def _run(
@@ -348,7 +363,6 @@ def _run(
     return _finish(acc.result(), a, w)
 
 
-@torch.no_grad()
 def dot(
     qa: PackedTensor,
     qw: PackedTensor,
@@ -389,9 +403,10 @@ def dot(
             raise TypeError("initial is no float32 tensor; pass one of shape [...]")
         if initial.shape != lead:
             raise InputError(f"initial has shape {tuple(initial.shape)}; pass {tuple(lead)}")
-        initial = initial.reshape(-1)
-    a, w = _operand(qa), _operand(qw)
-    return _run(a, w, accumulator, lanes, outer=False, initial=initial).reshape(lead)
+    _operand_coder(qa)
+    _operand_coder(qw)
+    found: Tensor = _DOT(*_parts(qa), *_parts(qw), initial, qa.shape[-1], accumulator, lanes)
+    return found
 
 
 def _addends(a: _Operand, w: _Operand, lanes: int | None) -> Tensor:
@@ -404,6 +419,7 @@ def _addends(a: _Operand, w: _Operand, lanes: int | None) -> Tensor:
 
 
 @torch.no_grad()
+@shielded
 def running_fp32(
     qa: PackedTensor,
     qw: PackedTensor,
@@ -457,6 +473,7 @@ def running_fp32_sum(addends: Tensor, first: Tensor | None = None) -> Tensor:
 
 
 @torch.no_grad()
+@shielded
 def running_exact(
     qa: PackedTensor,
     qw: PackedTensor,
@@ -546,7 +563,6 @@ def running_exact_sum(
     return found, flags
 
 
-@torch.no_grad()
 def matmul(
     qa: PackedTensor,
     qw: PackedTensor,
@@ -561,9 +577,91 @@ def matmul(
     lanes = _check(qa, qw, accumulator)
     if len(qw.shape) != 2:
         raise InputError(f"qw has shape {tuple(qw.shape)}; matmul takes weights [N, K]")
-    fast = fast_matmul(qa, qw, accumulator, lanes, dtype)
-    if fast is not None:
-        return fast.reshape(*qa.shape[:-1], qw.shape[0])
+    return _product(qa, qw, accumulator, lanes, dtype)
+
+
+def batched_matmul(
+    qa: PackedTensor,
+    qw: PackedTensor,
+    accumulator: str = "fp32",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Multiply [..., M, K] by the rows of [..., N, K], each with its own: [..., M, N] in ``dtype``.
+
+    The leading dimensions of both are equal; everything else is as for ``matmul``.
+    """
+    lanes = _check(qa, qw, accumulator)
+    if len(qa.shape) < 2 or qw.shape[:-2] != qa.shape[:-2]:
+        raise InputError(
+            f"qa has shape {tuple(qa.shape)}, qw {tuple(qw.shape)}; batched_matmul takes "
+            "[..., M, K] and [..., N, K] with equal leading dimensions"
+        )
+    return _product(qa, qw, accumulator, lanes, dtype)
+
+
+def _product(
+    qa: PackedTensor, qw: PackedTensor, accumulator: str, lanes: int, dtype: torch.dtype
+) -> Tensor:
+    """Multiply operands that go together."""
+    if dtype not in _RESULTS:
+        raise TypeError(f"dtype is {dtype}; pass float32, bfloat16 or float16")
+    _operand_coder(qa)
+    _operand_coder(qw)
+    found: Tensor = _MATMUL(*_parts(qa), *_parts(qw), qa.shape[-1], accumulator, lanes, dtype)
+    return found
+
+
+_RESULTS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _parts(packed: PackedTensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, str]:
+    """Return what operators take of a packed tensor, beside its last size."""
+    return packed.codes, packed.scales, packed.meta, packed.tensor_scale, packed.format.key
+
+
+def _whole(parts: Sequence[Any], width: int) -> PackedTensor:
+    """Invert ``_parts``."""
+    codes, scales, meta, tensor_scale, key = parts
+    shape = torch.Size((*codes.shape[:-1], width))
+    return PackedTensor(format_of(key), codes, scales, meta, shape, tensor_scale)
+
+
+@explained("dot")
+@shielded
+def _compute_dot(*given: Any) -> Tensor:
+    """Multiply row by row: parts of both, initial, width, accumulator, lanes."""
+    *parts, initial, width, accumulator, lanes = given
+    refuse_forced("sums row by row; use matmul")
+    qa, qw = _whole(parts[:5], width), _whole(parts[5:], width)
+    start = None if initial is None else initial.reshape(-1)
+    a, w = _operand(qa), _operand(qw)
+    return _run(a, w, accumulator, lanes, outer=False, initial=start).reshape(qa.shape[:-1])
+
+
+@explained("matmul")
+@shielded
+def _compute_matmul(*given: Any) -> Tensor:
+    """Multiply all rows with all rows: parts of both, width, accumulator, lanes, dtype."""
+    *parts, width, accumulator, lanes, dtype = given
+    qa, qw = _whole(parts[:5], width), _whole(parts[5:], width)
+    shape = (*qa.shape[:-1], qw.shape[-2])
+    if len(qw.shape) == 2 or qa.device.type == "cuda":
+        fast = fast_matmul(qa, qw, accumulator, lanes, dtype)
+        if fast is not None:
+            return fast.reshape(shape)
+    if len(qw.shape) == 2:
+        return _plain_matmul(qa, qw, accumulator, lanes, dtype).reshape(shape)
+    pairs = zip(_matrices(qa), _matrices(qw), strict=True)
+    found = [_compute_matmul(*_parts(a), *_parts(w), *given[-4:]) for a, w in pairs]
+    if not found:
+        return torch.zeros(shape, dtype=dtype, device=qa.device)
+    return torch.stack(found).reshape(shape)
+
+
+def _plain_matmul(
+    qa: PackedTensor, qw: PackedTensor, accumulator: str, lanes: int, dtype: torch.dtype
+) -> Tensor:
+    """Multiply the rows of [..., K] by those of [N, K]: [rows, N]."""
     a, w = _operand(qa), _operand(qw)
     digits = _ExactAccumulator._DIGITS if accumulator == "exact" else 1
     step = max(1, _CHUNK_SUMS // (digits * max(1, len(w.scales))))
@@ -579,37 +677,7 @@ def matmul(
         )
         for start in range(0, max(1, len(a.scales)), step)
     ]
-    return round_product(torch.cat(rows), dtype).reshape(*qa.shape[:-1], qw.shape[0])
-
-
-@torch.no_grad()
-def batched_matmul(
-    qa: PackedTensor,
-    qw: PackedTensor,
-    accumulator: str = "fp32",
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Multiply [..., M, K] by the rows of [..., N, K], each with its own: [..., M, N] in ``dtype``.
-
-    The leading dimensions of both are equal; everything else is as for ``matmul``.
-    """
-    lanes = _check(qa, qw, accumulator)
-    lead = qa.shape[:-2]
-    if len(qa.shape) < 2 or qw.shape[:-2] != lead:
-        raise InputError(
-            f"qa has shape {tuple(qa.shape)}, qw {tuple(qw.shape)}; batched_matmul takes "
-            "[..., M, K] and [..., N, K] with equal leading dimensions"
-        )
-    shape = (*lead, qa.shape[-2], qw.shape[-2])
-    if qa.device.type == "cuda":
-        fast = fast_matmul(qa, qw, accumulator, lanes, dtype)
-        if fast is not None:
-            return fast.reshape(shape)
-    left, right = _matrices(qa), _matrices(qw)
-    found = [matmul(a, w, accumulator, dtype) for a, w in zip(left, right, strict=True)]
-    if not found:
-        return torch.zeros(shape, dtype=dtype, device=qa.device)
-    return torch.stack(found).reshape(shape)
+    return round_product(torch.cat(rows), dtype)
 
 
 def _matrices(packed: PackedTensor) -> list[PackedTensor]:
@@ -629,3 +697,80 @@ def _matrices(packed: PackedTensor) -> list[PackedTensor]:
         )
         for i in range(prod(packed.shape[:-2]))
     ]
+
+
+def packed_linear(x: Tensor, weight: PackedTensor) -> Tensor:
+    """Return x [..., K] times the rows of a packed weight [N, K], both as floats of the type of x.
+
+    The sums are those of ``torch.nn.functional.linear``, or, for a few rows of bfloat16 on CUDA,
+    of a kernel that reads the packed weight alone. No gradient passes.
+    """
+    found: Tensor = _LINEAR(x, *_parts(weight))
+    return found
+
+
+@explained("packed_linear")
+@shielded
+def _compute_linear(x: Tensor, *parts: Any) -> Tensor:
+    """Multiply x with the parts of a packed weight."""
+    weight = _whole(parts, x.shape[-1])
+    rows = x.reshape(-1, x.shape[-1])
+    found = fast_rows(rows, weight)
+    if found is None:
+        found = torch.nn.functional.linear(rows, weight.format.decoded(weight, x.dtype))
+    return found.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def _batched_dot(size: int, dims: Dims, *given: Any) -> tuple[Any, Any]:
+    *parts, initial, width, accumulator, lanes = given
+    if size and not (dims[3] is None and dims[8] is None):
+        return each(_DOT, size, dims, *given)
+    a = in_front(size, dims[:3], *parts[:3])
+    w = in_front(size, dims[5:8], *parts[5:8])
+    (start,) = in_front(size, dims[10:11], initial)
+    return _DOT(*a, *parts[3:5], *w, *parts[8:], start, width, accumulator, lanes), 0
+
+
+def _batched_matmul(size: int, dims: Dims, *given: Any) -> tuple[Any, Any]:
+    parts, rest = given[:10], given[10:]
+    if size and not (dims[3] is None and dims[8] is None):
+        return each(_MATMUL, size, dims, *given)
+    a = in_front(size, dims[:3], *parts[:3])
+    if all(dim is None for dim in dims[5:8]) and parts[5].ndim == 2:
+        return _MATMUL(*a, *parts[3:], *rest), 0
+    w = in_front(size, dims[5:8], *parts[5:8])
+    assert a[0] is not None
+    assert w[0] is not None
+    lead = a[0].shape[1:-1]
+    if w[0].ndim == 3:  # each has one matrix for all its rows
+        a = [None if x is None else x.reshape(size, -1, x.shape[-1]) for x in a]
+    found = _MATMUL(*a, *parts[3:5], *w, *parts[8:], *rest)
+    return found.reshape(size, *lead, found.shape[-1]), 0
+
+
+def _batched_linear(size: int, dims: Dims, x: Tensor, *parts: Any) -> tuple[Any, Any]:
+    if dims[0] is not None and all(dim is None for dim in dims[1:]):
+        return _LINEAR(x.movedim(dims[0], 0), *parts), 0
+    return each(_LINEAR, size, dims, x, *parts)
+
+
+_PARTS = "Tensor codes{0}, Tensor scales{0}, Tensor? meta{0}, Tensor? level{0}, str format{0}"
+_BOTH = f"{_PARTS.format('_a')}, {_PARTS.format('_w')}"
+_DOT = define(
+    f"dot({_BOTH}, Tensor? initial, SymInt width, str accumulator, int lanes) -> Tensor",
+    _compute_dot,
+    lambda *given: given[0].new_empty(given[0].shape[:-1], dtype=torch.float32),
+    _batched_dot,
+)
+_MATMUL = define(
+    f"matmul({_BOTH}, SymInt width, str accumulator, int lanes, ScalarType dtype) -> Tensor",
+    _compute_matmul,
+    lambda *given: given[0].new_empty((*given[0].shape[:-1], given[5].shape[-2]), dtype=given[-1]),
+    _batched_matmul,
+)
+_LINEAR = define(
+    f"packed_linear(Tensor x, {_PARTS.format('')}) -> Tensor",
+    _compute_linear,
+    lambda x, codes, *_: x.new_empty((*x.shape[:-1], codes.shape[0])),
+    _batched_linear,
+)

@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 
 from m2xfp.errors import InputError
+from m2xfp.golden.formats.numeric import round_once, widen
 
 __all__ = ["Rotation", "hadamard"]
+
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def hadamard(n: int) -> Tensor:
     """Return Sylvester's Hadamard matrix H of order n, a power of two, as float64 of +-1."""
     if n < 1 or n & (n - 1):
         raise InputError(f"n={n}; a Sylvester Hadamard matrix has an order that is a power of two")
-    matrix = torch.ones(1, 1, dtype=torch.float64)
+    matrix = torch.ones(1, 1, dtype=torch.float64, device="cpu")
     while len(matrix) < n:
         matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
     return matrix
@@ -54,28 +57,31 @@ class Rotation:
             raise InputError(
                 f"block={block}; pass a power of two that divides the {channels} channels"
             )
-        self.signs = torch.ones(channels, dtype=torch.float64)
+        self.signs = torch.ones(channels, dtype=torch.float64, device="cpu")
         if seed is not None:
             generator = torch.Generator().manual_seed(seed)
-            self.signs -= 2.0 * torch.randint(0, 2, (channels,), generator=generator)
+            flips = torch.randint(0, 2, (channels,), generator=generator, device="cpu")
+            self.signs -= 2.0 * flips
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         """Return x Q in the type of ``x``."""
-        return self._butterfly(self._check(x) * self.signs.to(x.device)).to(x.dtype)
+        return round_once(self._butterfly(self._check(x) * self.signs.to(x.device)), x.dtype)
 
     @torch.no_grad()
     def inverse(self, x: Tensor) -> Tensor:
         """Return x Q^T in the type of ``x``: undoes the rotation up to rounding."""
-        return (self._butterfly(self._check(x)) * self.signs.to(x.device)).to(x.dtype)
+        return round_once(self._butterfly(self._check(x)) * self.signs.to(x.device), x.dtype)
 
     def _check(self, x: Tensor) -> Tensor:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
+        if not isinstance(x, Tensor) or x.dtype not in _DTYPES:
             found = getattr(x, "dtype", type(x).__name__)
-            raise TypeError(f"x is {found}; pass a floating-point tensor")
+            raise TypeError(
+                f"x is {found}; pass a floating-point tensor: float64, float32, bfloat16 or float16"
+            )
         if not x.ndim or x.shape[-1] != self.channels:
             raise InputError(f"x has shape {tuple(x.shape)}; its last size is {self.channels}")
-        return x.double()
+        return widen(x)
 
     def _butterfly(self, x: Tensor) -> Tensor:
         shape = x.shape

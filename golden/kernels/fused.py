@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from m2xfp.errors import InputError, MissingToolError
+from m2xfp.errors import InputError, NoFusedPathError
 from m2xfp.golden.formats.coder import AffineCoder
 from m2xfp.golden.formats.scales import PowerOfTwoScale
 from m2xfp.golden.kernels.plan import Plan, plan_of
@@ -24,7 +24,7 @@ from m2xfp.golden.kernels.plan import Plan, plan_of
 if TYPE_CHECKING:
     from m2xfp.golden.formats.format import Format
 
-__all__ = ["PATHS", "Kernels", "computing", "kernels"]
+__all__ = ["PATHS", "Kernels", "chosen_path", "computing", "kernels", "refuse_forced", "warn_once"]
 
 PATHS = ("auto", "plain", "fused")
 _LEAST_CAPABILITY = (8, 0)  # bfloat16 conversions in hardware
@@ -60,8 +60,8 @@ class Kernels(Protocol):
 def computing(path: str) -> Iterator[None]:
     """Compute by ``path`` inside the block.
 
-    ``auto``: fused where it can. ``plain``: never fused. ``fused``: MissingToolError where the
-    fused path cannot run, saying what it lacks.
+    ``auto``: fused where it can. ``plain``: never fused. ``fused``: an error where the fused path
+    cannot serve, NoFusedPathError for what it lacks, InputError for what it does not compute.
     """
     if path not in PATHS:
         raise InputError(f"path={path!r}; choose one of: {', '.join(PATHS)}")
@@ -72,15 +72,27 @@ def computing(path: str) -> Iterator[None]:
         _path.reset(token)
 
 
+def chosen_path() -> str:
+    """Return the path asked for; InputError if the environment asks for none that there is."""
+    path = _path.get() or os.environ.get("M2XFP_PATH", "auto")
+    if path not in PATHS:
+        raise InputError(f"M2XFP_PATH={path!r}; choose one of: {', '.join(PATHS)}")
+    return path
+
+
+def refuse_forced(what: str) -> None:
+    """Raise InputError if the fused path was asked for; ``what`` it does not compute."""
+    if chosen_path() == "fused":
+        raise InputError(f"no fused path {what}, or compute by 'auto' or 'plain'")
+
+
 def kernels(fmt: "Format", device: torch.device, dtype: torch.dtype) -> Kernels | None:
     """Return the fused path for ``fmt`` on ``device``, or None where the plain path computes.
 
     Where a fused path could serve but something is missing, the plain path does, and one warning a
     cause says why; if ``fused`` was asked for, it is an error.
     """
-    path = _path.get() or os.environ.get("M2XFP_PATH", "auto")
-    if path not in PATHS:
-        raise InputError(f"M2XFP_PATH={path!r}; choose one of: {', '.join(PATHS)}")
+    path = chosen_path()
     if path == "plain":
         return None
     if device.type not in ("cpu", "cuda"):
@@ -100,21 +112,25 @@ def kernels(fmt: "Format", device: torch.device, dtype: torch.dtype) -> Kernels 
         return None
     try:
         return _load(plan_of(fmt), device)
-    except MissingToolError as error:
+    except NoFusedPathError as error:
         if path == "fused":
             raise
-        _warn(f"m2xfp computes on its plain path, which is slower: {error}")
+        warn_once(error)
         return None
+
+
+def warn_once(error: NoFusedPathError) -> None:
+    """Warn that the plain path computes, once a cause."""
+    _warn(f"m2xfp computes on its plain path, which is slower: {error}")
 
 
 @cache
 def _warn(message: str) -> None:
-    """Warn once a message."""
-    warnings.warn(message, RuntimeWarning, stacklevel=4)
+    warnings.warn(message, RuntimeWarning, stacklevel=5)
 
 
 def _load(plan: Plan, device: torch.device) -> Kernels:
-    """Return the kernels of a plan on a device; MissingToolError says what they lack."""
+    """Return the kernels of a plan on a device; NoFusedPathError says what they lack."""
     if device.type == "cpu":
         from m2xfp.golden.kernels import native
 
@@ -122,18 +138,44 @@ def _load(plan: Plan, device: torch.device) -> Kernels:
     return _triton(device)(plan)
 
 
-@cache
 def _triton(device: torch.device) -> "Callable[[Plan], Kernels]":
-    """Return what makes the kernels of a CUDA device."""
+    """Return what makes the kernels of a CUDA device; NoFusedPathError if they cannot run there."""
+    trouble = cuda_trouble(device)
+    if trouble is not None:
+        raise trouble.with_traceback(None)
+    from m2xfp.golden.kernels import triton_kernels
+
+    return triton_kernels.kernels_of
+
+
+@cache
+def cuda_trouble(device: torch.device) -> NoFusedPathError | None:
+    """Return what keeps fused kernels from running on a CUDA device, or None.
+
+    A small kernel is compiled: Triton needs a C compiler, and a folder that it can write.
+    """
     try:
         from m2xfp.golden.kernels import triton_kernels
     except ImportError as error:
-        raise MissingToolError("triton for the fused CUDA path", "pip install triton") from error
+        return NoFusedPathError("CUDA", f"Triton ({error})", "pip install triton")
     capability = torch.cuda.get_device_capability(device)
     if capability < _LEAST_CAPABILITY:
-        raise MissingToolError(
-            f"a GPU of compute capability {'.'.join(map(str, _LEAST_CAPABILITY))} for the fused "
-            f"CUDA path, this one has {'.'.join(map(str, capability))}",
-            "a newer GPU",
+        least, found = (".".join(map(str, pair)) for pair in (_LEAST_CAPABILITY, capability))
+        return NoFusedPathError(
+            "CUDA",
+            f"a GPU of compute capability {least} (this one has {found})",
+            "leave the path to 'auto', which takes the plain one there",
         )
-    return triton_kernels.kernels_of
+    try:
+        triton_kernels.probe(device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return NoFusedPathError(
+            "CUDA",
+            f"a Triton that compiles ({said})",
+            "install a C compiler (apt-get install gcc) and set TRITON_CACHE_DIR to a folder with "
+            "room",
+        )
+    return None

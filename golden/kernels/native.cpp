@@ -6,6 +6,7 @@
 // vector holds element i of each of W groups, so maxima and sums over a group are plain vector operations whatever
 // its size. Branches on the plan are the same for whole blocks and cost next to nothing beside them.
 
+#include <cfenv>
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
@@ -29,6 +30,13 @@ typedef int32_t I __attribute__((vector_size(4 * W)));
 typedef double D __attribute__((vector_size(8 * W)));
 typedef int64_t L __attribute__((vector_size(8 * W)));
 typedef uint16_t H __attribute__((vector_size(2 * W)));
+
+// The caller's thread may flush subnormals (torch.set_flush_denormal) or round otherwise: not in here.
+struct UsualArithmetic {
+    fenv_t callers;
+    UsualArithmetic() { fegetenv(&callers), fesetenv(FE_DFL_ENV); }
+    ~UsualArithmetic() { fesetenv(&callers); }
+};
 
 inline V all(float x) { return x - V{}; }
 inline I all(int32_t x) { return x - I{}; }
@@ -848,7 +856,7 @@ void with_type(int what, const Task& task) {
 }
 
 template <class Type>
-float largest_of(const Type* x, int64_t count) {
+int32_t largest_of(const Type* x, int64_t count) {
     int32_t most = 0;
     for (int64_t i = 0; i < count; ++i) {
         const float value = x[i].widen();
@@ -858,9 +866,7 @@ float largest_of(const Type* x, int64_t count) {
         bits = bits < INFINITE ? bits : 0;
         most = bits > most ? bits : most;
     }
-    float found;
-    std::memcpy(&found, &most, 4);
-    return found;
+    return most;
 }
 
 }  // namespace
@@ -869,14 +875,16 @@ float largest_of(const Type* x, int64_t count) {
 // 1 float16, 2 float32. unit: the tensor scale or null. Pointers that `what` does not use may be null.
 extern "C" void m2xfp_run(const double* plan, int what, int type, int64_t groups, const float* unit, const void* x,
                           uint8_t* codes, uint8_t* scales, uint8_t* meta, void* values) {
+    const UsualArithmetic usual;
     const Task task{plan_of(plan), level_of(unit), groups, x, codes, scales, meta, values};
     if (type == 0) with_type<Bf16>(what, task);
     if (type == 1) with_type<Fp16>(what, task);
     if (type == 2) with_type<Fp32>(what, task);
 }
 
-// The largest finite magnitude.
-extern "C" float m2xfp_largest(int type, int64_t count, const void* x) {
+// The bits of the largest finite magnitude, as float32.
+extern "C" int32_t m2xfp_largest(int type, int64_t count, const void* x) {
+    const UsualArithmetic usual;
     if (type == 0) return largest_of(static_cast<const Bf16*>(x), count);
     if (type == 1) return largest_of(static_cast<const Fp16*>(x), count);
     return largest_of(static_cast<const Fp32*>(x), count);

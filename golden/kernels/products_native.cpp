@@ -9,6 +9,7 @@
 // of some rows of a panel in registers. Rounding follows k, so K is cut in blocks, never summed
 // apart.
 
+#include <cfenv>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -28,6 +29,13 @@ typedef float Floats __attribute__((vector_size(kBytes), aligned(4)));
 typedef float Halves __attribute__((vector_size(kBytes / 2), aligned(4)));
 typedef double Doubles __attribute__((vector_size(kBytes), aligned(8)));
 typedef int64_t Words __attribute__((vector_size(kBytes), aligned(8)));
+
+// The caller's thread may flush subnormals or round otherwise: not in here.
+struct UsualArithmetic {
+  fenv_t callers;
+  UsualArithmetic() { fegetenv(&callers), fesetenv(FE_DFL_ENV); }
+  ~UsualArithmetic() { fesetenv(&callers); }
+};
 
 template <typename T> struct Vector;
 template <> struct Vector<float> { typedef Floats type; };
@@ -132,11 +140,13 @@ int64_t m2xfp_panel_bytes(int lanes) {
 
 void m2xfp_multiply_float(const float* a, const float* w, float* out, int64_t m, int64_t n,
                           int64_t k, int64_t stride, int lanes, void* panel) {
+  const UsualArithmetic usual;
   multiply<float>(a, w, out, m, n, k, stride, lanes, static_cast<float*>(panel));
 }
 
 void m2xfp_multiply_double(const double* a, const double* w, float* out, int64_t m, int64_t n,
                            int64_t k, int64_t stride, int lanes, void* panel) {
+  const UsualArithmetic usual;
   multiply<double>(a, w, out, m, n, k, stride, lanes, static_cast<double*>(panel));
 }
 

@@ -5,26 +5,17 @@ library of ``native``.
 """
 
 import ctypes
-import hashlib
-import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
-from functools import cache
 from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from m2xfp.errors import MissingToolError
-from m2xfp.files import atomic_path
-from m2xfp.golden.formats.numeric import round_product
+from m2xfp.errors import NoFusedPathError
+from m2xfp.golden.formats.numeric import round_once, round_product, widen
 from m2xfp.golden.formats.packed import PackedTensor
-from m2xfp.golden.kernels.native import _processor
+from m2xfp.golden.kernels.library import Library
 from m2xfp.golden.kernels.products_facts import (
     LARGEST,
     describe,
@@ -32,75 +23,46 @@ from m2xfp.golden.kernels.products_facts import (
     limits,
     sum_bound,
 )
+from m2xfp.golden.kernels.threads import share
 
-__all__ = ["load", "matmul", "missing", "serves"]
+__all__ = ["LIBRARY", "matmul", "missing", "serves"]
 
-_SOURCE = Path(__file__).with_name("products_native.cpp")
-_FLAGS = (
-    "-O3",
-    "-march=native",
-    "-mprefer-vector-width=512",
-    "-std=c++17",
-    "-ffp-contract=fast",
-    "-Wno-psabi",
-    "-fPIC",
-    "-shared",
-)
 # Values of weights that are decoded at a time.
 _WORKSPACE = 1 << 25
 # Columns that a thread takes at a time.
 _COLUMNS = 256
 
 
-@cache
-def load() -> ctypes.CDLL:
-    """Compile the library if needed, and load it; MissingToolError where that cannot be done."""
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        raise MissingToolError("a C++ compiler for products on the CPU", "apt-get install g++")
-    facts = (_SOURCE.read_text(), *_FLAGS, compiler, _processor(), sys.byteorder)
-    name = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m2xfp"
-    path = folder / f"products-{name}.so"
-    try:
-        if not path.exists():
-            _compile(compiler, path)
-        try:
-            library = ctypes.CDLL(str(path))
-        except OSError:  # cut short by a full disk, say
-            _compile(compiler, path)
-            library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise MissingToolError(
-            f"a cache folder for compiled code ({error})", "another one in XDG_CACHE_HOME"
-        ) from error
+# Multiplications of a call, some hundred milliseconds: interrupts are noticed between calls.
+_WORK_A_CALL = 1 << 31
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    """Give the functions their types."""
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     for kind in ("float", "double"):
         function = getattr(library, f"m2xfp_multiply_{kind}")
         function.argtypes = [*[pointer] * 3, *[size] * 4, ctypes.c_int, pointer]
+        function.restype = None
     library.m2xfp_panel_bytes.argtypes = [ctypes.c_int]
     library.m2xfp_panel_bytes.restype = size
     library.m2xfp_exponents.argtypes = [pointer, size, size, pointer, pointer]
-    return library
+    library.m2xfp_exponents.restype = None
 
 
-def _compile(compiler: str, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(temporary)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise MissingToolError(
-                f"a C++ compiler that builds {_SOURCE.name} ({done.stderr.strip()[-500:]})",
-                "apt-get install g++",
-            )
+LIBRARY = Library(
+    Path(__file__).with_name("products_native.cpp"),
+    ("-mprefer-vector-width=512", "-ffp-contract=fast"),
+    _declare,
+)
 
 
-def missing() -> str | None:
+def missing() -> NoFusedPathError | None:
     """Return what is missing for these kernels, or None."""
     try:
-        load()
-    except MissingToolError as error:
-        return str(error)
+        LIBRARY.load()
+    except NoFusedPathError as error:
+        return error
     return None
 
 
@@ -110,11 +72,6 @@ def serves(qa: PackedTensor, qw: PackedTensor, accumulator: str, lanes: int) -> 
     if a is None or w is None or accumulator == "exact":
         return False
     return double_bits(a, w, lanes) <= 53
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="m2xfp")
 
 
 def matmul(
@@ -129,7 +86,7 @@ def matmul(
     assert a is not None
     assert w is not None
     rows, columns = prod(qa.shape[:-1]), qw.shape[0]
-    out = torch.empty(rows, columns, dtype=torch.float32)
+    out = torch.empty(rows, columns, dtype=torch.float32, device="cpu")
     short = sum_bound(a, w, lanes) < 1 << 24
     width = qw.scales.shape[-1] * w.group
     step = max(_COLUMNS, _WORKSPACE // max(1, width))
@@ -160,7 +117,7 @@ def _careful(
 ) -> None:
     """Multiply some rows in float64 and write them into ``out``."""
     left, right = _decode(qa, rows, torch.float64), _decode(qw, columns, torch.float64)
-    product = torch.empty(len(left), len(right), dtype=torch.float32)
+    product = torch.empty(len(left), len(right), dtype=torch.float32, device="cpu")
     _multiply(left, right, product, lanes)
     out[rows] = product
 
@@ -175,7 +132,7 @@ def _decode(packed: PackedTensor, rows: slice | Tensor, dtype: torch.dtype) -> T
     count, groups = len(planes["codes"]), packed.scales.shape[-1] // _scale_bytes(packed)
     shape = (count, groups * packed.format.block.group)
     fmt = replace(packed.format, level=None)
-    return PackedTensor.from_planes(fmt, planes, shape).dequantize(dtype).contiguous()
+    return fmt.decoded(PackedTensor.from_planes(fmt, planes, shape), dtype)
 
 
 def _scale_bytes(packed: PackedTensor) -> int:
@@ -184,14 +141,14 @@ def _scale_bytes(packed: PackedTensor) -> int:
 
 def _exponents(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return the lowest and the highest exponent of each row; above all and below all for none."""
-    low, high = (torch.empty(len(values), dtype=torch.int32) for _ in range(2))
-    function, width = load().m2xfp_exponents, values.shape[1]
+    low, high = (torch.empty(len(values), dtype=torch.int32, device="cpu") for _ in range(2))
+    function, width = LIBRARY.load().m2xfp_exponents, values.shape[1]
 
-    def part(start: int, count: int) -> None:
+    def part(start: int, stop: int) -> None:
         pointers = (low[start:].data_ptr(), high[start:].data_ptr())
-        function(values[start:].data_ptr(), count, width, *pointers)
+        function(values[start:].data_ptr(), stop - start, width, *pointers)
 
-    _share(len(values), max(1, (1 << 16) // max(1, width)), part)
+    share(len(values), part, max(1, (1 << 16) // max(1, width)), unit=64)
     return low, high
 
 
@@ -203,44 +160,32 @@ def _unsafe_rows(
     lowest, highest = int(w[0].min()), int(w[1].max())
     bad = (a[0] + lowest < low) | (a[1] + highest > high)
     bad |= (a[0] < least) | (a[1] > LARGEST)  # an infinity times nothing would be NaN
-    return bad | torch.tensor(lowest < least or highest > LARGEST)
+    return bad | (lowest < least or highest > LARGEST)
 
 
 def _multiply(a: Tensor, w: Tensor, out: Tensor, lanes: int) -> None:
     """Multiply decoded operands, on as many threads as PyTorch has."""
-    library = load()
+    library = LIBRARY.load()
     function = getattr(
         library, "m2xfp_multiply_float" if a.dtype == torch.float32 else "m2xfp_multiply_double"
     )
     size = library.m2xfp_panel_bytes(lanes)
     m, k, stride = a.shape[0], a.shape[1], out.stride(0)
 
-    def part(start: int, count: int) -> None:
-        panel = torch.empty(size, dtype=torch.uint8)
+    def part(start: int, stop: int) -> None:
+        panel = torch.empty(size, dtype=torch.uint8, device="cpu")
         target = out[:, start:].data_ptr()
         function(
-            a.data_ptr(), w[start:].data_ptr(), target, m, count, k, stride, lanes,
+            a.data_ptr(), w[start:].data_ptr(), target, m, stop - start, k, stride, lanes,
             panel.data_ptr(),
         )  # fmt: skip
 
-    _share(len(w), 64, part)
-
-
-def _share(count: int, least: int, part: Callable[[int, int], None]) -> None:
-    """Split ``count`` over threads, at least ``least`` each, in multiples of 64."""
-    threads = max(1, min(torch.get_num_threads(), count // least))
-    if threads == 1:
-        part(0, count)
-        return
-    step = (-(-count // threads) + 63) // 64 * 64
-    starts = range(0, count, step)
-    jobs = [_pool().submit(part, start, min(step, count - start)) for start in starts]
-    for done in wait(jobs).done:  # ctypes lets go of the interpreter lock during the call
-        done.result()
+    share(len(w), part, 64, _WORK_A_CALL // max(1, m * k), unit=64)
 
 
 def _finish(out: Tensor, qa: PackedTensor, qw: PackedTensor) -> Tensor:
     """Apply the tensor scales, and give every NaN its one pattern."""
     if qa.tensor_scale is not None and qw.tensor_scale is not None:
-        out *= (qa.tensor_scale.double() * qw.tensor_scale.double()).to(torch.float32)
+        level = round_once(widen(qa.tensor_scale) * widen(qw.tensor_scale), torch.float32)
+        out = round_once(widen(out) * widen(level), torch.float32)
     return out.masked_fill_(out.isnan(), float("nan"))

@@ -1282,14 +1282,7 @@ class TritonKernels:
 
     def largest(self, groups: Tensor) -> Tensor:
         """Return the largest finite magnitude, a float32 scalar."""
-        found = torch.zeros(1, dtype=torch.int32, device=groups.device)
-        size, loops = 2048, 16
-        if groups.numel():
-            with _on(groups):
-                _largest_kernel[(triton.cdiv(groups.numel(), size * loops),)](
-                    groups, found, groups.numel(), size, loops, num_warps=4
-                )
-        return found.view(torch.float32)[0]
+        return _largest(groups)
 
     def quantize(
         self, groups: Tensor, codes: Tensor, scales: Tensor, meta: Tensor, unit: Tensor | None
@@ -1355,6 +1348,23 @@ class TritonKernels:
                     len(values), self.plan, _KINDS[values.dtype],
                     _how(self.plan, values.dtype, False), self.plain_rows, num_warps=_WARPS,
                 )  # fmt: skip
+
+
+def _largest(values: Tensor) -> Tensor:
+    """Return the largest finite magnitude of contiguous values, a float32 scalar."""
+    found = torch.zeros(1, dtype=torch.int32, device=values.device)
+    size, loops = 2048, 16
+    if values.numel():
+        with _on(values):
+            _largest_kernel[(triton.cdiv(values.numel(), size * loops),)](
+                values, found, values.numel(), size, loops, num_warps=4
+            )
+    return found.view(torch.float32)[0]
+
+
+def probe(device: torch.device) -> None:
+    """Compile and start a small kernel; whatever Triton lacks is raised."""
+    _largest(torch.zeros(1, dtype=torch.float32, device=device))
 
 
 def _on(x: Tensor) -> torch.cuda.device_of:

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from m2xfp.golden.bits import Arrays, from_bits, to_bits
 from m2xfp.golden.formats.format import get_format
-from m2xfp.golden.formats.numeric import round_once
+from m2xfp.golden.formats.numeric import round_once, widen
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.formats.products import matmul
 
@@ -54,5 +54,5 @@ def gemm_core(
     if results == "packed":
         return {"out": fmt.quantize(out).groups().numpy()}
     if results == "bf16":
-        out = round_once(out.double(), torch.bfloat16)  # torch's own gives several NaNs
+        out = round_once(widen(out), torch.bfloat16)  # torch's own gives several NaNs
     return {"out": to_bits(out)}

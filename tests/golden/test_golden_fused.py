@@ -1,6 +1,9 @@
 """The fused paths against the plain path, and how one of them is chosen."""
 
+import sys
+import types
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -14,10 +17,11 @@ from fused_checks import (
     differences,
 )
 
-from m2xfp.errors import InputError, MissingToolError
+from m2xfp.errors import InputError, NoFusedPathError
 from m2xfp.golden import computing, get_format
 from m2xfp.golden.kernels import fused, native
 from m2xfp.golden.kernels.fused import kernels
+from m2xfp.golden.kernels.threads import share
 
 CPU = torch.device("cpu")
 
@@ -75,7 +79,7 @@ def test_more_than_2_to_31_values_are_counted_in_64_bits():
     """Offsets of the last groups; the tensor itself would not fit a small machine."""
     x = torch.zeros(1).expand(1 << 20, 4096)
     assert x.numel() > 1 << 31
-    assert native._spread(x.numel() // 32, 32, lambda start, stop: stop)[-1] == x.numel() // 32
+    assert share(x.numel() // 32, lambda start, stop: stop)[-1] == x.numel() // 32
 
 
 def test_every_format_has_a_fused_path():
@@ -126,18 +130,18 @@ def check_fallback(message: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(fmt.fake_quantize(x), wanted)
-    with computing("fused"), pytest.raises(MissingToolError, match=message):
+    with computing("fused"), pytest.raises(NoFusedPathError, match=message):
         fmt.fake_quantize(x)
 
 
 def test_without_a_compiler_the_plain_path_serves(fresh_native, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    check_fallback(r"C\+\+ compiler for the fused CPU path")
+    check_fallback(r"lacks a C\+\+ compiler \(no program 'no-such-compiler' is found\)")
 
 
 def test_a_compiler_that_fails_leaves_nothing_behind(fresh_native, monkeypatch):
     monkeypatch.setenv("CXX", "false")
-    check_fallback(r"native\.cpp")
+    check_fallback(r"C\+\+ compiler that builds it")
     assert not list(fresh_native.rglob("*.so"))
 
 
@@ -149,22 +153,46 @@ def test_a_cache_folder_that_cannot_be_written(fresh_native, monkeypatch):
 
 def test_a_truncated_library_is_built_again(fresh_native):
     size = 20000
-    native.load()
+    native.LIBRARY.load()
     (library,) = fresh_native.rglob("*.so")
     whole = library.read_bytes()
     library.unlink()  # a new file: this process has the old one mapped
     library.write_bytes(whole[:size])
     native.forget()
-    native.load()
+    native.LIBRARY.load()
     assert len(library.read_bytes()) > size
 
 
 def test_the_cuda_path_says_what_it_lacks(monkeypatch):
-    fused._triton.cache_clear()
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
-    monkeypatch.setitem(__import__("sys").modules, "m2xfp.golden.kernels.triton_kernels", None)
-    with computing("fused"), pytest.raises(MissingToolError, match="triton for the fused CUDA"):
-        kernels(get_format("nvfp4"), torch.device("cuda"), torch.float32)
+    """No Triton, an old GPU, a Triton that cannot compile: each once as a warning, or an error."""
+    module, cuda = "m2xfp.golden.kernels.triton_kernels", torch.device("cuda", 7)
+    capability, kernel = [8, 0], types.ModuleType(module)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: tuple(capability))
+
+    def check(message: str) -> None:
+        fused.cuda_trouble.cache_clear()
+        fused._warn.cache_clear()
+        fmt = get_format("nvfp4")
+        with computing("fused"), pytest.raises(NoFusedPathError, match=message):
+            kernels(fmt, cuda, torch.float32)
+        with pytest.warns(RuntimeWarning, match=message) as said:
+            for _ in range(2):
+                assert kernels(fmt, cuda, torch.float32) is None
+        assert len(said) == 1
+
+    monkeypatch.setitem(sys.modules, module, None)
+    check("the fused CUDA path lacks Triton")
+    monkeypatch.setitem(sys.modules, module, kernel)
+    monkeypatch.setattr("m2xfp.golden.kernels.triton_kernels", kernel, raising=False)
+    kernel.probe = partial(_raise, RuntimeError("Failed to find C compiler.\nmore"))
+    check(r"lacks a Triton that compiles \(Failed to find C compiler.\)")
+    capability[:] = [7, 0]
+    check(r"lacks a GPU of compute capability 8.0 \(this one has 7.0\)")
+    fused.cuda_trouble.cache_clear()
+
+
+def _raise(error: Exception, device: torch.device) -> None:
+    raise error
 
 
 @pytest.mark.gpu

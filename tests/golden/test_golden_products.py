@@ -7,11 +7,11 @@ import pytest
 import torch
 from product_checks import PAIRS, SUBGROUPS, Case, differences, operands, random_case, words
 
-from m2xfp.errors import InputError, MissingToolError
+from m2xfp.errors import InputError, NoFusedPathError
 from m2xfp.golden import PackedTensor, computing, get_format, matmul
 from m2xfp.golden.formats import products
 from m2xfp.golden.formats.numeric import round_once
-from m2xfp.golden.kernels import products_fused, products_native
+from m2xfp.golden.kernels import fused, native, products_fused, products_native
 
 M2XFP = ("m2xfp-act", "m2xfp-weight")
 ENDS = [(127, 3), (127, 60), (127, 127), (60, 8), (192, 4), (1, 30), (240, 14)]
@@ -21,11 +21,16 @@ ENDS = [(127, 3), (127, 60), (127, 127), (60, 8), (192, 4), (1, 30), (240, 14)]
 def fresh(monkeypatch, tmp_path):
     """Forget the loaded library and use an empty cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for cached in (products_native.load, products_fused._kernels):
-        cached.cache_clear()
+    forget()
     yield tmp_path
-    for cached in (products_native.load, products_fused._kernels):
-        cached.cache_clear()
+    forget()
+
+
+def forget() -> None:
+    products_native.LIBRARY.forget()
+    products_fused._kernels.cache_clear()
+    native.forget()
+    fused._warn.cache_clear()
 
 
 def uses_native(case: Case) -> bool:
@@ -141,24 +146,26 @@ def test_without_the_compiled_code_the_plain_path_serves(fresh, monkeypatch, tro
         (fresh / "file").write_text("")
         monkeypatch.setenv("XDG_CACHE_HOME", str(fresh / "file"))
     else:
-        products_native.load()
-        (library,) = fresh.rglob("products-*.so")
+        products_native.LIBRARY.load()
+        (library,) = fresh.rglob("products_native-*.so")
         start = library.read_bytes()[:100]
         library.unlink()  # the loaded one stays mapped
         library.write_bytes(start)
-        products_native.load.cache_clear()
+        forget()
     qa, qw = operands(Case(M2XFP))
     with computing("plain"):
         wanted = matmul(qa, qw)
     if trouble == "truncated":  # is compiled again
         assert torch.equal(matmul(qa, qw), wanted)
         return
-    with pytest.warns(RuntimeWarning, match="plain path, which is slow"):
+    with pytest.warns(RuntimeWarning, match="plain path, which is slower") as said:
         assert torch.equal(matmul(qa, qw), wanted)
+        qa.dequantize()  # for the same reason
+    assert len(said) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # said once
         matmul(qa, qw)
-    with computing("fused"), pytest.raises(MissingToolError):
+    with computing("fused"), pytest.raises(NoFusedPathError):
         matmul(qa, qw)
 
 
