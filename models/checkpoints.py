@@ -5,7 +5,6 @@ tokenizer and weights; a quantized one has ``m2xfp.safetensors`` in place of the
 """
 
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from m2xfp.errors import InputError, MissingToolError
+from m2xfp.files import write_atomic
+from m2xfp.golden.formats.tensor_file import read_tensor_header
 from m2xfp.models.lm import HELD_OUT, WEIGHTS, LanguageModel, as_tokens, load_model
 from m2xfp.models.quantized import load_quantized, save_quantized
 
@@ -28,6 +29,13 @@ DTYPES: dict[str, torch.dtype | None] = {
 }
 
 QUANTIZED = "m2xfp.safetensors"
+# Nothing from a network, and nothing that a folder brings is executed: no Python of its own.
+_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+# What transformers raises for configurations and tokenizers that are none, or of other versions.
+_UNUSABLE = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+    *(RecursionError, ImportError),
+)
 _WEIGHT_FILES = ("*.safetensors", "*.bin")
 _USUAL_CONTEXT = 2048
 
@@ -97,13 +105,7 @@ def open_checkpoint(path: str | os.PathLike[str] | None = None, dtype: str = "au
 
 def _open_file(path: Path, dtype: torch.dtype) -> Checkpoint:
     """Open a model of the bundled architecture."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            quantized = "m2xfp" in (file.metadata() or {})
-    except SafetensorError as error:
-        raise InputError(f"{os.fspath(path)!r} is no safetensors file: {error}") from error
+    quantized = "m2xfp" in read_tensor_header(path)
     read = load_quantized if quantized else load_model
     model = read(path)
     assert isinstance(model, LanguageModel)
@@ -140,9 +142,9 @@ def _open_folder(folder: Path, dtype: torch.dtype | None) -> Checkpoint:
         )
     hf = _transformers()
     try:
-        config = hf.AutoConfig.from_pretrained(folder, local_files_only=True)
-        tokenizer = hf.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        config = hf.AutoConfig.from_pretrained(folder, **_LOCAL)
+        tokenizer = hf.AutoTokenizer.from_pretrained(folder, **_LOCAL)
+    except _UNUSABLE as error:
         raise InputError(f"{os.fspath(folder)!r} cannot be used: {error}") from error
 
     def load() -> nn.Module:
@@ -150,9 +152,11 @@ def _open_folder(folder: Path, dtype: torch.dtype | None) -> Checkpoint:
         # before the model is spread over devices.
         options: dict[str, Any] = {"attn_implementation": "sdpa"}
         if quantized:
-            skeleton = hf.AutoModelForCausalLM.from_config(config, **options)
+            skeleton = hf.AutoModelForCausalLM.from_config(
+                config, trust_remote_code=False, **options
+            )
             return load_quantized(folder / QUANTIZED, skeleton).to(dtype)
-        options |= {"dtype": dtype or "auto", "local_files_only": True}
+        options |= {"dtype": dtype or "auto", **_LOCAL}
         model: nn.Module = hf.AutoModelForCausalLM.from_pretrained(folder, **options)
         return model.eval()
 
@@ -161,7 +165,7 @@ def _open_folder(folder: Path, dtype: torch.dtype | None) -> Checkpoint:
         for file in folder.iterdir():
             kept = file.suffix in (".json", ".model", ".txt", ".jinja")
             if kept and not file.name.endswith(".index.json"):
-                shutil.copy(file, target)
+                write_atomic(target / file.name, file.read_bytes())
         save_quantized(target / QUANTIZED, model)
 
     def tokenize(text: bytes) -> Tensor:

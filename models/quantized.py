@@ -7,10 +7,9 @@ those of the type of the model on decoded values, or the hardware's, see ``model
 import json
 import os
 import weakref
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name PyTorch's documentation uses
 from torch.overrides import TorchFunctionMode
 
-from m2xfp.errors import InputError
+from m2xfp.errors import InputError, M2xfpError
 from m2xfp.files import atomic_path
-from m2xfp.golden.formats.format import Format, Option, get_format
-from m2xfp.golden.formats.packed import PackedTensor
+from m2xfp.golden.formats.format import INPUT_DTYPES, Format, get_format
+from m2xfp.golden.formats.packed import PLANES, PackedTensor
+from m2xfp.golden.formats.tensor_file import read_tensors
 from m2xfp.golden.kernels.products_fused import fast_linear
 from m2xfp.models.arithmetic import FLOAT, Arithmetic
-from m2xfp.models.lm import LanguageModel, ModelConfig
+from m2xfp.models.lm import LanguageModel, skeleton
+from m2xfp.plain import parse_json, typed
 
 __all__ = [
     "InputQuantizer",
@@ -191,10 +192,10 @@ class QuantLinear(nn.Module):
         """The quantized weight, where the layer is; None if it is not quantized."""
         if self.format is None:
             return None
-        planes = {n: p.data for n, p in self._parameters.items() if n in _PLANES and p is not None}
+        planes = {n: p.data for n, p in self._parameters.items() if n in PLANES and p is not None}
         if "tensor_scale" in planes:
             planes["tensor_scale"] = planes["tensor_scale"].view(torch.float32)
-        return PackedTensor.from_planes(self.format, planes, self.shape)
+        return _joined(self.format, planes, self.shape)
 
     def __getattr__(self, name: str) -> Any:
         """Decode the weight of a packed layer, which has no parameter of that name."""
@@ -208,7 +209,7 @@ class QuantLinear(nn.Module):
         assert packed is not None
         planes = {n: p if n == "tensor_scale" else p[rows] for n, p in packed.planes().items()}
         shape = (len(planes["codes"]), self.in_features)
-        part = PackedTensor.from_planes(packed.format, planes, shape)
+        part = _joined(packed.format, planes, torch.Size(shape))
         return part.dequantize(self._like.dtype)
 
     @property
@@ -255,7 +256,10 @@ class QuantLinear(nn.Module):
         return text
 
 
-_PLANES = ("codes", "scales", "meta", "tensor_scale")
+def _joined(fmt: Format, planes: Mapping[str, Tensor], shape: torch.Size) -> PackedTensor:
+    """Return planes as a packed tensor, without a look at values that a GPU would be waited for."""
+    codes, scales = planes["codes"], planes["scales"]
+    return PackedTensor(fmt, codes, scales, planes.get("meta"), shape, planes.get("tensor_scale"))
 
 
 def _frozen(value: Tensor) -> nn.Parameter:
@@ -504,11 +508,8 @@ def _facts(fmt: Format | None) -> dict[str, Any] | None:
     return None if fmt is None else {"format": fmt.name, "options": dict(fmt.options)}
 
 
-def _from_facts(facts: dict[str, Any] | None) -> Format | None:
-    if facts is None:
-        return None
-    options: dict[str, Option] = facts["options"]
-    return get_format(facts["format"], **options)
+def _from_facts(facts: "_FormatFacts | None") -> Format | None:
+    return None if facts is None else get_format(facts.format, **facts.options)
 
 
 def save_quantized(path: str | os.PathLike[str], model: nn.Module) -> None:
@@ -574,55 +575,90 @@ def load_quantized(path: str | os.PathLike[str], model: nn.Module | None = None)
     InputError
         The file is not there, is no such file, or belongs to another architecture.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise InputError(f"no checkpoint {os.fspath(path)!r}; save_quantized writes one")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(_HEADER)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise InputError(f"{os.fspath(path)!r} is no safetensors file: {error}") from error
-    facts = json.loads(header) if header else {}
-    if "layers" not in facts:
+    texts, tensors = read_tensors(path)
+    header = texts.get(_HEADER)
+    if not header:
         raise InputError(f"{os.fspath(path)!r} holds no quantized model; save_quantized writes one")
-    if model is None:
-        if "config" not in facts:
-            raise InputError(
-                f"{os.fspath(path)!r} is a model of another library; pass a model of its "
-                "architecture as well"
-            )
-        model = LanguageModel(ModelConfig(**facts["config"]))
     try:
+        facts = typed(_Checkpoint, parse_json(header, "the header"), "header")
+        if model is None:
+            if facts.config is None:
+                raise InputError(
+                    "a model of another library; pass a model of its architecture as well"
+                )
+            model = skeleton(facts.config, tensors)
         _restore(model, facts, tensors)
-    except (AttributeError, RuntimeError) as error:
-        raise InputError(
-            f"{os.fspath(path)!r} does not fit {type(model).__name__}: {error}"
-        ) from error
+    except (M2xfpError, AttributeError, RuntimeError, TypeError) as error:
+        fits = type(model).__name__ if model is not None else "the bundled architecture"
+        raise InputError(f"{os.fspath(path)!r} does not fit {fits}: {error}") from error
     return model.eval()
 
 
-def _restore(model: nn.Module, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Put the layers and tensors of a checkpoint into a model."""
+@dataclass(frozen=True)
+class _FormatFacts:
+    """A format in a header."""
+
+    format: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _LayerFacts:
+    """A quantized layer in a header."""
+
+    weights: _FormatFacts | None
+    activations: _FormatFacts | None
+    shape: tuple[int, int]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """The header of a packed checkpoint."""
+
+    layers: dict[str, _LayerFacts]
+    aliases: dict[str, str]
+    config: dict[str, Any] | None = None
+
+
+_LAYER_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in INPUT_DTYPES}
+
+
+def _restore(model: nn.Module, facts: _Checkpoint, tensors: dict[str, Tensor]) -> None:
+    """Put the layers and tensors of a checkpoint into a model.
+
+    Everything is looked at before the model is changed.
+    """
     shared: dict[str, InputQuantizer | None] = {}
-    for name, layer in facts["layers"].items():
-        key = json.dumps(layer["activations"])
+    layers: dict[str, QuantLinear] = {}
+    for name, layer in facts.layers.items():
+        key = json.dumps(asdict(layer)["activations"])
         if key not in shared:
-            shared[key] = input_quantizer(_from_facts(layer["activations"]))
-        fmt = _from_facts(layer["weights"])
-        dtype = getattr(torch, layer["dtype"])
-        packed = None
-        if fmt is not None:
-            planes = {n: tensors.pop(f"{name}.{n}") for n in _PLANES if f"{name}.{n}" in tensors}
-            packed = PackedTensor.from_planes(fmt, planes, tuple(layer["shape"]))
+            shared[key] = input_quantizer(_from_facts(layer.activations))
+        fmt = _from_facts(layer.weights)
+        if layer.dtype not in _LAYER_DTYPES:
+            raise InputError(f"layer {name}: dtype {layer.dtype!r}; {', '.join(_LAYER_DTYPES)}")
         original = model.get_submodule(name)
-        bias = getattr(original, "bias", None)
-        weight = torch.empty(layer["shape"], dtype=dtype, device="cpu" if fmt is None else "meta")
-        restored = QuantLinear(weight, bias, packed, shared[key])
-        _replace(model, name, restored)
+        own = getattr(original, "shape", None) or getattr(original, "weight", torch.empty(0)).shape
+        if tuple(own) != layer.shape:
+            raise InputError(f"layer {name} is {list(layer.shape)}, and in the model {list(own)}")
+        planes = {}
         if fmt is not None:
-            tensors |= {f"{name}.{n}": restored.get_parameter(n) for n in planes}
-    for name, source in facts["aliases"].items():
+            planes = {n: tensors.pop(f"{name}.{n}") for n in PLANES if f"{name}.{n}" in tensors}
+        try:
+            packed = None if fmt is None else PackedTensor.from_planes(fmt, planes, layer.shape)
+        except (M2xfpError, TypeError) as error:
+            raise InputError(f"layer {name}: {error}") from error
+        weight = torch.empty(layer.shape, dtype=_LAYER_DTYPES[layer.dtype], device="meta")
+        layers[name] = QuantLinear(weight, getattr(original, "bias", None), packed, shared[key])
+        tensors |= {f"{name}.{n}": layers[name].get_parameter(n) for n in planes}
+    for name, source in facts.aliases.items():
+        if source not in tensors or name in tensors:
+            raise InputError(f"alias {name!r} of {source!r}: no such tensor, or one of that name")
         tensors[name] = tensors[source]
+    for name, tensor in model.state_dict().items():
+        if name in tensors and tensors[name].is_floating_point() != tensor.is_floating_point():
+            raise InputError(f"{name} is {tensors[name].dtype}, and in the model {tensor.dtype}")
+    for name, restored in layers.items():
+        _replace(model, name, restored)
     model.load_state_dict(tensors, assign=True)

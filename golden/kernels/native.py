@@ -9,7 +9,6 @@ import hashlib
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from torch import Tensor
 from m2xfp.errors import MissingToolError
 from m2xfp.files import atomic_path, write_atomic
 from m2xfp.golden.kernels.plan import Plan
+from m2xfp.processes import run
 
 __all__ = ["NativeKernels", "forget", "kernels_of", "load"]
 
@@ -71,7 +71,7 @@ def _compile(compiler: str, path: Path) -> None:
     try:
         with atomic_path(path) as temporary:
             command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(temporary)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = run(command, merged=False)
             if done.returncode:
                 raise MissingToolError(
                     f"a C++ compiler that builds {_SOURCE.name} ({done.stderr.strip()[-500:]})",
@@ -136,7 +136,7 @@ def _built() -> ctypes.CDLL:
 
 def _version(compiler: str) -> str:
     """Return what the compiler says of itself."""
-    done = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    done = run([compiler, "--version"], merged=False)
     return done.stdout
 
 

@@ -8,7 +8,6 @@ import ctypes
 import hashlib
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -32,6 +31,7 @@ from m2xfp.golden.kernels.products_facts import (
     limits,
     sum_bound,
 )
+from m2xfp.processes import run
 
 __all__ = ["load", "matmul", "missing", "serves"]
 
@@ -87,7 +87,7 @@ def load() -> ctypes.CDLL:
 def _compile(compiler: str, path: Path) -> None:
     with atomic_path(path) as temporary:
         command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(temporary)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = run(command, merged=False)
         if done.returncode:
             raise MissingToolError(
                 f"a C++ compiler that builds {_SOURCE.name} ({done.stderr.strip()[-500:]})",
