@@ -2,12 +2,14 @@
 
 import importlib
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 import click
 
 from m2xfp import __version__
 from m2xfp.errors import M2xfpError
+from m2xfp.interrupts import leave, orderly_end
 
 __all__ = ["cli", "main"]
 
@@ -86,16 +88,34 @@ _with_marks(cli)
 
 
 def main() -> NoReturn:
-    """Run the command line; user errors print one message and exit with status 2."""
+    """Run the command line; user errors print one message and exit with status 2.
+
+    SIGINT and SIGTERM end it in order, with status 130 and 143.
+    """
+    received: list[int] = []
+    try:
+        with orderly_end() as received:
+            status = _run()
+    except BaseException:
+        if not received:
+            raise
+    if received:  # whatever has become of the exception on its way
+        with suppress(OSError):
+            click.echo("Interrupted.", err=True)
+        leave(received[0])
+    sys.exit(status)
+
+
+def _run() -> int:
+    """Run the command line and return its exit status."""
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except M2xfpError as error:
         click.echo(f"Error: {error}", err=True)
-        sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted.", err=True)
-        sys.exit(130)
-    sys.exit(0)
+        return 2
+    except (click.Abort, KeyboardInterrupt):  # at a prompt
+        return 130
+    return 0

@@ -7,12 +7,14 @@ Amaranth.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from m2xfp.errors import InputError
+from m2xfp.plain import parse_json, typed
 
 __all__ = ["EmittedFiles", "Facts", "Field", "Port", "Stream"]
 
@@ -267,36 +269,103 @@ class Facts:
     def from_json(cls, text: str) -> "Facts":
         """Read what ``to_json`` has written; InputError for any other text."""
         try:
-            facts = json.loads(text)
-            del facts["ports"]
-            facts["streams"] = tuple(
-                Stream(**_without(stream, "tdata_width") | {"fields": _fields(stream)})
-                for stream in facts["streams"]
-            )
-            facts["signals"] = tuple(
-                Port(**port | {"fields": _fields(port)}) for port in facts["signals"]
-            )
-            return cls(**facts)
-        except (ValueError, KeyError, TypeError) as error:
+            given = parse_json(text, "the text")
+            facts = typed(cls, _own_members(given), "facts")
+            _check(facts)
+            if parse_json(facts.to_json(), "facts") != given:
+                raise InputError("ports, or widths of TDATA, are not those of its streams")
+        except InputError as error:
             raise InputError(
                 f"not the description of an emitted unit ({error}); emit it again: m2xfp verilog"
             ) from error
+        return facts
 
     @classmethod
     def load(cls, path: Path) -> "Facts":
-        """Read the JSON file of an emitted unit."""
-        return cls.from_json(path.read_text())
+        """Read the JSON file of an emitted unit; InputError if it is none."""
+        try:
+            text = path.read_text()
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path} cannot be read ({error}); emit it again: m2xfp verilog"
+            ) from error
+        return cls.from_json(text)
+
+
+_MOST_BITS = 1 << 20  # of a word; far beyond any unit, and small enough for any reader
+
+
+def _own_members(given: Any) -> Any:
+    """Return a description without what ``to_json`` adds for readers."""
+    if not isinstance(given, dict) or not isinstance(given.get("streams"), list):
+        return given
+    streams = [
+        _without(stream, "tdata_width") if isinstance(stream, dict) else stream
+        for stream in given["streams"]
+    ]
+    return _without(given, "ports") | {"streams": streams}
 
 
 def _without(facts: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in facts.items() if key != name}
 
 
-def _fields(facts: Mapping[str, Any]) -> tuple[Field, ...]:
-    return tuple(
-        Field(**field | {"shape": tuple(field["shape"]), "strides": tuple(field["strides"])})
-        for field in facts["fields"]
-    )
+def _check(facts: Facts) -> None:
+    """Raise InputError for names that are no identifiers, and for numbers that cannot be.
+
+    Names become Verilog, C++ and names of files; none may be more than a name there.
+    """
+    combinational = not facts.streams
+    names = [
+        facts.top,
+        *(port for stream in facts.streams for port in stream.ports),
+        *(port.name for port in facts.signals),
+        *(name for name in (facts.clock, facts.reset) if name or not combinational),
+    ]
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise InputError(f"{name!r} is no name of a module or port")
+    if len(set(names)) < len(names):
+        raise InputError("two ports, or the module and a port, have one name")
+    for text in (facts.unit, facts.config, facts.purpose, facts.version):
+        if not text.isprintable():
+            raise InputError(f"{text!r} has characters that cannot be printed")
+    for stream in facts.streams:
+        _choice(stream.role, ("sink", "source"))
+        _check_word(stream.fields, stream.data_width)
+    for port in facts.signals:
+        _choice(port.direction, ("input", "output"))
+        _check_word(port.fields, port.width)
+    for number in (facts.beats_per_group, facts.clocks_per_group, facts.clocks_per_block):
+        _check_range("beats and clocks", number, 1, 1 << 40)
+    _check_range("latency", facts.latency, 0, 1 << 40)
+    _check_range("groups_per_clock", facts.groups_per_clock, 0, 1 << 20)
+    _check_range("macs_per_clock", facts.macs_per_clock or 0, 0, 1 << 40)
+
+
+def _check_word(fields: tuple[Field, ...], width: int) -> None:
+    """Raise InputError unless the fields lie in a word of so many bits."""
+    _check_range("width", width, 1, _MOST_BITS)
+    for field in fields:
+        _check_range("width of a field", field.width, 1, width)
+        _check_range("offset of a field", field.offset, 0, width)
+        if len(field.shape) != len(field.strides):
+            raise InputError(f"field {field.name!r} has {len(field.strides)} strides")
+        for size, stride in zip(field.shape, field.strides, strict=True):
+            _check_range("size of a field", size, 1, width)
+            _check_range("stride of a field", stride, 0, width)
+        if field.last_bit >= width:
+            raise InputError(f"field {field.name!r} ends beyond the {width} bits of its word")
+
+
+def _choice(value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InputError(f"{value!r} is neither {' nor '.join(known)}")
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise InputError(f"{name} is {value}; it must be {low} to {high}")
 
 
 @dataclass(frozen=True)

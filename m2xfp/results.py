@@ -13,6 +13,7 @@ from typing import Any
 
 from m2xfp.errors import InputError
 from m2xfp.files import write_atomic
+from m2xfp.plain import read_json
 
 __all__ = ["RESULTS", "read_figures", "to_json", "write_figures"]
 
@@ -46,11 +47,9 @@ def write_figures(path: str | os.PathLike[str], figures: Mapping[str, Any]) -> P
 def read_figures(path: Path) -> dict[str, Any]:
     """Return what ``write_figures`` has written; InputError for a file of another kind."""
     try:
-        figures = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(
-            f"{path} is not JSON ({error}); restore it: git checkout {path}"
-        ) from error
+        figures = read_json(path)
+    except InputError as error:
+        raise InputError(f"{error}; restore it: git checkout {path}") from error
     if not isinstance(figures, dict):
         raise InputError(f"{path} holds no figures by name; restore it: git checkout {path}")
     return figures

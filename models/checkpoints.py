@@ -5,7 +5,6 @@ tokenizer and weights; a quantized one has ``m2xfp.safetensors`` in place of the
 """
 
 import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from m2xfp.errors import InputError, MissingToolError
+from m2xfp.files import write_atomic
+from m2xfp.golden.formats.tensor_file import read_tensor_header
 from m2xfp.models.layers import listed
 from m2xfp.models.lm import HELD_OUT, WEIGHTS, LanguageModel, as_tokens, load_model
 from m2xfp.models.quantized import cast_parameters, load_quantized, save_quantized
@@ -31,6 +32,13 @@ DTYPES: dict[str, torch.dtype | None] = {
 }
 
 QUANTIZED = "m2xfp.safetensors"
+# Nothing from a network, and nothing that a folder brings is executed: no Python of its own.
+_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+# What transformers raises for configurations and tokenizers that are none, or of other versions.
+_UNUSABLE = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+    *(RecursionError, ImportError),
+)
 _WEIGHT_FILES = ("*.safetensors", "*.bin")
 _USUAL_CONTEXT = 2048
 
@@ -123,13 +131,7 @@ def open_checkpoint(
 
 def _open_file(path: Path, dtype: torch.dtype) -> Checkpoint:
     """Open a model of the bundled architecture."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            quantized = "m2xfp" in (file.metadata() or {})
-    except SafetensorError as error:
-        raise InputError(f"{os.fspath(path)!r} is no safetensors file: {error}") from error
+    quantized = "m2xfp" in read_tensor_header(path)
     read = load_quantized if quantized else load_model
     model = read(path)
     assert isinstance(model, LanguageModel)
@@ -211,9 +213,9 @@ def _open_folder(folder: Path, dtype: torch.dtype | None, allow: tuple[str, ...]
         )
     hf = _transformers()
     try:
-        config = hf.AutoConfig.from_pretrained(folder, local_files_only=True)
-        tokenizer = hf.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        config = hf.AutoConfig.from_pretrained(folder, **_LOCAL)
+        tokenizer = hf.AutoTokenizer.from_pretrained(folder, **_LOCAL)
+    except _UNUSABLE as error:
         raise InputError(f"{os.fspath(folder)!r} cannot be used: {error}") from error
 
     if not quantized:
@@ -223,15 +225,15 @@ def _open_folder(folder: Path, dtype: torch.dtype | None, allow: tuple[str, ...]
         # On the CPU first, because layers are quantized before the model is spread over devices.
         kind = hf.AutoModelForCausalLM
         if quantized:
-            skeleton = _with_attention(partial(kind.from_config, config))
+            skeleton = _with_attention(partial(kind.from_config, config), trust_remote_code=False)
             packed = load_quantized(folder / QUANTIZED, skeleton)
             return packed if dtype is None else cast_parameters(packed, dtype)
         model, found = _with_attention(
             partial(kind.from_pretrained, folder),
             dtype=dtype or "auto",
-            local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            **_LOCAL,
         )
         _check_tensors(folder, found, allow)
         ready: nn.Module = model.eval()
@@ -242,7 +244,7 @@ def _open_folder(folder: Path, dtype: torch.dtype | None, allow: tuple[str, ...]
         for file in folder.iterdir():
             kept = file.suffix in (".json", ".model", ".txt", ".jinja")
             if kept and not file.name.endswith(".index.json"):
-                shutil.copy(file, target)
+                write_atomic(target / file.name, file.read_bytes())
         save_quantized(target / QUANTIZED, model)
 
     def tokenize(text: bytes) -> Tensor:

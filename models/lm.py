@@ -7,8 +7,10 @@ linear layer reads a multiple of 64 values, so that groups of 16 and 32 fit with
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,8 @@ from torch.nn import functional as F  # noqa: N812 - the name PyTorch's document
 
 from m2xfp.errors import InputError
 from m2xfp.files import atomic_path
+from m2xfp.golden.formats.tensor_file import read_tensors
+from m2xfp.plain import parse_json, typed
 
 __all__ = [
     "HELD_OUT",
@@ -25,6 +29,7 @@ __all__ = [
     "as_tokens",
     "load_model",
     "save_model",
+    "skeleton",
 ]
 
 WEIGHTS = Path(__file__).with_name("data") / "lm.safetensors"
@@ -181,6 +186,33 @@ def save_model(path: str | os.PathLike[str], model: LanguageModel, facts: dict[s
         save_file(weights, temporary, {"config": json.dumps(asdict(model.config)), **facts})
 
 
+def skeleton(config: Any, tensors: Mapping[str, Tensor]) -> LanguageModel:
+    """Return a model without memory for its weights, of the shape that a file states.
+
+    Parameters
+    ----------
+    config
+        JSON of a ``ModelConfig``, text or read already.
+    tensors
+        What is in the file, which bounds what is made here.
+    """
+    facts = parse_json(config, "config") if isinstance(config, str) else config
+    shape = typed(ModelConfig, facts, "config")
+    most = max((max(tensor.shape, default=0) for tensor in tensors.values()), default=0)
+    for name in ("width", "layers", "heads", "hidden", "vocabulary", "context"):
+        value, limit = getattr(shape, name), len(tensors) if name == "layers" else most
+        if name in ("width", "layers", "hidden", "vocabulary") and value > limit:
+            raise InputError(f"config.{name} is {value}, and no tensor is as large")
+        if not 1 <= value < 1 << 31:
+            raise InputError(f"config.{name} is {value}; it must be positive")
+    if shape.width % (2 * shape.heads):
+        raise InputError(f"config.heads is {shape.heads}, and config.width {shape.width}")
+    if not 1 < shape.rope_base < 1 << 40:
+        raise InputError(f"config.rope_base is {shape.rope_base}; it must be above 1")
+    with torch.device("meta"):
+        return LanguageModel(shape)
+
+
 def load_model(
     path: str | os.PathLike[str] = WEIGHTS, device: torch.device | str = "cpu"
 ) -> LanguageModel:
@@ -191,17 +223,18 @@ def load_model(
     InputError
         If the file does not exist or holds no such model.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not Path(path).is_file():
         raise InputError(f"no model file {os.fspath(path)!r}; `m2xfp train` writes one")
     try:
-        with safe_open(path, framework="pt") as file:
-            config = ModelConfig(**json.loads((file.metadata() or {})["config"]))
-            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        model = LanguageModel(config)
-        model.load_state_dict(weights)
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        texts, tensors = read_tensors(path)
+        model = skeleton(texts.get("config", ""), tensors)
+        for name, tensor in tensors.items():
+            if not tensor.is_floating_point():
+                raise InputError(f"{name} is {tensor.dtype}")
+        model.load_state_dict(
+            {name: tensor.float() for name, tensor in tensors.items()}, assign=True
+        )
+    except (InputError, RuntimeError) as error:
         raise InputError(
             f"{os.fspath(path)!r} holds no language model of `m2xfp train`: {error}"
         ) from error

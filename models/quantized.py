@@ -7,10 +7,9 @@ those of the type of the model on decoded values, or the hardware's, see ``model
 import json
 import os
 import weakref
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name PyTorch's documentation uses
 from torch.overrides import TorchFunctionMode
 
-from m2xfp.errors import InputError
+from m2xfp.errors import InputError, M2xfpError
 from m2xfp.files import atomic_path
-from m2xfp.golden.formats.format import Format, Option, get_format
-from m2xfp.golden.formats.packed import PackedTensor
+from m2xfp.golden.formats.format import INPUT_DTYPES, Format, get_format
+from m2xfp.golden.formats.packed import PLANES, PackedTensor
 from m2xfp.golden.formats.products import packed_linear
+from m2xfp.golden.formats.tensor_file import read_tensors
 from m2xfp.models.arithmetic import FLOAT, Arithmetic
 from m2xfp.models.layers import (
     Coverage,
@@ -35,7 +35,7 @@ from m2xfp.models.layers import (
     listed,
     multiplied_weights,
 )
-from m2xfp.models.lm import LanguageModel, ModelConfig
+from m2xfp.models.lm import LanguageModel, skeleton
 from m2xfp.models.operands import (
     QuantMultiheadAttention,
     decoded,
@@ -46,6 +46,7 @@ from m2xfp.models.operands import (
     watched_inputs,
     watched_weights,
 )
+from m2xfp.plain import parse_json, typed
 
 __all__ = [
     "InputQuantizer",
@@ -219,10 +220,11 @@ class QuantLinear(nn.Module):
         """The quantized weight, where the layer is; None if it is not quantized."""
         if self.format is None:
             return None
-        planes = {n: p.detach() for n, p in self._parameters.items() if n in _PLANES and p is not None}
+        own = self._parameters.items()
+        planes = {n: p.detach() for n, p in own if n in PLANES and p is not None}
         if "tensor_scale" in planes:
             planes["tensor_scale"] = planes["tensor_scale"].view(torch.float32)
-        return PackedTensor.from_planes(self.format, planes, self.shape)
+        return _joined(self.format, planes, self.shape)
 
     def __getattr__(self, name: str) -> Any:
         """Decode the weight of a packed layer, which has no parameter of that name."""
@@ -236,7 +238,7 @@ class QuantLinear(nn.Module):
         assert packed is not None
         planes = {n: p if n == "tensor_scale" else p[rows] for n, p in packed.planes().items()}
         shape = (len(planes["codes"]), self.in_features)
-        part = PackedTensor.from_planes(packed.format, planes, shape)
+        part = _joined(packed.format, planes, torch.Size(shape))
         return part.dequantize(self._like.dtype)
 
     @property
@@ -290,7 +292,10 @@ class QuantLinear(nn.Module):
         return text
 
 
-_PLANES = ("codes", "scales", "meta", "tensor_scale")
+def _joined(fmt: Format, planes: Mapping[str, Tensor], shape: torch.Size) -> PackedTensor:
+    """Return planes as a packed tensor, without a look at values that a GPU would be waited for."""
+    codes, scales = planes["codes"], planes["scales"]
+    return PackedTensor(fmt, codes, scales, planes.get("meta"), shape, planes.get("tensor_scale"))
 
 
 def _frozen(value: Tensor) -> nn.Parameter:
@@ -686,11 +691,8 @@ def _facts(fmt: Format | None) -> dict[str, Any] | None:
     return None if fmt is None else {"format": fmt.name, "options": dict(fmt.options)}
 
 
-def _from_facts(facts: dict[str, Any] | None) -> Format | None:
-    if facts is None:
-        return None
-    options: dict[str, Option] = facts["options"]
-    return get_format(facts["format"], **options)
+def _from_facts(facts: "_FormatFacts | None") -> Format | None:
+    return None if facts is None else get_format(facts.format, **facts.options)
 
 
 def save_quantized(path: str | os.PathLike[str], model: nn.Module) -> None:
@@ -780,79 +782,183 @@ def load_quantized(path: str | os.PathLike[str], model: nn.Module | None = None)
     InputError
         The file is not there, is no such file, or belongs to another architecture.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise InputError(f"no checkpoint {os.fspath(path)!r}; save_quantized writes one")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(_HEADER)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise InputError(f"{os.fspath(path)!r} is no safetensors file: {error}") from error
-    facts = json.loads(header) if header else {}
-    if "layers" not in facts:
+    texts, tensors = read_tensors(path)
+    header = texts.get(_HEADER)
+    if not header:
         raise InputError(f"{os.fspath(path)!r} holds no quantized model; save_quantized writes one")
-    if model is None:
-        if "config" not in facts:
-            raise InputError(
-                f"{os.fspath(path)!r} is a model of another library; pass a model of its "
-                "architecture as well"
-            )
-        model = LanguageModel(ModelConfig(**facts["config"]))
     try:
+        facts = typed(_Checkpoint, parse_json(header, "the header"), "header")
+        if model is None:
+            if facts.config is None:
+                raise InputError(
+                    "a model of another library; pass a model of its architecture as well"
+                )
+            model = skeleton(facts.config, tensors)
         model = _restore(model, facts, tensors)
-    except (AttributeError, RuntimeError) as error:
-        raise InputError(
-            f"{os.fspath(path)!r} does not fit {type(model).__name__}: {error}"
-        ) from error
+    except (M2xfpError, AttributeError, RuntimeError, TypeError) as error:
+        fits = type(model).__name__ if model is not None else "the bundled architecture"
+        raise InputError(f"{os.fspath(path)!r} does not fit {fits}: {error}") from error
     return model.eval()
 
 
-def _restore(model: nn.Module, facts: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
-    """Put the layers and tensors of a checkpoint into a model, and return it."""
-    shared: dict[str, InputQuantizer | None] = {}
+@dataclass(frozen=True)
+class _FormatFacts:
+    """A format in a header."""
 
-    def quantizer(facts: dict[str, Any] | None) -> InputQuantizer | None:
-        """Return the one quantizer of these facts: layers that read one tensor share its result."""
-        key = json.dumps(facts)
-        if key not in shared:
-            shared[key] = input_quantizer(_from_facts(facts))
-        return shared[key]
+    format: str
+    options: dict[str, Any]
 
-    for name in facts.get("attentions", ()):
-        attention = model.get_submodule(name)
-        assert isinstance(attention, nn.MultiheadAttention)
-        _replace(model, attention, _empty_attention(attention))
-    for name, layer in facts["layers"].items():
-        fmt = _from_facts(layer["weights"])
-        dtype = getattr(torch, layer["dtype"])
-        packed = None
-        if fmt is not None:
-            planes = {n: tensors.pop(f"{name}.{n}") for n in _PLANES if f"{name}.{n}" in tensors}
-            packed = PackedTensor.from_planes(fmt, planes, tuple(layer["shape"]))
+
+@dataclass(frozen=True)
+class _LayerFacts:
+    """A quantized layer in a header."""
+
+    weights: _FormatFacts | None
+    activations: _FormatFacts | None
+    shape: tuple[int, int]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class _WeightFacts:
+    """A weight, in a header, of a layer with code of its own."""
+
+    format: str
+    options: dict[str, Any]
+    shape: tuple[int, ...]
+    dim: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class _WatchedFacts:
+    """A layer with code of its own in a header."""
+
+    activations: _FormatFacts | None
+    inputs: tuple[str, ...]
+    weights: dict[str, _WeightFacts]
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """The header of a packed checkpoint."""
+
+    layers: dict[str, _LayerFacts]
+    aliases: dict[str, str]
+    watched: dict[str, _WatchedFacts] = field(default_factory=dict)
+    attentions: tuple[str, ...] = ()
+    config: dict[str, Any] | None = None
+
+
+_LAYER_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in INPUT_DTYPES}
+
+
+def _layer_dtype(name: str, dtype: str) -> torch.dtype:
+    if dtype not in _LAYER_DTYPES:
+        raise InputError(f"layer {name}: dtype {dtype!r}; {', '.join(_LAYER_DTYPES)}")
+    return _LAYER_DTYPES[dtype]
+
+
+def _take_planes(
+    name: str, fmt: Format, shape: tuple[int, ...], tensors: dict[str, Tensor]
+) -> PackedTensor:
+    """Take the planes NAME.codes and so on out of ``tensors``, as a packed tensor."""
+    planes = {n: tensors.pop(f"{name}.{n}") for n in PLANES if f"{name}.{n}" in tensors}
+    try:
+        return PackedTensor.from_planes(fmt, planes, shape)
+    except (M2xfpError, TypeError) as error:
+        raise InputError(f"layer {name}: {error}") from error
+
+
+def _require_shape(name: str, told: tuple[int, ...], own: Iterable[int]) -> None:
+    if tuple(own) != told:
+        raise InputError(f"layer {name} is {list(told)}, and in the model {list(own)}")
+
+
+class _Quantizers:
+    """The quantizers of a checkpoint's inputs: layers that read one tensor share its result."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, InputQuantizer | None] = {}
+
+    def of(self, facts: _FormatFacts | None) -> InputQuantizer | None:
+        """Return the one quantizer of these facts."""
+        key = json.dumps(None if facts is None else asdict(facts))
+        if key not in self._known:
+            self._known[key] = input_quantizer(_from_facts(facts))
+        return self._known[key]
+
+
+def _restore(model: nn.Module, facts: _Checkpoint, tensors: dict[str, Tensor]) -> nn.Module:
+    """Put the layers and tensors of a checkpoint into a model, and return it.
+
+    Everything is looked at before the model is changed.
+    """
+    quantizers = _Quantizers()
+    attentions: dict[str, tuple[nn.Module, QuantMultiheadAttention]] = {}
+    for name in facts.attentions:
         original = model.get_submodule(name)
-        inputs = quantizer(layer["activations"])
+        if not isinstance(original, nn.MultiheadAttention):
+            raise InputError(f"layer {name} is a {type(original).__name__}, no MultiheadAttention")
+        attentions[name] = original, _empty_attention(original)
+    layers: dict[str, tuple[nn.Module, QuantLinear]] = {}
+    for name, layer in facts.layers.items():
+        parent, _, child = name.rpartition(".")
+        original = (
+            attentions[parent][1].get_submodule(child)
+            if parent in attentions
+            else model.get_submodule(name)
+        )
+        dtype, fmt = _layer_dtype(name, layer.dtype), _from_facts(layer.weights)
+        own = getattr(original, "shape", None) or getattr(original, "weight", torch.empty(0)).shape
+        _require_shape(name, layer.shape, own[::-1] if is_transposed_linear(original) else own)
+        packed = None if fmt is None else _take_planes(name, fmt, layer.shape, tensors)
+        weight = torch.empty(layer.shape, dtype=dtype, device="meta")
         bias = getattr(original, "bias", None)
-        weight = torch.empty(layer["shape"], dtype=dtype, device="cpu" if fmt is None else "meta")
-        restored = QuantLinear(weight, bias, packed, inputs)
-        model = _replace(model, original, restored)
-        if fmt is not None:
-            tensors |= {f"{name}.{n}": restored.get_parameter(n) for n in planes}
-    for name, layer in facts.get("watched", {}).items():
-        module, forms = model.get_submodule(name), {}
-        for own, told in layer["weights"].items():
-            whole = f"{name}.{own}".lstrip(".")
-            planes = {n: tensors.pop(f"{whole}.{n}") for n in _PLANES if f"{whole}.{n}" in tensors}
-            fmt = cast(Format, _from_facts(told))
-            packed = PackedTensor.from_planes(fmt, planes, tuple(told["shape"]))
-            forms[own] = told["dim"], packed
-            tensors[whole] = decoded(packed, told["dim"], getattr(torch, told["dtype"]))
-        watch(module, tuple(layer["inputs"]), forms, quantizer(layer["activations"]))
-    for name, source in facts["aliases"].items():
+        restored = QuantLinear(weight, bias, packed, quantizers.of(layer.activations))
+        layers[name] = original, restored
+        if packed is not None:
+            tensors |= {f"{name}.{n}": restored.get_parameter(n) for n in packed.planes()}
+    watched = {
+        name: _restore_watched(name, model.get_submodule(name), told, tensors)
+        for name, told in facts.watched.items()
+    }
+    for name, source in facts.aliases.items():
+        if source not in tensors or name in tensors:
+            raise InputError(f"alias {name!r} of {source!r}: no such tensor, or one of that name")
         tensors[name] = tensors[source]
+    for name, tensor in model.state_dict().items():
+        if name in tensors and tensors[name].is_floating_point() != tensor.is_floating_point():
+            raise InputError(f"{name} is {tensors[name].dtype}, and in the model {tensor.dtype}")
+    for name, forms in watched.items():
+        told = facts.watched[name]
+        watch(model.get_submodule(name), told.inputs, forms, quantizers.of(told.activations))
+    for attention, replaced in attentions.values():
+        model = _replace(model, attention, replaced)
+    for original, restored in layers.values():
+        model = _replace(model, original, restored)
     model.load_state_dict(tensors, assign=True)
     return model
+
+
+def _restore_watched(
+    name: str, module: nn.Module, facts: _WatchedFacts, tensors: dict[str, Tensor]
+) -> dict[str, tuple[int, PackedTensor]]:
+    """Decode the weights of a layer with code of its own into ``tensors``; return them packed."""
+    forms = {}
+    for own, told in facts.weights.items():
+        whole = f"{name}.{own}".lstrip(".")
+        dtype, fmt = _layer_dtype(whole, told.dtype), get_format(told.format, **told.options)
+        if told.dim not in (-1, -2) or len(told.shape) < -told.dim:
+            raise InputError(f"layer {whole}: dim {told.dim}; must be -1 or -2")
+        packed = _take_planes(whole, fmt, told.shape, tensors)
+        tensors[whole] = decoded(packed, told.dim, dtype)
+        _require_shape(whole, tuple(tensors[whole].shape), getattr(module, own).shape)
+        forms[own] = told.dim, packed
+    for own in facts.inputs:
+        if not isinstance(getattr(module, own, None), Tensor):
+            raise InputError(f"layer {name} has no weight {own!r}")
+    return forms
 
 
 def _empty_attention(attention: nn.MultiheadAttention) -> QuantMultiheadAttention:

@@ -7,7 +7,6 @@ vectors, the unit gets other traffic and is reset in the midst of it for a singl
 
 import random
 import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from m2xfp.errors import MissingToolError
 from m2xfp.facts import EmittedFiles, Facts, Stream
+from m2xfp.processes import run
 from m2xfp.tb.vectors import Beats, TestVectors
 
 __all__ = ["FourStateError", "run_four_state"]
@@ -78,9 +78,9 @@ def run_four_state(
         ["iverilog", "-g2005", "-o", "bench.vvp", "-s", "bench", "bench.v", "unit.v"],
         ["vvp", "-n", "bench.vvp"],
     ):
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        done = run(command, cwd=folder)
         if done.returncode:
-            raise FourStateError(f"{facts.top}: {command[0]} failed\n{done.stdout}{done.stderr}")
+            raise FourStateError(f"{facts.top}: {command[0]} failed\n{done.stdout}")
     if "equal\n" not in done.stdout:
         raise FourStateError(f"{facts.top}: {done.stdout.strip() or 'no answer'}")
     return sum(map(len, expected.values()))

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m2xfp.errors import MissingToolError
+from m2xfp.processes import run
 
 __all__ = ["MINIMUM", "Verilator", "find_verilator", "require_headers", "require_programs"]
 
@@ -68,15 +69,7 @@ class Verilator:
 
     def run(self, arguments: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
         """Run Verilator in ``cwd``; stdout and stderr come back as one text, any exit status."""
-        return subprocess.run(
-            [str(self.executable), *arguments],
-            cwd=cwd,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
+        return run([str(self.executable), *arguments], cwd=cwd, environment=self.environment)
 
     @contextmanager
     def environ(self) -> Iterator[None]:
@@ -109,13 +102,7 @@ def require_headers(headers: dict[str, str]) -> None:
         Header file name -> Debian package that has it.
     """
     for header, package in headers.items():
-        found = subprocess.run(
-            ["g++", "-E", "-x", "c++", "-"],
-            input=f"#include <{header}>\n",
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        found = run(["g++", "-E", "-x", "c++", "-"], text=f"#include <{header}>\n")
         if found.returncode:
             raise MissingToolError(f"the C header {header}", f"sudo apt-get install {package}")
 
@@ -151,9 +138,7 @@ def _from_path() -> Verilator | None:
     executable = shutil.which("verilator")
     if executable is None:
         return None
-    text = subprocess.run(
-        [executable, "--version"], capture_output=True, text=True, check=False
-    ).stdout
+    text = run([executable, "--version"], merged=False).stdout
     version = re.match(r"Verilator (\d+)\.(\d+)", text)
     if version is None or (int(version[1]), int(version[2])) < MINIMUM:
         return None

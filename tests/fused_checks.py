@@ -80,7 +80,8 @@ def decode_differences(name, options, device="cpu", path="fused", count=2000) ->
     data = stimulus.packed_groups(count, seed=3, size=sum(fmt.block.group_bytes))
     for row, scale in enumerate((0, 1, 2, 253, 254, 255) * 20):
         data[row, fmt.block.group_bytes[0]] = scale  # the scale comes after the codes
-    scale = torch.tensor(0.3) if options.get("tensor_scale") else None
+    level = 0.3 if fmt.level == "auto" else fmt.level
+    scale = None if level is None else torch.tensor(level)
     packed = PackedTensor.from_groups(fmt, torch.from_numpy(data).unsqueeze(1), None, scale)
     total = 0
     for dtype in (torch.bfloat16, torch.float16, torch.float32):

@@ -1,6 +1,6 @@
 """Random products of packed bytes: what the fast products are held against the plain path on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -120,7 +120,9 @@ def operands(case: Case) -> tuple[PackedTensor, PackedTensor]:
         if case.levels:
             level = torch.tensor(float(rng.lognormal(0, 5)))
             packed = PackedTensor.from_planes(
-                fmt, {**packed.planes(), "tensor_scale": level}, tuple(packed.shape)
+                replace(fmt, level="auto"),
+                {**packed.planes(), "tensor_scale": level},
+                tuple(packed.shape),
             )
         found.append(packed)
     return found[0], found[1]

@@ -7,7 +7,6 @@ error: nothing is passed over.
 
 import re
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from m2xfp.files import write_atomic
 from m2xfp.fpga.check.netlist import ONE, PORTS, ZERO, Alias, Carry, FlipFlop, Lut, Memory, Netlist
 from m2xfp.fpga.flow.boards import Board
 from m2xfp.fpga.flow.tools import BuildError, find_tool
+from m2xfp.processes import run
 
 __all__ = ["parse_icebox", "unpack_ice40"]
 
@@ -47,7 +47,7 @@ def unpack_ice40(board: Board, folder: Path) -> Netlist:
         (unpacker, "top.bin", "unpacked.asc"),
         ("icebox_vlog", "-s", "-n", "chip", "-d", package, "-p", "pins.pcf", "unpacked.asc"),
     ):
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        done = run(command, cwd=folder, merged=False)
         if done.returncode:
             raise BuildError(f"{command[0]} failed: {done.stderr.strip()[-500:]}")
         text = done.stdout

@@ -230,7 +230,8 @@ def build(
                 return known, folder
 
         folder.mkdir(parents=True, exist_ok=True)
-        report_file.unlink(missing_ok=True)  # a folder without a report is an unfinished build
+        for old in (report_file, folder / family.bitstream):
+            old.unlink(missing_ok=True)  # a folder without a report is an unfinished build
         for name, text in inputs.items():
             write_atomic(folder / name, text)
         bar.update()
@@ -269,9 +270,13 @@ def build(
         bar.update()
 
         step("pack")
-        if run_tool([packer, *family.pack], folder, "pack.log"):
+        # Under another name first: who loads a bitstream must never find half of one.
+        packed = f"packing-{family.bitstream}"
+        pack = [packed if word == family.bitstream else word for word in family.pack]
+        if run_tool([packer, *pack], folder, "pack.log"):
             message = last_error((folder / "pack.log").read_text())
             raise BuildError(f"{family.packer} failed: {message}; log: {folder / 'pack.log'}")
+        (folder / packed).replace(folder / family.bitstream)
         bar.update()
 
     used = {cell: row["used"] for cell, row in placed["utilization"].items()}

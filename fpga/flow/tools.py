@@ -4,12 +4,12 @@ import importlib.metadata
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from m2xfp.errors import M2xfpError, MissingToolError
+from m2xfp.processes import run
 
 __all__ = ["BuildError", "find_tool", "last_error", "run_tool"]
 
@@ -57,8 +57,8 @@ def find_tool(name: str) -> tuple[str, str]:
 
 def _nextpnr_version(executable: str) -> str | None:
     """Return a nextpnr's version, or None if it is too old or does not tell."""
-    done = subprocess.run([executable, "--version"], capture_output=True, text=True, check=False)
-    found = re.search(r"nextpnr-(\d+)\.(\d+)\S*", done.stdout + done.stderr)
+    done = run([executable, "--version"])
+    found = re.search(r"nextpnr-(\d+)\.(\d+)\S*", done.stdout)
     if found is None or (int(found[1]), int(found[2])) < NEXTPNR_MINIMUM:
         return None
     return found[0]
@@ -66,14 +66,9 @@ def _nextpnr_version(executable: str) -> str | None:
 
 def run_tool(command: Sequence[str], folder: Path, log: str) -> int:
     """Run a tool in ``folder`` with its output in a log; return its exit status."""
-    with (
-        (folder / log).open("w") as file,
-        subprocess.Popen(
-            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        ) as process,
-    ):
-        assert process.stdout is not None
-        for line in process.stdout:
+    with (folder / log).open("w") as file:
+
+        def tell(line: str) -> None:
             file.write(line)
             if line.startswith("Preparing to run"):
                 tool = Path(command[0]).name
@@ -82,7 +77,8 @@ def run_tool(command: Sequence[str], folder: Path, log: str) -> int:
                     file=sys.stderr,
                     flush=True,
                 )
-    return process.returncode
+
+        return run(command, cwd=folder, on_line=tell).returncode
 
 
 def last_error(text: str) -> str:

@@ -223,8 +223,6 @@ class Format:
         planes = [plane.flatten(0, -2) for plane in packed.split()]
         values = torch.empty(len(planes[0]), self.block.group, dtype=dtype, device=packed.device)
         fused = kernels(self, packed.device, dtype) if dtype in INPUT_DTYPES else None
-        if (packed.tensor_scale is None) != (self.level is None):
-            fused = None  # planes put together by hand
         if fused is not None:
             codes, scales, meta = (plane.contiguous() for plane in planes)
             fused.dequantize(codes, scales, meta, values, packed.tensor_scale)

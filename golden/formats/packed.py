@@ -1,17 +1,20 @@
 """Packed tensors: uint8 planes of codes, scales and metadata, on any device and on disk."""
 
 import json
+import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from m2xfp.errors import InputError
+from m2xfp.errors import InputError, M2xfpError
 from m2xfp.files import atomic_path
+from m2xfp.golden.formats.tensor_file import read_tensors
+from m2xfp.plain import parse_json, typed
 
 if TYPE_CHECKING:
     from m2xfp.golden.formats.format import Format
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["PackedTensor"]
 
 _HEADER = "m2xfp"
+
+PLANES = ("codes", "scales", "meta", "tensor_scale")
+"""Names of the tensors that hold a packed tensor's data."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +79,30 @@ class PackedTensor:
                     f"{name} has shape {tuple(plane.shape)}; a tensor of shape "
                     f"{tuple(self.shape)} in {self.format.name} has {expected}"
                 )
+        self._check_tensor_scale()
+
+    def _check_tensor_scale(self) -> None:
+        """Refuse a tensor scale where there is none, and one of another type or shape.
+
+        Its value is left alone: on a GPU reading it would wait for all that is under way.
+        """
+        scale, level = self.tensor_scale, self.format.level
+        if scale is None and level is None:
+            return
+        if level is None:
+            raise InputError(
+                f"tensor_scale is given, and {self.format.name} as made here has none; make it "
+                "with get_format(..., tensor_scale='auto')"
+            )
+        if scale is None:
+            raise InputError(
+                f"tensor_scale is missing: {self.format.name} with tensor_scale={level!r} has one"
+            )
+        if not isinstance(scale, Tensor) or scale.dtype != torch.float32:
+            found = getattr(scale, "dtype", type(scale).__name__)
+            raise TypeError(f"tensor_scale is {found}; pass a torch.float32 scalar")
+        if scale.shape:
+            raise InputError(f"tensor_scale has shape {tuple(scale.shape)}; it is a scalar, ()")
 
     @property
     def device(self) -> torch.device:
@@ -102,19 +132,33 @@ class PackedTensor:
         for name in ("codes", "scales"):
             if name not in planes:
                 raise InputError(f"plane {name!r} is missing; there are: {', '.join(planes)}")
-        return cls(
+        if unknown := [name for name in planes if name not in PLANES]:
+            raise InputError(f"plane {unknown[0]!r} is unknown; there are: {', '.join(PLANES)}")
+        packed = cls(
             fmt,
             planes["codes"],
             planes["scales"],
             planes.get("meta"),
-            torch.Size(shape),
+            _size(shape),
             planes.get("tensor_scale"),
         )
+        packed.check_values()
+        return packed
+
+    def check_values(self) -> None:
+        """Raise InputError for a tensor scale that cannot be; any other bytes are legal."""
+        scale, level = self.tensor_scale, self.format.level
+        if scale is None or scale.is_meta:
+            return
+        value = scale.item()
+        if not 0 < value < math.inf or (isinstance(level, float) and value != level):
+            right = "positive and finite" if level == "auto" else f"the format's, {level!r}"
+            raise InputError(f"tensor_scale is {value}; it must be {right}")
 
     def to(self, device: torch.device | str) -> "PackedTensor":
         """Return the same packed tensor on ``device``."""
-        moved = {name: plane.to(device) for name, plane in self.planes().items()}
-        return self.from_planes(self.format, moved, self.shape)
+        moved: dict[str, Any] = {name: plane.to(device) for name, plane in self.planes().items()}
+        return replace(self, **moved)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the values, shape ``shape``: each exact value rounded once to ``dtype``.
@@ -169,7 +213,10 @@ class PackedTensor:
         )
         if shape is None:
             shape = (*groups.shape[:-2], groups.shape[-2] * fmt.block.group)
-        return cls(fmt, codes, scales, meta if counts[2] else None, torch.Size(shape), tensor_scale)
+        meta = meta if counts[2] else None
+        packed = cls(fmt, codes, scales, meta, _size(shape), tensor_scale)
+        packed.check_values()
+        return packed
 
     def unpack(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return codes [..., G, group], scale fields [..., G, n], metadata fields, all int64."""
@@ -196,23 +243,39 @@ class PackedTensor:
         cls, path: str | os.PathLike[str], device: torch.device | str = "cpu"
     ) -> "PackedTensor":
         """Read a file that ``save`` wrote; InputError if it is not one."""
-        from safetensors import SafetensorError, safe_open
-
         from m2xfp.golden.formats.format import get_format
 
-        try:
-            with safe_open(path, framework="pt", device=str(device)) as file:
-                header = (file.metadata() or {}).get(_HEADER)
-                planes = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except FileNotFoundError as error:
-            raise InputError(f"no file {os.fspath(path)!r}; pass one that save() wrote") from error
-        except SafetensorError as error:
-            raise InputError(f"{os.fspath(path)!r} is no safetensors file: {error}") from error
+        texts, planes = read_tensors(path, device)
+        header = texts.get(_HEADER)
         if header is None:
             raise InputError(f"{os.fspath(path)!r} holds no packed tensor: no m2xfp header")
-        facts = json.loads(header)
-        fmt = get_format(facts["format"], **facts["options"])
-        return cls.from_planes(fmt, planes, tuple(facts["shape"]))
+        try:
+            facts = typed(_Facts, parse_json(header, "the header"), "header")
+            return cls.from_planes(
+                get_format(facts.format, **facts.options), planes, tuple(facts.shape)
+            )
+        except (M2xfpError, TypeError) as error:
+            raise InputError(
+                f"{os.fspath(path)!r} is damaged, or no file of save(): {error}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """The header of a file."""
+
+    format: str
+    options: dict[str, Any]
+    shape: tuple[int, ...]
+
+
+def _size(shape: tuple[int, ...]) -> torch.Size:
+    """Return a shape; InputError if it is none."""
+    most = 1 << 62  # in all; beyond it PyTorch's own counts overflow
+    numbers = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape)
+    if not numbers or math.prod(n or 1 for n in shape) > most:
+        raise InputError(f"shape {tuple(shape)} is no shape of a tensor")
+    return torch.Size(shape)
 
 
 def _rebuilt(fmt: "Format", planes: dict[str, Tensor], shape: tuple[int, ...]) -> PackedTensor:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from m2xfp.errors import NoFusedPathError
 from m2xfp.files import atomic_path
+from m2xfp.processes import run
 
 __all__ = ["Library"]
 
@@ -124,14 +125,7 @@ def _compiler() -> list[str]:
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Run a compiler; NoFusedPathError if it is no program."""
     try:
-        return subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
+        return run(command, merged=False)
     except OSError as error:
         lacks = f"a C++ compiler that runs ({error})"
         raise NoFusedPathError("CPU", lacks, _GET_COMPILER) from error

@@ -28,12 +28,26 @@ DRAWERS = (
 )
 PAGES = Path("docs")
 
+# What drawing raises where a member is missing, of another type, or a number that cannot be.
+_NOT_ITS_FIGURES = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+
 
 def all_tables(results: Path) -> dict[str, str]:
     """Return every table that the figures in a folder give, by name."""
+    from m2xfp.errors import InputError
+
     found: dict[str, str] = {}
     for module in DRAWERS:
-        found |= import_module(module).tables(results)
+        try:
+            found |= import_module(module).tables(results)
+        except InputError:
+            raise
+        except _NOT_ITS_FIGURES as error:
+            raise InputError(
+                f"figures in {results} are not those that {module} draws "
+                f"({type(error).__name__}: {error}); measure them again, or restore them: "
+                f"git checkout {results}"
+            ) from error
     return found
 
 

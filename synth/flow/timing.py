@@ -10,12 +10,12 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from m2xfp.errors import MissingToolError
 from m2xfp.files import write_atomic
+from m2xfp.processes import run
 from m2xfp.synth.flow.pdk import Pdk
 from m2xfp.synth.flow.yosys import BUILD, Netlist, SynthesisError, prepared_liberty
 
@@ -143,14 +143,7 @@ def time_netlist(netlist: Netlist, pdk: Pdk, build: Path = BUILD) -> Timing:
     log = netlist.folder / f"timing-{netlist.options.clock_ns:g}.log"
     if not log.exists():
         source = write_atomic(log.with_suffix(".tcl"), script)
-        done = subprocess.run(
-            [program, "-exit", "-no_splash", source.name],
-            cwd=netlist.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
+        done = run([program, "-exit", "-no_splash", source.name], cwd=netlist.folder)
         complaints = [
             line for line in done.stdout.splitlines() if re.match(r"\s*(Error|Warning)", line)
         ]

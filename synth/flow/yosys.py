@@ -15,7 +15,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -27,6 +26,7 @@ from pathlib import Path
 
 from m2xfp.errors import InputError, M2xfpError, MissingToolError, UnknownNameError
 from m2xfp.files import write_atomic
+from m2xfp.processes import run
 from m2xfp.synth.flow.liberty import read_text
 from m2xfp.synth.flow.pdk import Pdk
 
@@ -259,15 +259,12 @@ def _inputs(
 
 def _run(folder: Path, command: Sequence[str]) -> None:
     """Run the script in a folder; turn a failure into an error with the log's own words."""
-    with (folder / "yosys.log").open("w") as log:
-        done = subprocess.run(
-            [*command, "flow.ys"], cwd=folder, stdout=log, stderr=log, check=False
-        )
+    done = run([*command, "flow.ys"], cwd=folder)
+    (folder / "yosys.log").write_text(done.stdout)
     if done.returncode:
-        text = (folder / "yosys.log").read_text(errors="replace")
         told = [
             line.strip()
-            for line in text.splitlines()
+            for line in done.stdout.splitlines()
             if re.match(r"(\S+ )?(ERROR|Warning: (found|Wire|multiple|Cell|Drivers|Latch))", line)
         ]
         raise SynthesisError("yosys: " + ("; ".join(told[-4:]) or f"exit {done.returncode}"))

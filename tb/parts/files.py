@@ -1,5 +1,7 @@
 """Reading a user's .npy and .npz files, with an answer to every mistake."""
 
+import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,23 @@ from m2xfp.facts import Facts
 __all__ = ["check_names", "load_array", "load_arrays", "load_rows"]
 
 # What numpy raises for files that are none of its own, or are cut off.
-_UNREADABLE = (OSError, ValueError, EOFError, BadZipFile, AttributeError, TypeError)
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    BadZipFile,
+    zlib.error,
+    struct.error,
+    AttributeError,
+    TypeError,
+    LookupError,  # members that an archive's index does not have
+    SyntaxError,  # headers are Python literals
+    RecursionError,
+    MemoryError,  # shapes that nothing could hold
+    OverflowError,
+    NotImplementedError,  # compression that zipfile does not know
+    RuntimeError,  # encrypted archives
+)
 
 
 def load_array(path: Path) -> NDArray[Any]:

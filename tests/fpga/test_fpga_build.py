@@ -217,6 +217,8 @@ def test_placements_are_tried_until_one_meets_the_clock(monkeypatch, tmp_path, f
             used = {"ICESTORM_LC": {"used": 5, "available": 5280}}
             text = json.dumps({"fmax": {"clk": clock}, "utilization": used})
             (folder / "nextpnr.json").write_text(text)
+        elif "packing-top.bin" in command:
+            (folder / "packing-top.bin").write_bytes(b"\x7e")
         return 0
 
     monkeypatch.setattr(build_module, "run_tool", run)
@@ -228,7 +230,7 @@ def test_placements_are_tried_until_one_meets_the_clock(monkeypatch, tmp_path, f
     report, folder = build("icebreaker", folder=tmp_path)
     assert placed == ["1", "2", "3"]
     assert (report.seed, report.fmax_mhz, report.cells["luts"]) == (3, 12.5, Cells(5, 5280))
-    (folder / report.bitstream).write_bytes(b"")
+    assert (folder / report.bitstream).read_bytes() == b"\x7e"
     assert build("icebreaker", folder=tmp_path)[0] == report
     assert len(placed) == 3  # the finished build was taken
 

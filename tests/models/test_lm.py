@@ -200,13 +200,14 @@ def test_resume_needs_the_same_run(tmp_path: Path) -> None:
 
 
 def test_train_command_writes_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("m2xfp.models.lm.ModelConfig", lambda **_: SHAPE)
     (tmp_path / "held").write_bytes(TEXT[:64])
     monkeypatch.setattr("m2xfp.models.lm.HELD_OUT", tmp_path / "held")
     (tmp_path / "corpus").write_bytes(TEXT)
     output = tmp_path / "m.safetensors"
     arguments = ["train", "--steps", "2", "--batch", "2", "--corpus", str(tmp_path / "corpus")]
-    result = CliRunner().invoke(cli, [*arguments, "-o", str(output)])
+    with monkeypatch.context() as small:
+        small.setattr("m2xfp.models.lm.ModelConfig", lambda **_: SHAPE)
+        result = CliRunner().invoke(cli, [*arguments, "-o", str(output)])
     assert result.exit_code == 0, result.output
     assert "held_out_bits_per_byte" in result.stdout
     assert load_model(output).config == SHAPE
