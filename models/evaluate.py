@@ -248,8 +248,14 @@ def cut_windows(tokens: Tensor, context: int) -> Tensor:
 
 
 def spread(windows: Tensor, count: int) -> Tensor:
-    """Return ``count`` of the windows, evenly spread, or all of them if there are no more."""
-    return windows[:: max(1, len(windows) // count)][:count]
+    """Return ``count`` of the windows, evenly spread, or all of them if there are no more.
+
+    The text is cut into ``count`` equal parts, and the window in the middle of each is taken. Equal
+    steps of whole windows would leave out the end of the text: 260 of 509 would be the first 260.
+    """
+    total = len(windows)
+    count = min(count, total)
+    return windows[(2 * torch.arange(count) + 1) * total // (2 * count)]
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Outcome", "Point", "explore", "front", "parse_sweep", "points_of"]
 
 EXPLORED = Path("build/explore")
-WINDOWS = 8  # windows of 512 bytes that perplexities are measured on
+WINDOWS = 32  # windows of 512 bytes that perplexities are measured on; with 8, chance decides
 
 Axes = Mapping[str, Sequence[str]]
 """Values by parameter, or by parameters that change together, as ``Sweep.axes`` has them."""
@@ -201,11 +201,10 @@ def _measure(facts: Facts, pdk: Pdk, options: FlowOptions, build: Path) -> Row:
 
 def _perplexity(weights: str, activations: str, build: Path) -> float:
     """Run by a worker: the perplexity of the bundled model."""
-    from m2xfp.models.evaluate import Case, bundled_losses, cut_windows, perplexity
+    from m2xfp.models.evaluate import Case, bundled_losses, cut_windows, perplexity, spread
     from m2xfp.models.lm import HELD_OUT, as_tokens
 
-    windows = cut_windows(as_tokens(HELD_OUT.read_bytes()), 512)
-    chosen = windows[:: max(1, len(windows) // WINDOWS)][:WINDOWS]
+    chosen = spread(cut_windows(as_tokens(HELD_OUT.read_bytes()), 512), WINDOWS)
     return perplexity(bundled_losses(Case.parse(weights, activations), chosen, build))
 
 
