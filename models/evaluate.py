@@ -19,7 +19,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F  # noqa: N812 - the name PyTorch's documentation uses
 
 from m2xfp.errors import InputError
-from m2xfp.files import sources_digest, write_atomic
+from m2xfp.files import read_sealed, sources_digest, write_sealed
 from m2xfp.golden.formats.format import Format, get_format
 from m2xfp.models.arithmetic import FLOAT, Arithmetic
 from m2xfp.models.lm import WEIGHTS, load_model
@@ -373,12 +373,12 @@ def bundled_losses(
     key.update(sources_digest("m2xfp.formats", "m2xfp.golden", "m2xfp.models"))
     key.update(sha256(WEIGHTS.read_bytes()).digest())
     kept = cache / f"losses-{key.hexdigest()[:24]}.json"
-    if kept.is_file():
+    if (found := read_sealed(kept)) is not None:
         report(len(windows))
-        return torch.tensor(json.loads(kept.read_text()), dtype=torch.float64)
+        return torch.tensor(json.loads(found), dtype=torch.float64)
     with quantized(case, load_model(device=device)) as model:
         nats = window_nats(model, windows, batch, report)
-    write_atomic(kept, json.dumps(nats.tolist()))
+    write_sealed(kept, json.dumps(nats.tolist()))
     return nats
 
 

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from m2xfp.errors import M2xfpError, MissingToolError
+from m2xfp.errors import FileError, M2xfpError, MissingToolError, tool_failure
+from m2xfp.files import cache_environment
 
 __all__ = ["BuildError", "find_tool", "last_error", "run_tool"]
 
@@ -65,23 +66,37 @@ def _nextpnr_version(executable: str) -> str | None:
 
 
 def run_tool(command: Sequence[str], folder: Path, log: str) -> int:
-    """Run a tool in ``folder`` with its output in a log; return its exit status."""
+    """Run a tool in ``folder`` with its output in a log; return its exit status.
+
+    Raises FileError if it failed because the file system refused it something.
+    """
+    tool = Path(command[0]).name
     with (
         (folder / log).open("w") as file,
         subprocess.Popen(
-            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=cache_environment(),
         ) as process,
     ):
         assert process.stdout is not None
         for line in process.stdout:
             file.write(line)
             if line.startswith("Preparing to run"):
-                tool = Path(command[0]).name
                 print(
                     f"{tool} is compiled for this machine, once; this takes up to two minutes",
                     file=sys.stderr,
                     flush=True,
                 )
+    if process.returncode:
+        text = (folder / log).read_text(errors="replace")
+        failure = tool_failure(tool, folder, text, process.returncode, folder)
+        if isinstance(failure, FileError):
+            raise failure
     return process.returncode
 
 

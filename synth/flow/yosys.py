@@ -12,12 +12,10 @@ Runs are cached by the hash of everything that decides the result.
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,8 +23,24 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from m2xfp.errors import InputError, M2xfpError, MissingToolError, UnknownNameError
-from m2xfp.files import write_atomic
+from m2xfp.errors import (
+    FileError,
+    InputError,
+    M2xfpError,
+    MissingToolError,
+    UnknownNameError,
+    tool_failure,
+)
+from m2xfp.files import (
+    cache_environment,
+    is_whole,
+    plain_folder,
+    put_folder,
+    read_sealed,
+    refusals,
+    write_atomic,
+    write_sealed,
+)
 from m2xfp.synth.flow.liberty import read_text
 from m2xfp.synth.flow.pdk import Pdk
 
@@ -166,8 +180,8 @@ def prepared_liberty(path: Path, build: Path) -> Path:
     yosys, abc and OpenSTA all read this copy, so that none adds the capacitance of guessed wires.
     """
     target = build / "liberty" / f"{_file_hash(path)[:16]}.lib"
-    if not target.exists():
-        write_atomic(target, _WIRE_LOAD.sub("", read_text(path)))
+    if read_sealed(target) is None:
+        write_sealed(target, _WIRE_LOAD.sub("", read_text(path)))
     return target.absolute()
 
 
@@ -261,10 +275,18 @@ def _run(folder: Path, command: Sequence[str]) -> None:
     """Run the script in a folder; turn a failure into an error with the log's own words."""
     with (folder / "yosys.log").open("w") as log:
         done = subprocess.run(
-            [*command, "flow.ys"], cwd=folder, stdout=log, stderr=log, check=False
+            [*command, "flow.ys"],
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            check=False,
+            env=cache_environment(),
         )
     if done.returncode:
         text = (folder / "yosys.log").read_text(errors="replace")
+        failure = tool_failure("yosys", folder, text, done.returncode, folder.parent)
+        if isinstance(failure, FileError):
+            raise failure
         told = [
             line.strip()
             for line in text.splitlines()
@@ -339,31 +361,17 @@ def _measure(top: str, pdk: Pdk, options: FlowOptions, yosys: str, folder: Path)
 def _workplace(pdk: Pdk, build: Path) -> Iterator[Path]:
     """Give an empty folder to run in, with the library at ../../liberty.
 
-    yosys hands absolute paths on to abc without quotes, so where the cache's path has anything but
-    plain characters the run takes place in the system's temporary folder.
+    yosys hands absolute paths on to abc without quotes, so the run takes place where the path has
+    only plain characters.
     """
-    if re.fullmatch(r"[A-Za-z0-9_./+@=,-]+", str(build)):
-        with tempfile.TemporaryDirectory(prefix=".run-", dir=build) as scratch:
-            (work := Path(scratch) / "run").mkdir()
-            yield work
-        return
-    with tempfile.TemporaryDirectory(prefix="m2xfp-") as place:
-        (liberty := Path(place) / "liberty").mkdir()
-        for path in pdk.liberty:
-            shutil.copy(prepared_liberty(path, build), liberty)
-        (work := Path(place) / "scratch" / "run").mkdir(parents=True)
+    with plain_folder(build) as place:
+        if place.parent != build:
+            (place / "liberty").mkdir()
+            for path in pdk.liberty:
+                shutil.copy(prepared_liberty(path, build), place / "liberty")
+            place = place / "scratch"
+        (work := place / "run").mkdir(parents=True)
         yield work
-
-
-def _move(work: Path, folder: Path) -> None:
-    """Put a finished run into the cache, in one step."""
-    with tempfile.TemporaryDirectory(prefix=".run-", dir=folder.parent) as scratch:
-        whole = shutil.move(work, Path(scratch) / "run")
-        try:
-            os.replace(whole, folder)
-        except OSError:  # another process finished the same run first
-            if not folder.exists():
-                raise
 
 
 def synthesize(
@@ -408,8 +416,8 @@ def synthesize(
     inputs = _inputs(top, pdk, options, texts, build)
     key = hashlib.sha256(json.dumps([yosys, inputs], sort_keys=True).encode()).hexdigest()[:16]
     folder = build / f"{top}-{pdk.name}-{key}"
-    if not folder.exists():
-        with _workplace(pdk, build) as work:
+    if not is_whole(folder):
+        with refusals(folder), _workplace(pdk, build) as work:
             for name, text in inputs.items():
                 (work / name).write_text(text)
             try:
@@ -420,5 +428,5 @@ def synthesize(
                     build / f"{top}-{pdk.name}-failed.log", (work / "yosys.log").read_bytes()
                 )
                 raise SynthesisError(f"{error} (log: {kept})") from None
-            _move(work, folder)
+            put_folder(work, folder)
     return _measure(top, pdk, options, yosys, folder)

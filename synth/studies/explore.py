@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from m2xfp.errors import InputError, MissingToolError, UnknownNameError
 from m2xfp.facts import Facts
-from m2xfp.files import sources_digest, write_atomic
+from m2xfp.files import read_sealed, sources_digest, write_sealed
 from m2xfp.rtl.catalog import Instance, Unit
 from m2xfp.rtl.parameters import Parameter, parameters_of
 from m2xfp.synth.flow.pdk import Pdk
@@ -270,14 +270,15 @@ def explore(
     formats = [point.formats for point in points]
     cases = dict.fromkeys([_PLAIN, *(case for case in formats if case is not None)])
     accuracy = accuracy and any(case is not None for case in formats)
-    missing = [key for key, path in kept.items() if not path.exists()]
+    rows = {key: read_sealed(path) for key, path in kept.items()}
+    missing = [key for key, row in rows.items() if row is None]
     perplexities: dict[tuple[str, str], float] = {}
     if missing or accuracy:
         by_name = {pdk.name: pdk for pdk in pdks}
         with _client(scheduler, workers) as client:
             from distributed import as_completed
 
-            tasks: dict[Any, Any] = {}
+            tasks: dict[Any, Any] = {}  # a task is a key of rows, or formats
             for index, name in missing:
                 what = points[index].instance.facts
                 how = (by_name[name], options, folder / "synth")
@@ -290,13 +291,14 @@ def explore(
                 for done in as_completed(list(tasks)):
                     result, task = done.result(), tasks[done]
                     if isinstance(result, Row):
-                        write_atomic(kept[task], json.dumps(asdict(result)))
+                        rows[task] = json.dumps(asdict(result)).encode()
+                        write_sealed(kept[task], rows[task])
                     else:
                         perplexities[task] = result
                     bar.update()
     return [
-        _outcome(points[index], name, json.loads(path.read_text()), perplexities)
-        for (index, name), path in kept.items()
+        _outcome(points[index], name, json.loads(row), perplexities)
+        for (index, name), row in rows.items()
     ]
 
 
