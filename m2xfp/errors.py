@@ -106,7 +106,11 @@ def explain(error: OSError, place: str | os.PathLike[str] | None = None) -> str:
     named = place if place is not None else error.filename
     cause = error.strerror or str(error)
     remedy = _REMEDIES.get(error.errno or 0, "check the path and the disk")
-    return f"{os.fspath(named)!s}: {cause}; {remedy}" if named else f"{cause}; {remedy}"
+    return (
+        f"{os.path.abspath(os.fsdecode(named))}: {cause}; {remedy}"
+        if named
+        else f"{cause}; {remedy}"
+    )
 
 
 # What programs say, and Python does not see, when the file system refuses them something.

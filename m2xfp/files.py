@@ -53,8 +53,14 @@ def refusals(place: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:  # a library's own error, such as of a file's contents
             raise
-        own = error.filename is None or Path(str(error.filename)).is_relative_to(Path(place).parent)
-        raise FileError(explain(error, place if own else None)) from error
+        raise FileError(explain(error, place if _is_ours(error.filename) else None)) from error
+
+
+def _is_ours(name: object) -> bool:
+    """Tell whether a file is one that we make for a while, and no name that a user knows."""
+    return name is None or any(
+        part.startswith((".build-", ".put-", ".tmp")) for part in Path(str(name)).parts
+    )
 
 
 @contextmanager
@@ -75,7 +81,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():  # found out now, not when the work is done
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=".tmp", suffix=path.suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:

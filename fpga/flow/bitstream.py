@@ -198,8 +198,7 @@ def build(
     MissingToolError
         A tool is not installed.
     """
-    from tqdm import tqdm
-
+    from m2xfp.progress import track
     from m2xfp.synth.flow.yosys import yosys_command
 
     board = find_board(board_name)
@@ -215,12 +214,11 @@ def build(
     with (
         refusals(folder),
         ExitStack() as held,
-        tqdm(total=4, desc=f"{board.name} {'+'.join(units)}", unit="step", leave=False) as bar,
+        track(total=4, desc=f"{board.name} {'+'.join(units)}", unit="step", leave=False) as bar,
     ):
 
         def step(text: str) -> None:
-            bar.set_postfix_str(text)
-            bar.refresh()
+            bar.note(text)
 
         step("elaborate")
         files = board.load_platform().prepare(BoardTop(design), "top").files
@@ -318,5 +316,6 @@ def build(
             buffer=design.identity.buffer,
         )
         write_atomic(report_file, report.to_json())
-        seal(folder, (*inputs, *OUTPUTS, family.bitstream, REPORT))
+        made = (*inputs, *OUTPUTS, family.bitstream, REPORT)
+        seal(folder, [name for name in made if (folder / name).exists()])
         return report, folder

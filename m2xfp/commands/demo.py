@@ -123,11 +123,10 @@ def _rows(planes: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 def _losses(windows: Tensor, activations: str, cache: Path) -> Tensor:
     """Return the losses [n] of windows with layer inputs in a format, with a progress bar."""
-    from tqdm import tqdm
-
     from m2xfp.models.evaluate import Case, bundled_losses
+    from m2xfp.progress import track
 
-    with tqdm(total=len(windows), desc=f"perplexity, {activations}", unit="window") as bar:
+    with track(total=len(windows), desc=f"perplexity, {activations}", unit="window") as bar:
         case = Case.parse(activations=activations)
         return bundled_losses(case, windows, cache, report=bar.update)
 

@@ -201,11 +201,10 @@ def command(
         check_cases(loaded[0], cases, skipped, allow_nan)
 
     def measure(case: Case, quiet: bool) -> Outcome:
-        from tqdm import tqdm
-
         from m2xfp.models.evaluate import quantized, window_nats
         from m2xfp.models.results import Outcome
         from m2xfp.models.tasks import run_tasks
+        from m2xfp.progress import track
 
         whole = loaded.pop() if loaded else checkpoint.load()
         size = batch or (4 if checkpoint.tokenizer is None else 1)
@@ -213,7 +212,7 @@ def command(
             if save is not None and case is cases[-1] and not quiet:
                 checkpoint.save(ready, save)
             placed = dispatch(ready, max_memory, offload) if device_map else ready.to(target)
-            with tqdm(total=len(sample), desc=case.label, unit="window", disable=quiet) as bar:
+            with track(total=len(sample), desc=case.label, unit="window", quiet=quiet) as bar:
                 nats = window_nats(placed, sample, size, bar.update)
             found = None
             if names:

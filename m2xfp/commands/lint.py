@@ -38,14 +38,13 @@ def command(
     m2xfp lint activation_quantizer --config bf16x32
     m2xfp lint gemm_core --set rows=1 --set columns=32
     """
-    from tqdm import tqdm
-
+    from m2xfp.progress import track
     from m2xfp.rtl.verilog.emit import emit
     from m2xfp.synth.flow.lint import lint_file
 
     instances = chosen(unit, config, settings, name)
     findings: list[str] = []
-    for instance in tqdm(instances, desc="lint", unit="file", disable=None):
+    for instance in track(instances, desc="lint", unit="file"):
         emitted = emit(instance, output)
         findings += lint_file(emitted.verilog, emitted.top)
     for finding in findings:

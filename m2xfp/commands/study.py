@@ -168,19 +168,18 @@ def perplexity(device: str, windows: int | None, batch: int, output: Path | None
     A minute on a large GPU, hours on two CPU cores. Losses are kept in build/eval, so an
     interrupted run goes on where it was.
     """
-    from tqdm import tqdm
-
     from m2xfp.models.devices import find_device
     from m2xfp.models.evaluate import bundled_losses, cut_windows, spread
     from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
     from m2xfp.models.results import FILE, study_figures, study_tables
+    from m2xfp.progress import track
 
     target, text = find_device(device), HELD_OUT.read_bytes()
     whole = cut_windows(as_tokens(text), load_model().config.context)
     chosen = spread(whole, windows or len(whole))
 
     def losses(case: Case) -> Tensor:
-        with tqdm(total=len(chosen), desc=case.label, unit="window", leave=False) as bar:
+        with track(total=len(chosen), desc=case.label, unit="window", leave=False) as bar:
             return bundled_losses(case, chosen, Path("build/eval"), batch, bar.update, target)
 
     protocol = {
@@ -188,7 +187,7 @@ def perplexity(device: str, windows: int | None, batch: int, output: Path | None
         "text": f"held out, {len(text)} bytes",
         "windows": f"{len(chosen)} of the {len(whole)}, each {chosen.shape[1]} bytes",
     }
-    figures = study_figures(losses, protocol, lambda cases: tqdm(cases, desc="study"))
+    figures = study_figures(losses, protocol, lambda cases: track(cases, desc="study"))
     _finish(output, FILE, figures, study_tables(figures).values())
 
 

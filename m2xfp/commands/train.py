@@ -66,12 +66,11 @@ def command(
     m2xfp train --minutes 8 --device cuda -o lm.safetensors
     m2xfp train --save-corpus corpus.txt     collect here, train elsewhere with --corpus
     """
-    from tqdm import tqdm
-
     from m2xfp.files import write_atomic
     from m2xfp.models.corpus import training_text
     from m2xfp.models.lm import HELD_OUT, ModelConfig, save_model
     from m2xfp.models.train import TrainConfig, train
+    from m2xfp.progress import track
 
     held_out = HELD_OUT.read_bytes()
     if save_corpus is not None:
@@ -83,12 +82,11 @@ def command(
     text = training_text(held_out) if corpus is None else corpus.read_bytes()
     state = output.with_name(output.name + ".state")
     layout = "{desc} {percentage:5.1f} %|{bar}| {elapsed} {postfix}"
-    with tqdm(total=100, desc="training", bar_format=layout, mininterval=1) as bar:
+    with track(total=100, desc="training", unit="%", layout=layout) as bar:
 
         def show(progress: float, line: str) -> None:
-            bar.n = 100 * progress
-            bar.set_postfix_str(line, refresh=False)
-            bar.update(0)
+            bar.note(line)
+            bar.update(100 * progress - bar.n)
 
         model, facts = train(ModelConfig(), config, text, held_out, state, device, resume, show)
     save_model(output, model, facts)

@@ -72,9 +72,8 @@ def command(
     m2xfp verilog gemm_core --set rows=1 --set columns=32 --set max_k=4096 --name array
     m2xfp verilog --from chip.toml -o rtl/
     """
-    from tqdm import tqdm
-
     from m2xfp.files import write_atomic
+    from m2xfp.progress import track
     from m2xfp.rtl.catalog import UNITS
     from m2xfp.rtl.chip import read_chip
     from m2xfp.rtl.verilog.emit import emit
@@ -91,7 +90,7 @@ def command(
             click.echo(f"{row}: {UNITS[row].purpose}")
             click.echo(f"    {' '.join(x.config for x in instances if x.unit.name == row)}")
         return
-    for instance in tqdm(instances, desc="Verilog", unit="file", disable=None):
+    for instance in track(instances, desc="Verilog", unit="file"):
         emitted = emit(instance, output)
         if rules:
             write_atomic(output / f"{emitted.top}_rules.sv", rules_text(instance.facts))

@@ -259,7 +259,7 @@ def explore(
     folder
         Where outcomes are kept.
     """
-    from tqdm import tqdm
+    from m2xfp.progress import track
 
     folder = folder.absolute()
     kept = {
@@ -270,8 +270,9 @@ def explore(
     formats = [point.formats for point in points]
     cases = dict.fromkeys([_PLAIN, *(case for case in formats if case is not None)])
     accuracy = accuracy and any(case is not None for case in formats)
-    rows = {key: read_sealed(path) for key, path in kept.items()}
-    missing = [key for key, row in rows.items() if row is None]
+    found = {key: read_sealed(path) for key, path in kept.items()}
+    rows = {key: row for key, row in found.items() if row is not None}
+    missing = [key for key in kept if key not in rows]
     perplexities: dict[tuple[str, str], float] = {}
     if missing or accuracy:
         by_name = {pdk.name: pdk for pdk in pdks}
@@ -287,18 +288,19 @@ def explore(
                 tasks |= {
                     client.submit(_perplexity, *case, folder, pure=False): case for case in cases
                 }
-            with tqdm(total=len(tasks), desc="Exploring", unit="task", disable=None) as bar:
+            with track(total=len(tasks), desc="Exploring", unit="task") as bar:
                 for done in as_completed(list(tasks)):
                     result, task = done.result(), tasks[done]
                     if isinstance(result, Row):
-                        rows[task] = json.dumps(asdict(result)).encode()
-                        write_sealed(kept[task], rows[task])
+                        row = json.dumps(asdict(result)).encode()
+                        write_sealed(kept[task], row)
+                        rows[task] = row
                     else:
                         perplexities[task] = result
                     bar.update()
     return [
-        _outcome(points[index], name, json.loads(row), perplexities)
-        for (index, name), row in rows.items()
+        _outcome(points[index], name, json.loads(rows[index, name]), perplexities)
+        for index, name in kept
     ]
 
 
