@@ -19,8 +19,18 @@ __all__ = [
     "ToolError",
     "UnknownNameError",
     "explain",
+    "told",
     "tool_failure",
 ]
+
+
+def told(value: object) -> str:
+    """Return a value as a message has it: a number of numpy or torch as the number that it is."""
+    item = getattr(value, "item", None)
+    try:
+        return repr(item() if callable(item) else value)
+    except (TypeError, ValueError, RuntimeError):  # an array of several
+        return repr(value)
 
 
 class M2xfpError(Exception):

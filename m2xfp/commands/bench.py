@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from m2xfp.commands.options import OUTPUT_FOLDER
+from m2xfp.extras import require
+
 if TYPE_CHECKING:
     import torch
 
@@ -33,7 +36,7 @@ _DTYPES = ("bfloat16", "float16", "float32")
 @click.option(
     "-o",
     "--output",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OUTPUT_FOLDER,
     help="Write the figures, bench-DEVICE-DTYPE.json, into this folder; docs/results accepts them.",
 )
 def command(
@@ -59,6 +62,7 @@ def command(
     call, which compiles. The plain path runs on fewer values (2^22 on CPU, 2^28 on CUDA); what it
     needs beyond the result is the same whatever the size of the tensor.
     """
+    require("torch")
     for name in formats:
         block_format(name)
     import torch

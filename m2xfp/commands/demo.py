@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from m2xfp.commands.options import OUTPUT_FOLDER
+from m2xfp.extras import require
 from m2xfp.tables import aligned_table
 
 if TYPE_CHECKING:
@@ -197,7 +199,7 @@ def _area_lines(configs: list[str], build: Path) -> list[str]:
 )
 @click.option(
     "--build-dir",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OUTPUT_FOLDER,
     default=Path("build"),
     show_default=True,
     help="Folder for the Verilog and for what later runs find again.",
@@ -219,6 +221,10 @@ def command(
     m2xfp demo
     m2xfp demo --config fp32x8 --config fp16x32 --windows 8
     """
+    from m2xfp.tb.verilator import find_verilator
+
+    require("torch", "safetensors", "filelock")
+    find_verilator()
     import sys
 
     import numpy as np

@@ -4,6 +4,9 @@ from pathlib import Path
 
 import click
 
+from m2xfp.commands.options import OUTPUT_FILE
+from m2xfp.extras import require
+
 __all__ = ["command"]
 
 
@@ -11,7 +14,7 @@ __all__ = ["command"]
 @click.option(
     "-o",
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OUTPUT_FILE,
     default="build/lm.safetensors",
     show_default=True,
     help="Where the weights go; the state of the run is kept in OUTPUT.state until then.",
@@ -39,7 +42,7 @@ __all__ = ["command"]
 )
 @click.option(
     "--save-corpus",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OUTPUT_FILE,
     help="Write the collected training text to a file and stop.",
 )
 def command(
@@ -66,6 +69,7 @@ def command(
     m2xfp train --minutes 8 --device cuda -o lm.safetensors
     m2xfp train --save-corpus corpus.txt     collect here, train elsewhere with --corpus
     """
+    require("torch", "safetensors")
     from m2xfp.files import write_atomic
     from m2xfp.models.corpus import training_text
     from m2xfp.models.lm import HELD_OUT, ModelConfig, save_model

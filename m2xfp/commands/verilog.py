@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from m2xfp.commands.options import chosen, parameter_options
+from m2xfp.commands.options import OUTPUT_FOLDER, chosen, parameter_options
 
 __all__ = ["command"]
 
@@ -21,7 +21,7 @@ __all__ = ["command"]
 @click.option(
     "-o",
     "--output",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OUTPUT_FOLDER,
     default=Path("build/verilog"),
     show_default=True,
     help="Folder for the files.",

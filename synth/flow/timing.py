@@ -19,7 +19,7 @@ from m2xfp.files import read_sealed, write_atomic, write_sealed
 from m2xfp.synth.flow.pdk import Pdk
 from m2xfp.synth.flow.yosys import BUILD, Netlist, SynthesisError, prepared_liberty
 
-__all__ = ["Stage", "Timing", "time_netlist"]
+__all__ = ["Stage", "Timing", "find_sta", "time_netlist"]
 
 _DONE = "timing script is done"
 _SLEW_NS = 0.0  # of the clock
@@ -123,6 +123,14 @@ def _rtl_name(instance: str) -> str:
     return re.split(r"\\|\$_", instance)[0]
 
 
+def find_sta() -> str:
+    """Return the path of OpenSTA; MissingToolError if it is not installed."""
+    program = shutil.which("sta")
+    if program is None:
+        raise MissingToolError("OpenSTA (program sta)", "apt-get install opensta")
+    return program
+
+
 def time_netlist(netlist: Netlist, pdk: Pdk, build: Path = BUILD) -> Timing:
     """Return the slowest path of a mapped netlist.
 
@@ -133,9 +141,7 @@ def time_netlist(netlist: Netlist, pdk: Pdk, build: Path = BUILD) -> Timing:
     SynthesisError
         OpenSTA reported an error or a warning, or no path.
     """
-    program = shutil.which("sta")
-    if program is None:
-        raise MissingToolError("OpenSTA (program sta)", "apt-get install opensta")
+    program = find_sta()
     build = Path(build).absolute()
     ports = json.loads(netlist.json.read_text())["modules"][netlist.top]["ports"]
     clock = "clk" if "clk" in ports and netlist.flops else None
