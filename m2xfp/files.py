@@ -44,7 +44,7 @@ SEAL = ".whole"  # the file in a sealed folder that holds the hashes of all othe
 def refusals(place: str | os.PathLike[str]) -> Iterator[None]:
     """Within the block a refusal of the file system is a FileError that names ``place``.
 
-    It names another file where the error is about one that is not beside or below ``place``.
+    It names another file where the error is about one that has nothing to do with ``place``.
     """
     try:
         yield
@@ -53,13 +53,18 @@ def refusals(place: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:  # a library's own error, such as of a file's contents
             raise
-        raise FileError(explain(error, place if _is_ours(error.filename) else None)) from error
+        raise FileError(
+            explain(error, place if _is_for(error.filename, place) else None)
+        ) from error
 
 
-def _is_ours(name: object) -> bool:
-    """Tell whether a file is one that we make for a while, and no name that a user knows."""
-    return name is None or any(
-        part.startswith((".build-", ".put-", ".tmp")) for part in Path(str(name)).parts
+def _is_for(name: object, place: str | os.PathLike[str]) -> bool:
+    """Tell whether a file is made for ``place``: a folder above it, or one for a while."""
+    if name is None:
+        return True
+    path = Path(str(name)).absolute()
+    return Path(place).absolute().is_relative_to(path) or any(
+        part.startswith((".build-", ".put-", ".tmp")) for part in path.parts
     )
 
 

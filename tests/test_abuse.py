@@ -199,7 +199,18 @@ def test_as_another_user_who_may_write_nothing(tmp_path: Path) -> None:
 
 def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
     """Stands for a full disk: the kernel refuses the write itself."""
-    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
+    limit = textwrap.dedent(
+        """
+        import resource
+        import m2xfp.rtl.verilog.emit as emission
+        whole = emission.verilog_text
+        def limited(*arguments):
+            text = whole(*arguments)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+            return text
+        emission.verilog_text = limited
+        """
+    )
     said = run("verilog", *UNIT, "-o", "v", cwd=tmp_path, status=2, code=limit)
     assert "activation_quantizer_bf16x8.v: File too large; raise the limit" in said
     assert not list((tmp_path / "v").iterdir())
@@ -211,8 +222,8 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
     "home",
     [
         {"HOME": None, "XDG_CACHE_HOME": None},
-        {"HOME": "/nowhere/at/all", "XDG_CACHE_HOME": "/proc/nowhere"},
-        {"XDG_CACHE_HOME": "/etc/passwd/below"},
+        {"HOME": "/proc/nowhere", "XDG_CACHE_HOME": None},
+        pytest.param({"XDG_CACHE_HOME": "/etc/passwd/below"}, marks=pytest.mark.slow),
     ],
     ids=["none", "missing", "forbidden"],
 )
@@ -495,7 +506,7 @@ def test_a_reader_may_leave_early(arguments: tuple[str, ...]) -> None:
 
 
 def test_a_command_whose_reader_has_left_goes_on(tmp_path: Path) -> None:
-    command = "exec 3>&1; m2xfp verilog activation_quantizer -o v | true; echo ${PIPESTATUS[0]}"
+    command = f"m2xfp verilog {' '.join(UNIT)} -o v | true; echo ${{PIPESTATUS[0]}}"
     code = f"{sys.executable} -c 'from m2xfp.cli import main; main()'"
     done = subprocess.run(
         ["bash", "-c", command.replace("m2xfp", code)],
@@ -505,7 +516,7 @@ def test_a_command_whose_reader_has_left_goes_on(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout == "0\n"
-    assert len(list((tmp_path / "v").glob("*.v"))) > 3
+    assert len(list((tmp_path / "v").glob("*.v"))) == 1
 
 
 def test_a_full_standard_output_is_told() -> None:
