@@ -77,7 +77,8 @@ class Progress(Generic[T]):
 
     def _say(self) -> None:
         done = f"{self.n:.0f}" + ("" if self._total is None else f" of {self._total:.0f}")
-        words = [f"{self._desc}: {done} {self._unit}", f"{time.monotonic() - self._began:.1f} s"]
+        unit = self._unit + "s" * (self._unit.isalpha() and done != "1")
+        words = [f"{self._desc}: {done} {unit}", f"{time.monotonic() - self._began:.1f} s"]
         with suppress(OSError, ValueError):  # nobody reads it any more
             print(*words, *filter(None, [self._note]), sep=", ", file=sys.stderr, flush=True)
 

@@ -142,10 +142,8 @@ def test_area_without_library_says_how_to_get_it(
         raise MissingToolError(f"cell library {name}", "apt-get install cells")
 
     monkeypatch.setattr(m2xfp.synth.flow.pdk, "find_pdk", missing)
-    lines = demo._area_lines(["bf16x32"], tmp_path)
-    assert lines == [
-        "not measured: cell library osu018 is missing; install it with: apt-get install cells"
-    ]
+    text = "not measured: cell library osu018 is missing; install it with: apt-get install cells"
+    assert demo._area(["bf16x32"], tmp_path) == ([text], {"missing": text})
 
 
 @pytest.mark.slow
