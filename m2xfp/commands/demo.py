@@ -204,7 +204,7 @@ def _typical_group(name: str, x: Tensor) -> dict[str, Any]:
     packed = {name: get_format(name).quantize(groups) for name in FORMATS}
     found = {name: each.dequantize() for name, each in packed.items()}
     errors = [(found[name] - groups.float()).double().square().sum(1) for name in FORMATS]
-    share = torch.where(errors[0] > 0, errors[1] / errors[0], torch.inf)
+    share = torch.where(errors[0] > 0, errors[1] / errors[0], 1.0)
     at = int(share.argsort(stable=True)[len(share) // 2])
     own = packed["m2xfp-act"]
     assert own.meta is not None
