@@ -522,7 +522,7 @@ def quantize_model(
         without anything to quantize, a NaN in a weight, a weight of another type or without values,
         or a layer that hardware's arithmetic does not compute. Nothing is replaced then.
     """
-    from tqdm import tqdm
+    from m2xfp.progress import track
 
     fmt = weight_format(weights)
     inputs = input_quantizer(activations)
@@ -534,7 +534,7 @@ def quantize_model(
     for weight in found.quantized:
         by_module.setdefault(id(weight.module), []).append(weight)
     attentions = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
-    for own in tqdm(by_module.values(), desc="layers", disable=not progress):
+    for own in track(by_module.values(), desc="layers", quiet=not progress):
         module = own[0].module
         if isinstance(module, nn.MultiheadAttention):
             continue  # after its output projection

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from m2xfp.errors import tool_failure
 from m2xfp.tb.cache import BUILD_DIR, cached_build
 from m2xfp.tb.verilator import find_verilator, require_headers
 
@@ -68,6 +69,8 @@ def build_library(
     ------
     MissingToolError
         If Verilator or a program or header that it needs is missing.
+    ToolError
+        If it fails; FileError if the file system refused it something.
     """
     verilator, headers = find_verilator(), headers or {}
     library = f"{name}.so"
@@ -88,7 +91,7 @@ def build_library(
             shutil.copy(source, folder)
         done = verilator.run(arguments, folder)
         if done.returncode:
-            raise RuntimeError(f"Verilator failed on {verilog}:\n{done.stdout}")
+            raise tool_failure("Verilator", verilog, done.stdout, done.returncode, build_dir)
         shutil.rmtree(folder / "obj")
 
     texts = [source.read_text() for source in sources]

@@ -94,11 +94,12 @@ def write_results(folder: Path, boards: Sequence[str] = tuple(BOARDS)) -> Path:
     for name, units in chosen:
         report, built = build(name, None if units is None else board_instances(units))
         reports.append(report)
-        check_file = built / "check.json"
-        if check_file.exists():
-            check = json.loads(check_file.read_text())
+        try:
+            check = json.loads((built / "check.json").read_text())
             if check["build"]["key"] == report.key:
                 checks.append(check)
+        except (OSError, ValueError, TypeError, KeyError):
+            continue  # none, or one that was damaged
     return write_figures(
         folder / FILE,
         {

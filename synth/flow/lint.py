@@ -3,6 +3,7 @@
 import tempfile
 from pathlib import Path
 
+from m2xfp.files import cache_environment
 from m2xfp.processes import run
 from m2xfp.synth.flow.yosys import yosys_command
 from m2xfp.tb import verilator as tools
@@ -37,9 +38,11 @@ def lint_file(verilog: Path, top: str) -> list[str]:
 
 def _verilator(verilog: Path, top: str) -> str:
     """Return Verilator's warnings and errors, or an empty text."""
-    options = ["--lint-only", "-Wall", "--top-module", top]
-    files = [str(WAIVERS), str(verilog.resolve())]
-    done = tools.find_verilator().run([*options, *files], verilog.parent)
+    with tempfile.TemporaryDirectory() as name:  # by their names: it expands $ in a path
+        for file in (WAIVERS, verilog):
+            (Path(name) / file.name).write_bytes(file.read_bytes())
+        options = ["--lint-only", "-Wall", "--top-module", top, WAIVERS.name, verilog.name]
+        done = tools.find_verilator().run(options, Path(name))
     return done.stdout if done.returncode else ""
 
 
@@ -60,7 +63,7 @@ def _yosys(verilog: Path, top: str) -> str:
         folder = Path(name)
         (folder / verilog.name).write_bytes(verilog.read_bytes())
         (folder / "lint.ys").write_text(script)
-        done = run([*yosys_command()[0], "lint.ys"], cwd=folder)
+        done = run([*yosys_command()[0], "lint.ys"], cwd=folder, environment=cache_environment())
     if not done.returncode:
         return ""
     lines = [line for line in done.stdout.splitlines() if "Warning" in line or "ERROR" in line]
