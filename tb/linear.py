@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 from m2xfp.rtl.catalog import find_unit
 from m2xfp.rtl.verilog.emit import emit
 from m2xfp.tb.bulk.simulator import BulkSimulator, Run
-from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product, status_names, timing_of
+from m2xfp.tb.parts.gemm_arrays import (
+    GemmStreams,
+    Product,
+    status_names,
+    status_tag,
+    timing_of,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,9 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GemmSimulation",
+    "Status",
     "golden_linear",
     "simulate_core",
 ]
+
+Status = tuple[int, list[str]]
+"""Tag of a command and the faults that its status reports."""
 
 
 class GemmSimulation:
@@ -80,9 +90,15 @@ class GemmSimulation:
             progress=progress,
             cycle_limit=int((8 * clocks + 20_000) / (1 - stall) ** 3),
         )
-        statuses = [status_names(int(row[0]), self.facts) for row in run.outputs["status"].data]
-        assert statuses == [[] for _ in products], f"statuses {statuses}"
+        statuses = self.statuses(run)
+        due: list[Status] = [(n % self.streams.tags, []) for n in range(len(products))]
+        assert statuses == due, f"statuses {statuses}"
         return list(self.streams.results(run.outputs["o"], products)), run
+
+    def statuses(self, run: Run) -> list[Status]:
+        """Return tag and faults of each status."""
+        words = [int(row[0]) for row in run.outputs["status"].data]
+        return [(status_tag(word, self.facts), status_names(word, self.facts)) for word in words]
 
     def linear(self, x: Tensor, weight: PackedTensor, *, progress: bool = False) -> Tensor:
         """Return x [..., k], quantized by the core, times the rows of ``weight`` [n, k].

@@ -1,38 +1,71 @@
 """What passes between the parts of the GEMM core: commands, tiles, statuses."""
 
-from amaranth.hdl import Shape, unsigned
+from amaranth.hdl import Shape, ShapeLike, unsigned
 from amaranth.lib import data
 
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
 
-__all__ = ["command_layout", "job_layout", "status_layout", "tile_layout"]
+__all__ = [
+    "TAG_BITS",
+    "command_layout",
+    "faults_layout",
+    "job_layout",
+    "status_layout",
+    "tagged",
+    "tile_layout",
+]
+
+TAG_BITS = 3
+"""Bits of a command's tag: a command is then 64 bits wide, and its status a byte."""
 
 command_layout = data.StructLayout(
-    {"m": unsigned(SIZE_BITS), "n": unsigned(SIZE_BITS), "k": unsigned(SIZE_BITS)}
+    {
+        "m": unsigned(SIZE_BITS),
+        "n": unsigned(SIZE_BITS),
+        "k": unsigned(SIZE_BITS),
+        "tag": unsigned(TAG_BITS),
+        "resync": unsigned(1),
+    }
 )
-"""One command: [m, k] activations times [n, k] weights."""
+"""One command: [m, k] activations times [n, k] weights, or the end of a failure."""
 
-# What became of a command: all zero is success.
-status_layout = data.StructLayout({"bad_m": 1, "bad_n": 1, "bad_k": 1, "misframed": 1})
+# What went wrong with a command: all zero is success.
+_faults = {"bad_m": 1, "bad_n": 1, "bad_k": 1, "misframed": 1}
+faults_layout = data.StructLayout(_faults)
+status_layout = data.StructLayout({**_faults, "tag": TAG_BITS})
 
 job_layout = data.StructLayout(
-    {"m": SIZE_BITS, "n": SIZE_BITS, "groups": SIZE_BITS, "status": status_layout}
+    {
+        "m": SIZE_BITS,
+        "n": SIZE_BITS,
+        "groups": SIZE_BITS,
+        "faults": faults_layout,
+        "tag": TAG_BITS,
+        "resync": 1,
+    }
 )
-"""A checked command; a status other than zero says that nothing is to be done."""
+"""A checked command; with a fault nothing is to be done but to report it."""
+
+
+def tagged(name: str, shape: ShapeLike) -> data.StructLayout:
+    """Return the payload of an operand stream: ``shape``, called ``name``, and a command's tag."""
+    return data.StructLayout({name: shape, "tag": TAG_BITS})
 
 
 def tile_layout(rows: int, columns: int) -> data.StructLayout:
     """Return what goes with a step whose accumulators are results.
 
     ``rows`` and ``lanes`` say how many rows and columns are part of the matrix, ``last`` that no
-    more follow for this command, and ``status`` then how it went. No rows and ``last`` is a command
-    without results.
+    more follow for this command, ``faults`` then how it went, and ``tag`` which command it is. No
+    rows and ``last`` is a command without results; rows without lanes are zeros, which close the
+    results of one that failed.
     """
     return data.StructLayout(
         {
             "rows": Shape.cast(range(rows + 1)).width,
             "lanes": Shape.cast(range(columns + 1)).width,
             "last": 1,
-            "status": status_layout,
+            "faults": faults_layout,
+            "tag": TAG_BITS,
         }
     )

@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parts.dot_pair import DotPair
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
-from m2xfp.rtl.parts.gemm_layouts import command_layout, job_layout
+from m2xfp.rtl.parts.gemm_layouts import TAG_BITS, command_layout, job_layout, tagged
 from m2xfp.rtl.parts.layouts import group_layout
 from m2xfp.rtl.parts.streams import SpillRegister, packet_stream
 from m2xfp.rtl.verilog.component import Component
@@ -17,6 +17,10 @@ __all__ = ["Loader"]
 
 class Loader(Component):
     """Check commands and fill the weight buffers, one panel of columns after the other.
+
+    A weight with another tag than its command, or ``last`` at the wrong place, ends the loading:
+    the buffer counts as filled, but misframed. From then on, and from ``stop`` on, weights are
+    taken and dropped and commands handed on with a fault, until ``resync``.
 
     Parameters
     ----------
@@ -32,15 +36,19 @@ class Loader(Component):
     cmd : In(stream)
         Commands.
     weights : In(stream)
-        Packed groups of the weight matrix [n, k], row by row.
+        Packed groups of the weight matrix [n, k], row by row, with the tag of their command.
     job : Out(stream)
-        Checked commands, in order.
+        Checked commands, in order. Behind one that resynchronises none follows before ``resync``.
     write : Out(columns)
         One-hot: store the group at ``buffer`` and ``address`` in the column's bank.
     full : In(2)
         Which buffers are filled and not yet used up.
     filled, misframed : Out(1)
-        ``buffer`` is complete with this clock; ``last`` was not where it belongs.
+        ``buffer`` is complete with this clock; or not, and never will be.
+    stop : In(1)
+        The command that runs, or one before, has failed: load no more.
+    resync : In(1)
+        All is well again, and no command or weight under way.
     """
 
     def __init__(self, pair: DotPair, columns: int, max_groups: int) -> None:
@@ -48,7 +56,7 @@ class Loader(Component):
         super().__init__(
             {
                 "cmd": In(packet_stream(command_layout)),
-                "weights": In(packet_stream(group_layout(pair.weight))),
+                "weights": In(packet_stream(tagged("group", group_layout(pair.weight)))),
                 "job": Out(stream.Signature(job_layout)),
                 "write": Out(columns),
                 "buffer": Out(1),
@@ -56,6 +64,8 @@ class Loader(Component):
                 "full": In(2),
                 "filled": Out(1),
                 "misframed": Out(1),
+                "stop": In(1),
+                "resync": In(1),
             }
         )
 
@@ -65,56 +75,77 @@ class Loader(Component):
         m.submodules.job_register = register = SpillRegister(job_layout)
         wiring.connect(m, register.o, wiring.flipped(self.job))
         loading = Signal()
+        failed = Signal()
+        resyncing = Signal()  # until the sequencer has come to it, nothing can be said of the next
         command, job = self.cmd.payload.data, register.i.payload
         bits = (self._pair.group - 1).bit_length()
         accepted = named(m, "accepted", self.cmd.valid & self.cmd.ready)
         m.d.comb += [
-            self.cmd.ready.eq(~loading & register.i.ready),
-            register.i.valid.eq(self.cmd.valid & ~loading),
+            self.cmd.ready.eq(~loading & ~resyncing & register.i.ready),
+            register.i.valid.eq(self.cmd.valid & ~loading & ~resyncing),
             job.m.eq(command.m),
             job.n.eq(command.n),
             job.groups.eq(command.k[bits:]),
-            job.status.bad_m.eq(command.m == 0),
-            job.status.bad_n.eq(command.n == 0),
-            job.status.bad_k.eq(
-                (command.k == 0)
-                | command.k[:bits].any()
-                | (command.k > self._max_groups * self._pair.group)
-            ),
+            job.tag.eq(command.tag),
+            job.resync.eq(command.resync),
         ]
+        with m.If(~command.resync):
+            m.d.comb += [
+                job.faults.bad_m.eq(command.m == 0),
+                job.faults.bad_n.eq(command.n == 0),
+                job.faults.bad_k.eq(
+                    (command.k == 0)
+                    | command.k[:bits].any()
+                    | (command.k > self._max_groups * self._pair.group)
+                ),
+                job.faults.misframed.eq(failed),
+            ]
+        starts = named(m, "starts", accepted & ~command.resync & ~job.faults.as_value().any())
 
         buffer = Signal()
         column = Signal(self._columns, init=1)  # one-hot
         group = Signal(range(self._max_groups))
         last_group = Signal(range(self._max_groups), reset_less=True)
         left = Signal(SIZE_BITS, reset_less=True)  # weight rows, this one included
-        taken = named(m, "taken", self.weights.valid & self.weights.ready)
+        tag = Signal(TAG_BITS, reset_less=True)
+        weight = self.weights.payload
+        room = named(m, "room", loading & ~self.full.bit_select(buffer, 1))
+        taken = named(m, "taken", self.weights.valid & room)
         row_ends = named(m, "row_ends", group == last_group)
         all_ends = named(m, "all_ends", row_ends & (left == 1))
         panel_ends = named(m, "panel_ends", all_ends | (row_ends & column[-1]))
-        wrong = named(m, "wrong", self.weights.payload.last ^ all_ends)
-        misframed = Signal()
+        wrong = named(m, "wrong", taken & ((weight.last ^ all_ends) | (weight.data.tag != tag)))
         m.d.comb += [
-            self.weights.ready.eq(loading & ~self.full.bit_select(buffer, 1)),
+            self.weights.ready.eq(room | failed),
             self.write.eq(column & taken.replicate(self._columns)),
             self.buffer.eq(buffer),
             self.address.eq(group),
-            self.filled.eq(taken & panel_ends),
-            self.misframed.eq(misframed | wrong),
+            self.filled.eq(wrong | (taken & panel_ends)),
+            self.misframed.eq(wrong),
         ]
-        with m.If(accepted & ~job.status.as_value().any()):
+        with m.If(starts):
             m.d.sync += [
                 loading.eq(1),
                 last_group.eq(job.groups - 1),
                 left.eq(command.n),
+                tag.eq(command.tag),
             ]
+        with m.If(accepted):
+            m.d.sync += resyncing.eq(command.resync)
         with m.If(taken):
-            m.d.sync += [
-                group.eq(Mux(row_ends, 0, group + 1)),
-                misframed.eq((misframed | wrong) & ~panel_ends),
-            ]
+            m.d.sync += group.eq(Mux(row_ends, 0, group + 1))
             with m.If(row_ends):
                 m.d.sync += [left.eq(left - 1), column.eq(Cat(column[-1], column[:-1]))]
             with m.If(panel_ends):
                 m.d.sync += [buffer.eq(~buffer), column.eq(1), loading.eq(~all_ends)]
+        with m.If(wrong | self.stop):
+            m.d.sync += [failed.eq(1), loading.eq(0)]
+        with m.If(self.resync):
+            m.d.sync += [
+                failed.eq(0),
+                resyncing.eq(0),
+                buffer.eq(0),
+                column.eq(1),
+                group.eq(0),
+            ]
         return m
