@@ -11,7 +11,13 @@ from m2xfp.errors import InputError
 from m2xfp.rtl.catalog import Instance
 from m2xfp.rtl.verilog.emit import emit
 from m2xfp.tb.bulk.simulator import BulkSimulator, Run
-from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product, status_names, timing_of
+from m2xfp.tb.parts.gemm_arrays import (
+    GemmStreams,
+    Product,
+    status_names,
+    status_tag,
+    timing_of,
+)
 from m2xfp.tb.units.gemm_core import golden_product
 
 if TYPE_CHECKING:
@@ -21,9 +27,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GemmSimulation",
+    "Status",
     "golden_linear",
     "simulate_core",
 ]
+
+Status = tuple[int, list[str]]
+"""Tag of a command and the faults that its status reports."""
 
 
 class GemmSimulation:
@@ -82,9 +92,15 @@ class GemmSimulation:
             progress=progress,
             cycle_limit=int((8 * clocks + 20_000) / (1 - stall) ** 3),
         )
-        statuses = [status_names(int(row[0]), self.facts) for row in run.outputs["status"].data]
-        assert statuses == [[] for _ in products], f"statuses {statuses}"
+        statuses = self.statuses(run)
+        due: list[Status] = [(n % self.streams.tags, []) for n in range(len(products))]
+        assert statuses == due, f"statuses {statuses}"
         return list(self.streams.results(run.outputs["o"], products)), run
+
+    def statuses(self, run: Run) -> list[Status]:
+        """Return tag and faults of each status."""
+        words = [int(row[0]) for row in run.outputs["status"].data]
+        return [(status_tag(word, self.facts), status_names(word, self.facts)) for word in words]
 
     def product(self, x: Tensor, weight: PackedTensor) -> Product:
         """Return x [..., k] times the rows of ``weight`` [n, k] as the core takes it.

@@ -1,6 +1,6 @@
 """Storage of the GEMM core: banks of packed weights, and the FIFO of finished results."""
 
-from amaranth.hdl import Array, Module, Mux, Shape, ShapeLike, Signal
+from amaranth.hdl import Array, Cat, Module, Mux, Shape, ShapeLike, Signal
 from amaranth.lib import data
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -85,7 +85,7 @@ class ResultFifo(Component):
     o : Out(packet_stream(ArrayLayout(32, columns)))
         One row a beat; columns outside the matrix are 0; ``last`` on a command's last row.
     status : Out(packet_stream(status_layout))
-        One beat a command, after its last row was taken.
+        One beat a command, with its tag, after its last row was taken.
     """
 
     def __init__(self, rows: int, columns: int, slots: int) -> None:
@@ -165,5 +165,5 @@ class ResultFifo(Component):
         with m.If(done):
             m.d.sync += [used.bit_select(drain, 1).eq(0), drain.eq(following(drain))]
             with m.If(tile.last):
-                m.d.sync += [reported.eq(1), report.eq(tile.status)]
+                m.d.sync += [reported.eq(1), report.eq(Cat(tile.faults, tile.tag))]
         return m

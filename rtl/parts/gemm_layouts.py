@@ -56,14 +56,16 @@ def tile_layout(rows: int, columns: int) -> data.StructLayout:
     """Return what goes with a step whose accumulators are results.
 
     ``rows`` and ``lanes`` say how many rows and columns are part of the matrix, ``last`` that no
-    more follow for this command, and ``status`` then how it went. No rows and ``last`` is a command
-    without results; rows without lanes are zeros, which close the results of one that failed.
+    more follow for this command, ``faults`` then how it went, and ``tag`` which command it is. No
+    rows and ``last`` is a command without results; rows without lanes are zeros, which close the
+    results of one that failed.
     """
     return data.StructLayout(
         {
             "rows": Shape.cast(range(rows + 1)).width,
             "lanes": Shape.cast(range(columns + 1)).width,
             "last": 1,
-            "status": status_layout,
+            "faults": faults_layout,
+            "tag": TAG_BITS,
         }
     )

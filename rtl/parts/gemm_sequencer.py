@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
-from m2xfp.rtl.parts.gemm_layouts import job_layout, tile_layout
+from m2xfp.rtl.parts.gemm_layouts import TAG_BITS, job_layout, tile_layout
 from m2xfp.rtl.verilog.component import Component
 
 __all__ = ["Sequencer"]
@@ -28,8 +28,10 @@ class Position:
         Group of k.
     columns_left, block_left, rows_left
         Columns, this panel included; rows, this block included; rows, those of this step included.
-    misframed
-        ``last`` of an input was at the wrong place.
+    failed
+        A command was misframed, and none resynchronised since.
+    open
+        Results of the command were given, and more were to come.
     """
 
     running: Signal
@@ -41,7 +43,8 @@ class Position:
     columns_left: Signal
     block_left: Signal
     rows_left: Signal
-    misframed: Signal
+    failed: Signal
+    open: Signal
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,11 @@ class Sequencer(Component):
     for ``chains`` steps. If activations are late, their step waits until its chain comes round;
     the first step of a block waits for nothing, since the accumulators start anew.
 
+    Activations with another tag than their command, ``last`` at the wrong place, or a misframed
+    weight buffer end the command: it gives no further results, but for a row of zeros that closes
+    those already given. From then on activations are taken and dropped, and all commands fail,
+    until one resynchronises.
+
     Parameters
     ----------
     rows, columns, chains
@@ -80,15 +88,19 @@ class Sequencer(Component):
     enable : In(1)
         The array goes on by one step.
     full, suspect : In(2)
-        Which weight buffers are filled, and which of them with ``last`` at the wrong place.
-    act_valid, act_last : In(1), act_ready : Out(1)
+        Which weight buffers are filled, and which of them misframed.
+    act_valid, act_last, act_tag : In, act_ready : Out(1)
         Handshake of the activations.
+    quiet : In(1)
+        No activations are between the core's port and here.
     issue, first : Out(1)
         The array gets groups in this step; its chain is cleared before.
     read, buffer, address : Out
         Fetch weight groups.
     released : Out(1)
         ``buffer`` is used up with this clock.
+    stop, resync : Out(1)
+        A command fails in this clock; everything starts anew after this clock.
     tile : Out, tile_valid : Out(1)
         What the results of this step are, if it completes any.
     """
@@ -104,13 +116,17 @@ class Sequencer(Component):
                 "suspect": In(2),
                 "act_valid": In(1),
                 "act_last": In(1),
+                "act_tag": In(TAG_BITS),
                 "act_ready": Out(1),
+                "quiet": In(1),
                 "issue": Out(1),
                 "first": Out(1),
                 "read": Out(1),
                 "buffer": Out(1),
                 "address": Out(range(max_groups)),
                 "released": Out(1),
+                "stop": Out(1),
+                "resync": Out(1),
                 "tile": Out(tile_layout(rows, columns)),
                 "tile_valid": Out(1),
             }
@@ -127,29 +143,35 @@ class Sequencer(Component):
         full = self.full.bit_select(at.buffer, 1)
         may_issue = named(m, "may_issue", at.running & self.enable & in_turn & full)
         final = named(m, "final", wanted & ends.group & ends.rows & ends.columns)
-        wrong = named(m, "wrong", wanted & (self.act_last ^ final))
-        suspect = named(
-            m, "suspect_now", at.misframed | wrong | self.suspect.bit_select(at.buffer, 1)
-        )
-        refused = named(m, "refused", job.status.as_value().any())
-        # A refused command goes through the array as an empty result, so that statuses keep order.
-        refusal = named(m, "refusal", ~at.running & self.job.valid & refused & self.enable)
+        wrong = named(m, "wrong", wanted & ((self.act_last ^ final) | (self.act_tag != job.tag)))
+        spoilt = named(m, "spoilt", full & self.suspect.bit_select(at.buffer, 1))
+        fails = named(m, "fails", at.running & self.enable & (spoilt | (self.issue & wrong)))
+        # A command without a product goes through the array as an empty result, so that statuses
+        # keep order. One that resynchronises waits until nothing old is on its way.
+        refused = named(m, "refused", at.failed | job.resync | job.faults.as_value().any())
+        held = named(m, "held", at.failed & job.resync & ~self.quiet)
+        refusal = named(m, "refusal", ~at.running & self.job.valid & refused & ~held & self.enable)
         m.d.comb += [
-            self.act_ready.eq(may_issue & wanted),
+            self.act_ready.eq((may_issue & wanted) | at.failed),
             self.issue.eq(may_issue & (self.act_valid | ~wanted)),
             self.first.eq(at.group == 0),
             self.read.eq(self.issue & (at.chain == 0)),
             self.buffer.eq(at.buffer),
             self.address.eq(at.group),
             self.released.eq(self.issue & ends.panel),
-            self.job.ready.eq(refusal | (self.released & ends.columns)),
-            self.tile.rows.eq(Mux(refused, 0, Mux(ends.rows, at.rows_left, self._rows))),
+            self.stop.eq(fails),
+            self.resync.eq(refusal & job.resync),
+            self.job.ready.eq(refusal | fails | (self.released & ends.columns)),
+            self.tile.rows.eq(Mux(ends.rows, at.rows_left, self._rows)),
             self.tile.lanes.eq(Mux(ends.columns, at.columns_left, self._columns)),
-            self.tile.last.eq(refused | final),
-            self.tile.status.eq(job.status),
-            self.tile.status.misframed.eq(~refused & suspect),
-            self.tile_valid.eq(refusal | (self.issue & ends.group & wanted)),
+            self.tile.last.eq(refused | fails | final),
+            self.tile.faults.eq(job.faults),
+            self.tile.faults.misframed.eq(fails | (at.failed & ~job.resync)),
+            self.tile.tag.eq(job.tag),
+            self.tile_valid.eq(refusal | fails | (self.issue & ends.group & wanted)),
         ]
+        with m.If(refused | fails):
+            m.d.comb += [self.tile.rows.eq(at.open), self.tile.lanes.eq(0)]
         with m.If(self.enable):
             m.d.sync += at.turn.eq(Mux(at.turn == self._chains - 1, 0, at.turn + 1))
         with m.If(~at.running):
@@ -159,11 +181,15 @@ class Sequencer(Component):
                 at.columns_left.eq(job.n),
                 at.block_left.eq(job.m),
                 at.rows_left.eq(job.m),
-                at.misframed.eq(0),
             ]
         with m.If(self.issue):
-            m.d.sync += at.misframed.eq(suspect)
             self._go_on(m, at, ends, starts)
+        with m.If(self.tile_valid):
+            m.d.sync += at.open.eq(~self.tile.last)
+        with m.If(fails):
+            m.d.sync += [at.running.eq(0), at.failed.eq(1)]
+        with m.If(self.resync):
+            m.d.sync += [at.failed.eq(0), at.buffer.eq(0), at.chain.eq(0), at.group.eq(0)]
         return m
 
     def _position(self) -> Position:
@@ -178,7 +204,8 @@ class Sequencer(Component):
             columns_left=Signal(SIZE_BITS, name="columns_left", reset_less=True),
             block_left=Signal(SIZE_BITS, name="block_left", reset_less=True),
             rows_left=Signal(SIZE_BITS, name="rows_left", reset_less=True),
-            misframed=Signal(name="misframed", reset_less=True),
+            failed=Signal(name="failed"),
+            open=Signal(name="open"),
         )
 
     def _ends(self, m: Module, at: Position) -> Ends:

@@ -14,9 +14,10 @@ from m2xfp.rtl.parts.fp32_rounding import round_to_bf16
 from m2xfp.rtl.parts.gemm_array import GemmArray
 from m2xfp.rtl.parts.gemm_buffers import ResultFifo, WeightBank
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
-from m2xfp.rtl.parts.gemm_layouts import command_layout, status_layout
+from m2xfp.rtl.parts.gemm_layouts import command_layout, status_layout, tagged
 from m2xfp.rtl.parts.gemm_loader import Loader
 from m2xfp.rtl.parts.gemm_sequencer import Sequencer
+from m2xfp.rtl.parts.gemm_tags import TagQueue
 from m2xfp.rtl.parts.layouts import group_layout, value_layout
 from m2xfp.rtl.parts.registers import delayed, register
 from m2xfp.rtl.parts.streams import packet_stream
@@ -74,22 +75,26 @@ class GemmCore(Component):
     Members
     -------
     cmd : In(packet_stream(command_layout))
-        m, n, k, each at least 1; k is a multiple of the group and at most ``max_k``. ``last`` is
-        ignored.
-    weights : In(packet_stream(group))
-        The packed weight matrix [n, k], row by row, once; ``last`` on the last group.
-    acts : In(packet_stream(ArrayLayout(group or values, rows)))
+        m, n, k, each at least 1; k is a multiple of the group and at most ``max_k``. ``tag`` is the
+        command's own, best a number that counts up. ``resync`` ends the failure that a misframed
+        command began; its sizes are ignored, and it computes nothing. ``last`` is ignored.
+    weights : In(packet_stream(tagged("group", group)))
+        The packed weight matrix [n, k], row by row, once; ``last`` on the last group, the command's
+        ``tag`` in each.
+    acts : In(packet_stream(tagged("rows", ArrayLayout(group or values, rows))))
         The activation matrix, once for each panel of ``columns`` weight rows. Within a panel, for
         each block of ``rows * chains`` rows: for each group of k: the block's rows, ``rows`` a
         beat. A beat's rows beyond m are ignored; beats of nothing but such rows are left out.
-        ``last`` on the last beat of the last panel.
+        ``last`` on the last beat of the last panel, the command's ``tag`` in each.
     o : Out(packet_stream(ArrayLayout(value, columns) or group))
         Results: for each panel, for each row, a beat; columns beyond n are 0. ``last`` on the last.
     status : Out(packet_stream(status_layout))
-        One beat a command, in order, when its last row has left the array. ``bad_m``, ``bad_n``,
-        ``bad_k``: this size is zero or not supported; nothing was read or computed.
-        ``misframed``: ``last`` of an input was not where the command's sizes put it; the results
-        belong to the wrong data.
+        One beat a command, in order, with its tag, when its last row has left the array. ``bad_m``,
+        ``bad_n``, ``bad_k``: this size is zero or not supported; nothing was read or computed.
+        ``misframed``: an operand had another tag, or ``last`` was not where the command's sizes
+        put it; results that were given before it was seen are closed by a row of zeros with
+        ``last``. Every command after it is misframed too and gives no results, and operands are
+        taken and dropped, until one with ``resync``.
     latency
         Clocks from the acceptance of a result's last activation beat to the result at ``o``, when
         nothing stalls.
@@ -167,8 +172,8 @@ class GemmCore(Component):
         super().__init__(
             {
                 "cmd": In(packet_stream(command_layout)),
-                "weights": In(packet_stream(group_layout(weight))),
-                "acts": In(packet_stream(data.ArrayLayout(incoming, rows))),
+                "weights": In(packet_stream(tagged("group", group_layout(weight)))),
+                "acts": In(packet_stream(tagged("rows", data.ArrayLayout(incoming, rows)))),
                 "o": Out(packet_stream(outgoing)),
                 "status": Out(packet_stream(status_layout)),
             }
@@ -194,6 +199,8 @@ class GemmCore(Component):
             loader.full.eq(full),
             sequencer.full.eq(full),
             sequencer.suspect.eq(suspect),
+            loader.stop.eq(sequencer.stop),
+            loader.resync.eq(sequencer.resync),
         ]
         with m.If(sequencer.released):
             m.d.sync += full.bit_select(sequencer.buffer, 1).eq(0)
@@ -202,6 +209,8 @@ class GemmCore(Component):
                 full.bit_select(loader.buffer, 1).eq(1),
                 suspect.bit_select(loader.buffer, 1).eq(loader.misframed),
             ]
+        with m.If(sequencer.resync):
+            m.d.sync += full.eq(0)
 
         self._connect_weights(m, loader, sequencer, array)
         # The array stands still while a result finds no room.
@@ -237,7 +246,7 @@ class GemmCore(Component):
             m.d.comb += [
                 bank.write.eq(loader.write[column]),
                 bank.write_address.eq(2 * loader.address + loader.buffer),
-                bank.write_data.eq(self.weights.payload.data),
+                bank.write_data.eq(self.weights.payload.data.group),
                 bank.read.eq(sequencer.read),
                 bank.read_address.eq(2 * sequencer.address + sequencer.buffer),
                 array.weights[column].eq(bank.read_data),
@@ -248,7 +257,9 @@ class GemmCore(Component):
         acts = self.acts
         if not self._engines:
             m.d.comb += [
-                array.acts.eq(acts.payload.data),
+                array.acts.eq(acts.payload.data.rows),
+                sequencer.act_tag.eq(acts.payload.data.tag),
+                sequencer.quiet.eq(1),
                 sequencer.act_valid.eq(acts.valid),
                 sequencer.act_last.eq(acts.payload.last),
                 acts.ready.eq(sequencer.act_ready),
@@ -258,14 +269,20 @@ class GemmCore(Component):
         for row, engine in enumerate(self._engines):
             m.submodules[f"engine_{row}"] = engine
             m.d.comb += [
-                engine.i.payload.data.eq(acts.payload.data[row]),
+                engine.i.payload.data.eq(acts.payload.data.rows[row]),
                 engine.i.payload.last.eq(acts.payload.last),
                 engine.i.valid.eq(acts.valid),
                 engine.o.ready.eq(sequencer.act_ready),
                 array.acts[row].eq(engine.o.payload.data),
             ]
         leader = self._engines[0]
+        m.submodules.tags = tags = TagQueue(leader.latency)
         m.d.comb += [
+            tags.push.eq(acts.valid & leader.i.ready),
+            tags.i.eq(acts.payload.data.tag),
+            tags.pop.eq(leader.o.valid & sequencer.act_ready),
+            sequencer.act_tag.eq(tags.o),
+            sequencer.quiet.eq(tags.empty),
             acts.ready.eq(leader.i.ready),
             sequencer.act_valid.eq(leader.o.valid),
             sequencer.act_last.eq(leader.o.payload.last),

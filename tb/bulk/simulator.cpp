@@ -182,6 +182,9 @@ public:
     void set_input(size_t i, const uint8_t* rows, const uint8_t* lasts, size_t count,
                    double stall, uint64_t seed) {
         Input& in = inputs[i];
+        quiet = in.accepted = 0;
+        in.presenting = false;
+        in.stamps.clear();
         in.rows = rows;
         in.lasts = lasts;
         in.count = count;

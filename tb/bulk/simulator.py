@@ -7,7 +7,7 @@ without streams is played clock by clock through its ports.
 
 import ctypes
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -168,9 +168,47 @@ class BulkSimulator:
             cycle_limit = math.ceil((64 * total + 16 * patience) / share**2)
 
         with self._model(seed, waves) as model:
-            self._prepare(model, beats, stalls, seed, settings, stamps)
+            self._set_signals(model, settings)
+            self._prepare(model, beats, stalls, seed, stamps)
+            self._library.simulator_reset(model)
             self._advance(model, beats, patience, cycle_limit, progress)
             return self._collect(model, stamps)
+
+    def run_phases(
+        self,
+        phases: Sequence[Mapping[str, Beats]],
+        *,
+        stalls: Sequence[float | Mapping[str, float]] = (),
+        seed: int = 0,
+        settings: Mapping[str, int] | None = None,
+        patience: int = 256,
+    ) -> list[Run]:
+        """Reset a unit with streams once, then play one set of beats after the other.
+
+        A phase begins when nothing has moved for ``patience`` clocks. ``stalls`` has a probability
+        for each; other parameters and errors are those of ``run``. So is what is returned for each
+        phase, but for its clocks, which count from the reset.
+        """
+        runs: list[Run] = []
+        done = dict.fromkeys((stream.name for stream in self.facts.outputs), 0)
+        with self._model(seed, None) as model:
+            self._set_signals(model, settings or {})
+            self._library.simulator_reset(model)
+            for number, inputs in enumerate(phases):
+                beats = _checked(self.facts, inputs)
+                stall = _stalls(self.facts, stalls[number] if stalls else 0.0)
+                self._prepare(model, beats, stall, seed + number, stamps=False)
+                total = sum(len(stream) for stream in beats.values())
+                limit = math.ceil((64 * total + 16 * patience) / (1 - max(stall.values())) ** 2)
+                limit += self._library.simulator_cycles(model)
+                self._advance(model, beats, patience, limit, progress=False)
+                run = self._collect(model, stamps=False)
+                outputs = {
+                    name: found.part(done[name], len(found)) for name, found in run.outputs.items()
+                }
+                done = {name: len(found) for name, found in run.outputs.items()}
+                runs.append(Run(outputs, run.cycles, run.signals))
+        return runs
 
     def _play_ports(self, inputs: Mapping[str, Beats], seed: int, waves: Path | None) -> Run:
         """Give the ports a word in every clock; outputs are those of ``latency`` clocks later."""
@@ -210,7 +248,6 @@ class BulkSimulator:
         beats: dict[str, Beats],
         stalls: dict[str, float],
         seed: int,
-        settings: Mapping[str, int],
         stamps: bool,
     ) -> None:
         library, facts = self._library, self.facts
@@ -234,12 +271,13 @@ class BulkSimulator:
             library.simulator_set_output(
                 model, index, stalls[stream.name], stream_seeds[stream.name]
             )
-        for index, port in enumerate(facts.signals):
-            if port.is_input:
-                number = settings.get(port.name, 0)
-                library.simulator_set_signal(model, index, number.to_bytes(port.bytes, "little"))
         library.simulator_set_stamping(model, stamps)
-        library.simulator_reset(model)
+
+    def _set_signals(self, model: ctypes.c_void_p, settings: Mapping[str, int]) -> None:
+        for index, port in enumerate(self.facts.signals):
+            if port.is_input:
+                word = settings.get(port.name, 0).to_bytes(port.bytes, "little")
+                self._library.simulator_set_signal(model, index, word)
 
     def _advance(
         self,

@@ -1,6 +1,6 @@
 """The array side of the GEMM core: operands to beats, beats to results."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from m2xfp.tb.parts.groups import (
 )
 from m2xfp.tb.vectors import Beats
 
-__all__ = ["GemmStreams", "Product", "status_names", "timing_of"]
+__all__ = ["GemmStreams", "Product", "status_names", "status_tag", "timing_of"]
 
 
 def timing_of(facts: Facts) -> GemmTiming:
@@ -31,8 +31,18 @@ def timing_of(facts: Facts) -> GemmTiming:
 
 
 def status_names(status: int, facts: Facts) -> list[str]:
-    """Return the names of the bits that are set in a status; none is success."""
-    return [field.name for field in facts.stream("status").fields if status >> field.offset & 1]
+    """Return the names of the faults that a status reports; none is success."""
+    return [
+        field.name
+        for field in facts.stream("status").fields
+        if field.name != "tag" and status >> field.offset & 1
+    ]
+
+
+def status_tag(status: int, facts: Facts) -> int:
+    """Return the tag of the command that a status is of."""
+    tag = facts.stream("status").field("tag")
+    return status >> tag.offset & (1 << tag.width) - 1
 
 
 def _end_mark(count: int) -> NDArray[np.bool_]:
@@ -91,19 +101,34 @@ class GemmStreams:
         )
         self._packed_results = given["results"] == "packed"
 
-    def command_beats(self, sizes: list[tuple[int, int, int]]) -> Bytes:
-        """Return the beats of commands (m, n, k)."""
+    @property
+    def tags(self) -> int:
+        """How many tags there are; commands carry them in turn."""
+        return 1 << self.facts.stream("cmd").field("tag").width
+
+    def command_beats(self, sizes: list[tuple[int, int, int]], tags: Sequence[int] = ()) -> Bytes:
+        """Return the beats of commands (m, n, k), with these tags or numbered from 0."""
         stream, numbers = self.facts.stream("cmd"), np.array(sizes, np.int64)
         return pack(
-            stream, {stream.field(name): numbers[:, n] for n, name in enumerate(("m", "n", "k"))}
+            stream,
+            {stream.field(name): numbers[:, n] for n, name in enumerate(("m", "n", "k"))}
+            | {stream.field("tag"): np.array(tags or range(len(sizes))) % self.tags},
         )
 
-    def weight_beats(self, weights: Bytes) -> Bytes:
-        """Return the beats of weights [n, groups, bytes]."""
-        planes = group_arrays(weights.reshape(-1, weights.shape[-1]), self.weight)
-        return group_beats(self.facts.stream("weights"), planes, self.weight)
+    def resync_beat(self, tag: int) -> Bytes:
+        """Return the beat of the command that ends a failure."""
+        stream = self.facts.stream("cmd")
+        one = {"tag": tag % self.tags, "resync": 1}
+        return pack(stream, {stream.field(name): np.array([bit]) for name, bit in one.items()})
 
-    def act_beats(self, acts: NDArray[Any], n: int) -> Bytes:
+    def weight_beats(self, weights: Bytes, tag: int = 0) -> Bytes:
+        """Return the beats of weights [n, groups, bytes] of the command with a tag."""
+        planes = group_arrays(weights.reshape(-1, weights.shape[-1]), self.weight)
+        stream = self.facts.stream("weights")
+        tags = np.full(weights.shape[0] * weights.shape[1], tag % self.tags)
+        return group_beats(stream, planes, self.weight, "group.", {stream.field("tag"): tags})
+
+    def act_beats(self, acts: NDArray[Any], n: int, tag: int = 0) -> Bytes:
         """Return the activation beats of a product with n weight rows; ``acts`` as in `Product`."""
         m = len(acts)
         groups = acts.reshape(m, -1, self.act.group) if acts.ndim == 2 else acts
@@ -117,13 +142,14 @@ class GemmStreams:
         wanted = np.broadcast_to(first_row < m, order.shape[:3]).reshape(-1)
         beats = order.reshape(-1, self.rows, groups.shape[2])[wanted]
         panels = -(-n // self.columns)
-        return np.tile(self._act_words(beats), (panels, 1))
+        return np.tile(self._act_words(beats, tag), (panels, 1))
 
-    def _act_words(self, beats: NDArray[Any]) -> Bytes:
+    def _act_words(self, beats: NDArray[Any], tag: int) -> Bytes:
         """Return TDATA of groups [beats, rows, values or bytes]."""
         stream, block = self.facts.stream("acts"), self.act
+        tags = {stream.field("tag"): np.full(len(beats), tag % self.tags)}
         if beats.dtype != np.uint8:
-            return pack(stream, {number(stream): beats})
+            return pack(stream, {number(stream, "rows."): beats} | tags)
         planes = group_arrays(beats.reshape(-1, beats.shape[2]), block)
         values = {"codes": elements(planes["codes"], block.element.bits, block.group)}
         values["scale"] = planes["scales"]
@@ -132,16 +158,17 @@ class GemmStreams:
         return pack(
             stream,
             {
-                stream.field(name): array.reshape(len(beats), self.rows, *array.shape[1:])
+                stream.field(f"rows.{name}"): array.reshape(len(beats), self.rows, *array.shape[1:])
                 for name, array in values.items()
-            },
+            }
+            | tags,
         )
 
     def inputs(self, products: list[Product]) -> dict[str, Beats]:
-        """Return the beats of all input streams."""
+        """Return the beats of all input streams; the tags are the numbers of the products."""
         streams = {
-            "acts": [self.act_beats(p.acts, len(p.weights)) for p in products],
-            "weights": [self.weight_beats(p.weights) for p in products],
+            "acts": [self.act_beats(p.acts, len(p.weights), n) for n, p in enumerate(products)],
+            "weights": [self.weight_beats(p.weights, n) for n, p in enumerate(products)],
         }
         beats = {
             name: Beats(np.concatenate(parts), np.concatenate([_end_mark(len(x)) for x in parts]))
@@ -152,7 +179,8 @@ class GemmStreams:
     def outputs(self, results: list[NDArray[Any]]) -> dict[str, Beats]:
         """Return the beats of all output streams that have these results, all commands done."""
         parts = [self._result_beats(result) for result in results]
-        statuses = np.zeros((len(results), 1), np.uint8)
+        status = self.facts.stream("status")
+        statuses = pack(status, {status.field("tag"): np.arange(len(results)) % self.tags})
         return {
             "o": Beats(np.concatenate(parts), np.concatenate([_end_mark(len(x)) for x in parts])),
             "status": Beats(statuses, np.ones(len(results), bool)),

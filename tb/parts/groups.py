@@ -84,11 +84,21 @@ def _plane_fields(stream: Stream, block: BlockFormat, prefix: str) -> dict[str, 
     return {name: stream.field(f"{prefix}{_FIELDS[name]}") for name in plane_shapes(block)}
 
 
-def group_beats(stream: Stream, planes: Mapping[str, NDArray[Any]], block: BlockFormat) -> Bytes:
-    """Return the beats of a stream that carries one group each."""
-    fields = _plane_fields(stream, block, "")
+def group_beats(
+    stream: Stream,
+    planes: Mapping[str, NDArray[Any]],
+    block: BlockFormat,
+    prefix: str = "",
+    others: Mapping[Field, NDArray[Any]] | None = None,
+) -> Bytes:
+    """Return the beats of a stream that carries one group each.
+
+    ``prefix`` is the path of the group in the payload; ``others`` are fields beside it.
+    """
+    fields = _plane_fields(stream, block, prefix)
     return pack(
         stream,
+        others,
         planes={
             field: planes[name].reshape(len(planes[name]), -1) for name, field in fields.items()
         },

@@ -173,7 +173,7 @@ def test_the_cuda_path_says_what_it_lacks(monkeypatch):
         fmt = get_format("nvfp4")
         with computing("fused"), pytest.raises(NoFusedPathError, match=message):
             kernels(fmt, cuda, torch.float32)
-        with pytest.warns(RuntimeWarning, match=message) as said:
+        with pytest.warns(RuntimeWarning, match=message) as said:  # noqa: PT031 (once for both)
             for _ in range(2):
                 assert kernels(fmt, cuda, torch.float32) is None
         assert len(said) == 1

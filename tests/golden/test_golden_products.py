@@ -158,7 +158,7 @@ def test_without_the_compiled_code_the_plain_path_serves(fresh, monkeypatch, tro
     if trouble == "truncated":  # is compiled again
         assert torch.equal(matmul(qa, qw), wanted)
         return
-    with pytest.warns(RuntimeWarning, match="plain path, which is slower") as said:
+    with pytest.warns(RuntimeWarning, match="plain path, which is slower") as said:  # noqa: PT031
         assert torch.equal(matmul(qa, qw), wanted)
         qa.dequantize()  # for the same reason
     assert len(said) == 1

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
+from itertools import product as product_of
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from m2xfp.synth.studies import gemm
 from m2xfp.synth.studies.linear_layers import LinearRun, compare_losses, default_core, run_linear
 from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
 from m2xfp.tb.linear import GemmSimulation, golden_linear, simulate_core
-from m2xfp.tb.parts.gemm_arrays import Product, status_names
+from m2xfp.tb.parts.gemm_arrays import Product
 from m2xfp.tb.parts.groups import group_arrays
 from m2xfp.tb.units.gemm_core import decode, encode, golden_product, load
 from m2xfp.tb.vectors import Beats
@@ -234,29 +235,249 @@ def test_bad_sizes(core: GemmSimulation, stall: float) -> None:
     commands = [good[0].sizes]
     for (sizes, _), operands in zip(BAD, good[1:], strict=True):
         commands += [sizes, operands.sizes]
-    beats = Beats(core.streams.command_beats(commands))
+    # Those that are computed keep their tags, and the others have any.
+    tags = [n // 2 % 8 if n % 2 == 0 else 7 - n // 2 for n in range(len(commands))]
+    beats = Beats(core.streams.command_beats(commands, tags))
     run = core.simulator.run(inputs | {"cmd": beats}, stall=stall)
-    names = [status_names(row[0], core.facts) for row in run.outputs["status"].data]
-    assert names == [[], *(row for _, status in BAD for row in (status, []))]
+    due = [[], *(row for _, status in BAD for row in (status, []))]
+    assert core.statuses(run) == list(zip(tags, due, strict=True))
     for operands, found in zip(good, core.streams.results(run.outputs["o"], good), strict=True):
         assert np.array_equal(found, golden_product(operands, core.facts))
 
 
-@pytest.mark.parametrize("config", ["m2xfp-2x2"])
+# What may happen to an operand stream between driver and core. Each gets the packets of the
+# commands, as beats and TLAST, and the place of one packet that is not the last.
+Packet = tuple[np.ndarray, np.ndarray]
+
+
+def lose_beat(packets: list[Packet], at: int, rng: np.random.Generator) -> None:
+    data, last = packets[at]
+    beat = rng.integers(len(data))
+    packets[at] = (np.delete(data, beat, 0), np.delete(last, beat))
+
+
+def repeat_beat(packets: list[Packet], at: int, rng: np.random.Generator) -> None:
+    data, last = packets[at]
+    beat = rng.integers(len(data))
+    packets[at] = (np.insert(data, beat, data[beat], 0), np.insert(last, beat, False))
+
+
+def lose_packet(packets: list[Packet], at: int, _: np.random.Generator) -> None:
+    del packets[at]
+
+
+def repeat_packet(packets: list[Packet], at: int, _: np.random.Generator) -> None:
+    packets.insert(at, packets[at])
+
+
+def swap_packets(packets: list[Packet], at: int, _: np.random.Generator) -> None:
+    packets[at], packets[at + 1] = packets[at + 1], packets[at]
+
+
+def invert_last(packets: list[Packet], at: int, rng: np.random.Generator) -> None:
+    data, last = packets[at]
+    beat = rng.integers(len(last))
+    packets[at] = (data, np.where(np.arange(len(last)) == beat, ~last, last))
+
+
+def lose_last(packets: list[Packet], at: int, _: np.random.Generator) -> None:
+    packets[at] = (packets[at][0], np.zeros_like(packets[at][1]))
+
+
+ACCIDENTS = [
+    lose_beat,
+    repeat_beat,
+    lose_packet,
+    repeat_packet,
+    swap_packets,
+    invert_last,
+    lose_last,
+]
+
+
+def broken_beats(beats: Beats, accident: Callable[..., None], at: int, seed: int) -> Beats:
+    """Return a stream with an accident, and behind it a beat that no command can want."""
+    assert beats.last is not None
+    ends = np.flatnonzero(beats.last) + 1
+    packets = list(
+        zip(np.split(beats.data, ends[:-1]), np.split(beats.last, ends[:-1]), strict=True)
+    )
+    accident(packets, at, np.random.default_rng(seed))
+    data, last = (np.concatenate(parts) for parts in zip(*packets, strict=True))
+    return Beats(data, last)
+
+
+def stray_beats(core: GemmSimulation, tag: int) -> dict[str, Beats]:
+    """Return a beat with a tag for each operand stream."""
+    one = product(core, 1, 1, 1, seed=0)
+    last = np.ones(1, bool)
+    return {
+        "acts": Beats(core.streams.act_beats(one.acts, 1, tag), last),
+        "weights": Beats(core.streams.weight_beats(one.weights, tag), last),
+    }
+
+
+def behind(first: Beats, second: Beats) -> Beats:
+    assert first.last is not None
+    assert second.last is not None
+    return Beats(
+        np.concatenate([first.data, second.data]), np.concatenate([first.last, second.last])
+    )
+
+
+def check_failure(
+    core: GemmSimulation,
+    products: list[Product],
+    inputs: dict[str, Beats],
+    failing: int | None,
+    *,
+    stall: float = 0.0,
+    seed: int = 0,
+) -> None:
+    """Play commands of which one fails; AssertionError if a wrong number came with a clean status.
+
+    All before it are right. It and those after it are misframed and give at most the beginning of
+    one result, closed with a row of zeros. All that was sent is taken, so a driver can go on: after
+    a command that resynchronises everything is right again. ``failing`` is which command it is, if
+    that is known.
+
+    Behind the operands stands a beat with a tag of no command, since the last packet may be lost.
+    """
+    streams, count = core.streams, len(inputs["cmd"])
+    assert count < streams.tags
+    for name, stray in stray_beats(core, streams.tags - 1).items():
+        inputs |= {name: behind(inputs[name], stray)}
+    # One beat is still in the engines when the command arrives that resynchronises.
+    tidy = {"cmd": Beats(streams.resync_beat(5)), "acts": stray_beats(core, 3)["acts"]}
+    again = [product(core, 3, 3, 2, seed=n) for n in range(3)]
+    broken, resync, after = core.simulator.run_phases(
+        [inputs, tidy, streams.inputs(again)], stalls=[stall, 0.0, stall], seed=seed
+    )
+    statuses = core.statuses(broken)
+    assert len(statuses) == count
+    clean = sum(not faults for _, faults in statuses)
+    assert clean < count
+    assert [faults for _, faults in statuses] == [[]] * clean + [["misframed"]] * (count - clean)
+    assert failing is None or clean == failing
+    out = broken.outputs["o"]
+    assert out.last is not None
+    ends = np.flatnonzero(out.last) + 1
+    assert len(ends) in (clean, clean + 1)
+    right = int(ends[clean - 1]) if clean else 0
+    done = [products[tag] for tag, faults in statuses if not faults]
+    found = list(streams.results(out.part(0, right), done))
+    for operands, result in zip(done, found, strict=True):
+        assert np.array_equal(result, golden_product(operands, core.facts))
+    if len(ends) > clean:
+        assert right + 1 < ends[-1] == len(out)
+        one = product(core, 1, 1, 1, seed=0)
+        zeros = golden_product(Product(one.acts * 0, one.weights * 0, one.k), core.facts)
+        assert np.array_equal(out.data[-1:], streams.outputs([zeros])["o"].data)
+    else:
+        assert right == len(out)
+    assert core.statuses(resync) == [(5, [])]
+    assert not len(resync.outputs["o"])
+    assert core.statuses(after) == [(n, []) for n in range(3)]
+    for operands, result in zip(again, streams.results(after.outputs["o"], again), strict=True):
+        assert np.array_equal(result, golden_product(operands, core.facts))
+
+
+def equal_products(core: GemmSimulation, count: int, seed: int) -> list[Product]:
+    """Return products of one size, so that nothing but a tag tells their packets apart."""
+    rng = np.random.default_rng(seed)
+    most = core.facts.parameters["max_k"] // core.streams.act.group
+    block = core.streams.rows * core.streams.chains
+    sizes = (
+        int(rng.integers(1, 2 * block + 2)),
+        int(rng.integers(1, 2 * core.streams.columns + 2)),
+        int(rng.integers(1, min(most, 4) + 1)),
+    )
+    return [product(core, *sizes, seed=seed + n) for n in range(count)]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("name", ["acts", "weights"])
-@pytest.mark.parametrize("change", ["missing", "early"])
-def test_misplaced_last(core: GemmSimulation, name: str, change: str) -> None:
-    """TLAST at another place than the sizes say is reported with that command, and only there."""
-    products = [product(core, 5, 5, 3, seed=n) for n in range(3)]
-    inputs = core.streams.inputs(products)
-    last = inputs[name].last.copy()
-    second = np.flatnonzero(last)[1]
-    last[second] = change == "early"
-    if change == "early":
-        last[second - 2] = True
-    run = core.simulator.run(inputs | {name: Beats(inputs[name].data, last)})
-    names = [status_names(row[0], core.facts) for row in run.outputs["status"].data]
-    assert names == [[], ["misframed"], []]
+@pytest.mark.parametrize("accident", ACCIDENTS)
+def test_broken_operands(core: GemmSimulation, name: str, accident: Callable[..., None]) -> None:
+    """Whatever happens to a packet, its command says so and no result comes with a clean status."""
+    regress_failures(core, name, accident)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("name", ["acts", "weights"])
+def test_wrong_tags(core: GemmSimulation, name: str) -> None:
+    """One beat with a bit of its tag inverted."""
+    tag = core.facts.stream(name).field("tag")
+    for seed in range(12):
+        products = equal_products(core, 4, seed)
+        inputs = core.streams.inputs(products)
+        data = inputs[name].data.copy()
+        beat = int(np.random.default_rng(seed).integers(len(data)))
+        bit = tag.offset + seed % tag.width
+        data[beat, bit // 8] ^= 1 << bit % 8
+        broken = inputs | {name: Beats(data, inputs[name].last)}
+        check_failure(core, products, broken, beat * 4 // len(data), stall=0.2, seed=seed)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("change", ["lost", "twice", "swapped", "m", "n", "k"])
+def test_broken_commands(core: GemmSimulation, change: str) -> None:
+    """A command is lost, repeated, out of order, or has another size than its operands."""
+    group = core.streams.act.group
+    for seed in range(8):
+        products = equal_products(core, 5, seed)
+        inputs, sizes, tags = (
+            core.streams.inputs(products),
+            [p.sizes for p in products],
+            [*range(5)],
+        )
+        at = seed % 4
+        if change == "lost":
+            del sizes[at], tags[at]
+        elif change == "twice":
+            sizes.insert(at, sizes[at])
+            tags.insert(at, at)
+        elif change == "swapped":
+            tags[at], tags[at + 1] = tags[at + 1], tags[at]
+        else:
+            step = {"m": (core.streams.rows, 0, 0), "n": (0, 1, 0), "k": (0, 0, group)}[change]
+            m, n, k = (size + more for size, more in zip(sizes[at], step, strict=True))
+            sizes[at] = (m, n, k)
+        commands = Beats(core.streams.command_beats(sizes, tags))
+        failing = at + (change == "twice")
+        check_failure(core, products, inputs | {"cmd": commands}, failing, stall=0.2, seed=seed)
+
+
+@pytest.mark.parametrize("config", ["m2xfp-2x2"])
+def test_faults_after_a_failure(core: GemmSimulation) -> None:
+    """Sizes that are not supported are reported beside it, and resynchronising ignores sizes."""
+    inputs = core.streams.inputs([product(core, 2, 2, 1, seed=0)])
+    sizes = [(2, 2, 32), *(bad for bad, _ in BAD)]
+    commands = core.streams.command_beats(sizes)
+    failed = inputs | stray_beats(core, 1) | {"cmd": Beats(commands)}
+    resync = {"cmd": Beats(core.streams.resync_beat(7))}
+    first, second, third = core.simulator.run_phases([failed, resync, inputs])
+    due = [["misframed"], *([*faults, "misframed"] for _, faults in BAD)]
+    assert core.statuses(first) == [(n % 8, faults) for n, faults in enumerate(due)]
+    assert not len(first.outputs["o"])
+    assert core.statuses(second) == [(7, [])]
+    assert core.statuses(third) == [(0, [])]
+
+
+@pytest.mark.parametrize("config", NORMAL)
+def test_resynchronising_without_a_failure(core: GemmSimulation) -> None:
+    """It is answered in order and changes nothing, whatever is under way before and behind it."""
+    for seed in range(6):
+        products = equal_products(core, 4, seed)
+        inputs, streams = core.streams.inputs(products), core.streams
+        commands = [*inputs["cmd"].data]
+        for n in reversed(range(5)):
+            commands.insert(n, streams.resync_beat(7)[0])
+        beats = inputs | {"cmd": Beats(np.stack(commands))}
+        run = core.simulator.run(beats, stall=(0.0, 0.4)[seed % 2], seed=seed)
+        assert core.statuses(run) == [(n // 2 if n % 2 else 7, []) for n in range(9)]
+        for one, found in zip(products, streams.results(run.outputs["o"], products), strict=True):
+            assert np.array_equal(found, golden_product(one, core.facts))
 
 
 @pytest.mark.parametrize(
@@ -509,12 +730,51 @@ FAULTS = [
         "total.refinement.eq(act.refinement[part])",
         "total.refinement.eq(0)",
     ),
+    Mutation("failure forgotten", SEQUENCER, "at.failed.eq(1)", "at.failed.eq(0)"),
+    Mutation("activations of any tag", SEQUENCER, "self.act_tag != job.tag", "0"),
+    Mutation("weights of any tag", LOADER, "weight.data.tag != tag", "0"),
+    Mutation("last of activations ignored", SEQUENCER, "self.act_last ^ final", "0"),
+    Mutation("last of weights ignored", LOADER, "weight.last ^ all_ends", "0"),
+    Mutation("misframed weights used", SEQUENCER, "full & self.suspect", "0 & self.suspect"),
+    Mutation("results left open", SEQUENCER, "self.tile.rows.eq(at.open)", "self.tile.rows.eq(0)"),
+    Mutation("loading goes on", LOADER, "m.If(wrong | self.stop)", "m.If(wrong)"),
+    Mutation("weights wait in a failure", LOADER, "room | failed", "room"),
+    Mutation("buffer stays filled", CORE, "m.d.sync += full.eq(0)", "pass"),
+    Mutation("command behind another tag", BUFFERS, "Cat(tile.faults, tile.tag)", "tile.faults"),
+]
+# In a core with engines only.
+ENGINE_FAULTS = [
+    Mutation("tags ahead of their beats", CORE, "tags.o)", "acts.payload.data.tag)"),
+    Mutation("old beats survive", SEQUENCER, "job.resync & ~self.quiet", "job.resync & 0"),
 ]
 
 
+def regress_failures(core: GemmSimulation, name: str, accident: Callable[..., None]) -> None:
+    """Break a packet of an operand stream, at every place and with several seeds."""
+    for seed in range(12):
+        products = equal_products(core, 5, seed)
+        inputs = core.streams.inputs(products)
+        at = seed % 4
+        broken = inputs | {name: broken_beats(inputs[name], accident, at, seed)}
+        failing = at + (accident is repeat_packet)
+        check_failure(core, products, broken, failing, stall=(0.0, 0.3, 0.7)[seed % 3], seed=seed)
+
+
+def regress_all(core: GemmSimulation) -> None:
+    """Products, and what happens when operands do not come as they should."""
+    regress(core, 9, seed=1)
+    for name, accident in product_of(("acts", "weights"), ACCIDENTS):
+        regress_failures(core, name, accident)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_regression_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
-    mutant = emit_mutant(fault, UNIT, "m2xfp-2x2", tmp_path)
+@pytest.mark.parametrize(
+    ("fault", "config"),
+    [(fault, "m2xfp-2x2") for fault in FAULTS]
+    + [(fault, "m2xfp-bf16-2x2") for fault in ENGINE_FAULTS],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_regression_notices(fault: Mutation, config: str, sim_dir: Path, tmp_path: Path) -> None:
+    mutant = emit_mutant(fault, UNIT, config, tmp_path)
     with pytest.raises((AssertionError, SimulationError)):
-        regress(GemmSimulation(BulkSimulator(mutant, build_dir=sim_dir)), 9, seed=1)
+        regress_all(GemmSimulation(BulkSimulator(mutant, build_dir=sim_dir)))

@@ -1,0 +1,166 @@
+"""Pairs of packed groups for the MAC units: random and directed, one function a distribution.
+
+Each returns (act, weight, first): uint8 [T, n, bytes a group] twice and bool [T, n], for n dot
+products of T groups. All bytes are legal input, so random bytes are the base of everything; what is
+directed is the scales, which set the distance between accumulator and addend.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2xfp.facts import Facts
+from m2xfp.formats import BlockFormat
+from m2xfp.tb.bench import Arrays
+from m2xfp.tb.parts.pairs import pairs, vectors
+from m2xfp.tb.vectors import TestVectors
+
+Groups = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]
+Formats = tuple[BlockFormat, BlockFormat]
+
+
+def _bytes(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> Groups:
+    act, weight = (
+        rng.integers(0, 256, (steps, count, sum(block.group_bytes)), np.uint8) for block in blocks
+    )
+    first = np.zeros((steps, count), bool)
+    first[0] = True
+    return act, weight, first
+
+
+def _scales(blocks: Formats) -> tuple[int, int]:
+    return blocks[0].group_bytes[0], blocks[1].group_bytes[0]
+
+
+def _split(rng: np.random.Generator, total: NDArray[np.int64]) -> tuple[NDArray, NDArray]:
+    """Split sums of two E8M0 bytes, 0..508, into two bytes of 0..254."""
+    low, high = np.maximum(0, total - 254), np.minimum(254, total)
+    one = rng.integers(low, high + 1)
+    return one, total - one
+
+
+def _sparse(rng: np.random.Generator, groups: NDArray[np.uint8], codes: int, keep: float) -> None:
+    """Clear most code bytes, so that products have few bits and cancel exactly now and then."""
+    mask = rng.random((*groups.shape[:2], codes)) < keep
+    groups[..., :codes] *= mask
+
+
+def random_bytes(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> Groups:
+    """All bytes uniform: NaN scales now and then, exponents far apart."""
+    return _bytes(rng, blocks, steps, count)
+
+
+def near(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> Groups:
+    """Scales within a few powers of two of each other: alignment, cancellation, rounding."""
+    act, weight, first = _bytes(rng, blocks, steps, count)
+    a, w = _scales(blocks)
+    if blocks[0].scale.name == "e8m0":
+        centre = rng.integers(0, 500, count)
+        total = np.clip(centre + rng.integers(-9, 10, (steps, count)), 0, 508)
+        act[..., a], weight[..., w] = _split(rng, total)
+    return act, weight, first
+
+
+def gaps(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> Groups:
+    """Every distance between accumulator and addend from -48 to 48, in falling and rising order."""
+    act, weight, first = _bytes(rng, blocks, steps, count)
+    a, w = _scales(blocks)
+    if blocks[0].scale.name == "e8m0":
+        jumps = rng.integers(-48, 49, (steps, count))
+        total = np.clip(rng.integers(120, 400, count) + np.cumsum(jumps, axis=0), 0, 508)
+        act[..., a], weight[..., w] = _split(rng, total)
+    _sparse(rng, act, a, 0.3)
+    return act, weight, first
+
+
+def cancelling(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> Groups:
+    """Each second group is the one before it with all weight signs turned, some one step away."""
+    act, weight, first = near(rng, blocks, steps, count)
+    _sparse(rng, act, _scales(blocks)[0], 0.5)
+    w = _scales(blocks)[1]
+    odd = np.arange(1, steps, 2)
+    act[odd], weight[odd] = act[odd - 1], weight[odd - 1]
+    weight[odd, :, :w] ^= 0x88
+    nudge = rng.random((len(odd), count)) < 0.5
+    position = rng.integers(0, w, (len(odd), count))
+    i, j = np.nonzero(nudge)
+    weight[odd[i], j, position[i, j]] ^= rng.integers(1, 256, len(i)).astype(np.uint8)
+    return act, weight, first
+
+
+def tiny(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> Groups:
+    """Around the smallest FP32 numbers: subnormal results, sums that round to zero, lone signs."""
+    act, weight, first = _bytes(rng, blocks, steps, count)
+    a, w = _scales(blocks)
+    if blocks[0].scale.name == "e8m0":
+        act[..., a], weight[..., w] = _split(rng, rng.integers(80, 150, (steps, count)))
+    _sparse(rng, act, a, 0.15)
+    first |= rng.random(first.shape) < 0.2
+    return act, weight, first
+
+
+def huge(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> Groups:
+    """Around the largest FP32 numbers: overflow, differences that stay finite, infinity and NaN."""
+    act, weight, first = _bytes(rng, blocks, steps, count)
+    a, w = _scales(blocks)
+    if blocks[0].scale.name == "e8m0":
+        act[..., a], weight[..., w] = _split(rng, rng.integers(355, 385, (steps, count)))
+        act[..., a] |= np.where(rng.random((steps, count)) < 0.02, 0xFF, 0).astype(np.uint8)
+    else:
+        act[..., a] = rng.integers(0x70, 0x80, (steps, count))
+    _sparse(rng, act, a, 0.3)
+    first |= rng.random(first.shape) < 0.1
+    return act, weight, first
+
+
+def zeros(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> Groups:
+    """Products that are zero by their codes or by cancelling within the group, between others."""
+    act, weight, first = tiny(rng, blocks, steps, count)
+    codes = _scales(blocks)[0]
+    blank = rng.random((steps, count)) < 0.5
+    act[..., :codes] *= ~blank[..., None]
+    return act, weight, first
+
+
+def extremes(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> Groups:
+    """All lanes at the largest magnitude, one sign: the bounds of the widths."""
+    act, weight, first = near(rng, blocks, steps, count)
+    a, w = _scales(blocks)
+    act[..., :a] = 0x77
+    weight[..., :w] = np.where(rng.random((steps, count, 1)) < 0.5, 0x77, 0xFF)
+    some = rng.random((steps, count)) < 0.5
+    for groups, codes in ((act, a), (weight, w)):
+        groups[some, codes + 1 :] = 0xFF
+    return act, weight, first
+
+
+DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, Formats, int, int], Groups]] = {
+    made.__name__: made
+    for made in (random_bytes, near, gaps, cancelling, tiny, huge, zeros, extremes)
+}
+
+
+def groups(name: str, blocks: Formats, steps: int, count: int, seed: int) -> Groups:
+    """Return ``count`` dot products of ``steps`` groups from distribution ``name``."""
+    rng = np.random.default_rng([seed, list(DISTRIBUTIONS).index(name)])
+    return DISTRIBUTIONS[name](rng, blocks, steps, count)
+
+
+def pair_arrays(
+    facts: Facts, act: NDArray[np.uint8], weight: NDArray[np.uint8], first: NDArray[np.bool_]
+) -> Arrays:
+    """Return dot products one after the other as a user's arrays, see ``m2xfp.tb.parts.pairs``."""
+    left, right = (side.swapaxes(0, 1).reshape(-1, side.shape[2]) for side in (act, weight))
+    return pairs(left, right, facts) | {"first": first.T.reshape(-1)}
+
+
+def pair_vectors(
+    facts: Facts,
+    act: NDArray[np.uint8],
+    weight: NDArray[np.uint8],
+    first: NDArray[np.bool_],
+    seed: int = 0,
+) -> TestVectors:
+    """Return dot products as vectors; as many as the unit has chains are a piece."""
+    return vectors(pair_arrays(facts, act, weight, first), facts, seed)
