@@ -1,0 +1,99 @@
+"""The engines: each takes a question and says that it holds, or why not, and how far it looked."""
+
+import re
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from m2xfp.errors import MissingToolError
+from m2xfp.synth.formal.netlist import ProofError, run_yosys
+
+__all__ = ["Outcome", "abc", "aiger", "always", "within"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an engine found.
+
+    Members
+    -------
+    holds
+        Whether the property holds. False means a counterexample: an engine that gives up raises.
+    depth
+        How far it looked: clocks, clauses of an invariant, or cases.
+    seconds
+        Of the engine, by the clock.
+    """
+
+    holds: bool
+    depth: str
+    seconds: float
+
+
+def abc(folder: Path, commands: str) -> str:
+    """Run commands of ABC in a folder and return what it said."""
+    try:
+        import pyosys
+    except ImportError:
+        raise MissingToolError(
+            "ABC (Python package pyosys)", 'pip install "m2xfp[synth]"'
+        ) from None
+    program = Path(pyosys.__file__).with_name("yosys-abc")
+    done = subprocess.run(
+        [program, "-q", commands], cwd=folder, capture_output=True, text=True, check=False
+    )
+    return done.stdout + done.stderr
+
+
+def aiger(folder: Path, design: str, harness: str) -> None:
+    """Write harness.aig into a folder: ``bad`` of the harness around a netlist in JSON."""
+    (folder / "design.json").write_text(design)
+    (folder / "harness.v").write_text(harness)
+    run_yosys(
+        folder,
+        "read_json design.json\nread_verilog -sv harness.v\nhierarchy -check -top harness\nproc\n"
+        "flatten\nopt_clean -purge\nopt_expr\nopt_merge\ntechmap\ndffunmap\nopt_expr\nopt_merge\n"
+        "setundef -undriven -anyseq\naigmap\nopt_clean -purge\nwrite_aiger -zinit harness.aig\n",
+    )
+
+
+def _answer(said: str, what: str) -> bool:
+    """Return whether ABC proved it; ProofError if it came to no end."""
+    if re.search(r"^Status = *1 ", said, re.MULTILINE):
+        return True
+    if re.search(r"^Status = *0 ", said, re.MULTILINE):
+        return False
+    raise ProofError(f"{what} came to no end: {said.strip()[-300:]}")
+
+
+def always(design: str, harness: str, limit: int) -> Outcome:
+    """Prove that ``bad`` of a harness is never high, by an invariant that ABC finds (IC3)."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        begin = time.perf_counter()
+        aiger(folder, design, harness)
+        said = abc(folder, f"read_aiger harness.aig; pdr -T {limit}; print_status")
+        holds = _answer(said, "IC3")
+    if holds:
+        clauses = re.search(r"Invariant F\[\d+\] : (\d+) clauses", said)
+        depth = f"any, {clauses.group(1)} clauses" if clauses else "any"
+    else:
+        frame = re.search(r"in frame (\d+)", said)
+        depth = f"fails in clock {frame.group(1)}" if frame else "fails"
+    return Outcome(holds, depth, time.perf_counter() - begin)
+
+
+def within(design: str, harness: str, clocks: int, limit: int) -> Outcome:
+    """Prove that ``bad`` of a harness is not high in some clocks, the first included."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        begin = time.perf_counter()
+        aiger(folder, design, harness)
+        said = abc(folder, f"read_aiger harness.aig; bmc3 -F {clocks} -T {limit}; print_status")
+    if re.search(r"was asserted in frame|^Status = *0 ", said, re.MULTILINE):
+        return Outcome(False, "fails", time.perf_counter() - begin)
+    if f"No output asserted in {clocks} frames" not in said:
+        raise ProofError(f"bounded model checking came to no end: {said.strip()[-300:]}")
+    return Outcome(True, f"{clocks} clocks", time.perf_counter() - begin)

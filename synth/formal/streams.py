@@ -1,0 +1,164 @@
+"""The rules of streams as circuits around a unit, from its facts alone.
+
+Each function returns Verilog of a module ``harness`` with one output, ``bad``: high where a rule is
+broken. Its inputs, the unit's among them, may have any value in any clock.
+"""
+
+from collections.abc import Sequence
+
+from m2xfp.facts import Facts
+from m2xfp.synth.formal.netlist import ANY_STATE, Flat
+
+__all__ = ["conserved", "harness", "held", "live", "on_time", "ordered", "silent"]
+
+
+def harness(facts: Facts, netlist: Flat, body: Sequence[str]) -> str:
+    """Return a harness: the unit from any state, ports under their names, and ``body``.
+
+    ``started`` is low in the first clock only. ``clear`` is the unit's reset, ``mark`` an input
+    for the body.
+    """
+    inputs, pins = [], []
+    wires = []
+    for name, port in netlist.module["ports"].items():
+        shape = f"[{len(port['bits']) - 1}:0] {name}"
+        value = {facts.clock: "clk", facts.reset: "clear", ANY_STATE[0]: "~started"}.get(name, name)
+        pins.append(f".{name}({value})")
+        if port["direction"] == "output":
+            wires.append(f"  wire {shape};")
+        elif value == name or name == facts.reset:
+            inputs.append(f"input {shape}")
+    return "\n".join(
+        [
+            f"module harness(input clk, input mark, {', '.join(inputs)}, output bad);",
+            *wires,
+            "  reg started = 0;",
+            "  always @(posedge clk) started <= 1;",
+            *body,
+            f"  {facts.top} unit ({', '.join(pins)});",
+            "endmodule",
+            "",
+        ]
+    )
+
+
+def held(facts: Facts, netlist: Flat) -> str:
+    """Return: valid does not drop and the payload does not change while the reader is not ready."""
+    body, bad = [f"  wire clear = {facts.reset};"], []
+    for stream in facts.outputs:
+        data, valid, ready, last = stream.ports
+        p = stream.prefix
+        body += [
+            f"  reg {p}_waits = 0;",
+            f"  reg [{stream.tdata_width}:0] {p}_was;",
+            f"  always @(posedge clk) {p}_waits <= {valid} & ~{ready} & ~clear;",
+            f"  always @(posedge clk) {p}_was <= {{{last}, {data}}};",
+        ]
+        bad.append(f"({p}_waits & (~{valid} | ({{{last}, {data}}} != {p}_was)))")
+    return harness(facts, netlist, [*body, f"  assign bad = {' | '.join(bad)};"])
+
+
+def silent(facts: Facts, netlist: Flat) -> str:
+    """Return: nothing is valid in the clock after one clock of reset."""
+    valids = " | ".join(stream.ports[1] for stream in facts.outputs)
+    body = [
+        f"  wire clear = ~started | {facts.reset};",
+        f"  assign bad = started & ({valids});",
+    ]
+    return harness(facts, netlist, body)
+
+
+def _groups(facts: Facts, waiting: int) -> list[str]:
+    """Return what follows whole groups in and results out: ``came``, ``went``, ``inside``."""
+    [i], [o] = facts.inputs, facts.outputs
+    beats = facts.beats_per_group
+    return [
+        # One clock of reset in any state; afterwards reset may come at any time again.
+        f"  wire clear = ~started | {facts.reset};",
+        f"  wire beat = {i.ports[1]} & {i.ports[2]};",
+        f"  wire went = {o.ports[1]} & {o.ports[2]};",
+        f"  reg [{max(beats.bit_length(), 1)}:0] filled = 0;",
+        f"  wire came = beat & filled == {beats - 1};",
+        f"  reg [{waiting.bit_length()}:0] inside = 0;",
+        "  always @(posedge clk)",
+        "    if (clear) begin filled <= 0; inside <= 0; end",
+        "    else begin",
+        "      if (beat) filled <= came ? 0 : filled + 1'd1;",
+        "      inside <= inside + came - went;",
+        "    end",
+    ]
+
+
+def conserved(facts: Facts, netlist: Flat, waiting: int, patience: int) -> str:
+    """Return: no result without its group; no group without its result while the reader is ready.
+
+    At most ``waiting`` groups are inside. With a reader that is ready, ``patience`` clocks without
+    a result mean that none is owed.
+    """
+    [o] = facts.outputs
+    _, valid, ready, _ = o.ports
+    body = [
+        *_groups(facts, waiting),
+        f"  reg [{patience.bit_length()}:0] quiet = 0;",
+        "  always @(posedge clk)",
+        f"    if (clear | ~{ready} | {valid} | inside == 0) quiet <= 0;",
+        f"    else if (quiet < {patience}) quiet <= quiet + 1'd1;",
+        f"  wire made = {valid} & inside == 0;",
+        f"  wire lost = quiet == {patience};",
+        f"  assign bad = started & ~{facts.reset} & (made | lost | inside > {waiting});",
+    ]
+    return harness(facts, netlist, body)
+
+
+def ordered(facts: Facts, netlist: Flat, waiting: int) -> str:
+    """Return: TLAST of a group leaves with its result: of any one group, chosen by ``mark``."""
+    [i], [o] = facts.inputs, facts.outputs
+    body = [
+        *_groups(facts, waiting),
+        f"  reg [{waiting.bit_length()}:0] ahead = 0;",
+        "  reg marked = 0, expected = 0;",
+        "  always @(posedge clk)",
+        "    if (clear) marked <= 0;",
+        "    else if (~marked) begin",
+        f"      marked <= came & mark; ahead <= inside - went; expected <= {i.ports[3]};",
+        "    end else if (went) begin",
+        "      if (ahead == 0) marked <= 0;",
+        "      ahead <= ahead - 1'd1;",
+        "    end",
+        f"  assign bad = started & ~{facts.reset} & marked & ahead == 0 & {o.ports[1]}",
+        f"    & {o.ports[3]} != expected;",
+    ]
+    return harness(facts, netlist, body)
+
+
+def live(facts: Facts, netlist: Flat, patience: int) -> str:
+    """Return: a unit with a ready reader takes an offered beat within ``patience`` clocks."""
+    body, bad = [f"  wire clear = ~started | {facts.reset};"], []
+    ready = " & ".join(stream.ports[2] for stream in facts.outputs)
+    for stream in facts.inputs:
+        p = stream.prefix
+        body += [
+            f"  reg [{patience.bit_length()}:0] {p}_waits = 0;",
+            "  always @(posedge clk)",
+            f"    if (clear | ~{stream.ports[1]} | {stream.ports[2]} | ~({ready})) {p}_waits <= 0;",
+            f"    else if ({p}_waits < {patience}) {p}_waits <= {p}_waits + 1'd1;",
+        ]
+        bad.append(f"({p}_waits == {patience})")
+    return harness(facts, netlist, [*body, f"  assign bad = {' | '.join(bad)};"])
+
+
+def on_time(facts: Facts, netlist: Flat, waiting: int) -> str:
+    """Return: while the reader was always ready, a result is valid ``latency`` clocks after its group."""
+    [o] = facts.outputs
+    _, valid, ready, _ = o.ports
+    n = facts.latency
+    body = [
+        *_groups(facts, waiting),
+        "  reg stalled = 0;",
+        f"  reg [{n}:0] due = 0;",
+        "  always @(posedge clk)",
+        "    if (clear) begin stalled <= 0; due <= 0; end",
+        f"    else begin stalled <= stalled | ~{ready}; due <= {{due, came}}; end",
+        f"  assign bad = started & ~{facts.reset} & ~stalled & {valid} != due[{n - 1}];",
+    ]
+    return harness(facts, netlist, body)
