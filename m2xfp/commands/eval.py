@@ -183,7 +183,7 @@ def command(
         require("matplotlib")
     if device_map:
         require("accelerate")
-    if tasks:
+    if tasks and model is not None:  # the bundled model takes none, which is told below
         require("lm_eval")
     from m2xfp.models.arithmetic import Arithmetic
     from m2xfp.models.checkpoints import dispatch, open_checkpoint, read_text

@@ -148,7 +148,7 @@ def live(facts: Facts, netlist: Flat, patience: int) -> str:
 
 
 def on_time(facts: Facts, netlist: Flat, waiting: int) -> str:
-    """Return: while the reader was always ready, a result is valid ``latency`` clocks after its group."""
+    """Return: with a reader always ready, a result is valid ``latency`` clocks after its group."""
     [o] = facts.outputs
     _, valid, ready, _ = o.ports
     n = facts.latency
