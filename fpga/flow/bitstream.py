@@ -11,6 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from m2xfp.fpga.flow.families import FAMILIES
 from m2xfp.fpga.flow.tools import BuildError, find_tool, last_error, run_tool
 from m2xfp.fpga.gateware.design import Design
 from m2xfp.fpga.gateware.units import board_instances, folder_name
+from m2xfp.plain import read_json, typed
 from m2xfp.rtl.catalog import Instance
 
 __all__ = [
@@ -104,12 +106,18 @@ class BuildReport:
 
     @classmethod
     def load(cls, path: Path) -> "BuildReport":
-        """Read a report that `to_json` wrote."""
-        fields = json.loads(path.read_text())
-        for name in ("units", "instances"):
-            fields[name] = tuple(fields.get(name, ()))
-        fields["cells"] = {name: Cells(**count) for name, count in fields["cells"].items()}
-        return cls(**fields)
+        """Read a report that `to_json` wrote; InputError if it is none."""
+        given = read_json(path)
+        try:
+            found = typed(cls, given, "report")
+            name = found.bitstream
+            if Path(name).name != name or not name.isprintable():
+                raise InputError(f"report.bitstream is {name!r}; it must be the name of a file")
+            if min((found.clock_hz, found.baud, found.fmax_mhz, found.constraint_mhz)) <= 0:
+                raise InputError("clocks and rates must be positive")
+        except InputError as error:
+            raise InputError(f"{path}: {error}; build again: m2xfp fpga build") from error
+        return found
 
 
 def parse_timing(report: Mapping[str, Any]) -> tuple[float, float]:
@@ -225,9 +233,10 @@ def build(
         ).hexdigest()
         report_file = folder / "report.json"
         if report_file.exists():
-            known = BuildReport.load(report_file)
-            if known.key == key and (folder / known.bitstream).exists():
-                return known, folder
+            with suppress(InputError):  # a damaged report is that of an unfinished build
+                known = BuildReport.load(report_file)
+                if known.key == key and (folder / known.bitstream).exists():
+                    return known, folder
 
         folder.mkdir(parents=True, exist_ok=True)
         for old in (report_file, folder / family.bitstream):

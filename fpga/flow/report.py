@@ -1,6 +1,5 @@
 """The figures of boards: what each holds, how fast, and what that means in groups and MACs."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from m2xfp.fpga.flow.bitstream import BuildReport, build
 from m2xfp.fpga.flow.boards import BOARDS
 from m2xfp.fpga.flow.tables import FILE
 from m2xfp.fpga.gateware.units import board_instances, instance_of_text
-from m2xfp.results import write_figures
+from m2xfp.results import read_figures, write_figures
 
 __all__ = ["UnitRates", "rate_figures", "unit_rates", "write_results"]
 
@@ -96,8 +95,9 @@ def write_results(folder: Path, boards: Sequence[str] = tuple(BOARDS)) -> Path:
         reports.append(report)
         check_file = built / "check.json"
         if check_file.exists():
-            check = json.loads(check_file.read_text())
-            if check["build"]["key"] == report.key:
+            check = read_figures(check_file)
+            of = check.get("build")
+            if isinstance(of, dict) and of.get("key") == report.key:
                 checks.append(check)
     return write_figures(
         folder / FILE,

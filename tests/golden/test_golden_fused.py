@@ -96,7 +96,7 @@ def test_planes_put_together_by_hand():
     x = torch.randn(4, 32, generator=torch.Generator().manual_seed(2))
     for level, scale in ((None, torch.tensor(0.3)), ("auto", None)):
         packed = get_format("nvfp4", tensor_scale=level).quantize(x)
-        with pytest.raises(InputError, match="tensor_scale is (given|missing)"):
+        with pytest.raises(InputError, match=r"tensor_scale is (given|missing)"):
             type(packed)(packed.format, packed.codes, packed.scales, None, x.shape, scale)
 
 

@@ -272,7 +272,7 @@ def test_checkpoint_refuses_what_is_none(model: LanguageModel, tmp_path: Path) -
     with pytest.raises(InputError, match="no quantized layer"):
         save_quantized(tmp_path / "m", model)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(InputError, match="no file .*give a safetensors file"):
+    with pytest.raises(InputError, match=r"no file .*give a safetensors file"):
         load_quantized(tmp_path / "m")
     (tmp_path / "noise").write_bytes(b"\1" * 40)
     with pytest.raises(InputError, match="no safetensors file"):
