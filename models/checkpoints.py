@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ _UNUSABLE = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
     *(RecursionError, ImportError),
 )
+# And for weights; pickles are read without the code in them.
+_UNLOADABLE = (*_UNUSABLE, RuntimeError, EOFError, UnpicklingError)
 _WEIGHT_FILES = ("*.safetensors", "*.bin")
 _USUAL_CONTEXT = 2048
 
@@ -157,7 +160,10 @@ def _open_folder(folder: Path, dtype: torch.dtype | None) -> Checkpoint:
             )
             return load_quantized(folder / QUANTIZED, skeleton).to(dtype)
         options |= {"dtype": dtype or "auto", **_LOCAL}
-        model: nn.Module = hf.AutoModelForCausalLM.from_pretrained(folder, **options)
+        try:
+            model: nn.Module = hf.AutoModelForCausalLM.from_pretrained(folder, **options)
+        except _UNLOADABLE as error:
+            raise InputError(f"{os.fspath(folder)!r} cannot be loaded: {error}") from error
         return model.eval()
 
     def save(model: nn.Module, target: Path) -> None:

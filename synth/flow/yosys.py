@@ -26,6 +26,7 @@ from pathlib import Path
 
 from m2xfp.errors import InputError, M2xfpError, MissingToolError, UnknownNameError
 from m2xfp.files import write_atomic
+from m2xfp.plain import check_module_name
 from m2xfp.processes import run
 from m2xfp.synth.flow.liberty import read_text
 from m2xfp.synth.flow.pdk import Pdk
@@ -388,12 +389,13 @@ def synthesize(
     Raises
     ------
     InputError
-        A file that cannot be read.
+        A file that cannot be read, or a top that is no name of a module.
     MissingToolError
         No yosys.
     SynthesisError
         The netlist is not whole: unresolved or empty module, latch, loop, undriven net, no cell.
     """
+    check_module_name(top)
     options = options or FlowOptions()
     build = Path(build).absolute()
     paths = [Path(verilog)] if isinstance(verilog, Path | str) else [Path(v) for v in verilog]

@@ -583,7 +583,7 @@ class HostilePort:
             if self.rng.random() < 0.3:
                 payload = mutate_bytes(payload or b"\0", self.rng)
             status = self.rng.choice((0, 0, 0, 0, 1, 3, 200))
-            answer = encode(Frame(frame.command, frame.sequence, payload, status))
+            answer = encode(Frame(frame.command, frame.sequence, payload[:65535], status))
             if self.rng.random() < 0.3:
                 answer = mutate_bytes(answer, self.rng)
             self.waiting += answer
