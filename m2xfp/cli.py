@@ -1,17 +1,22 @@
 """The ``m2xfp`` command; a subcommand is a module in ``m2xfp/commands``, loaded when called."""
 
 import importlib
+import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 import click
 
 from m2xfp import __version__
-from m2xfp.errors import M2xfpError
+from m2xfp.errors import M2xfpError, explain
+from m2xfp.extras import missing_package
 from m2xfp.interrupts import leave, orderly_end
 
 __all__ = ["cli", "main"]
+
+T = TypeVar("T")
 
 # name -> one-line help. The module m2xfp.commands.<name> holds a click command called `command`.
 # The table stands here so that `m2xfp --help` needs neither torch nor Amaranth.
@@ -87,15 +92,95 @@ def cli() -> None:
 _with_marks(cli)
 
 
+class _Output:
+    """The standard output, whose reader may leave early, as `head` does.
+
+    Nobody wants to read what comes then: it goes nowhere, and the command goes on to its own end.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, to nowhere if nobody reads."""
+        return self._unless_left(lambda: self._stream.write(text), len(text))
+
+    def flush(self) -> None:
+        """Flush, to nowhere if nobody reads."""
+        self._unless_left(self._stream.flush, None)
+
+    def _unless_left(self, act: Callable[[], T], otherwise: T) -> T:
+        try:
+            return act()
+        except BrokenPipeError:
+            self.leave()
+            return otherwise
+
+    def leave(self) -> None:
+        """Let all that is still to be written go nowhere."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _run() -> int:
+    """Run the command line and return its exit status."""
+    try:
+        status = cli.main(standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except M2xfpError as error:
+        message = str(error)
+    except (click.Abort, KeyboardInterrupt):  # at a prompt, or after a signal
+        return 130
+    except ModuleNotFoundError as error:
+        missing = missing_package(error.name or "")
+        if missing is None:
+            raise
+        message = str(missing)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        message = explain(error)
+    click.echo(f"Error: {message}", err=True)
+    return 2
+
+
+def _run_to_output() -> int:
+    """Run the command line with a standard output whose reader may leave; return the status."""
+    stdout = sys.stdout
+    if stdout is None:  # closed by the caller
+        return _run()
+    output = _Output(stdout)
+    sys.stdout = cast(TextIO, output)
+    try:
+        status = _run()
+        output.flush()
+    except OSError as error:  # a full disk behind the standard output
+        click.echo(f"Error: standard output: {explain(error)}", err=True)
+        output.leave()
+        status = 2
+    finally:
+        sys.stdout = stdout
+    return status
+
+
 def main() -> NoReturn:
     """Run the command line; user errors print one message and exit with status 2.
 
-    SIGINT and SIGTERM end it in order, with status 130 and 143.
+    So does what the system refuses, such as writing to a full disk, and a package that is not
+    installed. Anything else is a defect and keeps its traceback. SIGINT and SIGTERM end it in
+    order, with status 130 and 143.
     """
     received: list[int] = []
     try:
         with orderly_end() as received:
-            status = _run()
+            status = _run_to_output()
     except BaseException:
         if not received:
             raise
@@ -104,18 +189,3 @@ def main() -> NoReturn:
             click.echo("Interrupted.", err=True)
         leave(received[0])
     sys.exit(status)
-
-
-def _run() -> int:
-    """Run the command line and return its exit status."""
-    try:
-        cli.main(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except M2xfpError as error:
-        click.echo(f"Error: {error}", err=True)
-        return 2
-    except (click.Abort, KeyboardInterrupt):  # at a prompt
-        return 130
-    return 0

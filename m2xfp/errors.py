@@ -4,9 +4,33 @@ The command line prints these as one message and exits with status 2; anything e
 keeps its traceback.
 """
 
+import errno
+import os
+import re
+import signal
 from collections.abc import Iterable
+from pathlib import Path
 
-__all__ = ["InputError", "M2xfpError", "MissingToolError", "UnknownNameError"]
+__all__ = [
+    "FileError",
+    "InputError",
+    "M2xfpError",
+    "MissingToolError",
+    "ToolError",
+    "UnknownNameError",
+    "explain",
+    "told",
+    "tool_failure",
+]
+
+
+def told(value: object) -> str:
+    """Return a value as a message has it: a number of numpy or torch as the number that it is."""
+    item = getattr(value, "item", None)
+    try:
+        return repr(item() if callable(item) else value)
+    except (TypeError, ValueError, RuntimeError):  # an array of several
+        return repr(value)
 
 
 class M2xfpError(Exception):
@@ -49,3 +73,88 @@ class MissingToolError(M2xfpError, RuntimeError):
     def __init__(self, tool: str, remedy: str) -> None:
         self.tool, self.remedy = tool, remedy
         super().__init__(f"{tool} is missing; install it with: {remedy}")
+
+
+class ToolError(M2xfpError, RuntimeError):
+    """A program that was called has failed; the text has its own last words."""
+
+
+class FileError(M2xfpError, OSError):
+    """A file or folder that cannot be read or written; the text names it, the cause, the remedy."""
+
+
+_REMEDIES = {
+    errno.ENOSPC: "make room there, or choose a folder on another disk",
+    errno.EDQUOT: "make room there, or choose a folder on another disk",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close other programs, or raise the limit on open files",
+    errno.EACCES: "choose a place that you may use, or change its permissions",
+    errno.EPERM: "choose a place that you may use, or change its permissions",
+    errno.EROFS: "choose a folder on a disk that can be written",
+    errno.ENOTDIR: "a part of the path is a file; choose another path",
+    errno.EEXIST: "something else is in its place; remove it, or choose another path",
+    errno.EISDIR: "it is a folder; give a file",
+    errno.ENOENT: "choose a folder that is there or can be made",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ELOOP: "choose a path without a circle of links",
+    errno.EIO: "check the disk",
+    errno.ESTALE: "check the network drive",
+}
+
+
+def explain(error: OSError, place: str | os.PathLike[str] | None = None) -> str:
+    """Return what a failure of the file system means to a user: the place, the cause, the remedy.
+
+    Parameters
+    ----------
+    error
+        What Python raised.
+    place
+        What was read or written, where the error's own file name is not what the user knows it by.
+    """
+    named = place if place is not None else error.filename
+    cause = error.strerror or str(error)
+    remedy = _REMEDIES.get(error.errno or 0, "check the path and the disk")
+    return (
+        f"{os.path.abspath(os.fsdecode(named))}: {cause}; {remedy}"
+        if named
+        else f"{cause}; {remedy}"
+    )
+
+
+# What programs say, and Python does not see, when the file system refuses them something.
+_REFUSALS = {
+    os.strerror(code): code
+    for code in (
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS),
+        *(errno.EMFILE, errno.ENFILE, errno.EIO),
+    )
+}
+_LAST_WORDS = 12  # lines of a program's output that an error shows
+
+
+def tool_failure(
+    tool: str, subject: str | os.PathLike[str], output: str, status: int, place: str | Path
+) -> M2xfpError:
+    """Return the error for a program that has failed.
+
+    Parameters
+    ----------
+    tool, subject
+        What it is called, and what it worked on.
+    output
+        What it said.
+    status
+        Its exit status, negative for a signal.
+    place
+        Where it wrote: named if a full disk, a limit or missing permissions made it fail.
+    """
+    for text, code in _REFUSALS.items():
+        if text in output or (code == errno.EFBIG and status == -signal.SIGXFSZ):
+            return FileError(f"{tool}: {explain(OSError(code, text), place)}")
+    lines = [line for line in output.splitlines() if line.strip()]
+    told = [line for line in lines if re.search(r"error|%Error", line, re.IGNORECASE)] or lines
+    said = "\n".join(told[:_LAST_WORDS])
+    ended = f"was ended by signal {-status}" if status < 0 else f"failed with status {status}"
+    return ToolError(f"{tool} {ended} on {os.fspath(subject)}" + (f":\n{said}" if said else ""))

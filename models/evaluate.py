@@ -19,7 +19,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F  # noqa: N812 - the name PyTorch's documentation uses
 
 from m2xfp.errors import InputError
-from m2xfp.files import sources_digest, write_atomic
+from m2xfp.files import read_sealed, sources_digest, write_sealed
 from m2xfp.golden.formats.format import Format, get_format
 from m2xfp.models.arithmetic import FLOAT, Arithmetic
 from m2xfp.models.lm import WEIGHTS, load_model
@@ -248,8 +248,14 @@ def cut_windows(tokens: Tensor, context: int) -> Tensor:
 
 
 def spread(windows: Tensor, count: int) -> Tensor:
-    """Return ``count`` of the windows, evenly spread, or all of them if there are no more."""
-    return windows[:: max(1, len(windows) // count)][:count]
+    """Return ``count`` of the windows, evenly spread, or all of them if there are no more.
+
+    The text is cut into ``count`` equal parts, and the window in the middle of each is taken. Equal
+    steps of whole windows would leave out the end of the text: 260 of 509 would be the first 260.
+    """
+    total = len(windows)
+    count = min(count, total)
+    return windows[(2 * torch.arange(count) + 1) * total // (2 * count)]
 
 
 @torch.no_grad()
@@ -367,12 +373,12 @@ def bundled_losses(
     key.update(sources_digest("m2xfp.formats", "m2xfp.golden", "m2xfp.models"))
     key.update(sha256(WEIGHTS.read_bytes()).digest())
     kept = cache / f"losses-{key.hexdigest()[:24]}.json"
-    if kept.is_file():
+    if (found := read_sealed(kept)) is not None:
         report(len(windows))
-        return torch.tensor(json.loads(kept.read_text()), dtype=torch.float64)
+        return torch.tensor(json.loads(found), dtype=torch.float64)
     with quantized(case, load_model(device=device)) as model:
         nats = window_nats(model, windows, batch, report)
-    write_atomic(kept, json.dumps(nats.tolist()))
+    write_sealed(kept, json.dumps(nats.tolist()))
     return nats
 
 

@@ -57,10 +57,10 @@ def input_sqnr(inputs: Mapping[str, Tensor], formats: Sequence[Format]) -> dict[
     formats
         What to quantize them to.
     """
-    from tqdm import tqdm
+    from m2xfp.progress import track
 
     powers = {kind: [0.0] * (1 + len(formats)) for kind in (*READERS.values(), "all")}
-    for name, x in tqdm(inputs.items(), desc="SQNR", unit="tensor"):
+    for name, x in track(inputs.items(), desc="SQNR", unit="tensor"):
         signal = x.double()
         errors = [signal] + [fmt.quantize(x).dequantize().double() - signal for fmt in formats]
         for kind in (READERS[name.rpartition(".")[2]], "all"):
@@ -74,11 +74,11 @@ def input_sqnr(inputs: Mapping[str, Tensor], formats: Sequence[Format]) -> dict[
 
 def measure_sqnr(groups: int, seed: int) -> dict[str, Any]:
     """Measure every format, with two levels of scales where it can have them, on every sample."""
-    from tqdm import tqdm
+    from m2xfp.progress import track
 
     samples = {name: sample(name, groups, seed) for name in DISTRIBUTIONS}
     rows = []
-    for name, block in tqdm(BLOCK_FORMATS.items(), desc="SQNR", unit="format"):
+    for name, block in track(BLOCK_FORMATS.items(), desc="SQNR", unit="format"):
         options = {"tensor_scale": "auto"} if block.scale.name == "e4m3" else {}
         fmt = get_format(name, **options)
         rows.append(

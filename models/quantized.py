@@ -479,7 +479,7 @@ def quantize_model(
         A format that searches for ``activations``, a name in ``skip`` that matches nothing, a model
         without linear layers, or a NaN in a weight. Nothing is replaced then.
     """
-    from tqdm import tqdm
+    from m2xfp.progress import track
 
     weights = weight_format(weights)
     inputs = input_quantizer(activations)
@@ -489,7 +489,7 @@ def quantize_model(
     layers = linear_layers(model, skip)
     if weights is not None and not allow_nan:
         refuse_non_finite(layers)
-    for name, layer in tqdm(layers.items(), desc="layers", disable=not progress):
+    for name, layer in track(layers.items(), desc="layers", quiet=not progress):
         _replace(model, name, QuantLinear.from_linear(layer, weights, inputs, arithmetic))
     return model
 

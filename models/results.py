@@ -465,7 +465,7 @@ def study_figures(
     protocol
         How it was measured.
     progress
-        Wraps the sequence of cases, such as ``tqdm``.
+        Wraps the sequence of cases, such as ``track``.
     """
     nats = {case: losses(case) for case in progress(study_cases())}
     outcomes = [Outcome(case, found) for case, found in nats.items()]

@@ -166,7 +166,8 @@ def train(
     Raises
     ------
     InputError
-        If there is no state to resume from, or it is of another run.
+        If there is no state to resume from, it is of another run, or the text is shorter than a
+        window.
     """
     begin = started = written = time.monotonic()
     torch.manual_seed(config.seed)
@@ -189,6 +190,11 @@ def train(
         step, resumed_at = saved["step"], saved["progress"]
         begin -= saved["seconds"]
 
+    if len(text) <= shape.context:
+        raise InputError(
+            f"the training text has {len(text)} bytes; one window needs {shape.context + 1}; give "
+            "a longer text (--corpus)"
+        )
     kind = torch.device(device).type
     on_cuda = kind == "cuda"
     tokens = as_tokens(text, device)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ParamSpec
 
-from m2xfp.errors import InputError, UnknownNameError
+from m2xfp.errors import InputError, UnknownNameError, told
 from m2xfp.formats import (
     BLOCK_FORMATS,
     INPUT_TYPES,
@@ -77,7 +77,7 @@ class Names:
     def check(self, name: str, value: Any) -> None:
         """Raise InputError for any other text."""
         if value not in self.names:
-            raise InputError(f"{name}={value!r}; choose one of: {', '.join(self.names)}")
+            raise InputError(f"{name}={told(value)}; choose one of: {', '.join(self.names)}")
 
     def __str__(self) -> str:
         """Return the choice in words."""
@@ -189,7 +189,7 @@ class Parameter:
             return value
         if not isinstance(value, self.type) or (self.type is int and isinstance(value, bool)):
             raise InputError(
-                f"{self.name}={plain(value)!r}: must be a {_KINDS[self.type].title}; "
+                f"{self.name}={told(plain(value))}: must be a {_KINDS[self.type].title}; "
                 f"allowed: {self.allowed}"
             )
         if self.limit is not None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from m2xfp.errors import InputError
+from m2xfp.errors import InputError, tool_failure
 from m2xfp.plain import check_module_name
 from m2xfp.tb.cache import BUILD_DIR, cached_build
 from m2xfp.tb.verilator import find_verilator, require_headers
@@ -73,6 +73,8 @@ def build_library(
         If ``top`` or the file's name is more than a name to Verilator or make.
     MissingToolError
         If Verilator or a program or header that it needs is missing.
+    ToolError
+        If it fails; FileError if the file system refused it something.
     """
     check_module_name(top)
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.]*", verilog.name):
@@ -96,7 +98,7 @@ def build_library(
             shutil.copy(source, folder)
         done = verilator.run(arguments, folder)
         if done.returncode:
-            raise RuntimeError(f"Verilator failed on {verilog}:\n{done.stdout}")
+            raise tool_failure("Verilator", verilog, done.stdout, done.returncode, build_dir)
         shutil.rmtree(folder / "obj")
 
     texts = [source.read_text() for source in sources]

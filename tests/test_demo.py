@@ -13,6 +13,7 @@ import m2xfp.synth.flow.pdk
 import m2xfp.synth.studies.linear_layers
 from m2xfp.cli import cli
 from m2xfp.commands import demo
+from m2xfp.commands.demo_page import read_page
 from m2xfp.errors import MissingToolError, UnknownNameError
 from m2xfp.facts import EmittedFiles
 from m2xfp.models.activations import layer_inputs
@@ -142,15 +143,13 @@ def test_area_without_library_says_how_to_get_it(
         raise MissingToolError(f"cell library {name}", "apt-get install cells")
 
     monkeypatch.setattr(m2xfp.synth.flow.pdk, "find_pdk", missing)
-    lines = demo._area_lines(["bf16x32"], tmp_path)
-    assert lines == [
-        "not measured: cell library osu018 is missing; install it with: apt-get install cells"
-    ]
+    text = "not measured: cell library osu018 is missing; install it with: apt-get install cells"
+    assert demo._area(["bf16x32"], tmp_path) == ([text], {"missing": text})
 
 
 @pytest.mark.slow
-def test_the_main_job(sim_dir: Path) -> None:
-    arguments = ["demo", "--windows", "1", "--perplexity-windows", "4"]
+def test_the_main_job(sim_dir: Path, tmp_path: Path) -> None:
+    arguments = ["demo", "--windows", "1", "--perplexity-windows", "4", "--report", str(tmp_path)]
     result = CliRunner().invoke(cli, [*arguments, "--build-dir", str(sim_dir.parent)])
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
@@ -173,3 +172,14 @@ def test_the_main_job(sim_dir: Path) -> None:
     assert 2.0 < fp32 < figures("m2xfp-act")[0] < figures("mxfp4")[0] < 4.0
     assert any("OSU 0.18 um" in line or "not measured" in line for line in lines)
     assert "activation_quantizer_bf16x32.v" in lines[-1]
+    assert f"To look at: {tmp_path / 'demo.html'}" in lines[-1]
+
+    shown = read_page((tmp_path / "demo.html").read_text())
+    assert f"{shown['comparisons'][0]['groups']} groups" in lines[0]
+    assert [round(x, 2) for x in shown["sqnr"]["all"].values()] == [mxfp4, m2xfp]
+    plain, *others = shown["perplexity"]
+    assert round(plain["value"], 4) == fp32
+    assert [round(row["value"], 4) for row in others] == [
+        figures("mxfp4")[0],
+        figures("m2xfp-act")[0],
+    ]

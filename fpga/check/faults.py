@@ -83,13 +83,13 @@ def _detections(
     exchanges: Sequence[Exchange],
 ) -> Iterator[tuple[Fault, bool, bool]]:
     """Yield (fault, whether an answer was wrong, whether it was ever selected)."""
-    from tqdm import tqdm
+    from m2xfp.progress import track
 
     for batch, first in enumerate(range(0, len(faults), LANES - 1)):
         present = faults[first : first + LANES - 1]
         silent = set(range(1, len(present) + 1))
         with Pins(library, divisor, quiet, LANES, batch) as pins:
-            progress = tqdm(
+            progress = track(
                 exchanges, desc=f"faults {first + 1}-{first + len(present)}", leave=False
             )
             for exchange in progress:
@@ -100,7 +100,7 @@ def _detections(
                     for lane in silent
                     if pins.answer(lane) == exchange.received and not pins.broken(lane)
                 }
-                progress.set_postfix_str(f"{len(silent)} left", refresh=False)
+                progress.note(f"{len(silent)} left")
                 if not silent:
                     break
             hits = pins.hits

@@ -45,13 +45,13 @@ class Tap:
 
 def traffic(device: Device, tap: Tap, groups: int, seed: int) -> dict[str, int]:
     """Use every unit and every kind of answer; return groups computed by unit."""
-    from tqdm import tqdm
+    from m2xfp.progress import track
 
     rng = np.random.default_rng(seed)
     computed: Counter[str] = Counter()
     sizes = [1] * (groups // 4) + [3] * (groups // 12) + [20] * (groups // 40)
     for name, unit in device.units.items():
-        for size in tqdm(sizes, desc=f"{name}, groups", leave=False):
+        for size in track(sizes, desc=f"{name}, groups", leave=False):
             arrays = unit.sample(rng, size)
             if told := difference(unit.run(arrays), unit.expected(arrays)):
                 raise CheckError(f"{name} differs from the golden model: {told}")

@@ -11,13 +11,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from m2xfp.errors import InputError
-from m2xfp.files import write_atomic
+from m2xfp.files import is_whole, refusals, remove, seal, write_atomic
 from m2xfp.fpga.flow.boards import Board, BoardTop, find_board
 from m2xfp.fpga.flow.families import FAMILIES
 from m2xfp.fpga.flow.tools import BuildError, find_tool, last_error, run_tool
@@ -25,6 +25,7 @@ from m2xfp.fpga.gateware.design import Design
 from m2xfp.fpga.gateware.units import board_instances, folder_name
 from m2xfp.plain import read_json, typed
 from m2xfp.rtl.catalog import Instance
+from m2xfp.tb.cache import locked
 
 __all__ = [
     "BUILD",
@@ -38,6 +39,9 @@ __all__ = [
 ]
 
 BUILD = Path("build/fpga")
+
+REPORT = "report.json"
+OUTPUTS = ("top.json", "nextpnr.json", "routed.json")  # beside the bitstream
 
 # Placements that are tried, in this order, until one meets the clock.
 SEEDS = range(1, 9)
@@ -151,6 +155,17 @@ def _check_fit(board: Board, units: Sequence[str], log: str) -> None:
         )
 
 
+def _finished(folder: Path, key: str) -> BuildReport | None:
+    """Return the report of a finished build with a key, none if it is another or was damaged."""
+    if not is_whole(folder):
+        return None
+    try:
+        known = BuildReport.load(folder / REPORT)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return known if known.key == key else None
+
+
 def build(
     board_name: str,
     instances: Sequence[Instance] | None = None,
@@ -190,8 +205,7 @@ def build(
     MissingToolError
         A tool is not installed.
     """
-    from tqdm import tqdm
-
+    from m2xfp.progress import track
     from m2xfp.synth.flow.yosys import yosys_command
 
     board = find_board(board_name)
@@ -204,11 +218,14 @@ def build(
     design = Design(board.clock_hz, baud, instances)
     units = design.units
 
-    with tqdm(total=4, desc=f"{board.name} {'+'.join(units)}", unit="step", leave=False) as bar:
+    with (
+        refusals(folder),
+        ExitStack() as held,
+        track(total=4, desc=f"{board.name} {'+'.join(units)}", unit="step", leave=False) as bar,
+    ):
 
         def step(text: str) -> None:
-            bar.set_postfix_str(text)
-            bar.refresh()
+            bar.note(text)
 
         step("elaborate")
         files = board.load_platform().prepare(BoardTop(design), "top").files
@@ -231,14 +248,12 @@ def build(
         key = hashlib.sha256(
             json.dumps([inputs, tools, asdict(family), asdict(board), list(SEEDS)]).encode()
         ).hexdigest()
-        report_file = folder / "report.json"
-        if report_file.exists():
-            with suppress(InputError):  # a damaged report is that of an unfinished build
-                known = BuildReport.load(report_file)
-                if known.key == key and (folder / known.bitstream).exists():
-                    return known, folder
-
-        folder.mkdir(parents=True, exist_ok=True)
+        if (known := _finished(folder, key)) is not None:
+            return known, folder
+        held.enter_context(locked(folder / ".lock"))
+        if (known := _finished(folder, key)) is not None:  # by another process meanwhile
+            return known, folder
+        report_file = folder / REPORT
         for old in (report_file, folder / family.bitstream):
             old.unlink(missing_ok=True)  # a folder without a report is an unfinished build
         for name, text in inputs.items():
@@ -260,8 +275,10 @@ def build(
             command += ["--json", "top.json", *family.place, "--freq", f"{board.clock_hz / 1e6:g}"]
             command += ["--write", "routed.json", "--report", "nextpnr.json"]
             command += ["--seed", str(seed), "--timing-allow-fail"]
+            remove(folder / "nextpnr.log")
             status = run_tool(command, folder, "nextpnr.out")
-            log = (folder / "nextpnr.log").read_text()
+            written = [folder / name for name in ("nextpnr.log", "nextpnr.out")]
+            log = next(path for path in written if path.exists()).read_text()
             _check_fit(board, units, log)
             if status:
                 message = last_error(log)
@@ -288,27 +305,29 @@ def build(
         (folder / packed).replace(folder / family.bitstream)
         bar.update()
 
-    used = {cell: row["used"] for cell, row in placed["utilization"].items()}
-    cells = {
-        name: Cells(sum(used.get(cell, 0) for cell in kinds), board.capacity.get(kinds[0], 0))
-        for name, kinds in family.cells.items()
-    }
-    places = cells.get("flip_flops", cells["luts"]).available  # one beside each LUT
-    cells["flip_flops"] = Cells(flip_flops, places)
-    report = BuildReport(
-        board=board.name,
-        units=units,
-        clock_hz=board.clock_hz,
-        baud=baud,
-        cells=cells,
-        fmax_mhz=achieved,
-        constraint_mhz=constraint,
-        seed=seed,
-        tools=tools,
-        bitstream=family.bitstream,
-        key=key,
-        instances=tuple(text for _, text in design.identity.units),
-        buffer=design.identity.buffer,
-    )
-    write_atomic(report_file, report.to_json())
-    return report, folder
+        used = {cell: row["used"] for cell, row in placed["utilization"].items()}
+        cells = {
+            name: Cells(sum(used.get(cell, 0) for cell in kinds), board.capacity.get(kinds[0], 0))
+            for name, kinds in family.cells.items()
+        }
+        places = cells.get("flip_flops", cells["luts"]).available  # one beside each LUT
+        cells["flip_flops"] = Cells(flip_flops, places)
+        report = BuildReport(
+            board=board.name,
+            units=units,
+            clock_hz=board.clock_hz,
+            baud=baud,
+            cells=cells,
+            fmax_mhz=achieved,
+            constraint_mhz=constraint,
+            seed=seed,
+            tools=tools,
+            bitstream=family.bitstream,
+            key=key,
+            instances=tuple(text for _, text in design.identity.units),
+            buffer=design.identity.buffer,
+        )
+        write_atomic(report_file, report.to_json())
+        made = (*inputs, *OUTPUTS, family.bitstream, REPORT)
+        seal(folder, [name for name in made if (folder / name).exists()])
+        return report, folder

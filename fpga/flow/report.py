@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from m2xfp.errors import M2xfpError
 from m2xfp.facts import Facts
 from m2xfp.fpga.flow.bitstream import BuildReport, build
 from m2xfp.fpga.flow.boards import BOARDS
@@ -93,12 +94,12 @@ def write_results(folder: Path, boards: Sequence[str] = tuple(BOARDS)) -> Path:
     for name, units in chosen:
         report, built = build(name, None if units is None else board_instances(units))
         reports.append(report)
-        check_file = built / "check.json"
-        if check_file.exists():
-            check = read_figures(check_file)
-            of = check.get("build")
-            if isinstance(of, dict) and of.get("key") == report.key:
+        try:
+            check = read_figures(built / "check.json")
+            if check["build"]["key"] == report.key:
                 checks.append(check)
+        except (M2xfpError, TypeError, KeyError):
+            continue  # none, or one that was damaged
     return write_figures(
         folder / FILE,
         {

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from m2xfp.errors import M2xfpError, MissingToolError
+from m2xfp.errors import FileError, M2xfpError, MissingToolError, tool_failure
+from m2xfp.files import cache_environment
 from m2xfp.processes import run
 
 __all__ = ["BuildError", "find_tool", "last_error", "run_tool"]
@@ -65,20 +66,29 @@ def _nextpnr_version(executable: str) -> str | None:
 
 
 def run_tool(command: Sequence[str], folder: Path, log: str) -> int:
-    """Run a tool in ``folder`` with its output in a log; return its exit status."""
+    """Run a tool in ``folder`` with its output in a log; return its exit status.
+
+    Raises FileError if it failed because the file system refused it something.
+    """
+    tool = Path(command[0]).name
     with (folder / log).open("w") as file:
 
         def tell(line: str) -> None:
             file.write(line)
             if line.startswith("Preparing to run"):
-                tool = Path(command[0]).name
                 print(
                     f"{tool} is compiled for this machine, once; this takes up to two minutes",
                     file=sys.stderr,
                     flush=True,
                 )
 
-        return run(command, cwd=folder, on_line=tell).returncode
+        status = run(command, cwd=folder, environment=cache_environment(), on_line=tell).returncode
+    if status:
+        text = (folder / log).read_text(errors="replace")
+        failure = tool_failure(tool, folder, text, status, folder)
+        if isinstance(failure, FileError):
+            raise failure
+    return status
 
 
 def last_error(text: str) -> str:

@@ -23,7 +23,7 @@ __all__ = ["count", "run", "sample"]
 
 def run(unit: RemoteUnit, arrays: Arrays, progress: bool = False) -> Arrays:
     """Return what the unit makes of pairs of groups, as its testbench decodes it."""
-    from tqdm import tqdm
+    from m2xfp.progress import track
 
     facts, total = unit.facts, count(arrays, unit.facts)
     if not total:
@@ -35,7 +35,7 @@ def run(unit: RemoteUnit, arrays: Arrays, progress: bool = False) -> Arrays:
     first[0] = True
     found: list[Arrays] = []
     at = 0
-    with tqdm(total=total, desc=unit.name, unit="group", disable=not progress) as bar:
+    with track(total=total, desc=unit.name, unit="group", quiet=not progress) as bar:
         while at < total:
             seeds = [] if first[at] else seed_pairs(int(found[-1]["acc"][-1]))
             stop = min(total, at + most - len(seeds))

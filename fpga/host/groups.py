@@ -16,7 +16,7 @@ __all__ = ["count", "run", "sample"]
 
 def run(unit: RemoteUnit, arrays: Arrays, progress: bool = False) -> Arrays:
     """Return what the unit makes of every row of the arrays."""
-    from tqdm import tqdm
+    from m2xfp.progress import track
 
     rows = count(arrays, unit.facts)
     if not rows:
@@ -31,7 +31,7 @@ def run(unit: RemoteUnit, arrays: Arrays, progress: bool = False) -> Arrays:
             "build the unit with wider streams, or its board row with a larger buffer"
         )
     found = []
-    for part in tqdm(slices(rows, most), desc=unit.name, unit="request", disable=not progress):
+    for part in track(slices(rows, most), desc=unit.name, unit="request", quiet=not progress):
         piece, held = _part(arrays, part), part.stop - part.start
         beats = unit.play(unit.bench.encode(piece, unit.facts), pieces=held)
         for name, expected in first.outputs.items():

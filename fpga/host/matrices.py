@@ -31,7 +31,7 @@ def most_k(unit: RemoteUnit) -> int:
 
 def run(unit: RemoteUnit, arrays: Arrays, progress: bool = False) -> Arrays:
     """Return ``out`` of one product, or of several, as the unit's testbench decodes it."""
-    from tqdm import tqdm
+    from m2xfp.progress import track
 
     if "sizes" in arrays:
         results = [run(unit, one, progress)["out"] for one in _products(arrays, unit.facts)]
@@ -49,7 +49,7 @@ def run(unit: RemoteUnit, arrays: Arrays, progress: bool = False) -> Arrays:
     parts = [(rows, columns) for columns in panels for rows in blocks]
     found = [
         _request(unit, arrays, rows, columns)
-        for rows, columns in tqdm(parts, desc=unit.name, unit="request", disable=not progress)
+        for rows, columns in track(parts, desc=unit.name, unit="request", quiet=not progress)
     ]
     # Panels beside one another, rows below one another.
     height = len(blocks)

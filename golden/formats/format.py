@@ -11,7 +11,7 @@ from math import isfinite, prod
 import torch
 from torch import Tensor
 
-from m2xfp.errors import InputError
+from m2xfp.errors import InputError, told
 from m2xfp.formats import (
     E4M3_WIDE_SCALE,
     E5M2_SCALE,
@@ -275,13 +275,13 @@ _MODE_SCALES = {
 
 def _choice(option: str, value: Option, known: tuple[str, ...]) -> str:
     if value not in known:
-        raise InputError(f"{option}={value!r}; choose one of: {', '.join(known)}")
+        raise InputError(f"{option}={told(value)}; choose one of: {', '.join(known)}")
     return str(value)
 
 
 def _flag(option: str, value: Option) -> bool:
     if not isinstance(value, bool):
-        raise InputError(f"{option}={value!r}; pass True or False")
+        raise InputError(f"{option}={told(value)}; pass True or False")
     return value
 
 
@@ -292,7 +292,7 @@ def _whole(option: str, value: Option, allowed: range | tuple[int, ...]) -> int:
             if isinstance(allowed, range)
             else ", ".join(map(str, allowed))
         )
-        raise InputError(f"{option}={value!r}; pass a whole number out of: {shown}")
+        raise InputError(f"{option}={told(value)}; pass a whole number out of: {shown}")
     return value
 
 
@@ -301,10 +301,12 @@ def _level(value: Option) -> float | str | None:
     if value is None or value == "auto":
         return value if value is None else "auto"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"tensor_scale={value!r}; pass None, 'auto' or a positive number")
+        raise InputError(f"tensor_scale={told(value)}; pass None, 'auto' or a positive number")
     rounded = torch.tensor(float(value), dtype=torch.float32).item()
     if not (isfinite(rounded) and rounded > 0):
-        raise InputError(f"tensor_scale={value!r}; pass a positive number that float32 can hold")
+        raise InputError(
+            f"tensor_scale={told(value)}; pass a positive number that float32 can hold"
+        )
     return rounded
 
 
@@ -366,7 +368,7 @@ def _refinement(block: BlockFormat, scale: SharedScale, options: dict[str, Optio
     search = _choice("search", options.get("search", "exact"), ("exact", "fixed"))
     bits = options.get("fraction_bits")
     if bits is not None and search == "exact":
-        raise InputError(f"fraction_bits={bits!r} belongs to search='fixed'; pass that too")
+        raise InputError(f"fraction_bits={told(bits)} belongs to search='fixed'; pass that too")
     return SubgroupScale(
         block.element,
         subgroup,

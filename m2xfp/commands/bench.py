@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from m2xfp.commands.options import OUTPUT_FOLDER
+from m2xfp.extras import require
+
 if TYPE_CHECKING:
     import torch
 
@@ -33,7 +36,7 @@ _DTYPES = ("bfloat16", "float16", "float32")
 @click.option(
     "-o",
     "--output",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OUTPUT_FOLDER,
     help="Write the figures, bench-DEVICE-DTYPE.json, into this folder; docs/results accepts them.",
 )
 def command(
@@ -59,13 +62,14 @@ def command(
     call, which compiles. The plain path runs on fewer values (2^22 on CPU, 2^28 on CUDA); what it
     needs beyond the result is the same whatever the size of the tensor.
     """
+    require("torch")
     for name in formats:
         block_format(name)
     import torch
-    from tqdm import tqdm
 
     from m2xfp.models.bench import ROWS, bench, bench_table
     from m2xfp.models.devices import describe_device, find_device
+    from m2xfp.progress import track
     from m2xfp.results import write_figures
 
     chosen = find_device(device)
@@ -79,7 +83,7 @@ def command(
     rows = tuple(row for row in ROWS if not formats or row[0] in formats)
     plain = min(count, 1 << (28 if cuda else 22))
     run = bench(chosen, getattr(torch, dtype), count, rows, path, plain_values=plain)
-    measured = list(tqdm(run, total=1 + 3 * len(rows), desc="bench", unit="run"))
+    measured = list(track(run, total=1 + 3 * len(rows), desc="bench", unit="run"))
     figures = {
         "device": describe_device(chosen),
         "dtype": dtype,
@@ -95,17 +99,17 @@ def command(
 def _products(device: "torch.device", output: Path | None) -> None:
     """Measure products and layers; print the table, write products-DEVICE.json."""
     import torch
-    from tqdm import tqdm
 
     from m2xfp.models.bench_products import bench_layers, bench_products, products_table
     from m2xfp.models.devices import describe_device
+    from m2xfp.progress import track
     from m2xfp.results import write_figures
 
     cuda = device.type == "cuda"
     shape = (4096, 4096, 4096) if cuda else (512, 2048, 2048)
     layers = bench_layers(device) if cuda else bench_layers(device, (1, 256), ((2048, 2048),))
-    measured = [*tqdm(bench_products(device, shape), desc="products", unit="run")]
-    measured += tqdm(layers, desc="layers", unit="run")
+    measured = [*track(bench_products(device, shape), desc="products", unit="run")]
+    measured += track(layers, desc="layers", unit="run")
     figures = {
         "device": describe_device(device),
         "torch": torch.__version__,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from m2xfp.commands.options import OUTPUT_FOLDER
+from m2xfp.extras import require
 from m2xfp.tables import aligned_table
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ TYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 # The layer that goes through the GEMM core's Verilog, and bytes of text: a second of simulation.
 LAYER = "layers.0.mlp.gate_proj"
 LAYER_TOKENS = 64
+SHOWN_TOKENS = 128  # of a tensor in the page
 
 
 @dataclass(frozen=True)
@@ -123,38 +126,52 @@ def _rows(planes: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 def _losses(windows: Tensor, activations: str, cache: Path) -> Tensor:
     """Return the losses [n] of windows with layer inputs in a format, with a progress bar."""
-    from tqdm import tqdm
-
     from m2xfp.models.evaluate import Case, bundled_losses
+    from m2xfp.progress import track
 
-    with tqdm(total=len(windows), desc=f"perplexity, {activations}", unit="window") as bar:
+    with track(total=len(windows), desc=f"perplexity, {activations}", unit="window") as bar:
         case = Case.parse(activations=activations)
         return bundled_losses(case, windows, cache, report=bar.update)
 
 
-def _perplexity_lines(windows: Tensor, cache: Path) -> list[str]:
-    """Return the table of perplexities, and of their ratios to that of fp32."""
+def _perplexities(windows: Tensor, cache: Path) -> list[dict[str, Any]]:
+    """Return the perplexity of the model as it is and in each format, and by how many % it is more.
+
+    Everything has the ends of its 95 % interval.
+    """
     from m2xfp.models.evaluate import bootstrap
 
+    def percent(ratio: float) -> float:
+        return 100 * (ratio - 1)
+
     plain = _losses(windows, "none", cache)
-    rows = [["activations", "perplexity", "over fp32", "95 % interval"]]
-    rows.append(["fp32", f"{bootstrap(plain).value:.4f}", "", ""])
+    rows: list[dict[str, Any]] = [{"activations": "fp32", **asdict(bootstrap(plain))}]
     for name in FORMATS:
         nats = _losses(windows, name, cache)
-        ratio = bootstrap(nats, plain)
-        rows.append(
-            [
-                name,
-                f"{bootstrap(nats).value:.4f}",
-                f"{100 * (ratio.value - 1):+.2f} %",
-                f"{100 * (ratio.low - 1):+.2f} .. {100 * (ratio.high - 1):+.2f} %",
-            ]
+        over = {part: percent(x) for part, x in asdict(bootstrap(nats, plain)).items()}
+        rows.append({"activations": name, **asdict(bootstrap(nats)), "over": over})
+    return rows
+
+
+def _perplexity_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the table of perplexities, and of their ratios to that of fp32."""
+    table = [["activations", "perplexity", "over fp32", "95 % interval"]]
+    for row in rows:
+        over = row.get("over")
+        texts = (
+            [f"{over['value']:+.2f} %", f"{over['low']:+.2f} .. {over['high']:+.2f} %"]
+            if over
+            else ["", ""]
         )
-    return aligned_table(rows).splitlines()
+        table.append([row["activations"], f"{row['value']:.4f}", *texts])
+    return aligned_table(table).splitlines()
 
 
-def _area_lines(configs: list[str], build: Path) -> list[str]:
-    """Return the area table, or why there is none: a missing library is no failure of the proof."""
+def _area(configs: list[str], build: Path) -> tuple[list[str], dict[str, Any]]:
+    """Return the area table and its figures, or why there are none.
+
+    A missing library is no failure of the proof.
+    """
     from m2xfp.errors import MissingToolError
     from m2xfp.rtl.catalog import find_unit
     from m2xfp.synth.flow.pdk import DEFAULT_PDK, find_pdk
@@ -166,9 +183,56 @@ def _area_lines(configs: list[str], build: Path) -> list[str]:
         pdk = find_pdk(DEFAULT_PDK)
         instances = [find_unit(UNIT).instance(config) for config in configs]
         rows = measure_all(instances, pdk, options, build=build)
+        flow = flow_facts(pdk, options)
     except MissingToolError as error:
-        return [f"not measured: {error}"]
-    return markdown_table(rows, flow_facts(pdk, options)).splitlines()
+        return [f"not measured: {error}"], {"missing": f"not measured: {error}"}
+    figures = {
+        "title": flow["pdk_title"],
+        "yosys": flow["yosys"],
+        "rows": [asdict(row) for row in rows],
+    }
+    return markdown_table(rows, flow).splitlines(), figures
+
+
+def _typical_group(name: str, x: Tensor) -> dict[str, Any]:
+    """Return the group of a tensor with the median share of MXFP4's error, value by value."""
+    import torch
+
+    from m2xfp.golden import get_format
+
+    groups = x.reshape(-1, 32)
+    packed = {name: get_format(name).quantize(groups) for name in FORMATS}
+    found = {name: each.dequantize() for name, each in packed.items()}
+    errors = [(found[name] - groups.float()).double().square().sum(1) for name in FORMATS]
+    share = torch.where(errors[0] > 0, errors[1] / errors[0], 1.0)
+    at = int(share.argsort(stable=True)[len(share) // 2])
+    own = packed["m2xfp-act"]
+    assert own.meta is not None
+    return {
+        "tensor": name,
+        "index": at,
+        "ratio": float(share[at]),
+        "values": groups[at].float().tolist(),
+        **{name: values[at].tolist() for name, values in found.items()},
+        "codes": bytes(own.codes[at].flatten().tolist()).hex(),
+        "scale": int(own.scales[at]),
+        "meta": int(own.meta[at]),
+    }
+
+
+def _pictures(x: Tensor) -> dict[str, NDArray[np.uint8]]:
+    """Return a tensor, and the errors of the formats on one scale, as pictures by caption."""
+    import numpy as np
+
+    from m2xfp.commands.demo_page import shades, tones
+    from m2xfp.golden import get_format
+
+    values = x.float().numpy()
+    errors = {name: get_format(name).quantize(x).dequantize().numpy() - values for name in FORMATS}
+    limit = max(float(np.quantile(np.abs(error), 0.99)) for error in errors.values())
+    pictures = {"values": tones(values, float(np.quantile(np.abs(values), 0.99)) or 1.0)}
+    titles = {"mxfp4": "error in MXFP4", "m2xfp-act": "error in M2XFP"}
+    return pictures | {titles[name]: shades(error, limit or 1.0) for name, error in errors.items()}
 
 
 @click.command()
@@ -197,14 +261,25 @@ def _area_lines(configs: list[str], build: Path) -> list[str]:
     help="Windows of 512 bytes that the perplexities are measured on.",
 )
 @click.option(
+    "--report",
+    "report",
+    type=OUTPUT_FOLDER,
+    metavar="DIR",
+    help="Also write demo.html there: one page with pictures of what ran.",
+)
+@click.option(
     "--build-dir",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OUTPUT_FOLDER,
     default=Path("build"),
     show_default=True,
     help="Folder for the Verilog and for what later runs find again.",
 )
 def command(
-    configs: tuple[str, ...], windows: int, perplexity_windows: int, build_dir: Path
+    configs: tuple[str, ...],
+    windows: int,
+    perplexity_windows: int,
+    report: Path | None,
+    build_dir: Path,
 ) -> None:
     r"""Real activations through the golden model and the emitted Verilog, every bit compared.
 
@@ -218,14 +293,22 @@ def command(
 
     \b
     m2xfp demo
+    m2xfp demo --report build/page
     m2xfp demo --config fp32x8 --config fp16x32 --windows 8
     """
+    from m2xfp.tb.verilator import find_verilator
+
+    require("torch", "safetensors", "filelock")
+    find_verilator()
     import sys
 
     import numpy as np
     import torch
 
+    from m2xfp import __version__
+    from m2xfp.commands.demo_page import demo_page
     from m2xfp.errors import UnknownNameError
+    from m2xfp.files import write_atomic
     from m2xfp.golden import get_format
     from m2xfp.golden.bits import to_bits
     from m2xfp.models.activations import layer_inputs
@@ -282,8 +365,35 @@ def command(
 
     sample = spread(text, perplexity_windows)
     click.echo(f"\nPerplexity a byte on {sample.numel()} bytes of held-out text")
-    click.echo("\n".join(_perplexity_lines(sample, build_dir / "demo")))
+    perplexities = _perplexities(sample, build_dir / "demo")
+    click.echo("\n".join(_perplexity_lines(perplexities)))
 
     click.echo("\nArea")
-    click.echo("\n".join(_area_lines(list(configs), build_dir / "synth")))
-    click.echo(f"\nVerilog: {', '.join(str(result.verilog) for result in results)}")
+    lines, area = _area(list(configs), build_dir / "synth")
+    click.echo("\n".join(lines))
+    verilog = [str(result.verilog) for result in (*results, encoded)]
+    if report is None:
+        click.echo(
+            f"\nTo look at: {verilog[0]}, the Verilog that was compared; "
+            "m2xfp demo --report DIR draws a page of this run"
+        )
+        return
+    shown = inputs[LAYER][:SHOWN_TOKENS]
+    figures = {
+        "version": __version__,
+        "input_type": known[configs[-1]],
+        "comparisons": [
+            {name: value for name, value in asdict(result).items() if name != "verilog"}
+            for result in (*results, encoded)
+        ],
+        "linear": asdict(linear),
+        "group": _typical_group(LAYER, inputs[LAYER]),
+        "shown": list(shown.shape),
+        "sqnr": {kind: dict(zip(FORMATS, values, strict=True)) for kind, values in quality.items()},
+        "perplexity": perplexities,
+        "bytes": sample.numel(),
+        "area": area,
+        "verilog": verilog,
+    }
+    page = write_atomic(report / "demo.html", demo_page(figures, _pictures(shown)))
+    click.echo(f"\nTo look at: {page}, pictures of this run; the Verilog is {verilog[0]}")

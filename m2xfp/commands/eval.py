@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from m2xfp.commands.options import OUTPUT, OUTPUT_FOLDER
+from m2xfp.extras import require
+
 if TYPE_CHECKING:
     from m2xfp.models.evaluate import Case
     from m2xfp.models.results import Outcome
@@ -103,7 +106,7 @@ def _memory(
 )
 @click.option(
     "--offload",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OUTPUT_FOLDER,
     help="With --device-map: folder for what fits nowhere.",
 )
 @click.option(
@@ -118,12 +121,12 @@ def _memory(
 @click.option(
     "-o",
     "--output",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OUTPUT_FOLDER,
     help="Folder for perplexity.json, perplexity.md and perplexity.png.",
 )
 @click.option(
     "--save",
-    type=click.Path(path_type=Path),
+    type=OUTPUT,
     help="Write the quantized model, packed: a file for the bundled model, a folder for others.",
 )
 def command(
@@ -167,6 +170,13 @@ def command(
     m2xfp eval --weights m2xfp-weight --save lm-packed.safetensors
     torchrun --no-python --nproc-per-node 4 m2xfp eval ~/models/Llama-3.1-8B --text wiki.test.raw
     """
+    require("torch", "safetensors")
+    if output is not None:
+        require("matplotlib")
+    if device_map:
+        require("accelerate")
+    if tasks:
+        require("lm_eval")
     from m2xfp.models.arithmetic import Arithmetic
     from m2xfp.models.checkpoints import dispatch, open_checkpoint, read_text
     from m2xfp.models.devices import find_device, joined_processes
@@ -201,11 +211,10 @@ def command(
         check_cases(loaded[0], cases, skipped, allow_nan)
 
     def measure(case: Case, quiet: bool) -> Outcome:
-        from tqdm import tqdm
-
         from m2xfp.models.evaluate import quantized, window_nats
         from m2xfp.models.results import Outcome
         from m2xfp.models.tasks import run_tasks
+        from m2xfp.progress import track
 
         whole = loaded.pop() if loaded else checkpoint.load()
         size = batch or (4 if checkpoint.tokenizer is None else 1)
@@ -213,7 +222,7 @@ def command(
             if save is not None and case is cases[-1] and not quiet:
                 checkpoint.save(ready, save)
             placed = dispatch(ready, max_memory, offload) if device_map else ready.to(target)
-            with tqdm(total=len(sample), desc=case.label, unit="window", disable=quiet) as bar:
+            with track(total=len(sample), desc=case.label, unit="window", quiet=quiet) as bar:
                 nats = window_nats(placed, sample, size, bar.update)
             found = None
             if names:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from m2xfp.commands.options import parameter_options
+from m2xfp.commands.options import OUTPUT_FOLDER, parameter_options
+from m2xfp.extras import require
 
 __all__ = ["command"]
 
@@ -47,14 +48,14 @@ __all__ = ["command"]
 @click.option(
     "-o",
     "--output",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OUTPUT_FOLDER,
     default=Path("build/explore"),
     show_default=True,
     help="Folder for everything that is kept, and for figures and plots.",
 )
 @click.option(
     "--results",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OUTPUT_FOLDER,
     help="Write the figures into this folder too; docs/results accepts them.",
 )
 @click.option("--list", "listing", is_flag=True, help="Show what is swept of UNIT and stop.")
@@ -92,7 +93,8 @@ def command(
     from m2xfp.rtl.catalog import find_unit
     from m2xfp.rtl.parameters import parse_settings
     from m2xfp.synth.flow.pdk import DEFAULT_PDK, find_pdk, pdk_from_liberty
-    from m2xfp.synth.flow.yosys import FlowOptions
+    from m2xfp.synth.flow.timing import find_sta
+    from m2xfp.synth.flow.yosys import FlowOptions, yosys_command
     from m2xfp.synth.studies.explore import explore, parse_sweep, points_of
     from m2xfp.synth.studies.explore_report import plots, tables, write_outcomes
 
@@ -107,6 +109,9 @@ def command(
         return
     if workers < 1:
         raise click.UsageError(f"--workers {workers}: at least 1")
+    require("distributed", "torch", "safetensors", "matplotlib")
+    yosys_command()
+    find_sta()
     options = FlowOptions(abc=abc, clock_ns=clock_ns, clock_gating=clock_gating)
     libraries = [find_pdk(library) for library in pdks or (() if liberty else (DEFAULT_PDK,))]
     if liberty:

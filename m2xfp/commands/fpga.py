@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from m2xfp.commands.fpga_run import command as run
+from m2xfp.commands.options import OUTPUT_FOLDER
+from m2xfp.extras import require
 
 __all__ = ["command"]
 
 if TYPE_CHECKING:
+    from m2xfp.fpga.flow.boards import Board
     from m2xfp.rtl.catalog import Instance
 
 
@@ -23,7 +26,7 @@ def _design_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "-o",
             "--output",
             "folder",
-            type=click.Path(file_okay=False, path_type=Path),
+            type=OUTPUT_FOLDER,
             help="Folder for everything that is built (default: build/fpga/BOARD/UNITS).",
         ),
         click.option(
@@ -60,6 +63,18 @@ def _design_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def require_board_tools(board: Board) -> None:
+    """Raise MissingToolError unless all that a build for the board calls is installed."""
+    from m2xfp.fpga.flow.families import FAMILIES
+    from m2xfp.fpga.flow.tools import find_tool
+    from m2xfp.synth.flow.yosys import yosys_command
+
+    require("filelock", "amaranth_boards")
+    yosys_command()
+    for tool in (FAMILIES[board.family].nextpnr, FAMILIES[board.family].packer):
+        find_tool(tool)
+
+
 def _instances(
     board: str, units: tuple[str, ...], configs: tuple[str, ...], settings: tuple[str, ...]
 ) -> list[Instance]:
@@ -67,6 +82,7 @@ def _instances(
     from m2xfp.fpga.flow.boards import find_board
     from m2xfp.fpga.gateware.units import board_instances
 
+    require_board_tools(find_board(board))
     return board_instances(units or find_board(board).units, configs, settings)
 
 
@@ -176,8 +192,11 @@ def check_command(
     m2xfp fpga check icebreaker
     m2xfp fpga check icebreaker --faults 315
     """
+    require("torch", "safetensors")
     from m2xfp.fpga.check.bitstream_check import check_bitstream
+    from m2xfp.tb.verilator import find_verilator
 
+    find_verilator()
     check = check_bitstream(
         board,
         _instances(board, units, configs, settings),
@@ -197,7 +216,7 @@ def check_command(
 @click.argument("boards", nargs=-1, metavar="[BOARD]...")
 @click.option(
     "--results",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OUTPUT_FOLDER,
     default=Path("docs/results"),
     show_default=True,
     help="Folder for fpga.json.",
@@ -211,7 +230,10 @@ def table(boards: tuple[str, ...], results: Path) -> None:
     from m2xfp.fpga.flow.boards import BOARDS, find_board
     from m2xfp.fpga.flow.report import write_results
 
-    path = write_results(results, [find_board(name).name for name in boards or BOARDS])
+    chosen = [find_board(name) for name in boards or BOARDS]
+    for board in chosen:
+        require_board_tools(board)
+    path = write_results(results, [board.name for board in chosen])
     click.echo(f"written: {path}; draw the pages anew: m2xfp report --pages")
 
 

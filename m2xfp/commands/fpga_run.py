@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from m2xfp.commands.options import OUTPUT_FILE
+from m2xfp.extras import require
+
 if TYPE_CHECKING:
     from m2xfp.fpga.host.device import Device
     from m2xfp.fpga.host.remote_unit import RemoteUnit
@@ -23,7 +26,7 @@ __all__ = ["command"]
     "--output",
     "target",
     required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OUTPUT_FILE,
     help="What came out (.npz).",
 )
 @click.option(
@@ -69,8 +72,9 @@ def command(
     so are the results, bit for bit: an answer that does not come back intact is asked for again,
     and if it never does the command fails.
 
-    quantizer, encoder: a .npy file [n, 32], one group a row: uint16 bfloat16 patterns, or float32
-    if every value is a bfloat16. The output holds codes (n, 16), scales (n,) and meta (n,), uint8.
+    quantizer, encoder: a .npy file [n, 32], one group a row: uint16 bfloat16 patterns, bfloat16
+    (of ml_dtypes), or float32 if every value is a bfloat16. The output holds codes (n, 16), scales
+    (n,) and meta (n,), uint8.
 
     dot: a .npz file of pairs of packed groups, a_codes and w_codes (n, 16), a_scales, a_meta,
     w_scales, w_meta (n,), uint8, and first (n,), bool: a dot product begins here. The output holds
@@ -83,6 +87,7 @@ def command(
     m2xfp fpga run --port /dev/ttyUSB1 x.npy -o y.npz
     m2xfp fpga run --port /dev/ttyUSB1 --self-test pairs.npz -o acc.npz
     """
+    require("serial", "torch", "safetensors")
     import numpy as np
 
     from m2xfp.errors import InputError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from m2xfp.commands.options import chosen, parameter_options
+from m2xfp.commands.options import OUTPUT_FOLDER, chosen, parameter_options
 
 __all__ = ["command"]
 
@@ -15,7 +15,7 @@ __all__ = ["command"]
 @click.option(
     "-o",
     "--output",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OUTPUT_FOLDER,
     default=Path("build/verilog"),
     show_default=True,
     help="Folder for the emitted files.",
@@ -38,14 +38,17 @@ def command(
     m2xfp lint activation_quantizer --config bf16x32
     m2xfp lint gemm_core --set rows=1 --set columns=32
     """
-    from tqdm import tqdm
-
+    from m2xfp.progress import track
     from m2xfp.rtl.verilog.emit import emit
     from m2xfp.synth.flow.lint import lint_file
+    from m2xfp.synth.flow.yosys import yosys_command
+    from m2xfp.tb.verilator import find_verilator
 
+    find_verilator()
+    yosys_command()
     instances = chosen(unit, config, settings, name)
     findings: list[str] = []
-    for instance in tqdm(instances, desc="lint", unit="file", disable=None):
+    for instance in track(instances, desc="lint", unit="file"):
         emitted = emit(instance, output)
         findings += lint_file(emitted.verilog, emitted.top)
     for finding in findings:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
+from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +14,33 @@ import click
 if TYPE_CHECKING:
     from m2xfp.rtl.catalog import Instance
 
-__all__ = ["chosen", "one_instance", "parameter_options"]
+__all__ = ["OUTPUT", "OUTPUT_FILE", "OUTPUT_FOLDER", "chosen", "one_instance", "parameter_options"]
+
+
+class _Output(click.Path):
+    """Where a command writes: a place that cannot be written is refused before any work."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path; a default one is not looked at, it may not be used."""
+        from m2xfp.errors import explain
+
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        given = click.core.ParameterSource.COMMANDLINE
+        if ctx is None or param is None or ctx.get_parameter_source(param.name or "") is not given:
+            return path
+        there = next(place for place in (path, *path.absolute().parents) if place.exists())
+        if there.is_dir() or there == path:
+            code = 0 if os.access(there, os.W_OK) else errno.EACCES
+        else:
+            code = errno.ENOTDIR
+        if code:
+            self.fail(explain(OSError(code, os.strerror(code)), path), param, ctx)
+        return path
+
+
+OUTPUT = _Output(path_type=Path)
+OUTPUT_FILE = _Output(dir_okay=False, path_type=Path)
+OUTPUT_FOLDER = _Output(file_okay=False, path_type=Path)
 
 
 def _print_parameters(context: click.Context, _option: click.Parameter, wanted: bool) -> None:

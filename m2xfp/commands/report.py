@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from m2xfp.commands.options import OUTPUT_FOLDER
+from m2xfp.extras import require
 from m2xfp.results import RESULTS
 
 __all__ = ["DRAWERS", "PAGES", "all_tables", "command", "pages", "tables_of"]
@@ -76,7 +78,7 @@ def pages(folder: Path, tables: dict[str, str]) -> dict[Path, str]:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OUTPUT_FOLDER,
     default=Path("build/report"),
     show_default=True,
     help="Folder for tables and plots.",
@@ -98,6 +100,7 @@ def command(results: Path, output: Path, in_pages: bool) -> None:
     m2xfp report             everything, into build/report
     m2xfp report --pages     after new figures: the tables that stand in the pages
     """
+    require("torch", "matplotlib")
     from m2xfp.files import write_atomic
 
     tables = all_tables(results)

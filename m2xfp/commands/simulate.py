@@ -5,7 +5,8 @@ from pathlib import Path
 
 import click
 
-from m2xfp.commands.options import one_instance, parameter_options
+from m2xfp.commands.options import OUTPUT_FILE, OUTPUT_FOLDER, one_instance, parameter_options
+from m2xfp.extras import require
 
 __all__ = ["command"]
 
@@ -24,12 +25,12 @@ __all__ = ["command"]
     "--output",
     "target",
     required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OUTPUT_FILE,
     help="What came out (.npz).",
 )
 @click.option(
     "--waves",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OUTPUT_FILE,
     help="Also write all signals to this FST file (for GTKWave, Surfer).",
 )
 @click.option(
@@ -48,7 +49,7 @@ __all__ = ["command"]
 )
 @click.option(
     "--build-dir",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OUTPUT_FOLDER,
     default=Path("build/sim"),
     show_default=True,
     help="Folder where built simulation models are kept.",
@@ -69,8 +70,8 @@ def command(
 
     activation_quantizer, weight_encoder: the input is a .npy file [n, group], one group a row:
     uint16 or uint32 raw patterns of the configuration's input type, or float16 for fp16, float32
-    for fp32, and float32 for bf16 if every value is a bfloat16. The output holds codes, scales and
-    meta, all uint8.
+    for fp32, and for bf16 bfloat16 (of ml_dtypes), or float32 if every value is a bfloat16. The
+    output holds codes, scales and meta, all uint8.
 
     The others take an .npz file. dot_product, pe_tile: pairs of packed groups, a_codes, a_scales,
     a_meta, w_codes, w_scales, w_meta (uint8) and first (bool, clears the accumulator); group_dot
@@ -93,7 +94,10 @@ def command(
     from m2xfp.rtl.verilog.emit import emit
     from m2xfp.tb.bench import find_bench
     from m2xfp.tb.bulk.simulator import BulkSimulator
+    from m2xfp.tb.verilator import find_verilator
 
+    require("filelock")
+    find_verilator()
     instance = one_instance(unit, config, settings, name)
     bench, facts = find_bench(instance.unit), instance.facts
     if not source.is_file():

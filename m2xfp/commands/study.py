@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from m2xfp.commands.options import OUTPUT_FOLDER
+from m2xfp.extras import require
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -21,7 +24,7 @@ _Function = Callable[..., Any]
 _OUTPUT = click.option(
     "-o",
     "--output",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OUTPUT_FOLDER,
     help="Write the figures into this folder; docs/results accepts them.",
 )
 
@@ -71,8 +74,10 @@ def command() -> None:
 @_OUTPUT
 def array(pdk: str | None, liberty: tuple[Path, ...], output: Path | None) -> None:
     """Map an array of cells in M2XFP and in MXFP4; add its buffers by a model."""
+    from m2xfp.synth.flow.yosys import yosys_command
     from m2xfp.synth.studies.array import array_table, measure_array
 
+    yosys_command()
     library = _library(pdk, liberty)
     figures = measure_array(library)
     _finish(output, f"array-{library.name}.json", figures, [array_table(figures)])
@@ -111,10 +116,15 @@ def fractions(
     m2xfp study fractions
     m2xfp study fractions --lowest 8 --highest 10 --no-power -o build
     """
+    require("torch", "safetensors")
+    from m2xfp.synth.flow.timing import find_sta
+    from m2xfp.synth.flow.yosys import yosys_command
     from m2xfp.synth.studies import fractions as study
 
     if lowest > highest:
         raise click.UsageError(f"--lowest {lowest} is above --highest {highest}")
+    yosys_command()
+    find_sta()
     library, bits = _library(pdk, liberty), range(lowest, highest + 1)
     figures = study.measure_fractions(library, bits, groups, power=power)
     found = study.fraction_tables(figures).values()
@@ -134,6 +144,7 @@ def gemm_perplexity(windows: int) -> None:
 
     Exit status 1 if the two perplexities differ in a bit of a window.
     """
+    require("torch", "safetensors", "filelock")
     from m2xfp.synth.studies.gemm_perplexity import compare_perplexity
 
     run = compare_perplexity(windows, Path("build/sim"))
@@ -146,6 +157,7 @@ def gemm_perplexity(windows: int) -> None:
 @_OUTPUT
 def libraries(output: Path | None) -> None:
     """List where ml_dtypes, torch and torchao, as installed here, differ from the definitions."""
+    require("torch")
     from dataclasses import asdict
 
     from m2xfp.models.libraries import findings, library_table
@@ -168,19 +180,19 @@ def perplexity(device: str, windows: int | None, batch: int, output: Path | None
     A minute on a large GPU, hours on two CPU cores. Losses are kept in build/eval, so an
     interrupted run goes on where it was.
     """
-    from tqdm import tqdm
-
+    require("torch", "safetensors")
     from m2xfp.models.devices import find_device
     from m2xfp.models.evaluate import bundled_losses, cut_windows, spread
     from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
     from m2xfp.models.results import FILE, study_figures, study_tables
+    from m2xfp.progress import track
 
     target, text = find_device(device), HELD_OUT.read_bytes()
     whole = cut_windows(as_tokens(text), load_model().config.context)
     chosen = spread(whole, windows or len(whole))
 
     def losses(case: Case) -> Tensor:
-        with tqdm(total=len(chosen), desc=case.label, unit="window", leave=False) as bar:
+        with track(total=len(chosen), desc=case.label, unit="window", leave=False) as bar:
             return bundled_losses(case, chosen, Path("build/eval"), batch, bar.update, target)
 
     protocol = {
@@ -188,7 +200,7 @@ def perplexity(device: str, windows: int | None, batch: int, output: Path | None
         "text": f"held out, {len(text)} bytes",
         "windows": f"{len(chosen)} of the {len(whole)}, each {chosen.shape[1]} bytes",
     }
-    figures = study_figures(losses, protocol, lambda cases: tqdm(cases, desc="study"))
+    figures = study_figures(losses, protocol, lambda cases: track(cases, desc="study"))
     _finish(output, FILE, figures, study_tables(figures).values())
 
 
@@ -198,6 +210,7 @@ def perplexity(device: str, windows: int | None, batch: int, output: Path | None
 @_OUTPUT
 def sqnr(groups: int, seed: int, output: Path | None) -> None:
     """Measure every format on normal, Laplace, t (3 d.o.f.) and lognormal samples."""
+    require("torch")
     from m2xfp.models.quality import measure_sqnr, sqnr_table
 
     figures = measure_sqnr(groups, seed)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from m2xfp.commands.options import chosen, parameter_options
+from m2xfp.commands.options import OUTPUT_FILE, chosen, parameter_options
+from m2xfp.extras import require
 
 __all__ = ["command"]
 
@@ -61,13 +62,13 @@ def _roles(
 @click.option(
     "--json",
     "json_file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OUTPUT_FILE,
     help="Write the report as JSON.",
 )
 @click.option(
     "--markdown",
     "markdown_file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OUTPUT_FILE,
     help="Write the table to a file as well.",
 )
 @click.option(
@@ -142,10 +143,15 @@ def command(
     from m2xfp.files import write_atomic
     from m2xfp.results import RESULTS, write_figures
     from m2xfp.rtl.catalog import select
-    from m2xfp.synth.flow.yosys import FlowOptions
+    from m2xfp.synth.flow.timing import find_sta
+    from m2xfp.synth.flow.yosys import FlowOptions, yosys_command
     from m2xfp.synth.report import accepted
     from m2xfp.synth.report.figures import flow_facts, markdown_table, measure_all, report
 
+    if power:
+        require("torch", "safetensors")
+    yosys_command()
+    find_sta()
     instances = [
         instance for unit in units or (None,) for instance in chosen(unit, config, settings, name)
     ]

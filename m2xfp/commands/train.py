@@ -4,6 +4,9 @@ from pathlib import Path
 
 import click
 
+from m2xfp.commands.options import OUTPUT_FILE
+from m2xfp.extras import require
+
 __all__ = ["command"]
 
 
@@ -11,7 +14,7 @@ __all__ = ["command"]
 @click.option(
     "-o",
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OUTPUT_FILE,
     default="build/lm.safetensors",
     show_default=True,
     help="Where the weights go; the state of the run is kept in OUTPUT.state until then.",
@@ -39,7 +42,7 @@ __all__ = ["command"]
 )
 @click.option(
     "--save-corpus",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OUTPUT_FILE,
     help="Write the collected training text to a file and stop.",
 )
 def command(
@@ -66,12 +69,12 @@ def command(
     m2xfp train --minutes 8 --device cuda -o lm.safetensors
     m2xfp train --save-corpus corpus.txt     collect here, train elsewhere with --corpus
     """
-    from tqdm import tqdm
-
+    require("torch", "safetensors")
     from m2xfp.files import write_atomic
     from m2xfp.models.corpus import training_text
     from m2xfp.models.lm import HELD_OUT, ModelConfig, save_model
     from m2xfp.models.train import TrainConfig, train
+    from m2xfp.progress import track
 
     held_out = HELD_OUT.read_bytes()
     if save_corpus is not None:
@@ -83,12 +86,11 @@ def command(
     text = training_text(held_out) if corpus is None else corpus.read_bytes()
     state = output.with_name(output.name + ".state")
     layout = "{desc} {percentage:5.1f} %|{bar}| {elapsed} {postfix}"
-    with tqdm(total=100, desc="training", bar_format=layout, mininterval=1) as bar:
+    with track(total=100, desc="training", unit="%", layout=layout) as bar:
 
         def show(progress: float, line: str) -> None:
-            bar.n = 100 * progress
-            bar.set_postfix_str(line, refresh=False)
-            bar.update(0)
+            bar.note(line)
+            bar.update(100 * progress - bar.n)
 
         model, facts = train(ModelConfig(), config, text, held_out, state, device, resume, show)
     save_model(output, model, facts)

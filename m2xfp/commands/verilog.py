@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from m2xfp.commands.options import chosen, parameter_options
+from m2xfp.commands.options import OUTPUT_FOLDER, chosen, parameter_options
 
 __all__ = ["command"]
 
@@ -21,7 +21,7 @@ __all__ = ["command"]
 @click.option(
     "-o",
     "--output",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OUTPUT_FOLDER,
     default=Path("build/verilog"),
     show_default=True,
     help="Folder for the files.",
@@ -72,9 +72,8 @@ def command(
     m2xfp verilog gemm_core --set rows=1 --set columns=32 --set max_k=4096 --name array
     m2xfp verilog --from chip.toml -o rtl/
     """
-    from tqdm import tqdm
-
     from m2xfp.files import write_atomic
+    from m2xfp.progress import track
     from m2xfp.rtl.catalog import UNITS
     from m2xfp.rtl.chip import read_chip
     from m2xfp.rtl.verilog.emit import emit
@@ -91,7 +90,7 @@ def command(
             click.echo(f"{row}: {UNITS[row].purpose}")
             click.echo(f"    {' '.join(x.config for x in instances if x.unit.name == row)}")
         return
-    for instance in tqdm(instances, desc="Verilog", unit="file", disable=None):
+    for instance in track(instances, desc="Verilog", unit="file"):
         emitted = emit(instance, output)
         if rules:
             write_atomic(output / f"{emitted.top}_rules.sv", rules_text(instance.facts))

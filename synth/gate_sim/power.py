@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2xfp.facts import Facts
-from m2xfp.files import sources_digest, write_atomic
+from m2xfp.files import read_sealed, sources_digest, write_sealed
 from m2xfp.synth.flow.liberty import Cell, Group, Library, Pin
 from m2xfp.synth.flow.pdk import Pdk
 from m2xfp.synth.flow.yosys import Netlist
@@ -529,8 +529,8 @@ def unit_power(netlist: Netlist, pdk: Pdk, facts: Facts, vectors: TestVectors) -
     for content in _contents(vectors):
         key.update(content)
     kept = netlist.folder / f"power-{key.hexdigest()[:16]}.json"
-    if kept.exists():
-        known = json.loads(kept.read_text())
+    if (found := read_sealed(kept)) is not None:
+        known = json.loads(found)
         return UnitPower(Power(**known.pop("power")), **known)
     gates = Gates(netlist, pdk)
     lanes = lanes_for(netlist)
@@ -544,5 +544,5 @@ def unit_power(netlist: Netlist, pdk: Pdk, facts: Facts, vectors: TestVectors) -
     result = UnitPower(
         estimate_power(gates, pdk, played.history), played.window_groups / clocks, played.groups
     )
-    write_atomic(kept, json.dumps(asdict(result)))
+    write_sealed(kept, json.dumps(asdict(result)))
     return result

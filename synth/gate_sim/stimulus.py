@@ -59,8 +59,8 @@ def _model(groups: int) -> tuple["Tensor", "Tensor"]:
 
     def spread(rows: "Tensor") -> "Tensor":
         run = 32  # neighbouring groups that stay together: activity depends on them
-        starts = torch.arange(-(-groups // run)) * (len(rows) - run) // max(groups // run - 1, 1)
-        starts = starts.clamp(max=len(rows) - run)
+        runs = -(-groups // run)
+        starts = torch.arange(runs) * (len(rows) - run) // max(runs - 1, 1)
         return rows[(starts[:, None] + torch.arange(run)).flatten()[:groups]]
 
     activations, weights = _model_rows()

@@ -6,6 +6,7 @@ have files of their own, named ``...-gated``.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,9 @@ class Change:
 
     @property
     def growth(self) -> float:
-        """Relative change, above 0 for worse."""
+        """Relative change, above 0 for worse; infinite for a figure that was zero."""
+        if not self.before:
+            return math.inf if self.after > 0 else 0.0
         return self.after / self.before - 1
 
     @property
@@ -60,7 +63,8 @@ class Change:
         verdict = "REGRESSION" if self.is_regression else "worse" if self.growth > 0 else "better"
         return (
             f"{verdict}: {self.unit} {self.config} {self.figure} "
-            f"{self.before:g} -> {self.after:g} ({self.growth:+.1%})"
+            f"{self.before:g} -> {self.after:g} "
+            f"({f'{self.growth:+.1%}' if self.before else 'it was zero'})"
         )
 
 
@@ -72,9 +76,19 @@ def _read(path: Path) -> tuple[dict[str, Any], list[Row]]:
     """Return the flow and the rows of an accepted file."""
     try:
         figures = read_figures(path)
-        return dict(figures["flow"]), [Row(**row) for row in figures["rows"]]
-    except (KeyError, TypeError) as error:
+        flow, rows = dict(figures["flow"]), [Row(**row) for row in figures["rows"]]
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a report of m2xfp synth: {error}") from error
+    for row in rows:
+        for figure in _WATCHED:
+            value = getattr(row, figure)
+            is_number = isinstance(value, int | float) and math.isfinite(value) and value >= 0
+            if not is_number and (value is not None or figure in _GUARDED):
+                raise InputError(
+                    f"{path}: {figure} of {row.unit} {row.config} is {value!r}, which is no figure "
+                    f"of m2xfp synth; restore it: git checkout {path}"
+                )
+    return flow, rows
 
 
 def accepted_files(folder: Path) -> dict[str, tuple[Mapping[str, Any], list[Row]]]:

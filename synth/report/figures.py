@@ -191,7 +191,7 @@ def measure_all(
     build: Path = BUILD,
 ) -> list[Row]:
     """Measure several configurations, two at a time, with a progress bar; order is kept."""
-    from tqdm import tqdm
+    from m2xfp.progress import track
 
     with ThreadPoolExecutor(WORKERS) as pool:
         futures = [
@@ -201,10 +201,7 @@ def measure_all(
             for instance in chosen
         ]
         try:
-            return [
-                future.result()
-                for future in tqdm(futures, desc=f"Synthesis, {pdk.name}", disable=None)
-            ]
+            return [future.result() for future in track(futures, desc=f"Synthesis, {pdk.name}")]
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

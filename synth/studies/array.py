@@ -30,10 +30,10 @@ def measure_array(pdk: Pdk, build: Path = BUILD) -> dict[str, Any]:
     The difference of two and one columns is a cell; the rest is what the columns of a row share.
     All registers are counted, weight buffers and results are not.
     """
-    from tqdm import tqdm
+    from m2xfp.progress import track
 
     rows = []
-    with tqdm(total=2 * len(_PAIRS), desc="synthesis", unit="array") as bar:
+    with track(total=2 * len(_PAIRS), desc="synthesis", unit="array") as bar:
         for name, (act, weight) in _PAIRS.items():
             row: dict[str, Any] = {"format": name}
             for columns in (1, 2):

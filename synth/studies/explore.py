@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from m2xfp.errors import InputError, MissingToolError, UnknownNameError
 from m2xfp.facts import Facts
-from m2xfp.files import sources_digest, write_atomic
+from m2xfp.files import read_sealed, sources_digest, write_sealed
 from m2xfp.rtl.catalog import Instance, Unit
 from m2xfp.rtl.parameters import Parameter, parameters_of
 from m2xfp.synth.flow.pdk import Pdk
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Outcome", "Point", "explore", "front", "parse_sweep", "points_of"]
 
 EXPLORED = Path("build/explore")
-WINDOWS = 8  # windows of 512 bytes that perplexities are measured on
+WINDOWS = 32  # windows of 512 bytes that perplexities are measured on; with 8, chance decides
 
 Axes = Mapping[str, Sequence[str]]
 """Values by parameter, or by parameters that change together, as ``Sweep.axes`` has them."""
@@ -201,11 +201,10 @@ def _measure(facts: Facts, pdk: Pdk, options: FlowOptions, build: Path) -> Row:
 
 def _perplexity(weights: str, activations: str, build: Path) -> float:
     """Run by a worker: the perplexity of the bundled model."""
-    from m2xfp.models.evaluate import Case, bundled_losses, cut_windows, perplexity
+    from m2xfp.models.evaluate import Case, bundled_losses, cut_windows, perplexity, spread
     from m2xfp.models.lm import HELD_OUT, as_tokens
 
-    windows = cut_windows(as_tokens(HELD_OUT.read_bytes()), 512)
-    chosen = windows[:: max(1, len(windows) // WINDOWS)][:WINDOWS]
+    chosen = spread(cut_windows(as_tokens(HELD_OUT.read_bytes()), 512), WINDOWS)
     return perplexity(bundled_losses(Case.parse(weights, activations), chosen, build))
 
 
@@ -260,7 +259,7 @@ def explore(
     folder
         Where outcomes are kept.
     """
-    from tqdm import tqdm
+    from m2xfp.progress import track
 
     folder = folder.absolute()
     kept = {
@@ -271,14 +270,16 @@ def explore(
     formats = [point.formats for point in points]
     cases = dict.fromkeys([_PLAIN, *(case for case in formats if case is not None)])
     accuracy = accuracy and any(case is not None for case in formats)
-    missing = [key for key, path in kept.items() if not path.exists()]
+    found = {key: read_sealed(path) for key, path in kept.items()}
+    rows = {key: row for key, row in found.items() if row is not None}
+    missing = [key for key in kept if key not in rows]
     perplexities: dict[tuple[str, str], float] = {}
     if missing or accuracy:
         by_name = {pdk.name: pdk for pdk in pdks}
         with _client(scheduler, workers) as client:
             from distributed import as_completed
 
-            tasks: dict[Any, Any] = {}
+            tasks: dict[Any, Any] = {}  # a task is a key of rows, or formats
             for index, name in missing:
                 what = points[index].instance.facts
                 how = (by_name[name], options, folder / "synth")
@@ -287,17 +288,19 @@ def explore(
                 tasks |= {
                     client.submit(_perplexity, *case, folder, pure=False): case for case in cases
                 }
-            with tqdm(total=len(tasks), desc="Exploring", unit="task", disable=None) as bar:
+            with track(total=len(tasks), desc="Exploring", unit="task") as bar:
                 for done in as_completed(list(tasks)):
                     result, task = done.result(), tasks[done]
                     if isinstance(result, Row):
-                        write_atomic(kept[task], json.dumps(asdict(result)))
+                        row = json.dumps(asdict(result)).encode()
+                        write_sealed(kept[task], row)
+                        rows[task] = row
                     else:
                         perplexities[task] = result
                     bar.update()
     return [
-        _outcome(points[index], name, json.loads(path.read_text()), perplexities)
-        for (index, name), path in kept.items()
+        _outcome(points[index], name, json.loads(rows[index, name]), perplexities)
+        for index, name in kept
     ]
 
 

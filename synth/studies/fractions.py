@@ -100,7 +100,7 @@ def encoders(fraction_bits: Sequence[int]) -> list[Instance]:
 
 def _searches(pdk: Pdk, build: Path) -> list[dict[str, Any]]:
     """Return ways to search a subgroup of bfloat16, and the area of their logic."""
-    from tqdm import tqdm
+    from m2xfp.progress import track
 
     bits = FRACTION_BITS[BF16.name]
     together = Ladder(M2XFP_WEIGHT, bits + 1, 2, len(OFFSETS))
@@ -111,7 +111,7 @@ def _searches(pdk: Pdk, build: Path) -> list[dict[str, Any]]:
         "gains, all offsets at once": [GainSearch(together)],
     }
     found = []
-    for number, (name, parts) in enumerate(tqdm(ways.items(), desc="searches", unit="way")):
+    for number, (name, parts) in enumerate(track(ways.items(), desc="searches", unit="way")):
         area = 0.0
         for index, part in enumerate(parts):
             top = f"search_{number}_{index}"
@@ -139,9 +139,9 @@ def measure_fractions(
     build
         Folder of what is built.
     """
-    from tqdm import tqdm
+    from m2xfp.progress import track
 
-    samples = tqdm(_samples(groups).items(), desc="search", unit="tensor")
+    samples = track(_samples(groups).items(), desc="search", unit="tensor")
     errors = {name: excess(x, bits) for name, x in samples}
     rows = measure_all(encoders(bits), pdk, FlowOptions(), power=power, build=build)
     return {

@@ -170,16 +170,16 @@ def compare_losses(
     Nats a token of each window, float64 [n], twice; and the clocks that the core took.
     """
     import torch
-    from tqdm import tqdm
 
     from m2xfp.models.evaluate import window_nats
     from m2xfp.models.lm import load_model
+    from m2xfp.progress import track
 
     core, model = simulate_core(config, build_dir), load_model().to(torch.bfloat16)
     with linear_layers_by(model, golden_linear):
         golden = window_nats(model, windows, batch=1)
     total = len(windows) * len(list(model.layers)) * 7
-    with tqdm(total=total, desc="linear layers in Verilog", unit="layer") as bar:
+    with track(total=total, desc="linear layers in Verilog", unit="layer") as bar:
 
         def compute(x: Tensor, weight: PackedTensor) -> Tensor:
             y = core.linear(x, weight)

@@ -249,12 +249,12 @@ class BulkSimulator:
         cycle_limit: int,
         progress: bool,
     ) -> None:
-        from tqdm import tqdm
+        from m2xfp.progress import track
 
         library, facts = self._library, self.facts
         accepted = dict.fromkeys(beats, 0)
         total = sum(len(rows) for rows in beats.values())
-        with tqdm(total=total, unit="beat", disable=not progress, desc=facts.top) as bar:
+        with track(total=total, unit="beat", quiet=not progress, desc=facts.top) as bar:
             status = 0
             while status == 0:
                 done = library.simulator_cycles(model)

@@ -12,8 +12,12 @@ from numpy.typing import NDArray
 
 from m2xfp.errors import InputError
 from m2xfp.facts import Facts
+from m2xfp.formats import BF16, InputType
 
-__all__ = ["check_names", "load_array", "load_arrays", "load_rows"]
+__all__ = ["as_patterns", "check_names", "load_array", "load_arrays", "load_rows", "type_name"]
+
+_BFLOAT16 = np.dtype("V2")
+"""What numpy makes of an array of ml_dtypes.bfloat16 in a file: two bytes without a meaning."""
 
 # What numpy raises for files that are none of its own, or are cut off.
 _UNREADABLE = (
@@ -50,10 +54,29 @@ def load_array(path: Path) -> NDArray[Any]:
 def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Return the arrays of an .npz file; InputError for any other file."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        with path.open("rb") as opened:
+            file = np.load(opened, allow_pickle=False)
+            if isinstance(file, np.ndarray):
+                raise InputError(
+                    f"input {path}: holds one array without a name; give the arrays by their names "
+                    "in an .npz file (numpy.savez)"
+                )
+            with file:
+                return {name: file[name] for name in file.files}
+    except InputError:
+        raise
     except _UNREADABLE as error:
         raise InputError(f"input {path}: not a readable .npz file ({error})") from error
+
+
+def type_name(array: NDArray[Any]) -> str:
+    """Return the name of an array's type, as a message has it."""
+    return "bfloat16" if array.dtype == _BFLOAT16 else str(array.dtype)
+
+
+def as_patterns(array: NDArray[Any], kind: InputType) -> NDArray[Any]:
+    """Return an array of bfloat16 (ml_dtypes) as patterns, uint16, if ``kind`` is that."""
+    return array.view(np.uint16) if kind is BF16 and array.dtype == _BFLOAT16 else array
 
 
 def check_names(path: Path, facts: Facts, arrays: Mapping[str, Any], names: list[str]) -> None:
@@ -94,7 +117,7 @@ def load_rows(
         array, dtype = arrays[name], np.dtype(kind)
         if array.dtype != dtype or array.shape != (count, *rest) or not count:
             raise InputError(
-                f"input {path}: {name} is {array.dtype} {list(array.shape)}; must be {dtype} "
+                f"input {path}: {name} is {type_name(array)} {list(array.shape)}; must be {dtype} "
                 f"[{', '.join(['n', *map(str, rest)])}], one n of at least 1 for all fields"
             )
     return arrays

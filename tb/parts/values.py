@@ -12,7 +12,7 @@ from m2xfp.facts import Facts
 from m2xfp.formats import BF16, BlockFormat, InputType, block_format, input_type
 from m2xfp.tb.bench import Arrays, Operands, golden_of
 from m2xfp.tb.fields import Bytes, number, pack
-from m2xfp.tb.parts.files import load_array
+from m2xfp.tb.parts.files import as_patterns, load_array, type_name
 from m2xfp.tb.parts.groups import group_beats, planes_of_beats, user_planes
 from m2xfp.tb.vectors import Beats, TestVectors
 
@@ -49,14 +49,14 @@ def load(path: Path, facts: Facts) -> Arrays:
 
 def _patterns(x: NDArray[Any], kind: InputType, path: Path) -> NDArray[Any]:
     """Return the raw patterns of ``x``, which is contiguous and in native byte order."""
-    raw = np.dtype(f"uint{kind.width}")
+    raw, x = np.dtype(f"uint{kind.width}"), as_patterns(x, kind)
     values = {"bf16": np.float32, "fp16": np.float16, "fp32": np.float32}[kind.name]
     if x.dtype == raw:
         return x
     if x.dtype != values:
         raise InputError(
-            f"input {path}: type {x.dtype}; must be {raw} (raw {kind.name} patterns) or "
-            f"{np.dtype(values)}"
+            f"input {path}: type {type_name(x)}; must be {raw} (raw {kind.name} patterns) or "
+            f"{np.dtype(values)}{' or bfloat16' * (kind is BF16)}"
         )
     bits: NDArray[Any] = x.view(np.uint32 if kind is BF16 else raw)
     if kind is not BF16:
@@ -64,7 +64,7 @@ def _patterns(x: NDArray[Any], kind: InputType, path: Path) -> NDArray[Any]:
     if np.any(lost := bits & 0xFFFF != 0):
         row, column = (int(index) for index in np.argwhere(lost)[0])
         raise InputError(
-            f"input {path}: x[{row}, {column}] = {x[row, column]!r} is no bfloat16; round the "
+            f"input {path}: x[{row}, {column}] = {x[row, column]} is no bfloat16; round the "
             "values to bfloat16 first, or use an fp32 configuration"
         )
     return (bits >> 16).astype(raw)

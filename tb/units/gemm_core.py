@@ -13,7 +13,7 @@ from m2xfp.facts import Facts
 from m2xfp.formats import input_type
 from m2xfp.tb.bench import Arrays, Operands, golden_of
 from m2xfp.tb.fields import Bytes
-from m2xfp.tb.parts.files import check_names, load_arrays
+from m2xfp.tb.parts.files import as_patterns, check_names, load_arrays, type_name
 from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product, timing_of
 from m2xfp.tb.parts.groups import group_arrays, packed_groups, plane_shapes
 from m2xfp.tb.vectors import Beats, TestVectors
@@ -87,11 +87,13 @@ def load(path: Path, facts: Facts) -> Arrays:
     timing = timing_of(facts)
     for size in sizes:
         timing.check(*size)
+    if "x" in planes:
+        arrays["x"] = as_patterns(arrays["x"], input_type(facts.parameters["activations"]))
     for name, shape in shapes.items():
         dtype, found = _type(name, facts), arrays[name]
         if found.dtype != dtype or found.shape != shape:
             raise InputError(
-                f"input {path}: {name} is {found.dtype} {list(found.shape)}; must be "
+                f"input {path}: {name} is {type_name(found)} {list(found.shape)}; must be "
                 f"{dtype} {list(shape)} beside {beside}"
             )
     return arrays

@@ -110,12 +110,24 @@ def test_cases_describe_themselves() -> None:
 def test_windows_do_not_overlap() -> None:
     windows = cut_windows(torch.arange(100), 30)
     assert windows.tolist() == [list(range(n, n + 30)) for n in (0, 30, 60)]
-    assert spread(torch.arange(10), 3).tolist() == [0, 3, 6]
-    assert spread(torch.arange(10), 30).tolist() == list(range(10))
     with pytest.raises(InputError, match="29 tokens, one window needs 30"):
         cut_windows(torch.arange(29), 30)
     with pytest.raises(InputError, match="at least 2"):
         cut_windows(torch.arange(29), 1)
+
+
+@pytest.mark.parametrize("total", [1, 2, 10, 509])
+def test_windows_are_spread_evenly_for_any_count(total: int) -> None:
+    """Neither end is favoured, and no two gaps differ by more than one window."""
+    for count in range(1, total + 1):
+        chosen = spread(torch.arange(total), count)
+        assert len(chosen) == count
+        gaps = chosen.diff()
+        assert gaps.numel() == 0 or gaps.min() >= 1
+        assert gaps.numel() == 0 or gaps.max() - gaps.min() <= 1
+        left, right = chosen[0], total - 1 - chosen[-1]
+        assert abs(left - right) <= 1, (total, count)
+    assert spread(torch.arange(total), total + 20).tolist() == list(range(total))
 
 
 class Uniform(nn.Module):

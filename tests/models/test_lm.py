@@ -158,6 +158,11 @@ def test_training_needs_muon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         fit(tmp_path)
 
 
+def test_a_text_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"5 bytes; one window needs .*--corpus"):
+        train(SHAPE, TrainConfig(steps=1), b"short", TEXT[:100], tmp_path / "state")
+
+
 def test_windows_depend_on_seed_and_step() -> None:
     text = torch.arange(256, dtype=torch.uint8)
 

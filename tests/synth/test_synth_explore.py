@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from m2xfp.errors import InputError, UnknownNameError
+from m2xfp.files import write_sealed
 from m2xfp.results import RESULTS, read_figures
 from m2xfp.rtl.catalog import UNITS, Instance, find_unit
 from m2xfp.rtl.parameters import parameters_of
@@ -155,7 +156,7 @@ def test_kept_points_are_not_measured_again(osu018, tmp_path, monkeypatch):
     for index, point in enumerate(found):
         kept = tmp_path / f"{module._key(point, osu018, options)}.json"
         figures = row(area_um2=100.0 - index, critical_path_ns=1.0 + index, energy_pj_per_group=2.0)
-        kept.write_text(json.dumps(asdict(figures)))
+        write_sealed(kept, json.dumps(asdict(figures)))
     outcomes = explore(found, [osu018], options, accuracy=False, folder=tmp_path)
     assert [outcome.row["area_um2"] for outcome in outcomes] == [
         100.0 - i for i in range(len(found))

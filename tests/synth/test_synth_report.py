@@ -203,6 +203,10 @@ def test_stimulus_is_what_it_says():
         assert part.dtype == torch.float32
         assert part.isfinite().all()
     assert torch.equal(operands("random", 64, 10).weights, random.weights)
+    # Any number of groups takes different runs of neighbours, from the first to the last.
+    odd = operands("model", 80, 1).weights
+    assert odd.shape == (80, 32)
+    assert not torch.equal(odd[32:48], odd[64:80])
     # Real activations have heavier tails than a normal distribution.
     assert model.activations.abs().max() / model.activations.std() > 6
     assert random.activations.abs().max() / random.activations.std() < 6
