@@ -10,6 +10,8 @@ quoted = '$(subst ','\'',$(1))'
 given = $(if $(value $(1)),$(call quoted,$(value $(1))))
 each_given = $(foreach each,$(value $(1)),$(call quoted,$(each)))
 
+unexport BOARD UNITS # which would be to read them once more
+
 .DEFAULT_GOAL := demo
 .PHONY: demo setup test test-slow check verilog lint synth bench eval report pages train fpga clean distclean help
 

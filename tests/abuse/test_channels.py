@@ -281,6 +281,7 @@ def test_a_folder_brings_no_code_of_its_own(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_weights_that_are_pickles(tmp_path: Path) -> None:
     """Hugging Face folders -> pickle, by `pytorch_model.bin`."""
     transformers = pytest.importorskip("transformers")
