@@ -5,6 +5,13 @@ PYTHON ?= python3
 M2XFP := .venv/bin/m2xfp
 READY := .venv/.ready
 
+# Names reach the shell as they were given: neither make nor the shell reads anything in them.
+quoted = '$(subst ','\'',$(1))'
+given = $(if $(value $(1)),$(call quoted,$(value $(1))))
+each_given = $(foreach each,$(value $(1)),$(call quoted,$(each)))
+
+unexport BOARD UNITS # which would be to read them once more
+
 .DEFAULT_GOAL := demo
 .PHONY: demo setup test test-slow check verilog lint synth bench eval report pages train fpga clean distclean help
 
@@ -35,7 +42,7 @@ lint: $(READY) ## Verilator and yosys checks of all emitted Verilog
 	$(M2XFP) lint
 
 synth: $(READY) ## area, timing and power, and what changed against docs/results; UNITS="pe_tile" chooses
-	$(M2XFP) synth $(UNITS) --check
+	$(M2XFP) synth $(call each_given,UNITS) --check
 
 bench: $(READY) ## speed of the golden model
 	$(M2XFP) bench
@@ -44,7 +51,7 @@ eval: $(READY) ## perplexity of the bundled language model in the main formats
 	$(M2XFP) eval
 
 fpga: $(READY) ## bitstream for BOARD (icebreaker if left out), with its report; UNITS="dot gemm" chooses
-	$(M2XFP) fpga build $(or $(BOARD),icebreaker) $(addprefix --unit ,$(UNITS))
+	$(M2XFP) fpga build $(or $(call given,BOARD),icebreaker) $(addprefix --unit=,$(call each_given,UNITS))
 
 report: $(READY) ## all tables and plots of the accepted figures, into build/report
 	$(M2XFP) report

@@ -21,6 +21,7 @@ from enum import IntEnum
 from hashlib import sha256
 
 from m2xfp.errors import InputError
+from m2xfp.plain import parse_json, typed
 
 __all__ = [
     "CRC_BYTES",
@@ -247,16 +248,20 @@ class Identity:
     def parse(cls, payload: bytes) -> "Identity":
         """Read ``payload()``; InputError if it is none, or of another protocol."""
         try:
-            facts = json.loads(payload)
-            if facts["design"] != "m2xfp":
-                raise ValueError(f"design {facts['design']!r}")
-            if facts["protocol"] != PROTOCOL:
-                raise InputError(
-                    f"protocol {facts['protocol']}; this version of m2xfp speaks {PROTOCOL}"
-                )
-            units = tuple((str(name), str(text)) for name, text in facts["units"])
-            return cls(**facts | {"units": units})
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, InputError):
-                raise
+            facts = parse_json(payload, "the answer")
+            if not isinstance(facts, dict) or facts.get("design") != "m2xfp":
+                raise InputError("its design is not m2xfp")
+        except InputError as error:
             raise InputError(f"no identification of an m2xfp design ({error})") from error
+        if facts.get("protocol") != PROTOCOL:
+            raise InputError(
+                f"protocol {facts.get('protocol')}; this version of m2xfp speaks {PROTOCOL}"
+            )
+        try:
+            found = typed(cls, facts, "identity")
+            for number in (found.clock_hz, found.baud, found.buffer):
+                if not 1 <= number < 1 << 32:
+                    raise InputError("clock, rate and buffer must be positive, of 32 bits")
+        except InputError as error:
+            raise InputError(f"no identification of an m2xfp design ({error})") from error
+        return found

@@ -29,7 +29,6 @@ COMMANDS = {
     "fpga": "Boards: designs, bitstreams and running arrays on one.",
     "gemm": "Clocks of a GEMM core on the layers of language models.",
     "lint": "Verilator and yosys checks of all emitted Verilog.",
-    "prove": "Proofs about emitted units, each shown to fail with a fault.",
     "report": "Tables and plots of the accepted figures, and those in the pages.",
     "simulate": "Run a tensor through the emitted Verilog of a unit.",
     "study": "Measure again what the pages show, by name.",
@@ -137,7 +136,7 @@ def _run() -> int:
         return error.exit_code
     except M2xfpError as error:
         message = str(error)
-    except (click.Abort, KeyboardInterrupt):  # at a prompt
+    except (click.Abort, KeyboardInterrupt):  # at a prompt, or after a signal
         return 130
     except ModuleNotFoundError as error:
         missing = missing_package(error.name or "")
@@ -152,29 +151,8 @@ def _run() -> int:
     return 2
 
 
-def main() -> NoReturn:
-    """Run the command line; user errors print one message and exit with status 2.
-
-    So does what the system refuses, such as writing to a full disk, and a package that is not
-    installed. SIGINT and SIGTERM end it in order, with status 130 and 143. Anything else is a
-    defect and keeps its traceback.
-    """
-    received: list[int] = []
-    try:
-        with orderly_end() as received:
-            status = _told()
-    except BaseException:
-        if not received:
-            raise
-    if received:  # whatever has become of the exception on its way
-        with suppress(OSError):
-            click.echo("Interrupted.", err=True)
-        leave(received[0])
-    sys.exit(status)
-
-
-def _told() -> int:
-    """Run the command line; whoever reads its output may leave, and its disk may be full."""
+def _run_to_output() -> int:
+    """Run the command line with a standard output whose reader may leave; return the status."""
     stdout = sys.stdout
     if stdout is None:  # closed by the caller
         return _run()
@@ -190,3 +168,24 @@ def _told() -> int:
     finally:
         sys.stdout = stdout
     return status
+
+
+def main() -> NoReturn:
+    """Run the command line; user errors print one message and exit with status 2.
+
+    So does what the system refuses, such as writing to a full disk, and a package that is not
+    installed. Anything else is a defect and keeps its traceback. SIGINT and SIGTERM end it in
+    order, with status 130 and 143.
+    """
+    received: list[int] = []
+    try:
+        with orderly_end() as received:
+            status = _run_to_output()
+    except BaseException:
+        if not received:
+            raise
+    if received:  # whatever has become of the exception on its way
+        with suppress(OSError):
+            click.echo("Interrupted.", err=True)
+        leave(received[0])
+    sys.exit(status)

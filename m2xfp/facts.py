@@ -7,14 +7,13 @@ Amaranth.
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from m2xfp.errors import InputError
-from m2xfp.plain import parse_json, typed
+from m2xfp.plain import check_module_name, parse_json, typed
 
 __all__ = ["EmittedFiles", "Facts", "Field", "Port", "Stream"]
 
@@ -323,8 +322,7 @@ def _check(facts: Facts) -> None:
         *(name for name in (facts.clock, facts.reset) if name or not combinational),
     ]
     for name in names:
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise InputError(f"{name!r} is no name of a module or port")
+        check_module_name(name)
     if len(set(names)) < len(names):
         raise InputError("two ports, or the module and a port, have one name")
     for text in (facts.unit, facts.config, facts.purpose, facts.version):

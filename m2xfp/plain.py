@@ -6,6 +6,7 @@ member there and none besides.
 
 import json
 import math
+import re
 import types
 import typing
 from dataclasses import MISSING, fields, is_dataclass
@@ -14,9 +15,18 @@ from typing import Any, TypeVar
 
 from m2xfp.errors import InputError
 
-__all__ = ["parse_json", "read_json", "typed"]
+__all__ = ["check_module_name", "parse_json", "read_json", "typed"]
 
 _Kind = TypeVar("_Kind")
+
+
+def check_module_name(name: str) -> None:
+    """Raise InputError for a name that is more than a name to Verilog, C++, Tcl or yosys."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise InputError(
+            f"name={name!r}: modules and ports are called by letters, digits and underscores, a "
+            "letter or an underscore first"
+        )
 
 
 def parse_json(text: str | bytes, source: str) -> Any:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ _UNUSABLE = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
     *(RecursionError, ImportError),
 )
+# And for weights; pickles are read without the code in them.
+_UNLOADABLE = (*_UNUSABLE, RuntimeError, EOFError, UnpicklingError)
 _WEIGHT_FILES = ("*.safetensors", "*.bin")
 _USUAL_CONTEXT = 2048
 
@@ -228,13 +231,16 @@ def _open_folder(folder: Path, dtype: torch.dtype | None, allow: tuple[str, ...]
             skeleton = _with_attention(partial(kind.from_config, config), trust_remote_code=False)
             packed = load_quantized(folder / QUANTIZED, skeleton)
             return packed if dtype is None else cast_parameters(packed, dtype)
-        model, found = _with_attention(
-            partial(kind.from_pretrained, folder),
-            dtype=dtype or "auto",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **_LOCAL,
-        )
+        try:
+            model, found = _with_attention(
+                partial(kind.from_pretrained, folder),
+                dtype=dtype or "auto",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **_LOCAL,
+            )
+        except _UNLOADABLE as error:
+            raise InputError(f"{os.fspath(folder)!r} cannot be loaded: {error}") from error
         _check_tensors(folder, found, allow)
         ready: nn.Module = model.eval()
         return ready

@@ -783,11 +783,11 @@ def load_quantized(path: str | os.PathLike[str], model: nn.Module | None = None)
         The file is not there, is no such file, or belongs to another architecture.
     """
     texts, tensors = read_tensors(path)
-    header = texts.get(_HEADER)
-    if not header:
-        raise InputError(f"{os.fspath(path)!r} holds no quantized model; save_quantized writes one")
     try:
-        facts = typed(_Checkpoint, parse_json(header, "the header"), "header")
+        header = parse_json(texts.get(_HEADER, "null"), "the header")
+        if not isinstance(header, dict) or "layers" not in header:
+            raise InputError("it holds no quantized model; save_quantized writes one")
+        facts = typed(_Checkpoint, header, "header")
         if model is None:
             if facts.config is None:
                 raise InputError(

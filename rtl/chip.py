@@ -27,7 +27,7 @@ def read_chip(path: Path) -> list[Instance]:
         tables = tomllib.loads(path.read_text())
     except OSError as error:
         raise InputError(f"--from {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # syntax, encoding, nesting
         raise InputError(f"--from {path}: not a TOML file ({error})") from error
     if not tables:
         raise InputError(f"--from {path}: no table; give each module one, such as [quantizer]")

@@ -5,12 +5,14 @@ pins in fpga/): a few functions with a common prefix, the first of which make an
 """
 
 import ctypes
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from m2xfp.errors import tool_failure
+from m2xfp.errors import InputError, tool_failure
+from m2xfp.plain import check_module_name
 from m2xfp.tb.cache import BUILD_DIR, cached_build
 from m2xfp.tb.verilator import find_verilator, require_headers
 
@@ -67,11 +69,16 @@ def build_library(
 
     Raises
     ------
+    InputError
+        If ``top`` or the file's name is more than a name to Verilator or make.
     MissingToolError
         If Verilator or a program or header that it needs is missing.
     ToolError
         If it fails; FileError if the file system refused it something.
     """
+    check_module_name(top)
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.]*", verilog.name):
+        raise InputError(f"{verilog}: Verilator takes a file whose name has no special characters")
     verilator, headers = find_verilator(), headers or {}
     library = f"{name}.so"
     arguments = [

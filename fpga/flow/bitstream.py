@@ -23,6 +23,7 @@ from m2xfp.fpga.flow.families import FAMILIES
 from m2xfp.fpga.flow.tools import BuildError, find_tool, last_error, run_tool
 from m2xfp.fpga.gateware.design import Design
 from m2xfp.fpga.gateware.units import board_instances, folder_name
+from m2xfp.plain import read_json, typed
 from m2xfp.rtl.catalog import Instance
 from m2xfp.tb.cache import locked
 
@@ -109,12 +110,18 @@ class BuildReport:
 
     @classmethod
     def load(cls, path: Path) -> "BuildReport":
-        """Read a report that `to_json` wrote."""
-        fields = json.loads(path.read_text())
-        for name in ("units", "instances"):
-            fields[name] = tuple(fields.get(name, ()))
-        fields["cells"] = {name: Cells(**count) for name, count in fields["cells"].items()}
-        return cls(**fields)
+        """Read a report that `to_json` wrote; InputError if it is none."""
+        given = read_json(path)
+        try:
+            found = typed(cls, given, "report")
+            name = found.bitstream
+            if Path(name).name != name or not name.isprintable():
+                raise InputError(f"report.bitstream is {name!r}; it must be the name of a file")
+            if min((found.clock_hz, found.baud, found.fmax_mhz, found.constraint_mhz)) <= 0:
+                raise InputError("clocks and rates must be positive")
+        except InputError as error:
+            raise InputError(f"{path}: {error}; build again: m2xfp fpga build") from error
+        return found
 
 
 def parse_timing(report: Mapping[str, Any]) -> tuple[float, float]:

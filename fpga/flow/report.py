@@ -1,17 +1,17 @@
 """The figures of boards: what each holds, how fast, and what that means in groups and MACs."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from m2xfp.errors import M2xfpError
 from m2xfp.facts import Facts
 from m2xfp.fpga.flow.bitstream import BuildReport, build
 from m2xfp.fpga.flow.boards import BOARDS
 from m2xfp.fpga.flow.tables import FILE
 from m2xfp.fpga.gateware.units import board_instances, instance_of_text
-from m2xfp.results import write_figures
+from m2xfp.results import read_figures, write_figures
 
 __all__ = ["UnitRates", "rate_figures", "unit_rates", "write_results"]
 
@@ -95,10 +95,10 @@ def write_results(folder: Path, boards: Sequence[str] = tuple(BOARDS)) -> Path:
         report, built = build(name, None if units is None else board_instances(units))
         reports.append(report)
         try:
-            check = json.loads((built / "check.json").read_text())
+            check = read_figures(built / "check.json")
             if check["build"]["key"] == report.key:
                 checks.append(check)
-        except (OSError, ValueError, TypeError, KeyError):
+        except (M2xfpError, TypeError, KeyError):
             continue  # none, or one that was damaged
     return write_figures(
         folder / FILE,

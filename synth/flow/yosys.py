@@ -40,6 +40,7 @@ from m2xfp.files import (
     write_atomic,
     write_sealed,
 )
+from m2xfp.plain import check_module_name
 from m2xfp.processes import run
 from m2xfp.synth.flow.liberty import read_text
 from m2xfp.synth.flow.pdk import Pdk
@@ -391,12 +392,13 @@ def synthesize(
     Raises
     ------
     InputError
-        A file that cannot be read.
+        A file that cannot be read, or a top that is no name of a module.
     MissingToolError
         No yosys.
     SynthesisError
         The netlist is not whole: unresolved or empty module, latch, loop, undriven net, no cell.
     """
+    check_module_name(top)
     options = options or FlowOptions()
     build = Path(build).absolute()
     paths = [Path(verilog)] if isinstance(verilog, Path | str) else [Path(v) for v in verilog]

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2xfp.facts import Facts, Stream
-from m2xfp.synth.flow.liberty import Cell, parse_function
+from m2xfp.synth.flow.liberty import Cell, compiled_function
 from m2xfp.synth.flow.pdk import Pdk
 from m2xfp.synth.flow.yosys import Netlist, SynthesisError
 from m2xfp.tb.vectors import TestVectors
@@ -48,10 +48,9 @@ class MismatchError(AssertionError):
 
 def function_of(expression: str) -> Callable[[Mapping[str, Any]], Any]:
     """Return a Liberty function as a Python function of words by pin name."""
-    text = parse_function(expression).replace("1'b0", "_ZERO").replace("1'b1", "_ONE")
-    code = compile(text, expression, "eval")
+    code, names = compiled_function(expression)
     constants = {"_ZERO": np.uint64(0), "_ONE": ALL, "__builtins__": {}}
-    return lambda pins: eval(code, constants, dict(pins))
+    return lambda pins: eval(code, constants, {f"_{i}": pins[n] for i, n in enumerate(names)})
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,14 @@ class Batch:
         SynthesisError
             It is not a flip-flop on the rising edge.
         """
-        (group,) = self.cell.group.of("ff")
+        groups = list(self.cell.group.of("ff"))
+        whole = len(groups) == 1 and {"clocked_on", "next_state"} <= groups[0].values.keys()
+        if not whole or len(groups[0].arguments) < 2:
+            raise SynthesisError(
+                f"{self.cell.name}: not one flip-flop with a state, its inverse, clocked_on and "
+                "next_state"
+            )
+        (group,) = groups
         clock = group.values["clocked_on"].strip("() ")
         if clock not in self.cell.pins:
             raise SynthesisError(
