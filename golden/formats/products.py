@@ -544,7 +544,7 @@ def matmul(
     accumulator: str = "fp32",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Multiply [..., M, K] by the rows of [N, K]: [..., M, N] in ``dtype``.
+    """Multiply [..., K] by the rows of [N, K]: [..., N] in ``dtype``.
 
     Each result equals ``dot`` of its two rows, bit for bit, in float32; another type (bfloat16,
     float16) is that rounded once more. Parameters and errors as there; ``qw`` has two dimensions.
@@ -618,6 +618,10 @@ def _compute_dot(*given: Any) -> Tensor:
 def _compute_matmul(*given: Any) -> Tensor:
     """Multiply all rows with all rows: parts of both, width, accumulator, lanes, dtype."""
     *parts, width, accumulator, lanes, dtype = given
+    if parts[0].ndim == 1:  # a vector is one row
+        parts[:3] = [None if plane is None else plane.unsqueeze(0) for plane in parts[:3]]
+        product: Tensor = _compute_matmul(*parts, *given[-4:])
+        return product.squeeze(0)
     qa, qw = _whole(parts[:5], width), _whole(parts[5:], width)
     shape = (*qa.shape[:-1], qw.shape[-2])
     if len(qw.shape) == 2 or qa.device.type == "cuda":
