@@ -118,7 +118,7 @@ def test_other_errors_are_left_alone() -> None:
     def fails() -> None:
         raise RuntimeError("something else")
 
-    with pytest.raises(RuntimeError, match="^something else$"):
+    with pytest.raises(RuntimeError, match="something else"):
         fails()
 
 
@@ -135,7 +135,7 @@ def test_no_memory_on_cuda() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mxfp4", "m2xfp-act", "nvfp4:tensor_scale=auto"])
 def test_more_than_2_to_31_values(name: str) -> None:
-    """The last rows are what they are alone; needs 18 GB."""
+    """The last rows are what they are alone; needs 11 GB."""
     fmt, rows = get_format(name), (1 << 26) + 3
     x = torch.zeros(rows, 32, dtype=torch.bfloat16)
     x[-5:] = torch.randn(5, 32, generator=torch.Generator().manual_seed(4)).bfloat16()
