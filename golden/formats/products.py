@@ -207,124 +207,70 @@ class _Fp32Accumulator:
         return self.acc
 
 
-class _ExactAccumulator:
-    """Fixed point over the whole range that float64 can place: 32-bit digits, kept in int64.
+_DIGIT = 32
+_LOWEST = -352  # two scales of 2^-127, two elements of 2^-16, 52 bits below the first of those
+_DIGITS = 23  # up to 2^384: two scales of 2^127, products below 2^37, 2^29 of them, a sign
 
-    A digit takes 2^30 additions before its carries have to move on; every addend of at most 53 bits
-    falls into three digits.
+
+def _add_to_digits(digits: Tensor, value: Tensor) -> None:
+    """Add float64 values that are no NaN to fixed-point numbers [digits, ...], in place.
+
+    Fixed point over the whole range that float64 can place: 32-bit digits, kept in int64. A digit
+    takes 2^30 additions before its carries have to move on; every addend of at most 53 bits falls
+    into three digits.
     """
+    # |value| = significand * 2^place, 53 bits, exactly
+    place = torch.where(value == 0, _LOWEST, exponent(value) - 52)
+    significand = (value * power_of_two(-place)).long()
+    digit, shift = (place - _LOWEST) // _DIGIT, (place - _LOWEST) % _DIGIT
+    mask = (1 << _DIGIT) - 1
+    low, high = significand & mask, significand >> _DIGIT  # high carries the sign
+    for offset, part in ((0, low << shift), (1, high << shift)):
+        for step, piece in ((0, part & mask), (1, part >> _DIGIT)):
+            index = (digit + offset + step).unsqueeze(0)
+            digits.scatter_add_(0, index, piece.unsqueeze(0))
 
-    _DIGIT = 32
-    _LOWEST = -352  # two scales of 2^-127, two elements of 2^-16, 52 bits below the first of those
-    _DIGITS = 23  # up to 2^384: two scales of 2^127, products below 2^37, 2^29 of them, a sign
+
+def _total(number: Tensor) -> Tensor:
+    """Return fixed-point numbers as float64, rounded to odd: they can be rounded or compared."""
+    digits = list(number)
+    negative = torch.zeros_like(digits[0], dtype=torch.bool)
+    for turn in range(2):  # the second turn, on the negated digits, gives the magnitude
+        carry = torch.zeros_like(digits[0])
+        for i, digit in enumerate(digits[:-1]):
+            total = digit + carry
+            carry = total >> _DIGIT
+            digits[i] = total - (carry << _DIGIT)
+        digits[-1] = digits[-1] + carry
+        if turn == 0:
+            negative = digits[-1] < 0
+            digits = [torch.where(negative, -digit, digit) for digit in digits]
+    # From the top: the first 53 bits or so and whether anything follows decide the rounding.
+    value = torch.zeros_like(digits[0], dtype=torch.float64)
+    for i in reversed(range(_DIGITS)):
+        value = add_to_odd(value, digits[i].double() * 2.0 ** (_LOWEST + _DIGIT * i))
+    return torch.where(negative, -value, value)
+
+
+class _ExactAccumulator:
+    """Fixed point, see ``_add_to_digits``; one rounding at the end."""
 
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
-        self._digits = torch.zeros(self._DIGITS, *shape, dtype=torch.int64, device=device)
+        self._digits = torch.zeros(_DIGITS, *shape, dtype=torch.int64, device=device)
         self._nan = torch.zeros(shape, dtype=torch.bool, device=device)
 
     def add(self, products: Tensor, scale: Tensor) -> None:
         value = products * scale
         self._nan |= value.isnan()
-        self._place(self._digits, value)
-
-    def _place(self, digits: Tensor, value: Tensor) -> None:
-        """Add ``value``, NaN as zero, to ``digits`` [digits, ...]."""
-        value = torch.where(value.isnan(), 0.0, value)
-        # |value| = significand * 2^place, 53 bits, exactly
-        place = torch.where(value == 0, self._LOWEST, exponent(value) - 52)
-        significand = (value * power_of_two(-place)).long()
-        digit, shift = (place - self._LOWEST) // self._DIGIT, (place - self._LOWEST) % self._DIGIT
-        mask = (1 << self._DIGIT) - 1
-        low, high = significand & mask, significand >> self._DIGIT  # high carries the sign
-        for offset, part in ((0, low << shift), (1, high << shift)):
-            for step, piece in ((0, part & mask), (1, part >> self._DIGIT)):
-                index = (digit + offset + step).unsqueeze(0)
-                digits.scatter_add_(0, index, piece.unsqueeze(0))
-
-    def _total(self, sums: Tensor) -> Tensor:
-        """Return sums [digits, ...] as float64, rounded to odd: to be rounded again or compared."""
-        digits = list(sums)
-        negative = torch.zeros_like(digits[0], dtype=torch.bool)
-        for turn in range(2):  # the second turn, on the negated digits, gives the magnitude
-            carry = torch.zeros_like(digits[0])
-            for i, digit in enumerate(digits[:-1]):
-                total = digit + carry
-                carry = total >> self._DIGIT
-                digits[i] = total - (carry << self._DIGIT)
-            digits[-1] = digits[-1] + carry
-            if turn == 0:
-                negative = digits[-1] < 0
-                digits = [torch.where(negative, -digit, digit) for digit in digits]
-        # From the top: the first 53 bits or so and whether anything follows decide the rounding.
-        value = torch.zeros_like(digits[0], dtype=torch.float64)
-        for i in reversed(range(self._DIGITS)):
-            weight = 2.0 ** (self._LOWEST + self._DIGIT * i)
-            value = add_to_odd(value, digits[i].double() * weight)
-        return torch.where(negative, -value, value)
-
-    def _rounded(self, total: Tensor, nan: Tensor) -> Tensor:
-        return _one_nan(round_once(total, torch.float32).masked_fill(nan, float("nan")))
+        _add_to_digits(self._digits, torch.where(value.isnan(), 0.0, value))
 
     def result(self) -> Tensor:
-        return self._rounded(self._total(self._digits), self._nan)
+        return _rounded(_total(self._digits), self._nan)
 
 
-class _WindowAccumulator(_ExactAccumulator):
-    """The same in so many bits from a place on: what does not fit is flagged, see ``Window``.
-
-    Parameters
-    ----------
-    window
-        What fits.
-    unit
-        Weight of the last bit of a group's product, without the scales, as a power of two.
-    """
-
-    def __init__(
-        self, shape: tuple[int, ...], device: torch.device, window: Window, unit: int
-    ) -> None:
-        super().__init__(shape, device)
-        self._window = window
-        self._limit = 2.0 ** (window.lowest - 2 * E8M0.bias + unit + window.bits - 1)
-        self._inexact = torch.zeros(shape, dtype=torch.bool, device=device)
-
-    def run(self, products: Tensor, scales: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Add products [rows, steps] one after the other; return results and flags after each.
-
-        All sums are running sums of whole digits, so steps are taken side by side; where ``first``
-        is set, what was there before is taken off again. A sum that has left the window is NaN from
-        then on, whatever else comes, so it does not matter what its digits are.
-        """
-        there = (products != 0) & ~scales.isnan()
-        place = exponent(scales) + 2 * E8M0.bias
-        below, above = there & (place < self._window.lowest), there & (place > self._window.highest)
-        value = products.masked_fill(below | above, 0.0) * scales
-        fresh = torch.zeros(self._DIGITS, *value.shape, dtype=torch.int64, device=value.device)
-        self._place(fresh, value)
-        begin = _begins(products, first)
-        digits = _since(fresh, self._digits, begin)
-        total = self._total(digits)  # to odd, so it compares with the limit as the exact sum does
-        lost = above | (total >= self._limit) | (total < -self._limit)
-        nan = _since((value.isnan() | lost).long(), self._nan.long(), begin) > 0
-        inexact = _since((below | lost).long(), self._inexact.long(), begin) > 0
-        self._digits, self._nan, self._inexact = (x[..., -1] for x in (digits, nan, inexact))
-        return self._rounded(total, nan), inexact
-
-
-def _begins(steps: Tensor, first: Tensor | None) -> Tensor:
-    """Return int64 [rows, steps]: where the sum of each step has begun, -1 if before these."""
-    places = torch.arange(steps.shape[-1], device=steps.device).expand_as(steps)
-    if first is None:
-        return torch.full_like(places, -1)
-    return torch.where(first, places, -1).cummax(-1).values
-
-
-def _since(values: Tensor, before: Tensor, begin: Tensor) -> Tensor:
-    """Return the running sums of ``values`` [..., steps] since ``begin``, from ``before`` on."""
-    sums = values.cumsum(-1)
-    # What stood at the begin, without the value there, has been cleared.
-    cleared = (sums - values).gather(-1, begin.clamp(min=0).expand_as(sums))
-    return sums - torch.where(begin < 0, -before.unsqueeze(-1), cleared)
+def _rounded(total: Tensor, nan: Tensor) -> Tensor:
+    """Round sums to float32, once."""
+    return round_once(total.masked_fill(nan, float("nan")), torch.float32)
 
 
 def _finish(acc: Tensor, a: _Operand, w: _Operand) -> Tensor:
@@ -551,16 +497,76 @@ def running_exact_sum(
     window, unit
         Exponents that the accumulator is built for, and the last place of a product.
     """
-    acc = _WindowAccumulator((len(products),), products.device, window, unit)
-    found = torch.empty_like(products, dtype=torch.float32)
-    flags = torch.empty_like(products, dtype=torch.bool)
-    block = max(1, _CHUNK_SUMS // (acc._DIGITS * max(1, len(products))))
-    for start in range(0, products.shape[1], block):
-        part = slice(start, start + block)
-        found[:, part], flags[:, part] = acc.run(
-            products[:, part], scales[:, part], None if first is None else first[:, part]
+    rows, steps = products.shape
+    device = products.device
+    starts = torch.zeros(rows, steps, dtype=torch.bool, device=device) if first is None else first
+    none = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+    running = _Running(none.expand(_DIGITS, rows, 1), none, none)
+    size = max(1, _CHUNK_SUMS // (_DIGITS * max(1, rows)))
+    found = [
+        _run_on(
+            running,
+            products[:, start : start + size],
+            scales[:, start : start + size],
+            starts[:, start : start + size],
+            window,
+            unit,
         )
-    return found, flags
+        for start in range(0, steps, size)
+    ]
+    if not found:
+        return products.new_empty(rows, 0, dtype=torch.float32), starts
+    accs, flags = zip(*found, strict=True)
+    return torch.cat(accs, -1), torch.cat(flags, -1)
+
+
+@dataclass
+class _Running:
+    """What sums hold before a step: digits [digits, rows, 1], how often NaN and inexact so far."""
+
+    digits: Tensor
+    nan: Tensor
+    inexact: Tensor
+
+
+def _run_on(
+    running: _Running,
+    products: Tensor,
+    scales: Tensor,
+    first: Tensor,
+    window: Window,
+    unit: int,
+) -> tuple[Tensor, Tensor]:
+    """Return the accumulator and ``inexact`` after each step, and leave what the last one holds.
+
+    All steps at once: whole numbers are summed from the start, and what had been summed when a sum
+    began is taken away.
+    """
+    steps = torch.arange(products.shape[1], device=products.device)
+    begun = torch.where(first, steps, -1).cummax(-1).values  # the step at which a sum began
+    there = (products != 0) & ~scales.isnan()
+    place = exponent(scales) + 2 * E8M0.bias
+    below, above = there & (place < window.lowest), there & (place > window.highest)
+    value = products.masked_fill(below | above, 0.0) * scales
+
+    def since(change: Tensor, before: Tensor) -> Tensor:
+        """Sum along the steps, each from where its sum began; ``before`` is what was there."""
+        total = torch.cat((before, change), -1).cumsum(-1)
+        at = begun.clamp(min=0).expand(*change.shape)
+        taken = torch.where(begun < 0, 0, total[..., :-1].gather(-1, at))
+        return total[..., 1:] - taken
+
+    digits = torch.zeros(_DIGITS, *products.shape, dtype=torch.int64, device=products.device)
+    _add_to_digits(digits, torch.where(value.isnan(), 0.0, value))
+    digits = since(digits, running.digits)
+    total = _total(digits)  # to odd, so it compares with the limit as the exact sum does
+    limit = 2.0 ** (window.lowest - 2 * E8M0.bias + unit + window.bits - 1)
+    # From here on the sum is NaN and inexact, whatever else comes.
+    lost = above | (total >= limit) | (total < -limit)
+    nan = since((value.isnan() | lost).long(), running.nan)
+    inexact = since((below | lost).long(), running.inexact)
+    running.digits, running.nan, running.inexact = digits[..., -1:], nan[:, -1:], inexact[:, -1:]
+    return _rounded(total, nan > 0), inexact > 0
 
 
 def matmul(
@@ -569,7 +575,7 @@ def matmul(
     accumulator: str = "fp32",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Multiply [..., M, K] by the rows of [N, K]: [..., M, N] in ``dtype``.
+    """Multiply [..., K] by the rows of [N, K]: [..., N] in ``dtype``.
 
     Each result equals ``dot`` of its two rows, bit for bit, in float32; another type (bfloat16,
     float16) is that rounded once more. Parameters and errors as there; ``qw`` has two dimensions.
@@ -643,6 +649,10 @@ def _compute_dot(*given: Any) -> Tensor:
 def _compute_matmul(*given: Any) -> Tensor:
     """Multiply all rows with all rows: parts of both, width, accumulator, lanes, dtype."""
     *parts, width, accumulator, lanes, dtype = given
+    if parts[0].ndim == 1:  # a vector is one row
+        parts[:3] = [None if plane is None else plane.unsqueeze(0) for plane in parts[:3]]
+        product: Tensor = _compute_matmul(*parts, *given[-4:])
+        return product.squeeze(0)
     qa, qw = _whole(parts[:5], width), _whole(parts[5:], width)
     shape = (*qa.shape[:-1], qw.shape[-2])
     if len(qw.shape) == 2 or qa.device.type == "cuda":
@@ -663,7 +673,7 @@ def _plain_matmul(
 ) -> Tensor:
     """Multiply the rows of [..., K] by those of [N, K]: [rows, N]."""
     a, w = _operand(qa), _operand(qw)
-    digits = _ExactAccumulator._DIGITS if accumulator == "exact" else 1
+    digits = _DIGITS if accumulator == "exact" else 1
     step = max(1, _CHUNK_SUMS // (digits * max(1, len(w.scales))))
     rows = [
         _run(

@@ -41,21 +41,13 @@ def exact_accumulator(
         ``acc`` uint32 [n, steps]: the FP32 pattern after each step; ``inexact`` bool [n, steps].
     """
     unit = product_unit(block_format(act), block_format(weight))
-    # Sums are independent of each other, so each becomes a row of its own: as many steps as the
-    # longest has, instead of one after the other.
-    begins = first.copy()
-    begins[:, :1] = True
-    row = np.cumsum(begins.reshape(-1)) - 1
-    starts = np.flatnonzero(begins.reshape(-1))
-    step = np.arange(row.size) - starts[row]
-    shape = (len(starts), int(step.max(initial=-1)) + 1)
-    products, scales = np.zeros(shape), np.ones(shape)  # nothing is added where a sum has ended
-    products[row, step] = np.ldexp(product.astype(np.float64), unit).reshape(-1)
-    scales[row, step] = np.where(nan, np.nan, np.ldexp(1.0, exponent - 2 * E8M0.bias)).reshape(-1)
+    products = np.ldexp(product.astype(np.float64), unit)
+    scales = np.where(nan, np.nan, np.ldexp(1.0, exponent - 2 * E8M0.bias))
     acc, inexact = running_exact_sum(
-        torch.from_numpy(products), torch.from_numpy(scales), None, window_of(window), unit
+        torch.from_numpy(products),
+        torch.from_numpy(scales),
+        torch.from_numpy(first),
+        window_of(window),
+        unit,
     )
-    return {
-        "acc": to_bits(acc)[row, step].reshape(first.shape),
-        "inexact": inexact.numpy()[row, step].reshape(first.shape),
-    }
+    return {"acc": to_bits(acc), "inexact": inexact.numpy()}

@@ -222,6 +222,23 @@ def test_golden(taken: Window) -> None:
     assert warned > 20 or taken is ALL_EXPONENTS
 
 
+@pytest.mark.parametrize("starts", [True, False])
+def test_golden_in_parts(starts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long sums are worked on in parts, which go on where the one before has ended."""
+    act, weight, first = packed_groups(NARROW, 40, 3, seed=4)
+    names = [block.name for block in BLOCKS]
+    if not starts:
+        first[:] = False
+    given = (*names, act.swapaxes(0, 1), weight.swapaxes(0, 1), first.T, NARROW)
+    whole = running_exact_bits(*given)
+    assert whole[1].any()
+    assert not whole[1].all()
+    for steps in (1, 7):
+        monkeypatch.setattr("m2xfp.golden.formats.products._CHUNK_SUMS", 23 * 3 * steps)
+        for found, wanted in zip(running_exact_bits(*given), whole, strict=True):
+            assert np.array_equal(found, wanted)
+
+
 @pytest.mark.parametrize("names", [("m2xfp-act", "m2xfp-weight"), ("mxfp4", "mxfp4")])
 def test_all_exponents_equal_the_plain_exact_product(names: tuple[str, str]) -> None:
     generator = torch.Generator().manual_seed(2)
