@@ -104,6 +104,29 @@ def tiny(rng: np.random.Generator, of: Range, count: int, steps: int) -> tuple[N
     return _sized(rng, of.bound, shape), np.clip(exponent, 0, of.top)
 
 
+def underflow(
+    rng: np.random.Generator, of: Range, count: int, steps: int
+) -> tuple[Numbers, Numbers]:
+    """Cancel by any number of bits around the smallest normal FP32 number: one side of it or other.
+
+    Products of their largest length come in pairs of one exponent, and then another one of the sums
+    that are left.
+    """
+    shape = (count, len(range(0, steps, 3)))
+    bits = of.bound.bit_length() - 1
+    first = rng.integers(0, 1 << bits - 1, shape) | 1 << bits - 1
+    left = rng.integers(0, 1 << rng.integers(0, bits + 1, shape)) * rng.choice([-1, 1], shape)
+    # So that the sum has an FP32 exponent from 1 to 32.
+    place = np.clip(of.one - 127 - (bits - 1) + rng.integers(1, 33, shape), of.low, of.high)
+    sign = rng.choice([-1, 1], shape)
+    product, exponent = np.zeros((count, steps), np.int64), np.zeros((count, steps), np.int64)
+    for at, number in enumerate((first, left - first, left)):
+        here = product[:, at::3].shape[1]
+        product[:, at::3] = np.clip(number * sign, -of.bound, of.bound)[:, :here]
+        exponent[:, at::3] = place[:, :here]
+    return product, exponent
+
+
 def huge(rng: np.random.Generator, of: Range, count: int, steps: int) -> tuple[Numbers, Numbers]:
     """Around the largest FP32 numbers: overflow, and differences that stay finite."""
     shape = (count, steps)
@@ -195,7 +218,8 @@ def borrows(rng: np.random.Generator, of: Range, count: int, steps: int) -> tupl
 
 
 DISTRIBUTIONS: dict[str, Maker] = {
-    made.__name__: made for made in (walk, near, cancellations, ties, borrows, tiny, huge, anything)
+    made.__name__: made
+    for made in (walk, near, cancellations, ties, borrows, tiny, underflow, huge, anything)
 }
 
 
@@ -206,7 +230,7 @@ def products(name: str, facts: Facts, count: int, steps: int, seed: int) -> Arra
     shape = (count, steps)
     nan = rng.random(shape) < (0.002 if name in ("walk", "anything") else 0.0)
     first = rng.random(shape) < (0.25 if name == "tiny" else 0.02)
-    if name in ("cancellations", "ties", "borrows"):
+    if name in ("cancellations", "ties", "borrows", "underflow"):
         first[:] = np.arange(steps) % 3 == 0
     first[:, 0] = True
     fields = {"product": product, "exponent": exponent, "nan": nan, "first": first}
