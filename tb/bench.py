@@ -4,7 +4,7 @@ The module `tb/units/<unit>.py` has the functions of `Bench`. Simulation, regres
 runs and the tests that every unit must pass call them; none of these knows a unit by name.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -20,6 +20,8 @@ from m2xfp.tb.vectors import Beats, TestVectors
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from m2xfp.tb.regression import Case
 
 __all__ = ["Arrays", "Bench", "Operands", "bench_of", "find_bench", "golden_of"]
 
@@ -71,6 +73,9 @@ class Bench(Protocol):
 
     def sample(self, operands: Operands, facts: Facts, /) -> Arrays:
         """Return arrays made of the operands, each lane's in a piece of ``vectors`` or several."""
+
+    def regression(self, facts: Facts, /, seed: int = 0) -> "Iterator[Case]":
+        """Yield what every build of the unit must pass, cheap cases that find much first."""
 
 
 def find_bench(unit: Unit) -> Bench:

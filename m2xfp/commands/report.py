@@ -20,6 +20,7 @@ DRAWERS = (
     "m2xfp.models.quality",
     "m2xfp.models.results",
     "m2xfp.synth.formal.record",
+    "m2xfp.synth.mutants.report",
     "m2xfp.synth.report.accepted",
     "m2xfp.synth.studies.array",
     "m2xfp.synth.studies.explore_report",

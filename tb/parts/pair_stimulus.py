@@ -5,7 +5,7 @@ products of T groups. All bytes are legal input, so random bytes are the base of
 directed is the scales, which set the distance between accumulator and addend.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from m2xfp.facts import Facts
 from m2xfp.formats import BlockFormat
 from m2xfp.tb.bench import Arrays
-from m2xfp.tb.parts.pairs import pairs, vectors
+from m2xfp.tb.parts.pairs import formats, pairs, vectors
+from m2xfp.tb.regression import Case, steady_cases
 from m2xfp.tb.vectors import TestVectors
+
+__all__ = ["DISTRIBUTIONS", "cancellations", "groups", "pair_arrays", "pair_vectors", "regression"]
 
 Groups = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]
 Formats = tuple[BlockFormat, BlockFormat]
@@ -135,9 +138,34 @@ def extremes(rng: np.random.Generator, blocks: Formats, steps: int, count: int) 
     return act, weight, first
 
 
+def cancellations(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> Groups:
+    """Add a product of two elements to one at every distance from it, and take it back.
+
+    What is left tells whether the bits that were shifted out were kept: 2^-23, then +1, then -1.
+    The element is another one in each dot product.
+    """
+    act, weight, first = _bytes(rng, blocks, steps, count)
+    a, w = _scales(blocks)
+    at = np.arange(steps) % 3
+    lane = rng.integers(0, blocks[0].group, count)
+    for groups, codes in ((act, a), (weight, w)):
+        groups[..., :codes] = 0
+        code = rng.integers(1, 8, (steps, count)) | rng.integers(0, 2, (steps, count)) << 3
+        groups[:, np.arange(count), lane // 2] = code << 4 * (lane % 2)
+    back = np.flatnonzero(at == 2)
+    gap = (np.arange(count) % 97 - 48) * (at != 0)[:, None]
+    if blocks[0].scale.name == "e8m0":
+        total = np.clip(rng.integers(140, 360, count) + gap, 0, 508)
+        act[..., a], weight[..., w] = _split(rng, total)
+    act[back], weight[back] = act[back - 1], weight[back - 1]
+    weight[back[:, None], np.arange(count), lane // 2] ^= (8 << 4 * (lane % 2)).astype(np.uint8)
+    first[at == 0] = True
+    return act, weight, first
+
+
 DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, Formats, int, int], Groups]] = {
     made.__name__: made
-    for made in (random_bytes, near, gaps, cancelling, tiny, huge, zeros, extremes)
+    for made in (random_bytes, near, gaps, cancelling, tiny, huge, zeros, extremes, cancellations)
 }
 
 
@@ -151,8 +179,8 @@ def pair_arrays(
     facts: Facts, act: NDArray[np.uint8], weight: NDArray[np.uint8], first: NDArray[np.bool_]
 ) -> Arrays:
     """Return dot products one after the other as a user's arrays, see ``m2xfp.tb.parts.pairs``."""
-    left, right = (side.swapaxes(0, 1).reshape(-1, side.shape[2]) for side in (act, weight))
-    return pairs(left, right, facts) | {"first": first.T.reshape(-1)}
+    acts, weights = (side.swapaxes(0, 1).reshape(-1, side.shape[2]) for side in (act, weight))
+    return pairs(acts, weights, facts) | {"first": first.T.reshape(-1)}
 
 
 def pair_vectors(
@@ -164,3 +192,12 @@ def pair_vectors(
 ) -> TestVectors:
     """Return dot products as vectors; as many as the unit has chains are a piece."""
     return vectors(pair_arrays(facts, act, weight, first), facts, seed)
+
+
+def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
+    """Yield all distributions of pairs, as dot products."""
+    blocks = formats(facts)
+    named = (
+        (name, pair_arrays(facts, *groups(name, blocks, 12, 300, seed))) for name in DISTRIBUTIONS
+    )
+    return steady_cases(named, vectors, facts, seed)

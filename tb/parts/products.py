@@ -1,6 +1,6 @@
 """The testbench of the accumulators: exact products in, accumulators out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,11 @@ from m2xfp.tb.parts.accumulation import (
 from m2xfp.tb.parts.files import load_rows
 from m2xfp.tb.parts.pairs import sample as sample_dot_products
 from m2xfp.tb.parts.pairs import sides
+from m2xfp.tb.parts.product_stimulus import DISTRIBUTIONS, products
+from m2xfp.tb.regression import Case, steady_cases
 from m2xfp.tb.vectors import Beats, TestVectors
 
-__all__ = ["decode", "encode", "expected", "load", "sample", "vectors"]
+__all__ = ["decode", "encode", "expected", "load", "regression", "sample", "vectors"]
 
 FIELDS = {"product": np.int64, "exponent": np.int64, "nan": bool, "first": bool}
 
@@ -105,3 +107,9 @@ def sample(operands: Operands, facts: Facts) -> Arrays:
     arrays = sample_dot_products(operands, facts)
     act, weight = facts.parameters["act"], facts.parameters["weight"]
     return {**group_dot(*sides(arrays, facts), act=act, weight=weight), "first": arrays["first"]}
+
+
+def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
+    """Yield all distributions of products."""
+    named = ((name, products(name, facts, 600, 30, seed)) for name in DISTRIBUTIONS)
+    return steady_cases(named, vectors, facts, seed)

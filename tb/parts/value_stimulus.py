@@ -78,7 +78,7 @@ def _subnormal(rng: np.random.Generator, kind: InputType, count: int, group: int
 
 
 def _huge(rng: np.random.Generator, kind: InputType, count: int, group: int) -> np.ndarray:
-    """Return values of the top binades, largest finite one included."""
+    """Draw from the top binades, largest finite value included."""
     limit = ((1 << kind.exponent_bits) - 1) << kind.mantissa_bits
     raw = limit - 1 - rng.integers(0, 5 << kind.mantissa_bits, (count, group))
     raw[rng.random(raw.shape) < 0.05] = limit - 1
@@ -118,7 +118,7 @@ def _special(rng: np.random.Generator, kind: InputType, count: int, group: int) 
 
 
 def _wide(rng: np.random.Generator, kind: InputType, count: int, group: int) -> np.ndarray:
-    """Return normal values at a power of two of its own for every group."""
+    """Draw normal values at a power of two of its own for every group."""
     return from_float64(rng.standard_normal((count, group)) * _spread(rng, kind, count), kind)
 
 

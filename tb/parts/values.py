@@ -1,6 +1,6 @@
 """The testbench of units that turn groups of floating-point values into packed groups."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from m2xfp.tb.bench import Arrays, Operands, golden_of
 from m2xfp.tb.fields import Bytes, number, pack
 from m2xfp.tb.parts.files import as_patterns, load_array, type_name
 from m2xfp.tb.parts.groups import group_beats, planes_of_beats, user_planes
+from m2xfp.tb.parts.value_stimulus import DISTRIBUTIONS, all_patterns, groups
+from m2xfp.tb.regression import Case, steady_cases
 from m2xfp.tb.vectors import Beats, TestVectors
 
-__all__ = ["decode", "encode", "expected", "load", "sample_of", "vectors"]
+__all__ = ["decode", "encode", "expected", "load", "regression", "sample_of", "vectors"]
 
 
 def _block(facts: Facts) -> BlockFormat:
@@ -114,3 +116,17 @@ def sample_of(values: str, operands: Operands, facts: Facts) -> Arrays:
 
     raw = round_to_bits(facts.parameters["input_type"], getattr(operands, values))
     return {"x": raw.reshape(-1, _block(facts).group)}
+
+
+def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
+    """Yield groups of all distributions, and of a 16-bit type each pattern beside some largest."""
+    name, group = facts.parameters["input_type"], _block(facts).group
+
+    def stimulus() -> Iterator[tuple[str, Arrays]]:
+        for distribution in DISTRIBUTIONS:
+            yield distribution, {"x": groups(distribution, name, 600, seed, group)}
+        if input_type(name).width == 16:
+            for largest in (1.9375, 6.0):
+                yield f"all patterns beside {largest}", {"x": all_patterns(name, largest, group)}
+
+    return steady_cases(stimulus(), vectors, facts, seed)

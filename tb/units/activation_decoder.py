@@ -3,7 +3,7 @@
 The unit has no streams: beats are the words of its ports.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,10 @@ from m2xfp.tb.bench import Arrays, Operands, golden_of
 from m2xfp.tb.fields import pack, read, read_plane
 from m2xfp.tb.parts.files import load_rows
 from m2xfp.tb.parts.groups import elements, group_arrays, packed_groups
+from m2xfp.tb.regression import Case, steady_cases
 from m2xfp.tb.vectors import Beats, TestVectors
 
-__all__ = ["decode", "encode", "expected", "load", "sample", "vectors"]
+__all__ = ["decode", "encode", "expected", "load", "regression", "sample", "vectors"]
 
 
 def _port(facts: Facts, name: str) -> Port:
@@ -103,3 +104,23 @@ def sample(operands: Operands, facts: Facts) -> Arrays:
         "codes": codes.reshape(-1, block.metadata.subgroup),
         "meta": elements(planes["meta"], block.metadata.bits, block.subgroups).reshape(-1),
     }
+
+
+def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
+    """Yield random subgroups, and each largest element in each place with smaller ones and ties."""
+    block, rng = block_format(facts.parameters["block"]), np.random.default_rng(seed)
+    size, bits = block.metadata.subgroup, block.element.bits
+    sign, metas = 1 << bits - 1, 1 << block.metadata.bits
+    random = rng.integers(0, 2 * sign, (4000, size), np.uint8)
+    largest, place, meta, _ = (
+        grid.reshape(-1) for grid in np.meshgrid(range(sign), range(size), range(metas), range(8))
+    )
+    below = rng.integers(0, 1 << 30, (len(largest), size)) % np.maximum(largest, 1)[:, None]
+    equal = rng.integers(0, 2, below.shape) * (np.arange(size) > place[:, None])
+    codes = np.where(equal | (np.arange(size) == place[:, None]), largest[:, None], below)
+    codes = (codes | sign * rng.integers(0, 2, codes.shape)).astype(np.uint8)
+    named = {
+        "random": {"codes": random, "meta": rng.integers(0, metas, len(random), np.uint8)},
+        "each largest in each place": {"codes": codes, "meta": meta.astype(np.uint8)},
+    }
+    return steady_cases(named.items(), vectors, facts, seed)

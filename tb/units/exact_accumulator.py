@@ -1,5 +1,13 @@
 """Testbench of the exact accumulator: exact products in, accumulators out."""
 
-from m2xfp.tb.parts.products import decode, encode, expected, load, sample, vectors
+from m2xfp.tb.parts.products import (
+    decode,
+    encode,
+    expected,
+    load,
+    regression,
+    sample,
+    vectors,
+)
 
-__all__ = ["decode", "encode", "expected", "load", "sample", "vectors"]
+__all__ = ["decode", "encode", "expected", "load", "regression", "sample", "vectors"]

@@ -11,14 +11,24 @@ from numpy.typing import NDArray
 from m2xfp.errors import InputError
 from m2xfp.facts import Facts
 from m2xfp.formats import input_type
-from m2xfp.tb.bench import Arrays, Operands, golden_of
+from m2xfp.tb.bench import Arrays, Operands
 from m2xfp.tb.fields import Bytes
 from m2xfp.tb.parts.files import as_patterns, check_names, load_arrays, type_name
 from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product, timing_of
+from m2xfp.tb.parts.gemm_regression import golden_product, regression
 from m2xfp.tb.parts.groups import group_arrays, packed_groups, plane_shapes
 from m2xfp.tb.vectors import Beats, TestVectors
 
-__all__ = ["decode", "encode", "expected", "golden_product", "load", "sample", "vectors"]
+__all__ = [
+    "decode",
+    "encode",
+    "expected",
+    "golden_product",
+    "load",
+    "regression",
+    "sample",
+    "vectors",
+]
 
 
 def _planes(facts: Facts) -> dict[str, tuple[int, ...]]:
@@ -149,11 +159,6 @@ def decode(beats: Mapping[str, Beats], arrays: Arrays, facts: Facts) -> Arrays:
     """
     found = GemmStreams(facts).results(beats["o"], _products(arrays, facts))
     return _joined(list(found), arrays)
-
-
-def golden_product(product: Product, facts: Facts) -> NDArray[Any]:
-    """Return what the core must deliver, as ``GemmStreams.results`` gives it."""
-    return golden_of(facts)(product.acts, product.weights)["out"]
 
 
 def expected(arrays: Arrays, facts: Facts) -> Arrays:

@@ -1,6 +1,6 @@
 """Testbench of the group dot product: pairs of packed groups in, exact products out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +9,12 @@ from m2xfp.facts import Facts
 from m2xfp.tb.bench import Arrays, Operands, golden_of
 from m2xfp.tb.fields import Bytes, pack, read
 from m2xfp.tb.parts.files import load_rows
-from m2xfp.tb.parts.pairs import pair_fields, sample_pairs, side_values, sides
+from m2xfp.tb.parts.pair_stimulus import DISTRIBUTIONS, groups
+from m2xfp.tb.parts.pairs import formats, pair_fields, pairs, sample_pairs, side_values, sides
+from m2xfp.tb.regression import Case, steady_cases
 from m2xfp.tb.vectors import Beats, TestVectors
 
-__all__ = ["decode", "encode", "expected", "load", "sample", "vectors"]
+__all__ = ["decode", "encode", "expected", "load", "regression", "sample", "vectors"]
 
 RESULTS = ("product", "exponent", "nan")
 
@@ -65,3 +67,15 @@ def vectors(arrays: Arrays, facts: Facts, seed: int = 0) -> TestVectors:
 def sample(operands: Operands, facts: Facts) -> Arrays:
     """Return activations with weights."""
     return sample_pairs(operands, facts, operands.lanes * operands.depth)
+
+
+def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
+    """Yield pairs of all distributions."""
+
+    def stimulus() -> Iterator[tuple[str, Arrays]]:
+        for name in DISTRIBUTIONS:
+            act, weight, _ = groups(name, formats(facts), 10, 200, seed)
+            acts, weights = (side.reshape(-1, side.shape[2]) for side in (act, weight))
+            yield name, pairs(acts, weights, facts)
+
+    return steady_cases(stimulus(), vectors, facts, seed)

@@ -2,9 +2,17 @@
 
 from m2xfp.facts import Facts
 from m2xfp.tb.bench import Arrays, Operands
-from m2xfp.tb.parts.values import decode, encode, expected, load, sample_of, vectors
+from m2xfp.tb.parts.values import (
+    decode,
+    encode,
+    expected,
+    load,
+    regression,
+    sample_of,
+    vectors,
+)
 
-__all__ = ["decode", "encode", "expected", "load", "sample", "vectors"]
+__all__ = ["decode", "encode", "expected", "load", "regression", "sample", "vectors"]
 
 
 def sample(operands: Operands, facts: Facts) -> Arrays:

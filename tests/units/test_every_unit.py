@@ -27,6 +27,7 @@ from m2xfp.synth.flow.lint import lint_file
 from m2xfp.tb.bench import Arrays, Bench, Operands, find_bench
 from m2xfp.tb.bulk.simulator import BulkSimulator
 from m2xfp.tb.protocol.harness import exempt, run_testbench
+from m2xfp.tb.regression import check_case
 from m2xfp.tb.vectors import Beats, TestVectors
 
 ROOT = Path(__file__).parents[2]
@@ -181,6 +182,16 @@ def test_vectors(instance: Instance, files: EmittedFiles, sim_dir: Path) -> None
     assert vectors.groups >= 24
     for stall in (0.0, 0.3) if instance.facts.streams else (0.0,):
         check(simulator, vectors, stall, seed=3)
+
+
+@every
+def test_regression(instance: Instance, files: EmittedFiles, sim_dir: Path) -> None:
+    """What every build must pass, and what `m2xfp mutate` plays through faults."""
+    simulator = BulkSimulator(files, build_dir=sim_dir)
+    cases = list(find_bench(instance.unit).regression(instance.facts))
+    assert cases
+    for case in cases:
+        check_case(simulator, case)
 
 
 @every

@@ -1,0 +1,71 @@
+"""``m2xfp mutate``: faults in a unit's netlist, and whether its regression notices them."""
+
+from pathlib import Path
+
+import click
+
+from m2xfp.commands.options import one_instance, parameter_options
+
+__all__ = ["command"]
+
+
+@click.command()
+@click.argument("unit", is_eager=True)
+@parameter_options
+@click.option("--count", default=300, show_default=True, help="Number of mutants.")
+@click.option("--seed", default=1, show_default=True, help="Seed of their places.")
+@click.option(
+    "--seconds", default=20, show_default=True, help="Time that a proof may take, in seconds."
+)
+@click.option(
+    "--build-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("build/mutants"),
+    show_default=True,
+    help="Folder for netlists and simulations.",
+)
+@click.option("--accept", "accepted", is_flag=True, help="Write the counts into the figures.")
+@click.option(
+    "--results",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("docs/results"),
+    show_default=True,
+    help="Folder of the figures.",
+)
+def command(
+    unit: str,
+    config: str | None,
+    settings: tuple[str, ...],
+    name: str | None,
+    count: int,
+    seed: int,
+    seconds: int,
+    build_dir: Path,
+    accepted: bool,
+    results: Path,
+) -> None:
+    r"""Play UNIT's regression through faults in its netlist, one at a time.
+
+    A mutant is killed if a case of the regression fails. Those that live are tried for equivalence
+    by SAT. Printed are the counts and, for each mutant that is neither, its fault, its place in the
+    emitted Verilog and what is known of it.
+
+    \b
+    m2xfp mutate activation_decoder
+    m2xfp mutate gemm_core --set rows=1 --set columns=1 --set max_k=64 --count 200 --accept
+    """
+    from m2xfp.synth.mutants.kill import measure
+    from m2xfp.synth.mutants.report import accept, row_of, summary
+
+    instance = one_instance(unit, config, settings, name)
+    folder = build_dir / f"{instance.top}-{count}-{seed}"
+    outcomes = measure(instance, count, seed, folder, seconds=seconds, progress=True)
+    row = row_of(instance, seed, outcomes)
+    for each in outcomes:
+        if each.fate == "alive":
+            fault = each.mutant
+            click.echo(f"line {fault.line}, {fault.place} {fault.mode}: {each.by}")
+            click.echo(f"    {fault.text}")
+    click.echo(summary(row))
+    if accepted:
+        click.echo(f"accepted: {accept(results, [row])}")

@@ -1,0 +1,1 @@
+"""Faults in a unit's netlist: which of them its regression notices, and why not the others."""

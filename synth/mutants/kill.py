@@ -1,0 +1,119 @@
+"""Playing a unit's regression through its mutants, and what becomes of each."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from m2xfp.rtl.catalog import Instance
+from m2xfp.synth.mutants.equivalence import Prover
+from m2xfp.synth.mutants.netlist import PORT, Mutant, MutatedUnit, mutate
+from m2xfp.tb.bench import find_bench
+from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
+from m2xfp.tb.regression import Case, check_case
+
+__all__ = ["Outcome", "killer", "measure"]
+
+# Clocks after a reset, beyond the latency, in which a mutant is looked for that no proof was found
+# for.
+SEEN = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a mutant.
+
+    Members
+    -------
+    mutant
+        The fault.
+    fate
+        ``killed``, ``equivalent``, or ``alive``.
+    by
+        The case that noticed it, or where it is equivalent, or what is known of it.
+    """
+
+    mutant: Mutant
+    fate: str
+    by: str
+
+
+def killer(simulator: BulkSimulator, cases: Iterable[Case], number: int) -> str:
+    """Return the name of the first case that a mutant fails; nothing if it passes all."""
+    for case in cases:
+        try:
+            check_case(simulator, case, {PORT: number})
+        except (AssertionError, SimulationError):
+            return case.name
+    return ""
+
+
+def _explain(prover: Prover, number: int, latency: int) -> tuple[str, str]:
+    """Return fate and reason of a mutant that lives."""
+    for clocks in (0, latency + 1):
+        if prover.prove(number, clocks):
+            return "equivalent", "at full rate" if clocks else "in every state"
+        if not latency:
+            return "alive", "differs for some input"
+    clocks = latency + SEEN
+    seen = prover.seen(number, clocks)
+    found = {True: "seen", False: "not seen", None: "no time to see it"}[seen]
+    return "alive", f"{found} {clocks} clocks from reset"
+
+
+def measure(
+    instance: Instance,
+    count: int,
+    seed: int,
+    folder: Path,
+    *,
+    cases: Sequence[Case] | None = None,
+    seconds: int = 20,
+    progress: bool = False,
+) -> list[Outcome]:
+    """Make mutants of a unit, play its regression through each, and look into those that live.
+
+    Parameters
+    ----------
+    instance
+        The unit.
+    count, seed
+        Number of mutants, and seed of their places.
+    folder
+        For all files; the simulation is cached there too.
+    cases
+        The regression; None for the unit's own.
+    seconds
+        Time that a proof may take.
+    progress
+        Show a progress bar.
+
+    Raises
+    ------
+    AssertionError
+        The unit itself fails its regression.
+    """
+    from tqdm import tqdm
+
+    mutated: MutatedUnit = mutate(instance, count, seed, folder)
+    simulator = BulkSimulator(mutated.emitted, build_dir=folder / "sim")
+    if cases is None:
+        cases = list(find_bench(instance.unit).regression(instance.facts))
+    for case in cases:
+        check_case(simulator, case, {PORT: 0})
+    # What has found much is tried first.
+    order = {case.name: 0 for case in cases}
+    outcomes, living = [], []
+    for mutant in tqdm(mutated.mutants, desc=instance.top, unit="mutant", disable=not progress):
+        tried = sorted(cases, key=lambda case: -order[case.name])
+        if by := killer(simulator, tried, mutant.number):
+            order[by] += 1
+            outcomes.append(Outcome(mutant, "killed", by))
+        else:
+            living.append(mutant)
+    if living:
+        prover = Prover(mutated, seconds)
+        for mutant in tqdm(living, desc="proofs", unit="mutant", disable=not progress):
+            outcomes.append(
+                Outcome(mutant, *_explain(prover, mutant.number, instance.facts.latency))
+            )
+    return sorted(outcomes, key=lambda outcome: outcome.mutant.number)

@@ -1,0 +1,277 @@
+"""The regression of the GEMM core: products of random sizes, cancellations, and broken packets."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2xfp.facts import Facts
+from m2xfp.formats import BlockFormat
+from m2xfp.tb.bench import golden_of
+from m2xfp.tb.bulk.simulator import Run
+from m2xfp.tb.fields import Bytes, pack
+from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product, timing_of
+from m2xfp.tb.parts.pair_stimulus import cancellations
+from m2xfp.tb.parts.value_stimulus import DISTRIBUTIONS, groups
+from m2xfp.tb.regression import STALLS, Case
+from m2xfp.tb.vectors import Beats, TestVectors
+
+__all__ = ["golden_product", "regression"]
+
+ROUNDS = 9
+
+
+def golden_product(product: Product, facts: Facts) -> NDArray[Any]:
+    """Return what the core must deliver, as ``GemmStreams.results`` gives it."""
+    return golden_of(facts)(product.acts, product.weights)["out"]
+
+
+def _packed_rows(
+    rng: np.random.Generator, block: BlockFormat, rows: int, count: int, spread: int
+) -> Bytes:
+    """Return groups of any bytes; scales within ``spread`` of one another, or any if it is 0."""
+    found = rng.integers(0, 256, (rows, count, sum(block.group_bytes)), np.uint8)
+    if spread:
+        scales = 127 + rng.integers(-spread, spread + 1, (rows, count))
+        found[..., block.group_bytes[0]] = scales
+    return found
+
+
+def _product(
+    rng: np.random.Generator, streams: GemmStreams, m: int, n: int, count: int, spread: int
+) -> Product:
+    """Return random operands: any bytes, or scales near each other."""
+    weights = _packed_rows(rng, streams.weight, n, count, spread)
+    kind, group = streams.facts.parameters["activations"], streams.act.group
+    if kind is None:
+        acts: NDArray[Any] = _packed_rows(rng, streams.act, m, count, spread)
+    else:
+        name = str(rng.choice(list(DISTRIBUTIONS)))
+        acts = groups(name, kind, m * count, int(rng.integers(1 << 30)), group).reshape(m, -1)
+    return Product(acts, weights, count * group)
+
+
+def _most(streams: GemmStreams) -> int:
+    """Return the groups of the largest k."""
+    return int(streams.facts.parameters["max_k"]) // streams.act.group
+
+
+def _random_products(
+    rng: np.random.Generator, streams: GemmStreams, count: int, most: int
+) -> list[Product]:
+    """Return products of sizes at every edge of blocks and panels, with at most ``most`` groups."""
+    block = streams.rows * streams.chains
+    return [
+        _product(
+            rng,
+            streams,
+            int(rng.integers(1, 3 * block + 1)),
+            int(rng.integers(1, 3 * streams.columns + 1)),
+            int(rng.integers(1, most + 1)),
+            int(rng.choice([0, 3, 12, 40])),
+        )
+        for _ in range(count)
+    ]
+
+
+def _vectors(streams: GemmStreams, products: list[Product]) -> TestVectors:
+    results = [golden_product(product, streams.facts) for product in products]
+    return TestVectors(streams.inputs(products), streams.outputs(results), 1)
+
+
+def _on_time(products: list[Product], streams: GemmStreams) -> Any:
+    """Return what looks for a result that is not there in the clock that the model counts."""
+    panels = [-(-len(product.weights) // streams.columns) for product in products]
+    ends = np.cumsum([n * len(product.acts) for n, product in zip(panels, products, strict=True)])
+    due = timing_of(streams.facts).finish([product.sizes for product in products])
+
+    def timing(run: Run, _: Facts) -> str:
+        taken = (run.stamps["o"][ends - 1] - run.stamps["cmd"][0]).tolist()
+        return "" if taken == due else f"results after {taken} clocks, {due} expected"
+
+    return timing
+
+
+def _cancelling(rng: np.random.Generator, streams: GemmStreams) -> list[Product]:
+    """Return a product whose rows meet a group at every distance, then take it back."""
+    blocks, count = (streams.act, streams.weight), min(3, _most(streams))
+    rows = 97 if count == 3 else 1
+    act, weight, _ = cancellations(rng, blocks, count, rows)
+    # Every column has the weights of the first row, so the distances are in the activations.
+    columns = np.repeat(weight[:, :1].swapaxes(0, 1), streams.columns, axis=0)
+    act[:, :, : streams.act.group_bytes[0]] = act[:, :1, : streams.act.group_bytes[0]]
+    if streams.act.scale.name == "e8m0" and count == 3:
+        at = streams.act.group_bytes[0]
+        columns[..., streams.weight.group_bytes[0]] = 127
+        act[0, :, at] = 127
+        act[1:, :, at] = 127 + np.arange(rows) - rows // 2
+    return [Product(np.ascontiguousarray(act.swapaxes(0, 1)), columns, count * streams.act.group)]
+
+
+@dataclass(frozen=True)
+class _Accident:
+    """What happens to an operand stream, and from where on.
+
+    Members
+    -------
+    stream
+        ``acts`` or ``weights``.
+    command, panel
+        Where it is seen.
+    what
+        ``tag`` and a bit, ``last`` too early, ``open`` without its last, ``lost`` packet.
+    """
+
+    stream: str
+    command: int
+    panel: int
+    what: str
+    bit: int = 0
+
+
+def _accidents(streams: GemmStreams, panels: int) -> Iterator[_Accident]:
+    """Yield accidents at the beginning of panels, and missing ends."""
+    width = streams.facts.stream("cmd").field("tag").width
+    for stream in ("acts", "weights"):
+        for bit in range(width):
+            yield _Accident(stream, bit % 3, bit % panels, "tag", bit)
+        yield _Accident(stream, 1, panels - 1, "last")
+        yield _Accident(stream, 0, 0, "last")
+        yield _Accident(stream, 2, panels - 1, "open")
+        yield _Accident(stream, 1, 0, "lost")
+
+
+def _broken(streams: GemmStreams, products: list[Product], accident: _Accident) -> TestVectors:
+    """Return commands with an accident, and what must come: nothing but its report."""
+    facts, inputs = streams.facts, streams.inputs(products)
+    beats = inputs[accident.stream]
+    assert beats.last is not None
+    ends = np.flatnonzero(beats.last) + 1
+    start, stop = (0, *ends)[accident.command], ends[accident.command]
+    product = products[accident.command]
+    m, n, k = product.sizes
+    panels = -(-n // streams.columns)
+    count = k // streams.act.group
+    share = {"acts": (stop - start) // panels, "weights": streams.columns * count}
+    data, last = beats.data.copy(), beats.last.copy()
+    at = start + accident.panel * share[accident.stream]
+    delivered = accident.panel * m
+    if accident.what == "tag":
+        field = facts.stream(accident.stream).field("tag")
+        bit = field.offset + accident.bit
+        data[at, bit // 8] ^= 1 << bit % 8
+    elif accident.what == "last":
+        last[at] = not last[at]
+    elif accident.what == "open":
+        last[stop - 1] = False
+        if accident.stream == "acts":
+            delivered += (-(-m // streams.rows) - 1) * streams.rows
+    else:
+        data = np.delete(data, slice(start, stop), 0)
+        last = np.delete(last, slice(start, stop))
+    results = [golden_product(one, facts) for one in products[: accident.command + 1]]
+    *clean, partial = (streams.outputs([result])["o"] for result in results)
+    zero = Product(product.acts[:1] * 0, product.weights[:1] * 0, k)
+    closing = streams.outputs([golden_product(zero, facts)])["o"].part(0, 1 if delivered else 0)
+    rest = Beats(partial.data[:delivered], np.zeros(delivered, bool))
+    parts = [*clean, rest, closing]
+    numbers = np.arange(len(products))
+    status = facts.stream("status")
+    words = {"tag": numbers % streams.tags, "misframed": numbers >= accident.command}
+    return TestVectors(
+        inputs | {accident.stream: Beats(data, last)},
+        {
+            "o": Beats(
+                np.concatenate([part.data for part in parts]),
+                np.concatenate([part.last for part in parts if part.last is not None]),
+            ),
+            "status": Beats(
+                pack(status, {status.field(name): word for name, word in words.items()}),
+                np.ones(len(products), bool),
+            ),
+        },
+        1,
+    )
+
+
+def _bad_sizes(streams: GemmStreams, products: list[Product]) -> TestVectors:
+    """Return a command that cannot be between each two that can, one of them resynchronising."""
+    group, most = streams.act.group, int(streams.facts.parameters["max_k"])
+    bad = [
+        ((0, 3, group), ["bad_m"]),
+        ((3, 0, group), ["bad_n"]),
+        ((3, 3, 0), ["bad_k"]),
+        ((3, 3, group // 2), ["bad_k"]),
+        ((3, 3, group + 1), ["bad_k"]),
+        ((3, 3, most + group), ["bad_k"]),
+        ((3, 3, 1 << 19), ["bad_k"]),
+    ]
+    good = _vectors(streams, products)
+    sizes, tags = [products[0].sizes], [0]
+    faults: list[list[str]] = [[]]
+    for number, ((wrong, names), product) in enumerate(zip(bad, products[1:], strict=True)):
+        sizes += [wrong, product.sizes]
+        faults += [names, []]
+        tags += [7 - number, number + 1]
+    status = streams.facts.stream("status")
+    commands = np.concatenate([streams.resync_beat(5), streams.command_beats(sizes, tags)])
+    values = {
+        name: np.array([False, *(name in names for names in faults)])
+        for name in ("bad_m", "bad_n", "bad_k")
+    }
+    words: dict[str, NDArray[Any]] = {**values, "tag": np.array([5, *tags]) % streams.tags}
+    statuses = pack(status, {status.field(name): word for name, word in words.items()})
+    return TestVectors(
+        {**good.inputs, "cmd": Beats(commands)},
+        {**good.outputs, "status": Beats(statuses, np.ones(len(statuses), bool))},
+        1,
+    )
+
+
+def _resync(streams: GemmStreams, tag: int) -> TestVectors:
+    """Return the command that ends a failure, with a beat that is still in the engines."""
+    status, out = streams.facts.stream("status"), streams.facts.stream("o")
+    word = pack(status, {status.field("tag"): np.array([tag])})
+    acts = np.zeros((1, streams.facts.stream("acts").bytes), np.uint8)
+    return TestVectors(
+        {
+            "cmd": Beats(streams.resync_beat(tag)),
+            "acts": Beats(acts, np.ones(1, bool)),
+            "weights": Beats(np.zeros((0, streams.facts.stream("weights").bytes), np.uint8)),
+        },
+        {
+            "status": Beats(word, np.ones(1, bool)),
+            "o": Beats(np.zeros((0, out.bytes), np.uint8), np.zeros(0, bool)),
+        },
+        1,
+    )
+
+
+def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
+    """Yield products, commands that are refused, and packets that are broken or lost."""
+    streams, rng = GemmStreams(facts), np.random.default_rng(seed)
+    for number in range(ROUNDS):
+        most = _most(streams) if number < 3 else min(4, _most(streams))
+        products = _random_products(rng, streams, 5, most)
+        stall = STALLS[number % len(STALLS)]
+        timing = None if any(stall) else _on_time(products, streams)
+        yield Case("products", (_vectors(streams, products),), stall, seed + number, timing)
+    if facts.parameters["activations"] is None:
+        yield Case("cancellations", (_vectors(streams, _cancelling(rng, streams)),))
+    for number, stall in enumerate(STALLS[:2]):
+        bad = _bad_sizes(streams, _random_products(rng, streams, 8, 2))
+        yield Case("bad sizes", (bad,), stall, seed + number)
+    panels = 3
+    n = (panels - 1) * streams.columns + 1
+    for number, accident in enumerate(_accidents(streams, panels)):
+        m, count = int(rng.integers(1, 9)), min(1 + number % 3, _most(streams))
+        products = [_product(rng, streams, m, n, count, 3) for _ in range(4)]
+        phases = (
+            _broken(streams, products, accident),
+            _resync(streams, number),
+            _vectors(streams, _random_products(rng, streams, 3, 2)),
+        )
+        stall = STALLS[number % 2]
+        yield Case(f"{accident.stream} {accident.what}", phases, stall, seed + number)

@@ -1,0 +1,96 @@
+"""Mutants: a fault that shows is killed, a poor regression lets it live, and proofs tell which."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from m2xfp.cli import cli
+from m2xfp.errors import InputError
+from m2xfp.rtl.catalog import find_unit
+from m2xfp.synth.mutants import report
+from m2xfp.synth.mutants.equivalence import Prover
+from m2xfp.synth.mutants.kill import measure
+from m2xfp.synth.mutants.netlist import MutatedUnit, mutate
+from m2xfp.tb.bench import find_bench
+from m2xfp.tb.regression import Case
+
+UNIT = find_unit("activation_decoder")
+INSTANCE = UNIT.instance()
+COUNT, SEED = 30, 2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder whose name would be something else to a shell or to Tcl."""
+    return tmp_path_factory.mktemp("a[exec_touch_x]b")
+
+
+@pytest.fixture(scope="module")
+def mutated(folder: Path) -> MutatedUnit:
+    return mutate(INSTANCE, COUNT, SEED, folder)
+
+
+def test_list(mutated: MutatedUnit, tmp_path: Path) -> None:
+    """Faults are numbered, of different places, and the same for a seed."""
+    assert [each.number for each in mutated.mutants] == list(range(1, COUNT + 1))
+    assert len({each.fault for each in mutated.mutants}) == COUNT
+    lines = mutated.unit.verilog.read_text().splitlines()
+    for each in mutated.mutants:
+        assert lines[each.line - 1].strip() == each.text
+    assert mutate(INSTANCE, COUNT, SEED, tmp_path).mutants == mutated.mutants
+
+
+def test_clocks_are_left_alone(tmp_path: Path) -> None:
+    unit = find_unit("fp32_accumulator").instance("m2xfp-single")
+    mutants = mutate(unit, 200, 3, tmp_path).mutants
+    assert len(mutants) == 200
+    assert not [each for each in mutants if "CLK" in each.fault]
+
+
+def test_regression_kills(folder: Path) -> None:
+    """The unit's regression kills all that are not equivalent; a crippled one does not."""
+    good = measure(INSTANCE, COUNT, SEED, folder)
+    fates = {each.mutant.number: each.fate for each in good}
+    killed = [number for number, fate in fates.items() if fate == "killed"]
+    assert len(killed) > COUNT // 2
+    assert {*fates.values()} == {"killed", "equivalent"}
+    zeros = {"codes": np.zeros((1, 8), np.uint8), "meta": np.zeros(1, np.uint8)}
+    crippled = [Case("zeros", (find_bench(UNIT).vectors(zeros, INSTANCE.facts),))]
+    poor = measure(INSTANCE, COUNT, SEED, folder, cases=crippled)
+    alive = [each.mutant.number for each in poor if each.fate == "alive"]
+    assert alive
+    assert {*alive} <= {*killed}
+    row = report.row_of(INSTANCE, SEED, poor)
+    assert (row["mutants"], row["alive"]) == (COUNT, len(alive))
+    assert len(row["survivors"]) == len(alive)
+
+
+def test_proofs(mutated: MutatedUnit) -> None:
+    """The unit equals itself, and no mutant that is killed is proved equal."""
+    prover = Prover(mutated)
+    assert prover.prove(0) is True
+    assert prover.prove(0, 2) is True
+    assert prover.seen(0, 1) is False
+    outcomes = measure(INSTANCE, COUNT, SEED, mutated.folder)
+    killed = [each.mutant.number for each in outcomes if each.fate == "killed"][:4]
+    for number in killed:
+        assert prover.prove(number) is False
+        assert prover.seen(number, 1) is True
+
+
+def test_no_mutants_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="count=0"):
+        mutate(INSTANCE, 0, 1, tmp_path)
+
+
+def test_command(folder: Path, tmp_path: Path) -> None:
+    """Counts are printed, written and drawn."""
+    call = ["mutate", UNIT.name, "--count", "5", "--seed", "4", "--accept"]
+    call += ["--build-dir", str(folder / "build"), "--results", str(tmp_path)]
+    done = CliRunner().invoke(cli, call, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "of 5 killed" in done.output
+    tables = report.tables(tmp_path)
+    assert "| `activation_decoder` | m2xfp" in tables["mutants"]
