@@ -1,9 +1,10 @@
 """What jobs are about: an emitted unit, as it is or with a fault."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 
 from m2xfp.facts import Facts
 from m2xfp.rtl.catalog import Instance
@@ -114,3 +115,11 @@ class Design:
         }
         broken = Flat(flat.top, module)
         return replace(self, fault=f"{port} waits for {other}", broken=broken, _modules={})
+
+    def probe_faults(self, names: Mapping[str, str]) -> Iterator["Design"]:
+        """Yield the unit with faults in the operators and registers that wires inside depend on."""
+        flat = self.module()
+        inside, near = flat.probed(names), list(names)
+        for text, broken in chain(gate_faults(inside, near), faults(inside, near)):
+            module = {**broken.module, "ports": flat.module["ports"]}
+            yield replace(self, fault=text, broken=Flat(flat.top, module), _modules={})

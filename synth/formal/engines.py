@@ -10,7 +10,7 @@ from pathlib import Path
 from m2xfp.errors import MissingToolError
 from m2xfp.synth.formal.netlist import ProofError, run_yosys
 
-__all__ = ["Outcome", "abc", "aiger", "always", "within"]
+__all__ = ["Outcome", "abc", "aiger", "always", "never", "within"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Outcome:
     seconds: float
 
 
-def abc(folder: Path, commands: str) -> str:
-    """Run commands of ABC in a folder and return what it said."""
+def abc(folder: Path, commands: str, limit: int) -> str:
+    """Run commands of ABC in a folder, for some seconds at most, and return what it said."""
     try:
         import pyosys
     except ImportError:
@@ -41,9 +41,17 @@ def abc(folder: Path, commands: str) -> str:
             "ABC (Python package pyosys)", 'pip install "m2xfp[synth]"'
         ) from None
     program = Path(pyosys.__file__).with_name("yosys-abc")
-    done = subprocess.run(
-        [program, "-q", commands], cwd=folder, capture_output=True, text=True, check=False
-    )
+    try:
+        done = subprocess.run(
+            [program, "-q", commands],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=limit,
+        )
+    except subprocess.TimeoutExpired:
+        raise ProofError(f"ABC came to no end in {limit} s") from None
     return done.stdout + done.stderr
 
 
@@ -53,9 +61,10 @@ def aiger(folder: Path, design: str, harness: str) -> None:
     (folder / "harness.v").write_text(harness)
     run_yosys(
         folder,
-        "read_json design.json\nread_verilog -sv harness.v\nhierarchy -check -top harness\nproc\n"
-        "flatten\nopt_clean -purge\nopt_expr\nopt_merge\ntechmap\ndffunmap\nopt_expr\nopt_merge\n"
-        "setundef -undriven -anyseq\naigmap\nopt_clean -purge\nwrite_aiger -zinit harness.aig\n",
+        "read_json design.json\nread_verilog -sv harness.v\nhierarchy -check -top harness\n"
+        "proc -norom\nflatten\nopt_clean -purge\nopt_expr\nopt_merge\ntechmap\ndffunmap\n"
+        "opt_expr\nopt_merge\nsetundef -undriven -anyseq\naigmap\nopt_clean -purge\n"
+        "write_aiger -zinit harness.aig\n",
     )
 
 
@@ -74,7 +83,7 @@ def always(design: str, harness: str, limit: int) -> Outcome:
         folder = Path(name)
         begin = time.perf_counter()
         aiger(folder, design, harness)
-        said = abc(folder, f"read_aiger harness.aig; pdr -T {limit}; print_status")
+        said = abc(folder, "read_aiger harness.aig; pdr; print_status", limit)
         holds = _answer(said, "IC3")
     if holds:
         clauses = re.search(r"Invariant F\[\d+\] : (\d+) clauses", said)
@@ -91,9 +100,23 @@ def within(design: str, harness: str, clocks: int, limit: int) -> Outcome:
         folder = Path(name)
         begin = time.perf_counter()
         aiger(folder, design, harness)
-        said = abc(folder, f"read_aiger harness.aig; bmc3 -F {clocks} -T {limit}; print_status")
+        said = abc(folder, f"read_aiger harness.aig; bmc3 -F {clocks}; print_status", limit)
     if re.search(r"was asserted in frame|^Status = *0 ", said, re.MULTILINE):
         return Outcome(False, "fails", time.perf_counter() - begin)
     if f"No output asserted in {clocks} frames" not in said:
         raise ProofError(f"bounded model checking came to no end: {said.strip()[-300:]}")
     return Outcome(True, f"{clocks} clocks", time.perf_counter() - begin)
+
+
+def never(design: str, harness: str, limit: int) -> Outcome:
+    """Prove that ``bad`` of a harness without state is not high for any inputs, by SAT sweeping."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        begin = time.perf_counter()
+        aiger(folder, design, harness)
+        said = abc(folder, "read_aiger harness.aig; iprove", limit)
+    found = re.search(r"\b(UNSATISFIABLE|SATISFIABLE)\b", said)
+    if found is None:
+        raise ProofError(f"SAT came to no end: {said.strip()[-300:]}")
+    holds = found.group(1) == "UNSATISFIABLE"
+    return Outcome(holds, "all inputs" if holds else "fails", time.perf_counter() - begin)

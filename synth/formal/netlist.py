@@ -58,7 +58,8 @@ def run_yosys(folder: Path, script: str) -> str:
         [*yosys_command()[0], "run.ys"], cwd=folder, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        said = [line for line in done.stdout.splitlines() if "ERROR" in line]
+        lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
+        said = [line for line in lines if "ERROR" in line]
         raise ProofError("yosys: " + ("; ".join(said) or done.stdout[-500:] + done.stderr[-500:]))
     return done.stdout
 
@@ -87,6 +88,18 @@ class Flat:
     def ports(self) -> dict[str, list[Bit]]:
         """Bits of each port."""
         return {name: port["bits"] for name, port in self.module["ports"].items()}
+
+    def probed(self, names: Mapping[str, str]) -> "Flat":
+        """Return the design with wires inside as its only outputs: port by name of the wire."""
+        ports = {
+            name: port
+            for name, port in self.module["ports"].items()
+            if port["direction"] == "input"
+        }
+        for port, wire in names.items():
+            bits = self.module["netnames"][wire]["bits"]
+            ports[port] = {"direction": "output", "bits": bits}
+        return Flat(self.top, {**self.module, "ports": ports})
 
 
 def _through_yosys(files: Mapping[str, str], script: str, top: str) -> Flat:

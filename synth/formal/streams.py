@@ -12,8 +12,8 @@ from m2xfp.synth.formal.netlist import ANY_STATE, Flat
 __all__ = ["conserved", "harness", "held", "live", "on_time", "ordered", "silent"]
 
 
-def harness(facts: Facts, netlist: Flat, body: Sequence[str]) -> str:
-    """Return a harness: the unit from any state, ports under their names, and ``body``.
+def harness(netlist: Flat, body: Sequence[str]) -> str:
+    """Return a harness: a unit or module from any state, ports under their names, and ``body``.
 
     ``started`` is low in the first clock only. ``clear`` is the unit's reset, ``mark`` an input
     for the body.
@@ -22,20 +22,20 @@ def harness(facts: Facts, netlist: Flat, body: Sequence[str]) -> str:
     wires = []
     for name, port in netlist.module["ports"].items():
         shape = f"[{len(port['bits']) - 1}:0] {name}"
-        value = {facts.clock: "clk", facts.reset: "clear", ANY_STATE[0]: "~started"}.get(name, name)
+        value = {"rst": "clear", ANY_STATE[0]: "~started"}.get(name, name)
         pins.append(f".{name}({value})")
         if port["direction"] == "output":
             wires.append(f"  wire {shape};")
-        elif value == name or name == facts.reset:
+        elif name not in ("clk", ANY_STATE[0]):
             inputs.append(f"input {shape}")
     return "\n".join(
         [
-            f"module harness(input clk, input mark, {', '.join(inputs)}, output bad);",
+            f"module harness(input clk, input [15:0] mark, {', '.join(inputs)}, output bad);",
             *wires,
             "  reg started = 0;",
             "  always @(posedge clk) started <= 1;",
             *body,
-            f"  {facts.top} unit ({', '.join(pins)});",
+            f"  {netlist.top} unit ({', '.join(pins)});",
             "endmodule",
             "",
         ]
@@ -55,7 +55,7 @@ def held(facts: Facts, netlist: Flat) -> str:
             f"  always @(posedge clk) {p}_was <= {{{last}, {data}}};",
         ]
         bad.append(f"({p}_waits & (~{valid} | ({{{last}, {data}}} != {p}_was)))")
-    return harness(facts, netlist, [*body, f"  assign bad = {' | '.join(bad)};"])
+    return harness(netlist, [*body, f"  assign bad = {' | '.join(bad)};"])
 
 
 def silent(facts: Facts, netlist: Flat) -> str:
@@ -65,7 +65,7 @@ def silent(facts: Facts, netlist: Flat) -> str:
         f"  wire clear = ~started | {facts.reset};",
         f"  assign bad = started & ({valids});",
     ]
-    return harness(facts, netlist, body)
+    return harness(netlist, body)
 
 
 def _groups(facts: Facts, waiting: int) -> list[str]:
@@ -107,7 +107,7 @@ def conserved(facts: Facts, netlist: Flat, waiting: int, patience: int) -> str:
         f"  wire lost = quiet == {patience};",
         f"  assign bad = started & ~{facts.reset} & (made | lost | inside > {waiting});",
     ]
-    return harness(facts, netlist, body)
+    return harness(netlist, body)
 
 
 def ordered(facts: Facts, netlist: Flat, waiting: int) -> str:
@@ -120,7 +120,7 @@ def ordered(facts: Facts, netlist: Flat, waiting: int) -> str:
         "  always @(posedge clk)",
         "    if (clear) marked <= 0;",
         "    else if (~marked) begin",
-        f"      marked <= came & mark; ahead <= inside - went; expected <= {i.ports[3]};",
+        f"      marked <= came & mark[0]; ahead <= inside - went; expected <= {i.ports[3]};",
         "    end else if (went) begin",
         "      if (ahead == 0) marked <= 0;",
         "      ahead <= ahead - 1'd1;",
@@ -128,7 +128,7 @@ def ordered(facts: Facts, netlist: Flat, waiting: int) -> str:
         f"  assign bad = started & ~{facts.reset} & marked & ahead == 0 & {o.ports[1]}",
         f"    & {o.ports[3]} != expected;",
     ]
-    return harness(facts, netlist, body)
+    return harness(netlist, body)
 
 
 def live(facts: Facts, netlist: Flat, patience: int) -> str:
@@ -144,11 +144,11 @@ def live(facts: Facts, netlist: Flat, patience: int) -> str:
             f"    else if ({p}_waits < {patience}) {p}_waits <= {p}_waits + 1'd1;",
         ]
         bad.append(f"({p}_waits == {patience})")
-    return harness(facts, netlist, [*body, f"  assign bad = {' | '.join(bad)};"])
+    return harness(netlist, [*body, f"  assign bad = {' | '.join(bad)};"])
 
 
 def on_time(facts: Facts, netlist: Flat, waiting: int) -> str:
-    """Return: with a reader always ready, a result is valid ``latency`` clocks after its group."""
+    """Return: of a reader always ready, each result is valid ``latency`` clocks after its group."""
     [o] = facts.outputs
     _, valid, ready, _ = o.ports
     n = facts.latency
@@ -161,4 +161,4 @@ def on_time(facts: Facts, netlist: Flat, waiting: int) -> str:
         f"    else begin stalled <= stalled | ~{ready}; due <= {{due, came}}; end",
         f"  assign bad = started & ~{facts.reset} & ~stalled & {valid} != due[{n - 1}];",
     ]
-    return harness(facts, netlist, body)
+    return harness(netlist, body)

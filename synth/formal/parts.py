@@ -1,0 +1,235 @@
+"""Jobs about the parts of units: modules of the emitted text against their references."""
+
+from collections.abc import Callable, Iterator
+
+from m2xfp.formats import BlockFormat, FloatElement, InputType, block_format, input_type, window
+from m2xfp.synth.formal import fp32, references
+from m2xfp.synth.formal.design import Design
+from m2xfp.synth.formal.engines import Outcome, never, within
+from m2xfp.synth.formal.job import LIMIT, Job
+from m2xfp.synth.formal.netlist import Flat, from_any_state, simple
+from m2xfp.synth.formal.streams import harness
+
+__all__ = ["JOBS"]
+
+# Bits of a digit of the carry-save sum.
+DIGIT = 24
+
+
+def _gates(design: Design, module: str) -> Flat:
+    return from_any_state(simple(design.module(module)))
+
+
+def _matches(*modules: str) -> Callable[[Design], bool]:
+    return lambda design: any(module in design.modules for module in modules)
+
+
+def _first(design: Design, *modules: str) -> str:
+    return next(module for module in modules if module in design.modules)
+
+
+def _stateless(
+    name: str,
+    text: str,
+    body: Callable[[Design, Flat], list[str]],
+    *modules: str,
+    slow: bool = False,
+) -> Job:
+    """Return a job about a module without state, the first of some that a unit has."""
+
+    def prove(design: Design) -> Outcome:
+        netlist = _gates(design, _first(design, *modules))
+        return never(netlist.text, harness(netlist, body(design, netlist)), LIMIT)
+
+    def faults(design: Design) -> Iterator[Design]:
+        return design.gate_faults(_first(design, *modules))
+
+    return Job(name, text, "SAT sweeping", _matches(*modules), prove, faults, slow)
+
+
+def _formats(design: Design) -> tuple[BlockFormat, BlockFormat]:
+    """Return the formats of activations and weights of a unit that multiplies."""
+    given = design.facts.parameters
+    return block_format(given["act"]), block_format(given["weight"])
+
+
+def _part(design: Design) -> int:
+    """Return how many products are added up before multipliers: a subgroup, or half a group."""
+    act, weight = _formats(design)
+    return act.metadata.subgroup or weight.metadata.subgroup or min(16, act.group)
+
+
+def _scaled_product(design: Design, netlist: Flat) -> list[str]:
+    act, weight = _formats(design)
+    minifloat = act.scale.name == "e4m3"
+    part, refined = _part(design), act.metadata.bits > 0
+    # Magnitudes of 2x and 2w are 12 at most; of 8x', 48, and of a refined one 56.
+    bound = (48 * (part - 1) + 56) * 12 if refined else 144 * part
+    exponent = 5 if minifloat else 9
+    bits = (2 * bound + 1).bit_length()
+    tail = exponent + 1 + 8 * minifloat
+    each = bits + 2 * (weight.metadata.bits > 0)
+    return references.scaled_product(
+        netlist,
+        bound=bound,
+        parts=(len(netlist.ports["i"]) - tail) // each,
+        multiplied=weight.metadata.bits > 0,
+        significand=4 if minifloat else 0,
+        exponent=exponent,
+    )
+
+
+def _addend(design: Design, netlist: Flat) -> list[str]:
+    act, weight = _formats(design)
+    minifloat = act.scale.name == "e4m3"
+    exponent = 5 if minifloat else 9
+    bits = len(netlist.ports["i"]) - exponent - 2
+    # A product stands for D * 2^(exponent - bias): 2x 2w, the quarters of 8x', those of 4 + k, and
+    # the biases of both scales.
+    bias = 2 + 2 * (act.metadata.bits > 0) + 2 * (weight.metadata.bits > 0)
+    bias += 20 if minifloat else 254
+    return references.addend(netlist, bits, exponent, bits - 1 + 127 - bias)
+
+
+def _product_bits(netlist: Flat) -> int:
+    return len(netlist.ports["i"]) - 9 - 1
+
+
+def _accumulated(design: Design) -> Outcome:
+    netlist = _gates(design, "carry_save_sum")
+    room = window(design.facts.parameters["window"])
+    body = references.accumulated(
+        netlist,
+        digit=DIGIT,
+        product=_product_bits(netlist),
+        exponent=9,
+        low=room.lowest,
+        high=room.highest,
+    )
+    return within(netlist.text, harness(netlist, body), 2, LIMIT)
+
+
+def _refined(block: BlockFormat) -> FloatElement | None:
+    """Return the element with the metadata's mantissa bits: E2M3 for E2M1 and two bits."""
+    base, extra = block.element, block.metadata.bits
+    assert isinstance(base, FloatElement)
+    if not extra:
+        return None
+    largest = ((base.max_code + 1) << extra) - 1
+    mantissa = base.mantissa_bits + extra
+    return FloatElement("refined", base.exponent_bits, mantissa, base.bias, largest)
+
+
+def _is_quantizer(design: Design) -> bool:
+    return "element_rounder" in design.modules and len(design.facts.inputs) == 1
+
+
+def _kind(design: Design) -> tuple[InputType, BlockFormat]:
+    given = design.facts.parameters
+    return input_type(given["input_type"]), block_format(given["block"])
+
+
+def _quantized(design: Design) -> Outcome:
+    facts, netlist = design.facts, _gates(design, "")
+    kind, block = _kind(design)
+    body = references.quantizer(facts, netlist, kind, block, _refined(block))
+    # A clock of reset, the beats of a group, its way through, and a pause of one clock.
+    clocks = 1 + facts.beats_per_group + facts.latency + 1
+    return within(netlist.text, harness(netlist, body), clocks, LIMIT)
+
+
+def _chains(netlist: Flat) -> int:
+    """Return the steps from an addend to its sum: registers of 32 bits and those before them."""
+    state = len(netlist.ports["any_state"])
+    return 1 if state == 32 else 2 if state < 32 + 60 else 3
+
+
+def _added(cases: Callable[[Flat], list[str]]) -> Callable[[Design], Outcome]:
+    def prove(design: Design) -> Outcome:
+        netlist = _gates(design, "accumulator")
+        chains = _chains(netlist)
+        seconds, names = 0.0, cases(netlist)
+        for case in names:
+            body = fp32.accumulates(netlist, case, chains)
+            outcome = within(netlist.text, harness(netlist, body), 1 + chains, LIMIT)
+            seconds += outcome.seconds
+            if not outcome.holds:
+                return Outcome(False, f"fails in case {case}", seconds)
+        return Outcome(True, f"{len(names)} cases", seconds)
+
+    return prove
+
+
+JOBS = (
+    _stateless(
+        "decoder",
+        "the top-1 element of any codes and metadata, and its refinement",
+        lambda _, netlist: references.decoder(netlist),
+        "top_element_decoder",
+        "activation_decoder",
+    ),
+    _stateless(
+        "lane-product",
+        "the product of any two E2M1 codes",
+        lambda _, netlist: references.lane_product(netlist),
+        "lane_product",
+    ),
+    _stateless(
+        "part-sum",
+        "the sum of a part's products, the refinement of its top-1 element included",
+        lambda _, netlist: references.part_sum(netlist),
+        "part_sum",
+    ),
+    _stateless(
+        "scaled-product",
+        "the exact product of a group from the sums of its parts, multipliers and scales",
+        _scaled_product,
+        "scaled_product",
+    ),
+    _stateless(
+        "addend",
+        "an exact product as normalised significand and exponent",
+        _addend,
+        "addend",
+    ),
+    Job(
+        "fp32-special",
+        "NaN, infinities and zero products leave the accumulator as they must",
+        "BMC, any state",
+        _matches("accumulator"),
+        _added(lambda netlist: fp32.cases(netlist)[:2]),
+        lambda d: d.gate_faults("accumulator"),
+    ),
+    Job(
+        "fp32-add",
+        "acc + addend, rounded once as IEEE 754 has it, for all values",
+        "BMC, any state",
+        _matches("accumulator"),
+        _added(fp32.cases),
+        lambda d: d.gate_faults("accumulator"),
+        slow=True,
+    ),
+    _stateless(
+        "carries",
+        "the carry-save sum's digits and carries as one integer",
+        lambda _, netlist: references.propagated(netlist, DIGIT),
+        "carry_propagation",
+    ),
+    Job(
+        "integer-sum",
+        "a step of the exact accumulator adds the product, as integers, to the sum or to zero",
+        "BMC, any state",
+        _matches("carry_save_sum"),
+        _accumulated,
+        lambda d: d.gate_faults("carry_save_sum"),
+    ),
+    Job(
+        "quantized",
+        "scale, codes and metadata of any group after reset in any state, whoever pauses",
+        "BMC, any state",
+        _is_quantizer,
+        _quantized,
+        lambda d: d.gate_faults("", [stream.ports[0] for stream in d.facts.outputs]),
+        slow=True,
+    ),
+)
