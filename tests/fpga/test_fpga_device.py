@@ -747,7 +747,7 @@ def test_command_accumulates(pty: Pty, tmp_path: Path) -> None:
     [
         ("missing.npy", [], "there is no such file"),
         ("x.txt", [], "no unit of the device takes .*x.txt; quantizer: .*; dot: "),
-        ("x.npy", ["--unit", "dot"], "not a readable .npz"),
+        ("x.npy", ["--unit", "dot"], "holds one array without a name; give .* .npz file"),
         ("x.npy", ["--unit", "weight_encoder"], "no unit encoder; it has: quantizer, dot"),
         ("x.npy", ["--unit", "adder"], "unknown unit of a board 'adder'"),
         ("x.npy", ["--port", "/dev/nothing"], "no device at port"),

@@ -5,7 +5,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import mac_stimulus
 import numpy as np
 import pytest
 import reference
@@ -35,6 +34,7 @@ from m2xfp.rtl.units.dot_product import DotProduct
 from m2xfp.rtl.units.exact_accumulator import ExactAccumulator
 from m2xfp.rtl.verilog.emit import emit
 from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
+from m2xfp.tb.parts import pair_stimulus
 from m2xfp.tb.units.exact_accumulator import decode, encode, expected
 
 UNIT = "exact_accumulator"
@@ -187,10 +187,10 @@ def test_room_to_grow(find_simulator: Callable[[Window], BulkSimulator]) -> None
     assert inexact[-1]
 
 
-def packed_groups(taken: Window, steps: int, count: int, seed: int) -> mac_stimulus.Groups:
+def packed_groups(taken: Window, steps: int, count: int, seed: int) -> pair_stimulus.Groups:
     """Return random groups with exponents about a window, some that cancel, some NaN scales."""
     rng = np.random.default_rng(seed)
-    act, weight, first = mac_stimulus.cancelling(rng, BLOCKS, steps, count)
+    act, weight, first = pair_stimulus.cancelling(rng, BLOCKS, steps, count)
     margin = rng.choice([0, 0, 0, 9], (steps, count))
     low, high = np.maximum(taken.lowest - margin, 0), np.minimum(taken.highest + margin, 508)
     total = rng.integers(low, high + 1)
@@ -275,7 +275,7 @@ def test_dot_product(emitted: Emit, sim_dir: Path, config: str) -> None:
     simulator = BulkSimulator(emitted("dot_product", config), build_dir=sim_dir)
     for seed in range(3):
         made = packed_groups(window(simulator.facts.parameters["window"]), 60, 500, seed)
-        vectors = mac_stimulus.pair_vectors(simulator.facts, *made, seed=seed)
+        vectors = pair_stimulus.pair_vectors(simulator.facts, *made, seed=seed)
         check_vectors(simulator, vectors, stall=0.1 * seed, seed=seed)
 
 
