@@ -196,8 +196,8 @@ def mutate_text(text: str, rng: random.Random, most: int = 4) -> str:
         elif kind == 2:
             text = text[:end] + text[at:]
         elif kind == 3:
-            text = text[:at] + chr(rng.choice((rng.randrange(32, 127), rng.randrange(1, 0x2FF))))
-            text += text[end:]
+            other = chr(rng.choice((rng.randrange(32, 127), rng.randrange(1, 0x2FF))))
+            text = text[:at] + other + text[end:]
         elif kind == 4:
             text = text[:at] + rng.choice("(){}[]\"';:,.=+-*!^&|/\\0189aE \n") + text[end:]
         else:

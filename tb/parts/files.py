@@ -4,6 +4,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 from zipfile import BadZipFile
 
@@ -31,6 +32,7 @@ _UNREADABLE = (
     TypeError,
     LookupError,  # members that an archive's index does not have
     SyntaxError,  # headers are Python literals
+    TokenError,
     RecursionError,
     MemoryError,  # shapes that nothing could hold
     OverflowError,

@@ -172,13 +172,14 @@ def check(name: str, place: Path, moments: list[tuple[signal.Signals, float]]) -
 
 
 @pytest.mark.parametrize(
-    ("name", "number"),
-    [("verilog", signal.SIGINT), ("eval", signal.SIGTERM), ("synth", signal.SIGKILL)],
+    ("name", "numbers"),
+    [("verilog", (signal.SIGINT, signal.SIGTERM)), ("synth", (signal.SIGKILL,))],
 )
-def test_a_moment(name: str, number: signal.Signals, tmp_path: Path) -> None:
+def test_a_moment(name: str, numbers: tuple[signal.Signals, ...], tmp_path: Path) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
-    check(name, tmp_path, [(number, random.Random(seed).random())])
+    rng = random.Random(seed)
+    check(name, tmp_path, [(number, rng.random()) for number in numbers])
 
 
 @pytest.mark.slow

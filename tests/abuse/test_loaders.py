@@ -59,7 +59,7 @@ from m2xfp.rtl.catalog import UNITS
 from m2xfp.rtl.chip import read_chip
 from m2xfp.rtl.parameters import parse_settings
 from m2xfp.synth.flow.liberty import parse_function
-from m2xfp.synth.flow.pdk import pdk_from_liberty
+from m2xfp.synth.flow.pdk import _library, pdk_from_liberty
 from m2xfp.synth.studies.explore import parse_sweep
 from m2xfp.tb.bench import find_bench
 
@@ -334,6 +334,7 @@ def liberty(folder: Path) -> Attempt:
         target.write_bytes(mutate_bytes(text, rng, 2) if rng.random() < 0.2 else text)
         if rng.random() < 0.05:
             target.write_bytes(b"\x1f\x8b" + rng.randbytes(40))
+        _library.cache_clear()  # libraries are kept by their paths
         pdk = pdk_from_liberty([target])
         for cell in pdk.library.cells.values():
             assert 0 <= cell.area < math.inf
