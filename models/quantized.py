@@ -195,7 +195,9 @@ class QuantLinear(nn.Module):
         """The quantized weight, where the layer is; None if it is not quantized."""
         if self.format is None:
             return None
-        planes = {n: p.detach() for n, p in self._parameters.items() if n in _PLANES and p is not None}
+        planes = {
+            n: p.detach() for n, p in self._parameters.items() if n in _PLANES and p is not None
+        }
         if "tensor_scale" in planes:
             planes["tensor_scale"] = planes["tensor_scale"].view(torch.float32)
         return PackedTensor.from_planes(self.format, planes, self.shape)
