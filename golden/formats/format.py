@@ -273,8 +273,8 @@ class Format:
         if self.level is None:
             return None
         if self.level != "auto":
-            level = torch.tensor(self.level, dtype=torch.float64, device=groups.device)
-            return round_once(level, torch.float32)
+            level = torch.tensor(self.level, dtype=torch.float64, device="cpu")
+            return round_once(level, torch.float32).to(groups.device)
         if fused is not None:
             amax = fused.largest(groups)
         else:

@@ -85,7 +85,7 @@ def add_to_odd(a: Tensor, b: Tensor) -> Tensor:
 
 def widen(x: Tensor) -> Tensor:
     """Return floating-point values as float64, exactly, subnormals included."""
-    if x.dtype not in _LAYOUTS:
+    if x.is_cuda or x.dtype not in _LAYOUTS:  # GPUs do not flush in conversions
         return x.double()
     whole, mantissa, exponent_bits = _LAYOUTS[x.dtype]
     bits = x.view(whole)
@@ -104,6 +104,8 @@ def round_once(x: Tensor, dtype: torch.dtype) -> Tensor:
     """
     if dtype == torch.float64:
         return x
+    if x.is_cuda and dtype == torch.float32:
+        return x.to(dtype).masked_fill(x.isnan(), float("nan"))
     whole, mantissa, exponent_bits = _LAYOUTS[dtype]
     bias = (1 << (exponent_bits - 1)) - 1
     # The power of two beyond the largest number has the pattern of infinity.

@@ -60,6 +60,8 @@ ACCUMULATORS = ("fp32", "fp32_subgroup", "exact")
 _QUIET_NAN = 0x7FC00000
 # The matrix product holds this many float64 partial sums at a time.
 _CHUNK_SUMS = 1 << 22
+# So many values of a packed weight are decoded at a time.
+_CHUNK_WEIGHTS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -724,11 +726,26 @@ def packed_linear(x: Tensor, weight: PackedTensor) -> Tensor:
 def _compute_linear(x: Tensor, *parts: Any) -> Tensor:
     """Multiply x with the parts of a packed weight."""
     weight = _whole(parts, x.shape[-1])
-    rows = x.reshape(-1, x.shape[-1])
+    rows, (count, width) = x.reshape(-1, x.shape[-1]), weight.shape
     found = fast_rows(rows, weight)
     if found is None:
-        found = torch.nn.functional.linear(rows, weight.format.decoded(weight, x.dtype))
-    return found.reshape(*x.shape[:-1], weight.shape[0])
+        step = max(1, _CHUNK_WEIGHTS // max(1, width))
+        products = [
+            torch.nn.functional.linear(rows, _decoded_rows(weight, start, start + step, x.dtype))
+            for start in range(0, count, step)
+        ]
+        found = torch.cat(products, -1) if products else rows.new_empty(len(rows), 0)
+    return found.reshape(*x.shape[:-1], count)
+
+
+def _decoded_rows(packed: PackedTensor, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    """Return some rows of a packed matrix, decoded."""
+    planes = {
+        name: plane if name == "tensor_scale" else plane[start:stop]
+        for name, plane in packed.planes().items()
+    }
+    shape = (len(planes["codes"]), packed.shape[-1])
+    return packed.format.decoded(PackedTensor.from_planes(packed.format, planes, shape), dtype)
 
 
 def _batched_dot(size: int, dims: Dims, *given: Any) -> tuple[Any, Any]:

@@ -150,6 +150,12 @@ void m2xfp_multiply_double(const double* a, const double* w, float* out, int64_t
   multiply<double>(a, w, out, m, n, k, stride, lanes, static_cast<double*>(panel));
 }
 
+// Values times one number, each rounded once.
+void m2xfp_scale(float* x, int64_t count, const float* level) {
+  const UsualArithmetic usual;
+  for (int64_t i = 0; i < count; ++i) x[i] *= *level;
+}
+
 // The lowest and the highest exponent of the values of each row that are neither zero nor NaN;
 // `low` above `high` where there are none.
 void m2xfp_exponents(const float* x, int64_t rows, int64_t k, int32_t* low, int32_t* high) {

@@ -46,6 +46,8 @@ def _declare(library: ctypes.CDLL) -> None:
         function.restype = None
     library.m2xfp_panel_bytes.argtypes = [ctypes.c_int]
     library.m2xfp_panel_bytes.restype = size
+    library.m2xfp_scale.argtypes = [pointer, size, pointer]
+    library.m2xfp_scale.restype = None
     library.m2xfp_exponents.argtypes = [pointer, size, size, pointer, pointer]
     library.m2xfp_exponents.restype = None
 
@@ -187,5 +189,11 @@ def _finish(out: Tensor, qa: PackedTensor, qw: PackedTensor) -> Tensor:
     """Apply the tensor scales, and give every NaN its one pattern."""
     if qa.tensor_scale is not None and qw.tensor_scale is not None:
         level = round_once(widen(qa.tensor_scale) * widen(qw.tensor_scale), torch.float32)
-        out = round_once(widen(out) * widen(level), torch.float32)
+        scale = LIBRARY.load().m2xfp_scale
+        columns = out.shape[1]
+
+        def part(start: int, stop: int) -> None:
+            scale(out[start:].data_ptr(), (stop - start) * columns, level.data_ptr())
+
+        share(len(out), part, max(1, (1 << 17) // max(1, columns)))
     return out.masked_fill_(out.isnan(), float("nan"))

@@ -389,6 +389,15 @@ def test_the_input_quantizer_keeps_no_graph() -> None:
         assert not quantizer(x).requires_grad
 
 
+def test_packed_linear_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, x = get_format("m2xfp-weight").quantize(values(37, 64)), values(5, 64, seed=1)
+    whole = packed_linear(x, weight)
+    monkeypatch.setattr("m2xfp.golden.formats.products._CHUNK_WEIGHTS", 64 * 10)
+    torch.testing.assert_close(packed_linear(x, weight), whole, rtol=1e-5, atol=1e-4)
+    none = get_format("mxfp4").quantize(torch.empty(0, 64))
+    assert packed_linear(x, none).shape == (5, 0)
+
+
 def test_packed_linear_is_the_decoded_product() -> None:
     weight = get_format("m2xfp-weight").quantize(values(5, 64))
     x = values(3, 2, 64, seed=1).bfloat16()
