@@ -1,5 +1,7 @@
 """``m2xfp report``: every table and plot from the accepted figures, and those of the pages."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -35,8 +37,25 @@ def all_tables(results: Path) -> dict[str, str]:
     """Return every table that the figures in a folder give, by name."""
     found: dict[str, str] = {}
     for module in DRAWERS:
-        found |= import_module(module).tables(results)
+        with _figures_of(module, results):
+            found |= import_module(module).tables(results)
     return found
+
+
+@contextmanager
+def _figures_of(module: str, results: Path) -> Iterator[None]:
+    """Within the block, figures that cannot be drawn are an InputError that says whose they are."""
+    from m2xfp.errors import InputError, M2xfpError
+
+    try:
+        yield
+    except M2xfpError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{results}: figures for {module} are damaged ({type(error).__name__}: {error}); "
+            f"restore them: git checkout {results}"
+        ) from error
 
 
 def pages(folder: Path, tables: dict[str, str]) -> dict[Path, str]:
@@ -92,5 +111,6 @@ def command(results: Path, output: Path, in_pages: bool) -> None:
     written = [write_atomic(output / f"{name}.md", text) for name, text in tables.items()]
     for module in map(import_module, DRAWERS):
         if hasattr(module, "plots"):
-            written += module.plots(results, output)
+            with _figures_of(module.__name__, results):
+                written += module.plots(results, output)
     click.echo(f"{len(written)} tables and plots written to {output}")
