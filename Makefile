@@ -3,7 +3,12 @@
 
 PYTHON ?= python3
 M2XFP := .venv/bin/m2xfp
-READY := .venv/.ready
+
+# What is installed for a job: tools/setup tells the jobs.
+DEMO := .venv/.ready-demo
+SYNTH := .venv/.ready-synth
+FPGA := .venv/.ready-fpga
+DEV := .venv/.ready-dev
 
 # Names reach the shell as they were given: neither make nor the shell reads anything in them.
 quoted = '$(subst ','\'',$(1))'
@@ -15,16 +20,15 @@ unexport BOARD UNITS # which would be to read them once more
 .DEFAULT_GOAL := demo
 .PHONY: demo setup test test-slow check verilog lint synth bench eval report pages train fpga clean distclean help
 
-demo: $(READY) ## set up, then the main job: real activations through golden model and Verilog
+demo: $(DEMO) ## set up, then the main job: real activations through golden model and Verilog
 	$(M2XFP) demo
 
-setup: $(READY) ## install Debian packages (apt.txt) and Python packages (.venv)
+setup: $(DEV) ## install everything: Debian packages (apt.txt) and Python packages (.venv)
 
-$(READY): pyproject.toml constraints.txt apt.txt tools/setup
-	PYTHON='$(PYTHON)' tools/setup
-	@touch $@
+.venv/.ready-%: pyproject.toml constraints.txt apt.txt tools/setup
+	PYTHON='$(PYTHON)' tools/setup $*
 
-check: $(READY) ## ruff and mypy
+check: $(DEV) ## ruff and mypy
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy -p m2xfp
@@ -32,34 +36,34 @@ check: $(READY) ## ruff and mypy
 test: check ## ruff, mypy and the tests (two at a time; the long sweeps are in test-slow)
 	.venv/bin/python -m pytest -n 2
 
-test-slow: $(READY) ## the long sweeps
+test-slow: $(DEV) ## the long sweeps
 	.venv/bin/python -m pytest -n 2 -m slow
 
-verilog: $(READY) ## every unit and configuration as Verilog, into build/verilog
+verilog: $(DEMO) ## every unit and configuration as Verilog, into build/verilog
 	$(M2XFP) verilog
 
-lint: $(READY) ## Verilator and yosys checks of all emitted Verilog
+lint: $(DEMO) ## Verilator and yosys checks of all emitted Verilog
 	$(M2XFP) lint
 
-synth: $(READY) ## area, timing and power, and what changed against docs/results; UNITS="pe_tile" chooses
+synth: $(DEMO) ## area, timing and power, and what changed against docs/results; UNITS="pe_tile" chooses
 	$(M2XFP) synth $(call each_given,UNITS) --check
 
-bench: $(READY) ## speed of the golden model
+bench: $(DEMO) ## speed of the golden model
 	$(M2XFP) bench
 
-eval: $(READY) ## perplexity of the bundled language model in the main formats
+eval: $(DEMO) ## perplexity of the bundled language model in the main formats
 	$(M2XFP) eval
 
-fpga: $(READY) ## bitstream for BOARD (icebreaker if left out), with its report; UNITS="dot gemm" chooses
+fpga: $(FPGA) ## bitstream for BOARD (icebreaker if left out), with its report; UNITS="dot gemm" chooses
 	$(M2XFP) fpga build $(or $(call given,BOARD),icebreaker) $(addprefix --unit=,$(call each_given,UNITS))
 
-report: $(READY) ## all tables and plots of the accepted figures, into build/report
+report: $(SYNTH) ## all tables and plots of the accepted figures, into build/report
 	$(M2XFP) report
 
-pages: $(READY) ## the tables in docs/, from the figures in docs/results
+pages: $(SYNTH) ## the tables in docs/, from the figures in docs/results
 	$(M2XFP) report --pages
 
-train: $(READY) ## train the bundled language model again
+train: $(DEMO) ## train the bundled language model again
 	$(M2XFP) train
 
 clean: ## remove what was built

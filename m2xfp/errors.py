@@ -69,11 +69,14 @@ class MissingToolError(M2xfpError, RuntimeError):
         The program or package, and what for.
     remedy
         The command that installs it.
+    several
+        Whether ``tool`` names several.
     """
 
-    def __init__(self, tool: str, remedy: str) -> None:
+    def __init__(self, tool: str, remedy: str, several: bool = False) -> None:
         self.tool, self.remedy = tool, remedy
-        super().__init__(f"{tool} is missing; install it with: {remedy}")
+        verb, them = ("are", "them") if several else ("is", "it")
+        super().__init__(f"{tool} {verb} missing; install {them} with: {remedy}")
 
 
 class NoFusedPathError(MissingToolError):

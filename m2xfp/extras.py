@@ -52,7 +52,9 @@ def require(*packages: str) -> None:
     if missing:
         names = ", ".join(PACKAGES[name][0] for name in missing)
         extras = ",".join(dict.fromkeys(PACKAGES[name][1] for name in missing))
-        plural = "s" if len(missing) > 1 else ""
+        several = len(missing) > 1
         raise MissingToolError(
-            f"the Python package{plural} {names}", f"pip install 'm2xfp[{extras}]'"
+            f"the Python package{'s' * several} {names}",
+            f"pip install 'm2xfp[{extras}]'",
+            several,
         )

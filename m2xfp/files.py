@@ -56,6 +56,24 @@ def refusals(place: str | os.PathLike[str]) -> Iterator[None]:
         raise FileError(
             explain(error, place if _is_for(error.filename, place) else None)
         ) from error
+    except Exception as error:
+        refusal = _refusal_in(error)
+        if refusal is None:
+            raise
+        raise FileError(explain(refusal, place)) from error
+
+
+def _refusal_in(error: Exception) -> OSError | None:
+    """Return what the file system said to a library that raises errors of its own.
+
+    Those are safetensors, which has the number in the text, and torch.save, which goes on after a
+    write that failed and then finds the file too short.
+    """
+    if found := re.search(r"\(os error (\d+)\)", str(error)):
+        return OSError(int(found[1]), os.strerror(int(found[1])))
+    if "inline_container" in str(error) and isinstance(error.__context__, OSError):
+        return error.__context__
+    return None
 
 
 def _is_for(name: object, place: str | os.PathLike[str]) -> bool:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -268,10 +269,16 @@ def _read_state(path: Path, identity: dict[str, Any], device: str) -> dict[str, 
     """Read the state of an interrupted run of the same identity."""
     if not path.is_file():
         raise InputError(f"there is no interrupted run {str(path)!r}; start one without --resume")
-    saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    if saved["identity"] != identity:
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        known = saved["identity"]
+    except (RuntimeError, EOFError, UnpicklingError, KeyError, TypeError) as error:
         raise InputError(
-            f"{str(path)!r} is a run of {saved['identity']}, not of {identity}; "
+            f"{str(path)!r} is no state of an interrupted run; start anew without --resume"
+        ) from error
+    if known != identity:
+        raise InputError(
+            f"{str(path)!r} is a run of {known}, not of {identity}; "
             "remove it or give the same options"
         )
     return saved

@@ -108,6 +108,43 @@ def test_what_a_program_says_of_the_disk_is_heard(tmp_path: Path) -> None:
     assert "signal 9" in str(tool_failure("Verilator", "x.v", "", -9, tmp_path))
 
 
+@pytest.mark.parametrize("library", ["safetensors", "torch", "numpy"])
+def test_a_library_that_cannot_write_is_understood(tmp_path: Path, library: str) -> None:
+    code = f"""
+import resource
+from pathlib import Path
+import numpy, torch
+from safetensors.torch import save_file
+from m2xfp.errors import FileError
+from m2xfp.files import atomic_path
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+x = torch.randn(10_000)
+try:
+    with atomic_path(Path("target")) as path, path.open("wb") as file:
+        if {library!r} == "torch":
+            torch.save(dict(x=x), file)
+        elif {library!r} == "numpy":
+            numpy.savez(file, x=x.numpy())
+        else:
+            save_file(dict(x=x), path)
+except FileError as error:
+    print(error)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == (
+        f"{tmp_path}/target: File too large; raise the limit on the size of files (ulimit -f)\n"
+    ), done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_cause_has_a_remedy() -> None:
     assert explain(OSError(errno.ENOSPC, "full"), "/x") == (
         "/x: full; make room there, or choose a folder on another disk"

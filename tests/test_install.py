@@ -116,7 +116,9 @@ def test_a_core_install_works_or_names_the_extra(tmp_path: Path) -> None:
     for arguments, extras in NEEDS.items():
         status, said = found[arguments]
         assert status == 2, (arguments, said)
-        assert re.search(rf"^Error: .* missing; install it with: .*m2xfp\[{extras}\]", said), (
+        assert re.search(
+            rf"^Error: .* missing; install (it|them) with: .*m2xfp\[{extras}\]", said
+        ), (
             arguments,
             said,
         )

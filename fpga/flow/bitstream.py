@@ -163,7 +163,7 @@ def _finished(folder: Path, key: str) -> BuildReport | None:
         known = BuildReport.load(folder / REPORT)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return known if known.key == key else None
+    return known if known.key == key and (folder / known.bitstream).exists() else None
 
 
 def build(

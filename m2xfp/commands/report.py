@@ -1,5 +1,7 @@
 """``m2xfp report``: every table and plot from the accepted figures, and those of the pages."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -32,9 +34,6 @@ DRAWERS = (
 )
 PAGES = Path("docs")
 
-# What drawing raises where a member is missing, of another type, or a number that cannot be.
-_NOT_ITS_FIGURES = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
-
 
 def all_tables(results: Path) -> dict[str, str]:
     """Return every table that the figures in a folder give, by name."""
@@ -46,19 +45,25 @@ def all_tables(results: Path) -> dict[str, str]:
 
 def tables_of(module: str, results: Path) -> dict[str, str]:
     """Return the tables of one of ``DRAWERS``; InputError where the figures are not its own."""
-    from m2xfp.errors import InputError
+    with _figures_of(module, results):
+        found: dict[str, str] = import_module(module).tables(results)
+    return found
+
+
+@contextmanager
+def _figures_of(module: str, results: Path) -> Iterator[None]:
+    """Within the block, figures that cannot be drawn are an InputError that says whose they are."""
+    from m2xfp.errors import InputError, M2xfpError
 
     try:
-        found: dict[str, str] = import_module(module).tables(results)
-    except InputError:
+        yield
+    except M2xfpError:
         raise
-    except _NOT_ITS_FIGURES as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputError(
-            f"figures in {results} are not those that {module} draws "
-            f"({type(error).__name__}: {error}); measure them again, or restore them: "
-            f"git checkout {results}"
+            f"{results}: figures for {module} are damaged ({type(error).__name__}: {error}); "
+            f"restore them: git checkout {results}"
         ) from error
-    return found
 
 
 def pages(folder: Path, tables: dict[str, str]) -> dict[Path, str]:
@@ -114,5 +119,6 @@ def command(results: Path, output: Path, in_pages: bool) -> None:
     written = [write_atomic(output / f"{name}.md", text) for name, text in tables.items()]
     for module in map(import_module, DRAWERS):
         if hasattr(module, "plots"):
-            written += module.plots(results, output)
+            with _figures_of(module.__name__, results):
+                written += module.plots(results, output)
     click.echo(f"{len(written)} tables and plots written to {output}")

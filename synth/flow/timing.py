@@ -187,6 +187,8 @@ def _parse(text: str, netlist: Netlist, pdk: Pdk) -> Timing:
         raise SynthesisError(f"OpenSTA found no path in {netlist.top}; nothing to report")
     slack = float(worst[1])
     path = netlist.options.clock_ns - slack
+    if path <= 0:
+        raise SynthesisError(f"{netlist.top}: its longest path takes no time; nothing to report")
     stages = tuple(
         Stage(cell, _rtl_name(instance), float(time))
         for time, instance, _, cell in _POINT.findall(text.split("data arrival time")[0])

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from m2xfp.cli import cli
-from m2xfp.errors import InputError, M2xfpError, UnknownNameError
+from m2xfp.errors import FileError, InputError, M2xfpError, UnknownNameError
 from m2xfp.fpga.check.bitstream_check import check_bitstream
 from m2xfp.fpga.check.ecp5 import parse_routed
 from m2xfp.fpga.check.ice40 import parse_icebox
@@ -51,6 +51,7 @@ from m2xfp.golden import get_format
 from m2xfp.golden.bits import from_bits
 from m2xfp.results import read_figures
 from m2xfp.rtl.catalog import find_unit
+from m2xfp.synth.flow import yosys
 from m2xfp.tb.verilator import find_verilator
 
 RNG = np.random.default_rng(0)
@@ -233,6 +234,46 @@ def test_placements_are_tried_until_one_meets_the_clock(monkeypatch, tmp_path, f
     assert (folder / report.bitstream).read_bytes() == b"\x7e"
     assert build("icebreaker", folder=tmp_path)[0] == report
     assert len(placed) == 3  # the finished build was taken
+
+
+@pytest.mark.parametrize("damage", ["top.bin", "report.json", "top.json", ".whole"])
+def test_a_damaged_build_is_run_again(monkeypatch, tmp_path, damage):
+    monkeypatch.setattr(build_module, "find_tool", lambda name: (name, "1"))
+    packed = []
+
+    def run(command, folder, log):
+        (folder / "top.json").write_text('{"modules": {"top": {"cells": {}}}}')
+        if str(command[0]).startswith("nextpnr"):
+            (folder / "nextpnr.log").write_text("")
+            clock = {"achieved": 13.0, "constraint": 12.0}
+            text = json.dumps({"fmax": {"clk": clock}, "utilization": {}})
+            (folder / "nextpnr.json").write_text(text)
+        elif command[0] == "icepack":
+            packed.append(command)
+            (folder / "top.bin").write_bytes(b"the bitstream")
+        return 0
+
+    monkeypatch.setattr(build_module, "run_tool", run)
+    report, folder = build("icebreaker", folder=tmp_path)
+    assert build("icebreaker", folder=tmp_path)[0] == report
+    assert len(packed) == 1
+    whole = (tmp_path / damage).read_bytes()
+    for wrong in (whole[: len(whole) // 2], whole[:-2] + b"??", None):
+        packed.clear()
+        (tmp_path / damage).unlink() if wrong is None else (tmp_path / damage).write_bytes(wrong)
+        assert build("icebreaker", folder=tmp_path)[0] == report
+        assert len(packed) == 1
+        assert (folder / report.bitstream).read_bytes() == b"the bitstream"
+
+
+def test_a_disk_that_is_full_is_no_defect_of_the_design(monkeypatch, tmp_path):
+    monkeypatch.setattr(build_module, "find_tool", lambda name: (name, "1"))
+    script = "import sys; sys.exit('OSError: [Errno 28] No space left on device')"
+    command = (sys.executable, "-c", script)
+    monkeypatch.setattr(yosys, "yosys_command", lambda: (command, "yosys 1"))
+    with pytest.raises(FileError, match=rf"{tmp_path}: No space left on device; make room"):
+        build("icebreaker", folder=tmp_path)
+    assert not (tmp_path / "report.json").exists()
 
 
 def test_the_clock_with_the_least_margin_counts():

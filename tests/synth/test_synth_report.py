@@ -74,6 +74,27 @@ def test_table_leaves_out_what_nobody_has(row, osu018):
     assert f"| {row.area_um2:.0f} " in line
 
 
+OLD = Row("u", "a", "p", 100.0, 1, 1, 1, 1, 1, 2.0, 1, 1, "", "", 1.0)
+
+
+def test_a_figure_that_was_zero_is_compared():
+    old = replace(OLD, energy_pj_per_group=0.0)
+    (change,) = accepted.changes([old], [replace(old, energy_pj_per_group=9.0)])
+    assert change.growth == float("inf")
+    assert str(change) == "worse: u a energy_pj_per_group 0 -> 9 (it was zero)"
+    (area,) = accepted.changes([replace(OLD, area_um2=0.0)], [OLD])
+    assert area.is_regression
+
+
+@pytest.mark.parametrize("wrong", ["many", None, -1.0, float("nan"), [1]])
+def test_an_accepted_figure_that_is_none_is_named(tmp_path, wrong):
+    rows = [{**asdict(OLD), "area_um2": wrong}]
+    path = tmp_path / "synth-osu018.json"
+    path.write_text(json.dumps({"flow": {}, "rows": rows}))
+    with pytest.raises(InputError, match=r"area_um2 of u a is .*git checkout"):
+        accepted.accepted_files(tmp_path)
+
+
 def test_changes():
     old = Row("u", "a", "p", 100.0, 1, 1, 1, 1, 1, 2.0, 1, 1, "", "", 1.0)
     new = replace(old, area_um2=103.1, critical_path_ns=2.05, energy_pj_per_group=5.0)
