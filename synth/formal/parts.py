@@ -222,6 +222,7 @@ JOBS = (
         _matches("carry_save_sum"),
         _accumulated,
         lambda d: d.gate_faults("carry_save_sum"),
+        slow=True,
     ),
     Job(
         "quantized",
