@@ -226,7 +226,7 @@ JOBS = (
     ),
     Job(
         "quantized",
-        "scale, codes and metadata of any group after reset in any state, whoever pauses",
+        "scale, codes and metadata of the first group after reset, for all values",
         "BMC, any state",
         _is_quantizer,
         _quantized,

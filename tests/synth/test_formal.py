@@ -77,6 +77,7 @@ def test_no_case_of_the_addition_is_empty(case: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("unit", UNITS)
 def test_every_unit_has_jobs_that_hold_and_can_fail(unit: str) -> None:
     about, jobs = jobs_of(find_unit(unit).instance(), slow=False)
