@@ -64,7 +64,9 @@ def command(
         instances = chosen(None, config, settings, name)
     slow = slow or bool(names)
     failed, records = 0, []
-    for record in prove(instances, wanted, slow=slow, faults=inject or accept, only=inject):
+    for record in prove(
+        instances, wanted, slow=slow, faults=inject or accept, only=inject and not accept
+    ):
         click.echo(record.line)
         failed += not record.good
         records.append(record)

@@ -82,7 +82,11 @@ class Flat:
     @property
     def text(self) -> str:
         """The JSON that yosys reads."""
-        return json.dumps({"modules": {self.top: self.module}})
+        return self.text_with({})
+
+    def text_with(self, others: Mapping[str, Module]) -> str:
+        """Return the JSON with other modules beside the design."""
+        return json.dumps({"modules": {**others, self.top: self.module}})
 
     @property
     def ports(self) -> dict[str, list[Bit]]:

@@ -222,10 +222,11 @@ JOBS = (
         _matches("carry_save_sum"),
         _accumulated,
         lambda d: d.gate_faults("carry_save_sum"),
+        slow=True,
     ),
     Job(
         "quantized",
-        "scale, codes and metadata of any group after reset in any state, whoever pauses",
+        "scale, codes and metadata of the first group after reset, for all values",
         "BMC, any state",
         _is_quantizer,
         _quantized,

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from m2xfp.facts import Facts
 from m2xfp.synth.formal import streams
 from m2xfp.synth.formal.design import Design
-from m2xfp.synth.formal.engines import Outcome, always, within
+from m2xfp.synth.formal.engines import Outcome, always, unrolled, within
 from m2xfp.synth.formal.job import LIMIT, Job
-from m2xfp.synth.formal.netlist import cone
+from m2xfp.synth.formal.netlist import cone, from_any_state, simple
 
 __all__ = ["JOBS"]
 
@@ -43,6 +43,17 @@ def _readys(design: Design) -> list[str]:
 
 def _lasts(design: Design) -> list[str]:
     return [stream.ports[3] for stream in design.facts.outputs]
+
+
+def _datas(design: Design) -> list[str]:
+    return [stream.ports[0] for stream in design.facts.outputs]
+
+
+def _forgotten(design: Design) -> Outcome:
+    facts, netlist = design.facts, from_any_state(simple(design.module()))
+    # Until the first results and as long again: the sums then hold what came after the reset.
+    clocks = 2 * facts.latency + facts.clocks_per_group + 3
+    return unrolled(netlist.text, streams.forgotten(facts, netlist), clocks, LIMIT)
 
 
 def _paths(design: Design) -> Outcome:
@@ -129,5 +140,14 @@ JOBS = (
             d.control.text, streams.live(d.facts, d.control, _patience(d.facts)), LIMIT
         ),
         lambda d: d.register_faults(_readys(d)),
+    ),
+    Job(
+        "forgotten",
+        "after one clock of reset nothing depends on the state before it: two of a unit agree",
+        "SAT sweeping, two states",
+        _groups_through,
+        _forgotten,
+        lambda d: d.register_faults(_datas(d)),
+        slow=True,
     ),
 )

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from m2xfp.facts import Facts
 from m2xfp.synth.formal.netlist import ANY_STATE, Flat
 
-__all__ = ["conserved", "harness", "held", "live", "on_time", "ordered", "silent"]
+__all__ = ["conserved", "forgotten", "harness", "held", "live", "on_time", "ordered", "silent"]
 
 
-def harness(netlist: Flat, body: Sequence[str]) -> str:
+def harness(netlist: Flat, body: Sequence[str], more: Sequence[str] = ()) -> str:
     """Return a harness: a unit or module from any state, ports under their names, and ``body``.
 
     ``started`` is low in the first clock only. ``clear`` is the unit's reset, ``mark`` an input
-    for the body.
+    for the body, and ``more`` are declarations of others.
     """
     inputs, pins = [], []
     wires = []
@@ -30,7 +30,8 @@ def harness(netlist: Flat, body: Sequence[str]) -> str:
             inputs.append(f"input {shape}")
     return "\n".join(
         [
-            f"module harness(input clk, input [15:0] mark, {', '.join(inputs)}, output bad);",
+            "module harness(input clk, input [15:0] mark, output bad,",
+            f"  {', '.join([*inputs, *more])});",
             *wires,
             "  reg started = 0;",
             "  always @(posedge clk) started <= 1;",
@@ -162,3 +163,32 @@ def on_time(facts: Facts, netlist: Flat, waiting: int) -> str:
         f"  assign bad = started & ~{facts.reset} & ~stalled & {valid} != due[{n - 1}];",
     ]
     return harness(netlist, body)
+
+
+def forgotten(facts: Facts, netlist: Flat) -> str:
+    """Return: two of a unit, reset for one clock in any two states, give the same ever after."""
+    outputs = {
+        name for name, port in netlist.module["ports"].items() if port["direction"] == "output"
+    }
+    body = ["  wire clear = ~started | rst;"]
+    pins, bad = [], []
+    for name, port in netlist.module["ports"].items():
+        value = {"rst": "clear", ANY_STATE[0]: "~started", ANY_STATE[1]: "other_state"}.get(
+            name, f"{name}_2" if name in outputs else name
+        )
+        pins.append(f".{name}({value})")
+        if name in outputs:
+            body.append(f"  wire [{len(port['bits']) - 1}:0] {name}_2;")
+    for stream in facts.streams:
+        data, valid, ready, last = stream.ports
+        if stream.is_input:
+            bad.append(f"{ready} != {ready}_2")
+        else:
+            bad += [f"{valid} != {valid}_2"]
+            bad += [f"({valid} & {port} != {port}_2)" for port in (data, last)]
+    state = len(netlist.ports[ANY_STATE[1]])
+    body += [
+        f"  {netlist.top} other ({', '.join(pins)});",
+        f"  assign bad = started & ~clear & ({' | '.join(bad)});",
+    ]
+    return harness(netlist, body, [f"input [{state - 1}:0] other_state"])

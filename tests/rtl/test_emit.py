@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from amaranth.back import rtlil
 from amaranth.lib.wiring import In
-from equivalence import NotEqualError, prove_equal, read
 
 from m2xfp.errors import UnknownNameError
 from m2xfp.formats import M2XFP_ACT
@@ -20,6 +19,7 @@ from m2xfp.rtl.units.activation_quantizer import ActivationQuantizer
 from m2xfp.rtl.verilog.axi import AxiStream
 from m2xfp.rtl.verilog.component import Component, flat_ports
 from m2xfp.rtl.verilog.emit import emit, verilog_text
+from m2xfp.synth.formal.equivalence import NotEqualError, prove_equal, read
 
 UNIT, CONFIG = "activation_quantizer", "bf16x8"
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 from choices import usual_first
-from equivalence import NotEqualError, prove_equal, read
 
 from m2xfp.rtl.catalog import find_unit, select
 from m2xfp.rtl.verilog.component import EmittedModule
 from m2xfp.rtl.verilog.emit import yosys_verilog
 from m2xfp.rtl.verilog.expression import Expression, parse, substitute
-from m2xfp.rtl.verilog.writer import plain_names, rewrite
+from m2xfp.rtl.verilog.writer import rewrite
+from m2xfp.synth.formal.equivalence import NotEqualError
+from m2xfp.synth.formal.written import prove_written
 
 ALL = [(instance.unit.name, instance.config) for instance in select()]
 # The first configuration of every unit, but a small one where that takes long.
@@ -44,27 +45,14 @@ def prove(unit: str, config: str, folder: Path, text: str | None = None) -> None
     raw, modules = raw_emission(unit, config)
     text = text or rewrite(raw, modules)
     top = next(reversed(modules))
-    design = "\n".join(module.rtlil for module in modules.values())
-    (folder / "amaranth.il").write_text(design)
-    (folder / "written.v").write_text(text)
-    names = plain_names(raw, modules)
-
-    def name_in_text(module: str, name: str) -> str:
-        bare = name.removeprefix("\\")
-        return names[module].get(bare) or names[module].get(f"\\{bare}") or f"not written: {name}"
-
     texts = module_texts(text)
     assert texts.keys() == modules.keys()
     keys = {
         name: (module.rtlil.replace(top, "top"), texts[name].replace(top, "top"))
         for name, module in modules.items()
     }
-    prove_equal(
-        folder,
-        read(folder, "read_rtlil amaranth.il", name_in_text),
-        read(folder, "read_verilog -sv written.v"),
-        proved={name for name, key in keys.items() if key in PROVED},
-    )
+    known = {name for name, key in keys.items() if key in PROVED}
+    prove_written(raw, modules, text, folder, known)
     PROVED.update(keys.values())
 
 

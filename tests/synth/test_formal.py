@@ -1,45 +1,83 @@
 """The proof jobs: each holds for its unit, and fails for one with a fault."""
 
+from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from m2xfp.cli import cli
+from m2xfp.formats import block_format
 from m2xfp.rtl.catalog import UNITS, find_unit
+from m2xfp.synth.formal import fp32, rules
 from m2xfp.synth.formal.design import Design
+from m2xfp.synth.formal.engines import within
 from m2xfp.synth.formal.jobs import JOBS, find_job, inject, jobs_of
+from m2xfp.synth.formal.netlist import from_any_state, simple
+from m2xfp.synth.formal.streams import harness
 
-# Small instances of units that have, together, every job that takes seconds.
-SMALL = [
-    ("fp32_accumulator", "m2xfp-single"),
-    ("activation_quantizer", "bf16x8"),
-]
+# Small instances that have, together, most of the jobs that take seconds, and jobs that are not
+# repeated for every unit.
 CASES = [
-    pytest.param(unit, config, job, id=f"{unit}-{config}-{job}")
-    for unit, config in SMALL
-    for job in JOBS
-    if not JOBS[job].slow
+    *(
+        (("fp32_accumulator", "m2xfp-single", {}), job)
+        for job in [*(each.name for each in rules.JOBS), "addend", "fp32-special", "softfloat"]
+    ),
+    (("activation_quantizer", "bf16x8", {}), "conserved"),
+    (("activation_decoder", "m2xfp", {}), "decoder"),
+    (("activation_decoder", "m2xfp", {}), "mapped"),
+    (("pe_tile", "nvfp4", {}), "lane-product"),
+    (("exact_accumulator", "m2xfp", {}), "carries"),
+    (("gemm_core", "m2xfp-2x2", {"rows": 1, "columns": 1, "max_k": 64}), "buffers"),
 ]
+SLOW = [
+    (("pe_tile", "m2xfp", {}), "part-sum"),
+    (("group_dot", "m2xfp", {}), "scaled-product"),
+    (("exact_accumulator", "m2xfp", {}), "integer-sum"),
+    (("activation_quantizer", "bf16x8", {"block": block_format("mxfp4:group=8")}), "quantized"),
+]
+
+
+def cases() -> Iterator[Any]:
+    for instances, forced in ((CASES, False), (SLOW, True)):
+        for (unit, config, changes), job in instances:
+            marks = [pytest.mark.slow] if forced or JOBS[job].slow else []
+            values = unit, config, tuple(changes.items()), job
+            yield pytest.param(*values, id=f"{unit}-{config}-{job}", marks=marks)
 
 
 @cache
-def design(unit: str, config: str) -> Design:
-    return Design.of(find_unit(unit).instance(config))
+def design(unit: str, config: str, changes: tuple[tuple[str, Any], ...]) -> Design:
+    return Design.of(find_unit(unit).instance(config, dict(changes)))
 
 
-@pytest.mark.parametrize(("unit", "config", "name"), CASES)
-def test_a_job_holds_and_can_fail(unit: str, config: str, name: str) -> None:
-    job = find_job(name)
-    if not job.applies(design(unit, config)):
-        pytest.skip("not about this unit")
-    assert job.prove(design(unit, config)).holds
-    fault, outcome = inject(job, design(unit, config))
+@pytest.mark.parametrize(("unit", "config", "changes", "name"), list(cases()))
+def test_a_job_holds_and_can_fail(
+    unit: str, config: str, changes: tuple[tuple[str, Any], ...], name: str
+) -> None:
+    job, about = find_job(name), design(unit, config, changes)
+    assert job.applies(about)
+    assert job.prove(about).holds
+    fault, outcome = inject(job, about)
     assert fault
     assert not outcome.holds
 
 
+@pytest.mark.parametrize("case", ["special", "nothing", "above", "below", "-32", "-1", "0", "32"])
+def test_no_case_of_the_addition_is_empty(case: str) -> None:
+    """Its condition is met after all: the proof of the case is about something."""
+    module = design("fp32_accumulator", "m2xfp-single", ()).module("accumulator")
+    netlist = from_any_state(simple(module))
+    *body, compared = fp32.accumulates(netlist, case, 1)
+    assert "acc != due_0" in compared
+    assert not within(
+        netlist.text, harness(netlist, [*body, "  assign bad = due_0[32];"]), 2, 60
+    ).holds
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("unit", UNITS)
 def test_every_unit_has_jobs_that_hold_and_can_fail(unit: str) -> None:
     about, jobs = jobs_of(find_unit(unit).instance(), slow=False)
