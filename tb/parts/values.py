@@ -124,7 +124,7 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
 
     def stimulus() -> Iterator[tuple[str, Arrays]]:
         for distribution in DISTRIBUTIONS:
-            yield distribution, {"x": groups(distribution, name, 600, seed, group)}
+            yield distribution, {"x": groups(distribution, name, 1500, seed, group)}
         if input_type(name).width == 16:
             for largest in (1.9375, 6.0):
                 yield f"all patterns beside {largest}", {"x": all_patterns(name, largest, group)}
