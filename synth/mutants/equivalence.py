@@ -60,7 +60,7 @@ class Prover:
     def __init__(self, mutated: MutatedUnit, seconds: int = 30) -> None:
         self._seconds, self._folder = seconds, mutated.folder
         self._facts = Facts.load(mutated.unit.json)
-        script = ("memory_map", "opt_expr", "dffunmap", "opt_clean", "write_json whole.json")
+        script = ("memory_map", "opt_expr", "dffunmap", "opt_clean -purge", "write_json whole.json")
         run_yosys(self._folder, "cut", "\n".join(["read_rtlil mutated.il", *script, ""]))
         (module,) = json.loads((self._folder / "whole.json").read_text())["modules"].values()
         logic = _cut(module)

@@ -163,9 +163,86 @@ def cancellations(rng: np.random.Generator, blocks: Formats, steps: int, count: 
     return act, weight, first
 
 
+def ties(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> Groups:
+    """Add two ones far apart, then a group for which the larger is about half a last place.
+
+    The smaller one, wherever it is, decides how the sum is rounded. The group is a one too, or any.
+    """
+    act, weight, first = _bytes(rng, blocks, steps, count)
+    at, ones = np.arange(steps) % 3, rng.random((steps, count)) < 0.6
+    ones[at != 2] = True
+    _set_ones(rng, blocks, (act, weight), ones)
+    apart = rng.integers(1, 24, (steps, count))
+    larger = 24 + np.where(ones, rng.integers(-1, 2, ones.shape), rng.integers(-9, 3, ones.shape))
+    move = np.where((at == 1)[:, None], -apart, np.where((at == 2)[:, None], larger, 0))
+    _place(rng, blocks, (act, weight), rng.integers(180, 300, (steps, count))[0] + move)
+    first[at == 0] = True
+    return act, weight, first
+
+
+def borrows(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> Groups:
+    """Add two groups to a sum of all bits, then a one of any larger size and any sign.
+
+    What the alignment keeps of the sum below the last place is rounded.
+    """
+    act, weight, first = _bytes(rng, blocks, steps, count)
+    at, ones = np.arange(steps) % 3, np.zeros((steps, count), bool)
+    ones[at == 2] = True
+    _set_ones(rng, blocks, (act, weight), ones)
+    apart = rng.integers(1, 9, (steps, count))
+    larger = rng.integers(4, 34, (steps, count))
+    move = np.where((at == 1)[:, None], -apart, np.where((at == 2)[:, None], larger, 0))
+    _place(rng, blocks, (act, weight), rng.integers(180, 300, (steps, count))[0] + move)
+    first[at == 0] = True
+    return act, weight, first
+
+
+def _set_ones(
+    rng: np.random.Generator,
+    blocks: Formats,
+    groups: tuple[NDArray[np.uint8], NDArray[np.uint8]],
+    chosen: NDArray[np.bool_],
+) -> None:
+    """Make chosen groups zeros, but for a 1 in a lane of both and any sign."""
+    lane = rng.integers(0, blocks[0].group, chosen.shape)
+    one, sign = 2, 8  # E2M1
+    neutral = 0x55, 0  # metadata that leaves activations as they are, and weights
+    for side, codes, meta in zip(groups, _scales(blocks), neutral, strict=True):
+        side[chosen, :codes] = 0
+        side[chosen, codes + 1 :] = meta
+        code = one | sign * rng.integers(0, 2, chosen.shape)
+        row, column = np.nonzero(chosen)
+        nibble = code << 4 * (lane % 2)
+        side[row, column, lane[chosen] // 2] = nibble[chosen]
+
+
+def _place(
+    rng: np.random.Generator,
+    blocks: Formats,
+    groups: tuple[NDArray[np.uint8], NDArray[np.uint8]],
+    total: NDArray[np.int64],
+) -> None:
+    """Give groups scales of these sums, where scales are powers of two."""
+    if blocks[0].scale.name == "e8m0":
+        (act, weight), (a, w) = groups, _scales(blocks)
+        act[..., a], weight[..., w] = _split(rng, np.clip(total, 0, 508))
+
+
 DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, Formats, int, int], Groups]] = {
     made.__name__: made
-    for made in (random_bytes, near, gaps, cancelling, tiny, huge, zeros, extremes, cancellations)
+    for made in (
+        random_bytes,
+        near,
+        gaps,
+        cancelling,
+        tiny,
+        huge,
+        zeros,
+        extremes,
+        cancellations,
+        ties,
+        borrows,
+    )
 }
 
 

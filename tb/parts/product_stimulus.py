@@ -54,6 +54,11 @@ class Range:
         low, high = (window(given).lowest, window(given).highest) if given else (0, top)
         return cls(pair.product_bound, low, high, top, pair.bias)
 
+    def middle(self, bits: int) -> tuple[int, int]:
+        """Return the bounds of exponents around which there is room, as far as there is any."""
+        low, high = max(self.low, 60) + bits, min(self.high, self.top - 60) - bits
+        return (low, high) if low < high else (self.low, self.high)
+
 
 Maker = Callable[[np.random.Generator, Range, int, int], tuple[Numbers, Numbers]]
 
@@ -167,7 +172,7 @@ def ties(rng: np.random.Generator, of: Range, count: int, steps: int) -> tuple[N
     """
     shape = (count, len(range(0, steps, 3)))
     bits = of.bound.bit_length() - 1
-    top = rng.integers(max(of.low, 60) + bits, min(of.high, of.top - 60) - bits, shape)
+    top = rng.integers(*of.middle(bits), shape)
     one, most = np.ones(shape, np.int64), 1 << bits - 1
     any_bits = rng.integers(0, most, shape) | most
     two_bits = most | 1 << rng.integers(0, bits - 1, shape)
@@ -192,7 +197,7 @@ def borrows(rng: np.random.Generator, of: Range, count: int, steps: int) -> tupl
     """
     shape = (count, len(range(0, steps, 3)))
     bits = of.bound.bit_length() - 1
-    top = rng.integers(max(of.low, 60) + bits, min(of.high, of.top - 60) - bits, shape)
+    top = rng.integers(*of.middle(bits), shape)
     sign, turned = rng.choice([-1, 1], shape), rng.random(shape) < 0.3
     power = rng.integers(0, bits + 1, shape)
     apart = rng.integers(-1, 28, shape)
@@ -217,9 +222,57 @@ def borrows(rng: np.random.Generator, of: Range, count: int, steps: int) -> tupl
     return product, exponent
 
 
+def far_bits(
+    rng: np.random.Generator, of: Range, count: int, steps: int
+) -> tuple[Numbers, Numbers]:
+    """Add four single bits: an upper one, half a last place, one anywhere below, and the lowest.
+
+    The last two decide how the sum is rounded; of a negative one whose digits are complements they
+    clear or set all digits in between.
+    """
+    shape = (count, len(range(0, steps, 4)))
+    low, high = max(of.low, of.one - 100), min(of.high, of.one + 60)
+    upper = rng.integers(min(low + 26, high), high + 1, shape)
+    below = np.arange(upper.size).reshape(shape) % 72  # every distance in turn
+    between = np.maximum(upper - 25 - below, low)
+    places = [upper, np.maximum(upper - 24, low), between, np.full(shape, low)]
+    sign = rng.choice([-1, 1], shape)
+    product, exponent = np.zeros((count, steps), np.int64), np.zeros((count, steps), np.int64)
+    for at, place in enumerate(places):
+        here = product[:, at::4].shape[1]
+        bit = rng.choice([-1, 0, 0, 1, 1], shape) if at > 1 else np.ones(shape, np.int64)
+        product[:, at::4] = (bit * sign)[:, :here]
+        exponent[:, at::4] = place[:, :here]
+    return product, exponent
+
+
+def growing(rng: np.random.Generator, of: Range, count: int, steps: int) -> tuple[Numbers, Numbers]:
+    """Add up the largest products, with small ones between, through all bits above the largest."""
+    shape = (count, steps)
+    large = rng.random(shape) < 0.9
+    sign = np.where(np.arange(count) < count // 2, 1, -1)[:, None]
+    product = np.where(large, of.bound, _sized(rng, of.bound, shape)) * sign
+    return product, np.where(large, of.high, rng.integers(of.low, of.high + 1, shape))
+
+
+# Products from one beginning to the next, where that is what matters.
+_PERIODS = {"cancellations": 3, "ties": 3, "borrows": 3, "underflow": 3, "far_bits": 4}
+
 DISTRIBUTIONS: dict[str, Maker] = {
     made.__name__: made
-    for made in (walk, near, cancellations, ties, borrows, tiny, underflow, huge, anything)
+    for made in (
+        walk,
+        near,
+        cancellations,
+        ties,
+        borrows,
+        far_bits,
+        growing,
+        tiny,
+        underflow,
+        huge,
+        anything,
+    )
 }
 
 
@@ -230,8 +283,11 @@ def products(name: str, facts: Facts, count: int, steps: int, seed: int) -> Arra
     shape = (count, steps)
     nan = rng.random(shape) < (0.002 if name in ("walk", "anything") else 0.0)
     first = rng.random(shape) < (0.25 if name == "tiny" else 0.02)
-    if name in ("cancellations", "ties", "borrows", "underflow"):
-        first[:] = np.arange(steps) % 3 == 0
+    if name in _PERIODS:
+        first[:] = np.arange(steps) % _PERIODS[name] == 0
     first[:, 0] = True
+    if name == "growing":  # as few sums as all chains need, one half of each sign
+        first[:] = False
+        first[:: count // 6, 0] = True
     fields = {"product": product, "exponent": exponent, "nan": nan, "first": first}
     return {name: array.reshape(-1) for name, array in fields.items()}

@@ -10,7 +10,14 @@ import numpy as np
 
 from m2xfp.formats import InputType, input_type
 
-__all__ = ["DISTRIBUTIONS", "all_patterns", "from_float64", "groups", "packed_groups"]
+__all__ = [
+    "DISTRIBUTIONS",
+    "all_patterns",
+    "from_float64",
+    "groups",
+    "lone_values",
+    "packed_groups",
+]
 
 
 def from_float64(x: np.ndarray, kind: InputType) -> np.ndarray:
@@ -172,6 +179,27 @@ def all_patterns(kind: str, amax: float, group: int = 32) -> np.ndarray:
     return np.array([np.insert(row, i % group, top) for i, row in enumerate(rows)]).astype(
         f"uint{facts.width}"
     )
+
+
+def lone_values(kind: str, amax: float, group: int = 32) -> np.ndarray:
+    """Return groups with ``amax`` first and one smaller value in each eight behind the first.
+
+    Each value of eight significant bits down to 2^-9 of ``amax`` comes in turn, and the pattern
+    above it, in lanes that rotate, with signs that alternate. So each is the largest of its eight,
+    ties of every kind among them.
+    """
+    facts, parts = input_type(kind), group // 8 - 1
+    steps = np.ldexp(1 + np.arange(128) / 128, -np.arange(10)[:, None]).ravel() * amax
+    values = from_float64(steps[steps < amax], facts).astype(np.int64)
+    values = np.sort(np.concatenate([values, values + 1]))
+    values |= (np.arange(len(values)) & 1) << facts.width - 1
+    values = np.pad(values, (0, -len(values) % parts), mode="edge").reshape(-1, parts)
+    raw = np.zeros((len(values), group), np.int64)
+    raw[:, 0] = from_float64(np.array([amax]), facts)[0]
+    rows = np.arange(len(values))
+    for part in range(parts):
+        raw[rows, 8 * (part + 1) + rows % 8] = values[:, part]
+    return raw.astype(f"uint{facts.width}")
 
 
 def packed_groups(count: int, seed: int, size: int = 18) -> np.ndarray:
