@@ -24,7 +24,7 @@ from m2xfp.models.arithmetic import Arithmetic
 from m2xfp.models.quantized import InputQuantizer, QuantAttention, QuantLinear
 
 # Forward-mode derivatives make PyTorch use what it has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script")
 
 FORMATS = (
     *BLOCK_FORMATS,
