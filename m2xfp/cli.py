@@ -30,6 +30,7 @@ COMMANDS = {
     "gemm": "Clocks of a GEMM core on the layers of language models.",
     "lint": "Verilator and yosys checks of all emitted Verilog.",
     "mutate": "Faults in a netlist, and whether the unit's regression notices them.",
+    "prove": "Proofs about emitted units, each shown to fail with a fault.",
     "report": "Tables and plots of the accepted figures, and those in the pages.",
     "simulate": "Run a tensor through the emitted Verilog of a unit.",
     "study": "Measure again what the pages show, by name.",

@@ -19,6 +19,7 @@ PACKAGES = {
     "filelock": ("filelock", "sim"),
     "pyosys": ("pyosys", "synth"),
     "matplotlib": ("matplotlib", "synth"),
+    "softfloatpy": ("softfloatpy", "prove"),
     "distributed": ("distributed", "explore"),
     "transformers": ("transformers", "hf"),
     "accelerate": ("accelerate", "hf"),

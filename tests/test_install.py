@@ -81,6 +81,7 @@ WORKS = [
     ("verilog", "gemm_core", "--help-parameters"),
     ("synth", "--list"),
     ("explore", "activation_quantizer", "--list"),
+    ("prove", "--list"),
     ("fpga", "boards"),
 ]
 NEEDS = {
@@ -94,10 +95,13 @@ NEEDS = {
     ("fpga", "run", "x.npy", "--port", "p", "-o", "y"): "fpga,golden",
     ("fpga", "table"): "sim,fpga",
     ("lint",): "sim",
+    ("mutate", "pe_tile"): "golden,sim,synth",
+    ("prove", "pe_tile"): "golden,sim,synth,prove",
     ("report", "--results", "."): "golden,synth",
     ("simulate", "gemm_core", "--input", "x.npy", "--output", "y"): "sim",
     ("study", "array"): "synth",
     ("study", "fractions"): "golden",
+    ("study", "gemm-layer"): "golden,sim",
     ("study", "gemm-perplexity"): "golden,sim",
     ("study", "libraries"): "golden",
     ("study", "perplexity"): "golden",

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from m2xfp.commands.options import one_instance, parameter_options
+from m2xfp.extras import require
 
 __all__ = ["command"]
 
@@ -54,6 +55,7 @@ def command(
     m2xfp mutate activation_decoder
     m2xfp mutate gemm_core --set rows=1 --set columns=1 --set max_k=64 --count 200 --accept
     """
+    require("torch", "safetensors", "filelock", "pyosys")
     from m2xfp.synth.mutants.kill import measure
     from m2xfp.synth.mutants.report import accept, row_of, summary
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from m2xfp.commands.options import chosen, one_instance, parameter_options
+from m2xfp.extras import require
 from m2xfp.results import RESULTS
 
 __all__ = ["command"]
@@ -62,6 +63,7 @@ def command(
         instances = [unit.instance() for unit in UNITS.values()]
     else:
         instances = chosen(None, config, settings, name)
+    require("torch", "safetensors", "filelock", "pyosys", "softfloatpy")
     slow = slow or bool(names)
     failed, records = 0, []
     for record in prove(

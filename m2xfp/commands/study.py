@@ -160,6 +160,7 @@ def gemm_layer(layer: str, tokens: int, config: str | None, settings: tuple[str,
     m2xfp study gemm-layer
     m2xfp study gemm-layer --set rows=1 --set columns=32 --set activations=none --set results=fp32
     """
+    require("torch", "safetensors", "filelock")
     from m2xfp.synth.studies.linear_layers import run_linear
 
     core = _core(config, settings)

@@ -12,7 +12,7 @@ import m2xfp.rtl.parts
 from m2xfp.errors import InputError
 from m2xfp.formats import block_format
 from m2xfp.rtl.catalog import UNITS
-from m2xfp.rtl.parameters import Between, Formats, Names, Parameter, checked, parameters_of
+from m2xfp.rtl.parameters import Among, Between, Formats, Names, Parameter, checked, parameters_of
 from m2xfp.rtl.units.dot_product import DotProduct
 from m2xfp.rtl.units.fp32_accumulator import Fp32Accumulator
 from m2xfp.rtl.verilog.component import Component
@@ -71,6 +71,7 @@ def test_every_parameter_has_a_text(unit: str, parameter: Parameter) -> None:
 def test_constructors_hold_to_their_annotations(unit: str, parameter: Parameter) -> None:
     wrong = {
         Between: lambda limit: limit.low - 1,
+        Among: lambda limit: max(limit.samples) + 1,
         Names: lambda _: "no such name",
         Formats: lambda _: 7,
         type(None): lambda _: object(),
