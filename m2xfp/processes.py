@@ -30,6 +30,7 @@ def run(
     environment: Mapping[str, str] | None = None,
     text: str | None = None,
     merged: bool = True,
+    seconds: float | None = None,
     on_line: Callable[[str], None] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end and return its exit status and output, whatever they are.
@@ -44,6 +45,8 @@ def run(
         Standard input; nothing if left out.
     merged
         Whether errors come with the output, in order; otherwise they are apart.
+    seconds
+        How long it may take. Goes without ``on_line``.
     on_line
         Called with each line of the output as it comes, the output of the result then being empty.
         Goes with ``merged`` and without ``text``.
@@ -52,6 +55,8 @@ def run(
     ------
     FileNotFoundError
         There is no such program.
+    subprocess.TimeoutExpired
+        It took longer than ``seconds``, and was ended.
     """
     program = _found(command[0], cwd, environment)
     here, guard = os.pipe()
@@ -70,7 +75,7 @@ def run(
         ) as process:
             try:
                 if on_line is None:
-                    out, errors = process.communicate(text)
+                    out, errors = process.communicate(text, timeout=seconds)
                 else:
                     assert process.stdout is not None
                     out, errors = "", None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m2xfp.errors import MissingToolError
+from m2xfp.processes import run
 from m2xfp.synth.formal.netlist import ProofError, run_yosys
 
 __all__ = ["Outcome", "abc", "aiger", "always", "never", "unrolled", "within"]
@@ -42,14 +43,7 @@ def abc(folder: Path, commands: str, limit: int) -> str:
         ) from None
     program = Path(pyosys.__file__).with_name("yosys-abc")
     try:
-        done = subprocess.run(
-            [program, "-q", commands],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=limit,
-        )
+        done = run([str(program), "-q", commands], cwd=folder, merged=False, seconds=limit)
     except subprocess.TimeoutExpired:
         raise ProofError(f"ABC came to no end in {limit} s") from None
     return done.stdout + done.stderr

@@ -10,7 +10,6 @@ fail.
 
 import json
 import re
-import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+from m2xfp.processes import run
 from m2xfp.synth.flow.yosys import yosys_command
 
 __all__ = ["Netlist", "NotEqualError", "prove_equal", "read"]
@@ -80,9 +80,7 @@ class NotEqualError(AssertionError):
 def _yosys(folder: Path, script: str) -> None:
     (folder / "run.ys").write_text(script)
     command, _ = yosys_command()
-    done = subprocess.run(
-        [*command, "run.ys"], cwd=folder, capture_output=True, text=True, check=False
-    )
+    done = run([*command, "run.ys"], cwd=folder, merged=False)
     if done.returncode:
         tried = re.findall(r"^Proving (\S+)$", done.stdout, re.MULTILINE)
         raise NotEqualError(

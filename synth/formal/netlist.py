@@ -5,7 +5,6 @@ clock of a proof, so nothing is assumed of what reset does not set.
 """
 
 import json
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from m2xfp.errors import M2xfpError
+from m2xfp.processes import run
 from m2xfp.synth.flow.yosys import yosys_command
 
 __all__ = [
@@ -54,9 +54,7 @@ class ProofError(M2xfpError, RuntimeError):
 def run_yosys(folder: Path, script: str) -> str:
     """Run a script in a folder and return what yosys said."""
     (folder / "run.ys").write_text(script)
-    done = subprocess.run(
-        [*yosys_command()[0], "run.ys"], cwd=folder, capture_output=True, text=True, check=False
-    )
+    done = run([*yosys_command()[0], "run.ys"], cwd=folder, merged=False)
     if done.returncode:
         lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
         said = [line for line in lines if "ERROR" in line]

@@ -92,7 +92,7 @@ def measure(
     AssertionError
         The unit itself fails its regression.
     """
-    from tqdm import tqdm
+    from m2xfp.progress import track
 
     mutated: MutatedUnit = mutate(instance, count, seed, folder)
     simulator = BulkSimulator(mutated.emitted, build_dir=folder / "sim")
@@ -103,7 +103,7 @@ def measure(
     # What has found much is tried first.
     order = {case.name: 0 for case in cases}
     outcomes, living = [], []
-    for mutant in tqdm(mutated.mutants, desc=instance.top, unit="mutant", disable=not progress):
+    for mutant in track(mutated.mutants, desc=instance.top, unit="mutant", quiet=not progress):
         tried = sorted(cases, key=lambda case: -order[case.name])
         if by := killer(simulator, tried, mutant.number):
             order[by] += 1
@@ -112,7 +112,7 @@ def measure(
             living.append(mutant)
     if living:
         prover = Prover(mutated, seconds)
-        for mutant in tqdm(living, desc="proofs", unit="mutant", disable=not progress):
+        for mutant in track(living, desc="proofs", unit="mutant", quiet=not progress):
             outcomes.append(
                 Outcome(mutant, *_explain(prover, mutant.number, instance.facts.latency))
             )

@@ -6,13 +6,13 @@ build of a simulation serves all mutants, and number 0 is the unit itself.
 """
 
 import re
-import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from m2xfp.errors import InputError, M2xfpError
 from m2xfp.facts import EmittedFiles, Facts, Port
 from m2xfp.files import write_atomic
+from m2xfp.processes import run
 from m2xfp.rtl.catalog import Instance
 from m2xfp.rtl.verilog.emit import emit
 from m2xfp.synth.flow.yosys import yosys_command
@@ -98,14 +98,7 @@ def run_yosys(folder: Path, name: str, script: str, seconds: float | None = None
     """
     write_atomic(folder / f"{name}.ys", script)
     command, _ = yosys_command()
-    done = subprocess.run(
-        [*command, f"{name}.ys"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=seconds,
-    )
+    done = run([*command, f"{name}.ys"], cwd=folder, merged=False, seconds=seconds)
     if done.returncode:
         raise YosysError(f"yosys {name}.ys in {folder}: {(done.stdout + done.stderr)[-2000:]}")
     return done.stdout

@@ -198,7 +198,8 @@ def test_make_hands_names_on_as_they_are(variable: str, name: str, tmp_path: Pat
     program.parent.mkdir(parents=True)
     program.write_text(f"#!{sys.executable}\nimport sys\nprint(sys.argv[1:])\n")
     program.chmod(0o755)
-    (tmp_path / ".venv" / ".ready").touch()
+    for job in ("demo", "fpga"):
+        (tmp_path / ".venv" / f".ready-{job}").touch()
     for file in ("pyproject.toml", "constraints.txt", "apt.txt", "tools/setup"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()
