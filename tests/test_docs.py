@@ -149,6 +149,7 @@ def parse(line: str) -> tuple[click.Command, dict[str, Any]]:
 
     Usage lines are read without their brackets. Paths need not exist.
     """
+    line = re.sub(r" \| (head|less)\b.*", "", line)
     words = shlex.split(re.sub(r"\.\.\.|[][|]", " ", line))
     command: click.Command = cli
     context = click.Context(cli, info_name="m2xfp")

@@ -103,7 +103,9 @@ class Library:
                 built = temporary.read_bytes()
                 temporary.write_bytes(built + hashlib.sha256(built).digest())
         except OSError as error:
-            raise _no_folder(str(error)) from error
+            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+            # Of the folder alone: for several libraries there it is one cause, told once.
+            raise _no_folder(f"{path.parent}: {cause.strerror or cause}") from error
         _sweep(path.parent)
 
 

@@ -250,7 +250,7 @@ def test_a_damaged_build_is_run_again(monkeypatch, tmp_path, damage):
             (folder / "nextpnr.json").write_text(text)
         elif command[0] == "icepack":
             packed.append(command)
-            (folder / "top.bin").write_bytes(b"the bitstream")
+            (folder / "packing-top.bin").write_bytes(b"the bitstream")
         return 0
 
     monkeypatch.setattr(build_module, "run_tool", run)

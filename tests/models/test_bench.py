@@ -10,7 +10,7 @@ from m2xfp.models.bench import OPERATIONS, peak_extra_bytes, tables
 
 
 def test_peak_memory_sees_a_temporary():
-    x = torch.ones(1 << 22)
+    x = torch.ones(1 << 24)  # beyond what malloc keeps for itself
     result = peak_extra_bytes(lambda: x + 1, x.device)
     assert x.nbytes * 0.9 < result < x.nbytes * 1.6
     temporary = peak_extra_bytes(lambda: (x + 1) + (x + 2), x.device)
