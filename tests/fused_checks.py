@@ -3,12 +3,12 @@
 from functools import cache
 
 import numpy as np
-import stimulus
 import torch
 
 from m2xfp.formats import BLOCK_FORMATS
 from m2xfp.golden import PackedTensor, computing, dot, get_format, matmul
 from m2xfp.golden.bits import from_bits, to_bits
+from m2xfp.tb.parts import value_stimulus
 
 KINDS = ("bf16", "fp16", "fp32")
 FORMATS = tuple((name, {}) for name in BLOCK_FORMATS)
@@ -54,9 +54,12 @@ def whole_stimulus(
     kind: str, group: int, count: int, seed: int, maxima: tuple[float, ...]
 ) -> torch.Tensor:
     """Return groups of every distribution, and all patterns of a 16-bit type beside ``maxima``."""
-    parts = [stimulus.groups(name, kind, count, seed, group) for name in stimulus.DISTRIBUTIONS]
+    parts = [
+        value_stimulus.groups(name, kind, count, seed, group)
+        for name in value_stimulus.DISTRIBUTIONS
+    ]
     if kind != "fp32":
-        parts += [stimulus.all_patterns(kind, amax, group) for amax in maxima]
+        parts += [value_stimulus.all_patterns(kind, amax, group) for amax in maxima]
     return from_bits(kind, np.concatenate(parts))
 
 
@@ -77,7 +80,7 @@ def differences(name, options, x, device="cpu", path="fused") -> int:
 def decode_differences(name, options, device="cpu", path="fused", count=2000) -> int:
     """Count values of random packed bytes that decode otherwise than on the plain path."""
     fmt = get_format(name, **options)
-    data = stimulus.packed_groups(count, seed=3, size=sum(fmt.block.group_bytes))
+    data = value_stimulus.packed_groups(count, seed=3, size=sum(fmt.block.group_bytes))
     for row, scale in enumerate((0, 1, 2, 253, 254, 255) * 20):
         data[row, fmt.block.group_bytes[0]] = scale  # the scale comes after the codes
     level = 0.3 if fmt.level == "auto" else fmt.level

@@ -5,11 +5,11 @@ from fractions import Fraction
 
 import numpy as np
 import reference
-import stimulus
 import torch
 
 from m2xfp.golden import Format, PackedTensor, computing, get_format
 from m2xfp.golden.bits import from_bits, to_bits
+from m2xfp.tb.parts import value_stimulus
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -89,4 +89,4 @@ def check_distribution(
     """Check one seeded distribution; the seed is printed, pytest shows it on failure."""
     print(f"{name} {options} {kind} {distribution}: seed {seed}, {count} groups")
     group = get_format(name, **options).block.group
-    check_bits(name, kind, stimulus.groups(distribution, kind, count, seed, group), **options)
+    check_bits(name, kind, value_stimulus.groups(distribution, kind, count, seed, group), **options)

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import stimulus
 
 from m2xfp.facts import Facts
 from m2xfp.tb.bench import bench_of
 from m2xfp.tb.bulk.simulator import BulkSimulator
+from m2xfp.tb.parts import value_stimulus
 from m2xfp.tb.vectors import TestVectors
 
 __all__ = ["STALLS", "check", "regress", "value_vectors"]
@@ -54,8 +54,8 @@ def value_vectors(facts: Facts, raw: np.ndarray, seed: int = 0) -> TestVectors:
 def regress(simulator: BulkSimulator, count: int, seed: int) -> int:
     """Play ``count`` groups of every distribution, in turn with the STALLS; return how many."""
     kind = simulator.facts.parameters["input_type"]
-    for index, name in enumerate(stimulus.DISTRIBUTIONS):
-        raw = stimulus.groups(name, kind, count, seed)
+    for index, name in enumerate(value_stimulus.DISTRIBUTIONS):
+        raw = value_stimulus.groups(name, kind, count, seed)
         stall = STALLS[index % len(STALLS)]
         check(simulator, value_vectors(simulator.facts, raw, seed), stall, seed)
-    return count * len(stimulus.DISTRIBUTIONS)
+    return count * len(value_stimulus.DISTRIBUTIONS)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import stimulus
+
+from m2xfp.tb.parts import value_stimulus
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "adding-a-unit.md"
@@ -98,7 +99,7 @@ def test_verilog_and_lint(tree: Path) -> None:
 
 def test_simulate(tree: Path) -> None:
     """The Verilog flips every sign and nothing else."""
-    groups = stimulus.packed_groups(COUNT, seed=5)
+    groups = value_stimulus.packed_groups(COUNT, seed=5)
     planes = {"codes": groups[:, :16], "scales": groups[:, 16], "meta": groups[:, 17]}
     np.savez(tree / "groups.npz", **planes)
     assert f"{COUNT} rows" in call(tree, *commands()["simulate"], "--stall", "0.3")
@@ -160,7 +161,7 @@ print(unit.count(arrays), "groups")
 
 def test_on_a_board(tree: Path, sim_dir: Path) -> None:
     """The host drives the example on a simulated board, by its row and its testbench alone."""
-    groups = stimulus.packed_groups(COUNT, seed=5)
+    groups = value_stimulus.packed_groups(COUNT, seed=5)
     planes = {"codes": groups[:, :16], "scales": groups[:, 16], "meta": groups[:, 17]}
     np.savez(tree / "groups.npz", **planes)
     assert f"{COUNT} groups" in run(tree, "-c", ON_A_BOARD, str(sim_dir))

@@ -675,8 +675,6 @@ def _dequantize(
     packed = PackedTensor(fmt, codes, scales, meta, shape, tensor_scale)
     if dtype not in INPUT_DTYPES:
         refuse_forced(f"gives {dtype}; pass float32, bfloat16 or float16")
-    if (tensor_scale is None) != (fmt.level is None):
-        refuse_forced(f"decodes {fmt.name} planes with a tensor scale that the format has not")
     return fmt.decoded(packed, dtype)
 
 

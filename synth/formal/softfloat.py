@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from m2xfp.errors import MissingToolError
+from m2xfp.extras import require
 from m2xfp.facts import Facts
 from m2xfp.formats import block_format
 from m2xfp.rtl.verilog.emit import emit
@@ -66,10 +66,9 @@ def pairs(count: int, facts: Facts, bias: int, seed: int) -> dict[str, NDArray[n
 
 def _sums(before: NDArray[np.uint32], addend: NDArray[np.float32]) -> NDArray[np.uint32]:
     """Return the sums by SoftFloat."""
-    try:
-        import softfloatpy
-    except ImportError:
-        raise MissingToolError("softfloatpy", 'pip install "m2xfp[prove]"') from None
+    require("softfloatpy")
+    import softfloatpy
+
     number, add = softfloatpy.Float32.from_bytes, softfloatpy.f32_add
     left, right = before.astype(">u4").tobytes(), addend.astype(">f4").tobytes()
     out = b"".join(

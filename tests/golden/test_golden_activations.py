@@ -3,19 +3,19 @@
 import numpy as np
 import pytest
 import reference
-import stimulus
 import torch
 from golden_checks import check_bits, check_distribution, check_values, spec_of
 
 from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.golden import PackedTensor, computing, get_format
 from m2xfp.golden.bits import from_bits, quantize_bits, to_bits
+from m2xfp.tb.parts import value_stimulus
 
 NAMES = ("m2xfp-act", "mxfp4")
 KINDS = ("bf16", "fp16", "fp32")
 
 
-@pytest.mark.parametrize("distribution", stimulus.DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", value_stimulus.DISTRIBUTIONS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", NAMES)
 def test_equals_the_reference(name, kind, distribution):
@@ -25,19 +25,19 @@ def test_equals_the_reference(name, kind, distribution):
 @pytest.mark.parametrize("amax", [0.0, 2.0**-126, 1.0, 1.75, 6.5, 60000.0])
 @pytest.mark.parametrize("kind", ["bf16", "fp16"])
 def test_all_patterns_of_16_bit_types(kind, amax):
-    check_bits("m2xfp-act", kind, stimulus.all_patterns(kind, amax))
+    check_bits("m2xfp-act", kind, value_stimulus.all_patterns(kind, amax))
 
 
 def test_all_patterns_are_all():
     for kind in ("bf16", "fp16"):
-        assert set(stimulus.all_patterns(kind, 1.0).ravel().tolist()) == set(range(65536))
+        assert set(value_stimulus.all_patterns(kind, 1.0).ravel().tolist()) == set(range(65536))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_decodes_any_bytes(name):
     fmt, spec = get_format(name), spec_of(name)
     size = sum(fmt.block.group_bytes)
-    data = stimulus.packed_groups(400, seed=7, size=size)
+    data = value_stimulus.packed_groups(400, seed=7, size=size)
     data[:50, 16] = 0xFF
     data[50:100, 16] = 0
     data[100:150, 16] = 254
@@ -210,13 +210,13 @@ def test_to_moves_the_planes():
 
 
 def test_bits_interface():
-    raw = stimulus.groups("normal", "bf16", 10, seed=1)
+    raw = value_stimulus.groups("normal", "bf16", 10, seed=1)
     codes, scales, meta = quantize_bits("m2xfp-act", "bf16", raw)
     packed = get_format("m2xfp-act").quantize(from_bits("bf16", raw))
     assert np.array_equal(np.concatenate([codes, scales, meta], 1), packed.groups()[:, 0].numpy())
     assert quantize_bits("mxfp4", "bf16", raw)[2].shape == (10, 0)
     for kind in KINDS:
-        raw = stimulus.groups("random-bits", kind, 10, seed=2)
+        raw = value_stimulus.groups("random-bits", kind, 10, seed=2)
         assert np.array_equal(to_bits(from_bits(kind, raw)), raw)
 
 

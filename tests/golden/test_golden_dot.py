@@ -5,7 +5,6 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import reference
-import stimulus
 import torch
 from golden_checks import spec_of
 
@@ -13,6 +12,7 @@ from m2xfp.errors import InputError
 from m2xfp.golden import PackedTensor, dot, get_format, matmul
 from m2xfp.golden.bits import dot_bits, from_bits, to_bits
 from m2xfp.golden.formats.products import accumulate
+from m2xfp.tb.parts import value_stimulus
 
 M2XFP = ("m2xfp-act", "m2xfp-weight")
 
@@ -51,7 +51,7 @@ def random_rows(name: str, rows: int, groups: int, seed: int, spread: int = 0) -
     """Packed groups of random bytes; scales within ``spread`` of each other if that is not 0."""
     fmt = get_format(name)
     size = sum(fmt.block.group_bytes)
-    data = stimulus.packed_groups(rows * groups, seed, size).reshape(rows, groups, size)
+    data = value_stimulus.packed_groups(rows * groups, seed, size).reshape(rows, groups, size)
     rng = np.random.default_rng(seed)
     if spread:
         data[..., fmt.block.group_bytes[0]] = 127 + rng.integers(
@@ -116,7 +116,7 @@ def test_subnormal_and_overflowing_results(accumulator, ends):
 )
 def test_other_formats(names, accumulator):
     x = [
-        from_bits("fp32", stimulus.groups(shape, "fp32", 20, 19 + i, 96))
+        from_bits("fp32", value_stimulus.groups(shape, "fp32", 20, 19 + i, 96))
         for i, shape in enumerate(("heavy", "normal"))
     ]
     check(names, [get_format(n).quantize(v) for n, v in zip(names, x, strict=True)], accumulator)
@@ -124,14 +124,17 @@ def test_other_formats(names, accumulator):
 
 @pytest.mark.parametrize("names", [("nvfp4", "nvfp4"), ("m2nvfp4-act", "m2nvfp4-weight")])
 def test_tensor_scales_come_last(names):
-    x = [from_bits("fp32", stimulus.groups("heavy", "fp32", 20, 21 + i, 64)) for i in (0, 1)]
+    x = [from_bits("fp32", value_stimulus.groups("heavy", "fp32", 20, 21 + i, 64)) for i in (0, 1)]
     packed = [get_format(n, tensor_scale="auto").quantize(v) for n, v in zip(names, x, strict=True)]
     check(names, packed, "fp32")
     check(names, packed, "exact")
 
 
 def test_e5m2_products_need_the_exact_accumulator():
-    x = [from_bits("fp32", stimulus.groups("lognormal", "fp32", 20, 23 + i, 64)) for i in (0, 1)]
+    x = [
+        from_bits("fp32", value_stimulus.groups("lognormal", "fp32", 20, 23 + i, 64))
+        for i in (0, 1)
+    ]
     packed = [get_format("mxfp8-e5m2").quantize(v) for v in x]
     check(("mxfp8-e5m2", "mxfp8-e5m2"), packed, "exact")
     with pytest.raises(InputError, match=r"needs 70 bits.*accumulator='exact'"):

@@ -3,13 +3,13 @@
 from fractions import Fraction
 
 import pytest
-import stimulus
 import torch
 from golden_checks import check_distribution
 
 from m2xfp.errors import InputError
 from m2xfp.formats import BLOCK_FORMATS
 from m2xfp.golden import PackedTensor, get_format
+from m2xfp.tb.parts import value_stimulus
 
 FAMILY = [name for name in BLOCK_FORMATS if name not in ("mxfp4", "m2xfp-act", "m2xfp-weight")]
 E8M0_FORMATS = [name for name, block in BLOCK_FORMATS.items() if "scale_rule" in block.options]
@@ -17,7 +17,7 @@ KINDS = ("bf16", "fp16", "fp32")
 COUNTS = {"m2nvfp4-weight": 8}
 
 
-@pytest.mark.parametrize("distribution", stimulus.DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", value_stimulus.DISTRIBUTIONS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FAMILY)
 def test_equals_the_reference(name, kind, distribution):
@@ -45,7 +45,7 @@ def test_ties(name, ties):
 @pytest.mark.parametrize("name", [n for n, b in BLOCK_FORMATS.items() if "scale_mode" in b.options])
 def test_scale_modes(name, mode):
     for kind in ("bf16", "fp32"):
-        for distribution in stimulus.DISTRIBUTIONS:
+        for distribution in value_stimulus.DISTRIBUTIONS:
             check_distribution(name, kind, distribution, count=6, seed=54, scale_mode=mode)
 
 
@@ -53,7 +53,7 @@ def test_scale_modes(name, mode):
 @pytest.mark.parametrize("name", ["nvfp4", "m2nvfp4-act", "m2nvfp4-weight"])
 def test_tensor_scales(name, level):
     for kind in KINDS:
-        for distribution in stimulus.DISTRIBUTIONS:
+        for distribution in value_stimulus.DISTRIBUTIONS:
             check_distribution(name, kind, distribution, count=3, seed=55, tensor_scale=level)
 
 

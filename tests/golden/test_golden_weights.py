@@ -1,18 +1,18 @@
 """m2xfp-weight (Sg-EM) of the golden model against the exact reference."""
 
 import pytest
-import stimulus
 import torch
 from golden_checks import check_distribution
 
 from m2xfp.errors import InputError
 from m2xfp.golden import get_format
 from m2xfp.golden.bits import from_bits
+from m2xfp.tb.parts import value_stimulus
 
 KINDS = ("bf16", "fp16", "fp32")
 
 
-@pytest.mark.parametrize("distribution", stimulus.DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", value_stimulus.DISTRIBUTIONS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_exact_search_equals_the_reference(kind, distribution):
     check_distribution("m2xfp-weight", kind, distribution, count=12, seed=41)
@@ -36,10 +36,10 @@ def test_fixed_search_equals_the_reference(kind, distribution, bits):
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
-@pytest.mark.parametrize("distribution", stimulus.DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", value_stimulus.DISTRIBUTIONS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_fixed_search_equals_exact_search_by_default(kind, distribution, adaptive):
-    x = from_bits(kind, stimulus.groups(distribution, kind, 3000, seed=44))
+    x = from_bits(kind, value_stimulus.groups(distribution, kind, 3000, seed=44))
     exact = get_format("m2xfp-weight", adaptive=adaptive).quantize(x)
     fixed = get_format("m2xfp-weight", adaptive=adaptive, search="fixed").quantize(x)
     assert torch.equal(exact.groups(), fixed.groups())
@@ -50,7 +50,7 @@ def test_fewer_fraction_bits_do_differ(kind, bits):
     """The default number of fraction bits is needed: below it some group differs."""
     different = 0
     for distribution in ("normal", "edges", "ties", "wide"):
-        x = from_bits(kind, stimulus.groups(distribution, kind, 30000, seed=45))
+        x = from_bits(kind, value_stimulus.groups(distribution, kind, 30000, seed=45))
         exact = get_format("m2xfp-weight").quantize(x).groups()
         fixed = get_format("m2xfp-weight", search="fixed", fraction_bits=bits).quantize(x)
         different += int((exact != fixed.groups()).any(-1).sum())

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import stimulus
 import torch
 from choices import usual_first
 from product_checks import PAIRS, SUBGROUPS, Case, operands
@@ -21,6 +20,7 @@ from m2xfp.golden.formats import products
 from m2xfp.golden.formats.mixed import Split, mixed_matmul
 from m2xfp.golden.formats.numeric import round_once, widen
 from m2xfp.golden.formats.rotation import Rotation
+from m2xfp.tb.parts import value_stimulus
 
 KINDS = ("bf16", "fp16", "fp32")
 LEVELS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -123,7 +123,9 @@ def _one_thread() -> Iterator[None]:
 
 def samples(kind: str, group: int) -> Tensor:
     """Return groups of every distribution, among them subnormals of the type alone and mixed."""
-    parts = [stimulus.groups(name, kind, 4, 3, group) for name in stimulus.DISTRIBUTIONS]
+    parts = [
+        value_stimulus.groups(name, kind, 4, 3, group) for name in value_stimulus.DISTRIBUTIONS
+    ]
     rng = np.random.default_rng(5)
     mantissa = {"bf16": 7, "fp16": 10, "fp32": 23}[kind]
     dtype, sign = parts[0].dtype, 1 << (8 * parts[0].itemsize - 1)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import stimulus
 
 from m2xfp.cli import main
 from m2xfp.golden.bits import quantize_bits
+from m2xfp.tb.parts import value_stimulus
 
 UNIT = "activation_quantizer"
 
@@ -65,7 +65,9 @@ def compare(path: Path, kind: str, raw: np.ndarray) -> None:
 )
 def test_planes_equal_golden(cli: Cli, tmp_path: Path, config: str, view: str | None) -> None:
     kind = config[:4]
-    raw = np.vstack([stimulus.groups(name, kind, 20, seed=6) for name in stimulus.DISTRIBUTIONS])
+    raw = np.vstack(
+        [value_stimulus.groups(name, kind, 20, seed=6) for name in value_stimulus.DISTRIBUTIONS]
+    )
     x = raw
     if view == "float32" and kind == "bf16":
         x = (raw.astype(np.uint32) << 16).view(np.float32)
@@ -81,7 +83,7 @@ def test_planes_equal_golden(cli: Cli, tmp_path: Path, config: str, view: str | 
 
 
 def test_stalls_seeds_and_reruns_give_the_same_bytes(cli: Cli, tmp_path: Path) -> None:
-    np.save("x.npy", stimulus.groups("wide", "bf16", 200, seed=6))
+    np.save("x.npy", value_stimulus.groups("wide", "bf16", 200, seed=6))
     common = (UNIT, "--config", "bf16x8", "--input", "x.npy", "--output")
     for name, *options in (
         ("a", "--stall", 0),
@@ -94,7 +96,7 @@ def test_stalls_seeds_and_reruns_give_the_same_bytes(cli: Cli, tmp_path: Path) -
 
 
 def test_waves(cli: Cli, tmp_path: Path) -> None:
-    raw = stimulus.groups("normal", "bf16", 10, seed=6)
+    raw = value_stimulus.groups("normal", "bf16", 10, seed=6)
     np.save("x.npy", raw)
     arguments = (UNIT, "--config", "bf16x8", "--input", "x.npy", "--output", "y.npz")
     status, _, err = cli(*arguments, "--waves", "y.fst")

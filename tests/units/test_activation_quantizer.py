@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import stimulus
 from choices import usual_first
 from mutation import Mutation, emit_mutant
 from stream_checks import check, regress, value_vectors
@@ -17,6 +16,7 @@ from stream_checks import check, regress, value_vectors
 from m2xfp.facts import EmittedFiles, Facts
 from m2xfp.rtl.catalog import UNITS
 from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
+from m2xfp.tb.parts import value_stimulus
 from m2xfp.tb.protocol.harness import TestbenchError, build_testbench, run_testbench
 from m2xfp.tb.vectors import TestVectors
 
@@ -50,7 +50,7 @@ AMAX = {
 Emit = Callable[[str, str], EmittedFiles]
 
 
-all_patterns = cache(stimulus.all_patterns)  # of each type for all its configurations
+all_patterns = cache(value_stimulus.all_patterns)  # of each type for all its configurations
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_rate_and_latency(simulator: BulkSimulator) -> None:
     """One beat a clock without bubbles, each group after the stated number of clocks."""
     facts = simulator.facts
     kind, beats = facts.parameters["input_type"], facts.beats_per_group
-    vectors = value_vectors(facts, stimulus.groups("normal", kind, 1000, seed=2))
+    vectors = value_vectors(facts, value_stimulus.groups("normal", kind, 1000, seed=2))
     stamps = simulator.run(vectors.inputs, stamps=True).stamps
     assert np.array_equal(stamps["i"], np.arange(1000 * beats))
     assert np.array_equal(stamps["o"], stamps["i"][beats - 1 :: beats] + facts.latency)
@@ -96,7 +96,7 @@ def test_rate_and_latency(simulator: BulkSimulator) -> None:
 @pytest.mark.parametrize("config", ["bf16x32", "bf16x8"])
 def test_stalls_change_nothing(simulator: BulkSimulator) -> None:
     kind = simulator.facts.parameters["input_type"]
-    vectors = value_vectors(simulator.facts, stimulus.groups("wide", kind, 3000, seed=3))
+    vectors = value_vectors(simulator.facts, value_stimulus.groups("wide", kind, 3000, seed=3))
     for seed, stall in enumerate(
         [{"i": 0.9}, {"o": 0.9}, {"i": 0.1, "o": 0.9}, {"i": 0.9, "o": 0.1}, {"i": 0.5, "o": 0.5}]
     ):
@@ -109,7 +109,9 @@ def protocol_vectors(emitted: EmittedFiles) -> TestVectors:
     """Return 90 groups of all distributions, mixed."""
     facts = Facts.load(emitted.json)
     kind = facts.parameters["input_type"]
-    raw = np.vstack([stimulus.groups(name, kind, 6, seed=4) for name in stimulus.DISTRIBUTIONS])
+    raw = np.vstack(
+        [value_stimulus.groups(name, kind, 6, seed=4) for name in value_stimulus.DISTRIBUTIONS]
+    )
     return value_vectors(facts, np.random.default_rng(4).permutation(raw))
 
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-import mac_stimulus
 import numpy as np
 import pytest
 import reference
@@ -19,6 +18,7 @@ from m2xfp.formats import MXFP4, MXFP6_E2M3, NVFP4
 from m2xfp.rtl.catalog import UNITS
 from m2xfp.rtl.units.dot_product import DotProduct
 from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
+from m2xfp.tb.parts import pair_stimulus
 from m2xfp.tb.parts.accumulation import schedule
 from m2xfp.tb.parts.pairs import decode, encode, expected, formats, load, pairs
 from m2xfp.tb.protocol.harness import TestbenchError, run_testbench
@@ -41,16 +41,18 @@ def simulator(emitted: Emit, sim_dir: Path, config: str) -> BulkSimulator:
 def regress(simulator: BulkSimulator, steps: int, count: int, seed: int) -> None:
     """Play every distribution, every other one with pauses."""
     blocks = formats(simulator.facts)
-    for index, name in enumerate(mac_stimulus.DISTRIBUTIONS):
-        made = mac_stimulus.groups(name, blocks, steps, count, seed)
-        check(simulator, mac_stimulus.pair_vectors(simulator.facts, *made), 0.2 * (index % 2), seed)
+    for index, name in enumerate(pair_stimulus.DISTRIBUTIONS):
+        made = pair_stimulus.groups(name, blocks, steps, count, seed)
+        check(
+            simulator, pair_stimulus.pair_vectors(simulator.facts, *made), 0.2 * (index % 2), seed
+        )
 
 
 @pytest.mark.parametrize("config", usual_first(CONFIGS, USUAL))
 def test_values(simulator: BulkSimulator) -> None:
     count = COUNT // (4 if simulator.facts.parameters.get("lanes") else 1)
     regress(simulator, STEPS, count, seed=1)
-    assert STEPS * COUNT * len(mac_stimulus.DISTRIBUTIONS) * len(USUAL) > 650_000
+    assert STEPS * COUNT * len(pair_stimulus.DISTRIBUTIONS) * len(USUAL) > 650_000
 
 
 @pytest.mark.slow
@@ -66,12 +68,12 @@ def test_exact_rationals(simulator: BulkSimulator, config: str) -> None:
     facts = simulator.facts
     blocks = formats(facts)
     specs = tuple(spec_of(block.name) for block in blocks)
-    for name in mac_stimulus.DISTRIBUTIONS:
-        act, weight, first = mac_stimulus.groups(name, blocks, 10, 3, seed=6)
+    for name in pair_stimulus.DISTRIBUTIONS:
+        act, weight, first = pair_stimulus.groups(name, blocks, 10, 3, seed=6)
         if blocks[0].scale.grid:  # the reference has no scales with the unused sign bit set
             for groups, block in zip((act, weight), blocks, strict=True):
                 groups[..., block.group_bytes[0]] &= 0x7F
-        vectors = mac_stimulus.pair_vectors(facts, act, weight, first)
+        vectors = pair_stimulus.pair_vectors(facts, act, weight, first)
         acc = simulator.run(vectors.inputs).outputs["o"].data.view("<u4").reshape(10, 3)
         for chain in range(3):
             state = 0
@@ -96,16 +98,16 @@ def _reference_group(packed: np.ndarray, block: object) -> reference.Group:
 def test_rate_and_latency(simulator: BulkSimulator) -> None:
     """One group a clock without bubbles, each accumulator after the stated number of clocks."""
     facts = simulator.facts
-    made = mac_stimulus.groups("near", formats(facts), 20, 30, seed=2)
-    stamps = simulator.run(mac_stimulus.pair_vectors(facts, *made).inputs, stamps=True).stamps
+    made = pair_stimulus.groups("near", formats(facts), 20, 30, seed=2)
+    stamps = simulator.run(pair_stimulus.pair_vectors(facts, *made).inputs, stamps=True).stamps
     assert np.array_equal(stamps["i"], np.arange(len(stamps["i"])))
     assert np.array_equal(stamps["o"], stamps["i"] + facts.latency)
 
 
 @pytest.mark.parametrize("config", usual_first(["m2xfp-fp32", "m2xfp-fp32-single"], USUAL))
 def test_stalls_change_nothing(simulator: BulkSimulator) -> None:
-    made = mac_stimulus.groups("near", formats(simulator.facts), 20, 60, seed=3)
-    vectors = mac_stimulus.pair_vectors(simulator.facts, *made)
+    made = pair_stimulus.groups("near", formats(simulator.facts), 20, 60, seed=3)
+    vectors = pair_stimulus.pair_vectors(simulator.facts, *made)
     for seed, stall in enumerate(
         [{"i": 0.9}, {"o": 0.9}, {"i": 0.1, "o": 0.9}, {"i": 0.9, "o": 0.1}, {"i": 0.5, "o": 0.5}]
     ):
@@ -116,8 +118,8 @@ def test_stalls_change_nothing(simulator: BulkSimulator) -> None:
 @pytest.mark.parametrize("config", ["m2xfp-fp32"])
 def test_reset_clears_every_chain(simulator: BulkSimulator) -> None:
     """Without any ``first`` the accumulators start from +0, whatever the registers held."""
-    act, weight, first = mac_stimulus.groups("near", formats(simulator.facts), 5, 3, seed=4)
-    vectors = mac_stimulus.pair_vectors(simulator.facts, act, weight, first)
+    act, weight, first = pair_stimulus.groups("near", formats(simulator.facts), 5, 3, seed=4)
+    vectors = pair_stimulus.pair_vectors(simulator.facts, act, weight, first)
     data, bit = vectors.inputs["i"].data.copy(), simulator.facts.stream("i").field("first").offset
     data[:, bit // 8] &= 0xFF ^ (1 << bit % 8)
     for seed in range(5):
@@ -129,10 +131,10 @@ def protocol_vectors(emitted: EmittedFiles) -> TestVectors:
     """Return 36 dot products of all distributions, mixed."""
     facts = Facts.load(emitted.json)
     made = [
-        mac_stimulus.groups(name, formats(facts), 2, 6, seed=5)
-        for name in mac_stimulus.DISTRIBUTIONS
+        pair_stimulus.groups(name, formats(facts), 2, 6, seed=5)
+        for name in pair_stimulus.DISTRIBUTIONS
     ]
-    return mac_stimulus.pair_vectors(
+    return pair_stimulus.pair_vectors(
         facts, *(np.concatenate(parts, axis=1) for parts in zip(*made, strict=True))
     )
 
@@ -155,9 +157,9 @@ def test_schedule_keeps_dot_products_together() -> None:
 def test_arrays(simulator: BulkSimulator) -> None:
     """What `m2xfp simulate` does: rows in order, dot products of random lengths."""
     facts = simulator.facts
-    act, weight, _ = mac_stimulus.groups("near", formats(facts), 300, 1, seed=7)
+    act, weight, _ = pair_stimulus.groups("near", formats(facts), 300, 1, seed=7)
     first = np.random.default_rng(7).random((300, 1)) < 0.1
-    arrays = mac_stimulus.pair_arrays(facts, act, weight, first)
+    arrays = pair_stimulus.pair_arrays(facts, act, weight, first)
     run = simulator.run(encode(arrays, facts))
     acc = decode(run.outputs, arrays, facts)["acc"]
     assert np.array_equal(acc, expected(arrays, facts)["acc"])

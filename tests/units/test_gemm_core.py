@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import stimulus
 import torch
 from click.testing import CliRunner
 from mutation import Mutation, emit_mutant
@@ -30,6 +29,7 @@ from m2xfp.synth.studies import gemm
 from m2xfp.synth.studies.linear_layers import LinearRun, compare_losses, default_core, run_linear
 from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
 from m2xfp.tb.linear import GemmSimulation, golden_linear, simulate_core
+from m2xfp.tb.parts import value_stimulus
 from m2xfp.tb.parts.gemm_arrays import Product
 from m2xfp.tb.parts.groups import group_arrays
 from m2xfp.tb.units.gemm_core import decode, encode, golden_product, load
@@ -87,7 +87,7 @@ def core(cores: Cores, config: str) -> GemmSimulation:
 def packed_rows(block: BlockFormat, rows: int, groups: int, spread: int, seed: int) -> np.ndarray:
     """Return random packed groups; scales within ``spread`` of one another, or any if it is 0."""
     size = sum(block.group_bytes)
-    data = stimulus.packed_groups(rows * groups, seed, size).reshape(rows, groups, size)
+    data = value_stimulus.packed_groups(rows * groups, seed, size).reshape(rows, groups, size)
     if spread:
         rng = np.random.default_rng(seed)
         scales = 127 + rng.integers(-spread, spread + 1, (rows, groups))
@@ -103,8 +103,8 @@ def product(core: GemmSimulation, m: int, n: int, groups: int, seed: int) -> Pro
     if kind is None:
         acts = packed_rows(core.streams.act, m, groups, spread, seed + 1)
     else:
-        names = list(stimulus.DISTRIBUTIONS)
-        raw = stimulus.groups(names[seed % len(names)], kind, m * groups, seed)[:, :group]
+        names = list(value_stimulus.DISTRIBUTIONS)
+        raw = value_stimulus.groups(names[seed % len(names)], kind, m * groups, seed)[:, :group]
         acts = raw.reshape(m, -1)
     return Product(acts, weights, groups * group)
 

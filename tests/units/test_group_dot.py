@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mac_stimulus
 import numpy as np
 import pytest
 from exact_products import products
@@ -14,6 +13,7 @@ from m2xfp.facts import EmittedFiles
 from m2xfp.rtl.catalog import UNITS
 from m2xfp.rtl.units.group_dot import GroupDot
 from m2xfp.tb.bulk.simulator import BulkSimulator
+from m2xfp.tb.parts import pair_stimulus
 from m2xfp.tb.parts.pairs import pairs
 from m2xfp.tb.units.group_dot import decode, encode, expected
 
@@ -29,7 +29,7 @@ def test_products(emitted: Emit, sim_dir: Path, config: str) -> None:
     simulator = BulkSimulator(emitted(UNIT, config), build_dir=sim_dir)
     facts, reached = simulator.facts, 0
     for name in ("random_bytes", "extremes", "near"):
-        act, weight, _ = mac_stimulus.groups(name, (pair.act, pair.weight), 10, 2000, seed=1)
+        act, weight, _ = pair_stimulus.groups(name, (pair.act, pair.weight), 10, 2000, seed=1)
         act, weight = act.reshape(20000, -1), weight.reshape(20000, -1)
         arrays = pairs(act, weight, facts)
         run = simulator.run(encode(arrays, facts), stall=0.1)

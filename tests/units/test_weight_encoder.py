@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import stimulus
 import torch
 from amaranth.hdl import Module
 from amaranth.sim import Simulator
@@ -30,6 +29,7 @@ from m2xfp.rtl.parts.subgroup_codes import SubgroupCodes
 from m2xfp.rtl.units.weight_encoder import WeightEncoder
 from m2xfp.tb.bench import bench_of
 from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
+from m2xfp.tb.parts import value_stimulus
 from m2xfp.tb.protocol.harness import TestbenchError, run_testbench
 from m2xfp.tb.vectors import TestVectors
 
@@ -84,8 +84,8 @@ def test_values_at_length(simulator: BulkSimulator) -> None:
     kind = simulator.facts.parameters["input_type"]
     for seed in range(20, 20 + SLOW_GROUPS // 10_000):
         assert regress(simulator, 10_000, seed) == 150_000
-        for name in stimulus.DISTRIBUTIONS:
-            raw = stimulus.groups(name, kind, 10_000, seed)
+        for name in value_stimulus.DISTRIBUTIONS:
+            raw = value_stimulus.groups(name, kind, 10_000, seed)
             fixed = quantize_bits(get_format("m2xfp-weight", search="fixed"), kind, raw)
             exact = quantize_bits("m2xfp-weight", kind, raw)
             for found, expected in zip(fixed, exact, strict=True):
@@ -98,7 +98,7 @@ def test_all_patterns(simulator: BulkSimulator) -> None:
     kind = simulator.facts.parameters["input_type"]
     smallest = {"bf16": 2.0**-126, "fp16": 2.0**-24}[kind]
     for amax in (1.0, 1.9375, 6.0, smallest):
-        raw = stimulus.all_patterns(kind, amax)
+        raw = value_stimulus.all_patterns(kind, amax)
         assert len(np.unique(raw)) == 65536
         check(simulator, value_vectors(simulator.facts, raw), stall={}, seed=0)
 
@@ -177,7 +177,7 @@ def test_rate_and_latency(simulator: BulkSimulator) -> None:
     """A group in the stated number of clocks, each after the stated latency."""
     facts = simulator.facts
     kind, beats = facts.parameters["input_type"], facts.beats_per_group
-    vectors = value_vectors(facts, stimulus.groups("normal", kind, 1000, seed=2))
+    vectors = value_vectors(facts, value_stimulus.groups("normal", kind, 1000, seed=2))
     stamps = simulator.run(vectors.inputs, stamps=True).stamps
     period = facts.clocks_per_group
     assert set(np.diff(stamps["o"]).tolist()) == {period}
@@ -189,7 +189,7 @@ def test_rate_and_latency(simulator: BulkSimulator) -> None:
 @pytest.mark.parametrize("config", ["bf16-kv", "bf16-adaptive-6"])
 def test_stalls_change_nothing(simulator: BulkSimulator) -> None:
     kind = simulator.facts.parameters["input_type"]
-    vectors = value_vectors(simulator.facts, stimulus.groups("wide", kind, 3000, seed=3))
+    vectors = value_vectors(simulator.facts, value_stimulus.groups("wide", kind, 3000, seed=3))
     for seed, stall in enumerate(
         [{"i": 0.9}, {"o": 0.9}, {"i": 0.1, "o": 0.9}, {"i": 0.9, "o": 0.1}, {"i": 0.5, "o": 0.5}]
     ):
@@ -200,7 +200,9 @@ def protocol_vectors(emitted: EmittedFiles) -> TestVectors:
     """Return 90 groups of all distributions, mixed."""
     facts = Facts.load(emitted.json)
     kind = facts.parameters["input_type"]
-    raw = np.vstack([stimulus.groups(name, kind, 6, seed=4) for name in stimulus.DISTRIBUTIONS])
+    raw = np.vstack(
+        [value_stimulus.groups(name, kind, 6, seed=4) for name in value_stimulus.DISTRIBUTIONS]
+    )
     return value_vectors(facts, np.random.default_rng(4).permutation(raw))
 
 
