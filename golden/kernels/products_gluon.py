@@ -27,7 +27,8 @@ from m2xfp.golden.kernels.assembly import ADD_ROUNDED_TO_ODD
 __all__ = ["multiply", "multiply_limbs"]
 
 _ROWS, _COLUMNS = 128, 128
-_DEPTH, _STAGES = 64, 4  # values along K that a stage holds
+_STAGES = {True: (64, 4), False: (128, 3)}
+"""Values along K that a stage holds, and stages: for groups, and for addends of fewer lanes."""
 _WARPS = 8
 _LIMB_TILE = (64, 32, 3, 4)  # rows, columns, stages and warps of a tile of ``_limbs``
 _LIMB_GROUP = 32
@@ -272,12 +273,13 @@ def multiply(
     """Multiply decoded operands [B * M, K] and [B * N, K] into the safe tiles of ``out``."""
     batch, m, n = out.shape
     kind = gl.bfloat16 if a.dtype == torch.bfloat16 else gl.float16
-    left, right = _described(a, _ROWS, _DEPTH, kind), _described(w, _COLUMNS, _DEPTH, kind)
+    depth, stages = _STAGES[lanes >= common["SLOTS"]]
+    left, right = _described(a, _ROWS, depth, kind), _described(w, _COLUMNS, depth, kind)
     grid = (triton.cdiv(m, _ROWS) * triton.cdiv(n, _COLUMNS), batch)
     _scaled[grid](
         left, right, out, ranges_a, ranges_w, level, m, n, a.shape[1], out.stride(1), out.stride(0),
         **common,
-        BM=_ROWS, BN=_COLUMNS, BK=_DEPTH, LANES=lanes, TALL=8, STAGES=_STAGES, WARPS=_WARPS,
+        BM=_ROWS, BN=_COLUMNS, BK=depth, LANES=lanes, TALL=8, STAGES=stages, WARPS=_WARPS,
         num_warps=_WARPS,
     )  # fmt: skip
 
