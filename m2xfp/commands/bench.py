@@ -27,7 +27,7 @@ _DTYPES = ("bfloat16", "float16", "float32")
     type=click.IntRange(4096),
     help="Values to quantize.  [default: 2^25 on CPU, 2^29 on CUDA]",
 )
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: PyTorch's]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: PyTorch's]")
 @click.option("--path", type=click.Choice(["auto", "plain", "fused"]), default="auto")
 @click.option(
     "--products", is_flag=True, help="Measure products and layers against PyTorch's instead."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +28,10 @@ def _memory(
     """Split DEVICE=AMOUNT."""
     limits: dict[int | str, str] = {}
     for text in given:
-        device, equals, amount = text.partition("=")
-        if not equals or not amount or not (device == "cpu" or device.isdigit()):
+        device, _, amount = text.partition("=")
+        if not amount or not re.fullmatch(r"cpu|[0-9]{1,4}", device):
             raise click.BadParameter(f"{text!r} is not DEVICE=AMOUNT, such as 0=20GiB or cpu=64GiB")
-        limits[int(device) if device.isdigit() else device] = amount
+        limits["cpu" if device == "cpu" else int(device)] = amount
     return limits
 
 
@@ -124,7 +125,7 @@ def _memory(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder with further tasks (YAML).",
 )
-@click.option("--limit", type=click.IntRange(1), help="Documents a task.")
+@click.option("--limit", type=click.IntRange(1), help="Documents a task, evenly spread.")
 @click.option(
     "-o",
     "--output",

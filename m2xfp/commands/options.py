@@ -38,13 +38,14 @@ class _Output(click.Path):
         given = click.core.ParameterSource.COMMANDLINE
         if ctx is None or param is None or ctx.get_parameter_source(param.name or "") is not given:
             return path
-        there = next(place for place in (path, *path.absolute().parents) if place.exists())
-        if there.is_dir() or there == path:
-            code = 0 if os.access(there, os.W_OK) else errno.EACCES
-        else:
-            code = errno.ENOTDIR
-        if code:
-            self.fail(explain(OSError(code, os.strerror(code)), path), param, ctx)
+        try:
+            there = next(place for place in (path, *path.absolute().parents) if place.exists())
+            if there != path and not there.is_dir():
+                raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            if not os.access(there, os.W_OK):
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            self.fail(explain(error, path), param, ctx)
         return path
 
 
