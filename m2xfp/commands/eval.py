@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2xfp.commands.options import OUTPUT, OUTPUT_FOLDER
+from m2xfp.commands.options import COUNT, OUTPUT, OUTPUT_FOLDER
 from m2xfp.extras import require
 
 if TYPE_CHECKING:
@@ -92,10 +92,12 @@ def _memory(
     "held-out text.",
 )
 @click.option(
-    "--context", type=int, help="Tokens a window (2048, or what the model is made for if less)."
+    "--context",
+    type=click.IntRange(2, 1 << 30),
+    help="Tokens a window (2048, or what the model is made for if less).",
 )
-@click.option("--windows", type=click.IntRange(1), help="Use so many windows, evenly spread.")
-@click.option("--batch", type=click.IntRange(1), help="Windows a pass (bundled model 4, others 1).")
+@click.option("--windows", type=COUNT, help="Use so many windows, evenly spread.")
+@click.option("--batch", type=COUNT, help="Windows a pass (bundled model 4, others 1).")
 @click.option(
     "--dtype",
     type=click.Choice(DTYPES),
@@ -125,7 +127,7 @@ def _memory(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder with further tasks (YAML).",
 )
-@click.option("--limit", type=click.IntRange(1), help="Documents a task, evenly spread.")
+@click.option("--limit", type=COUNT, help="Documents a task, evenly spread.")
 @click.option(
     "-o",
     "--output",

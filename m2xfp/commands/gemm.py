@@ -4,7 +4,7 @@ import re
 
 import click
 
-from m2xfp.commands.options import parameter_options_of
+from m2xfp.commands.options import COUNT, parameter_options_of
 
 __all__ = ["command"]
 
@@ -25,9 +25,7 @@ def _sizes(
 
 @click.command()
 @parameter_options_of(_UNIT)
-@click.option(
-    "--tokens", type=click.IntRange(1), default=2048, show_default=True, help="Activation rows."
-)
+@click.option("--tokens", type=COUNT, default=2048, show_default=True, help="Activation rows.")
 @click.option(
     "--layer",
     "sizes",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from m2xfp.rtl.catalog import Instance
 
 __all__ = [
+    "COUNT",
     "OUTPUT",
     "OUTPUT_FILE",
     "OUTPUT_FOLDER",
@@ -33,6 +34,7 @@ class _Output(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the path; a default one is not looked at, it may not be used."""
         from m2xfp.errors import explain
+        from m2xfp.files import is_special
 
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         given = click.core.ParameterSource.COMMANDLINE
@@ -44,10 +46,15 @@ class _Output(click.Path):
                 raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             if not os.access(there, os.W_OK):
                 raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+            if is_special(path):
+                self.fail(f"{path} is a device or a pipe; choose a file or a folder", param, ctx)
         except OSError as error:
             self.fail(explain(error, path), param, ctx)
         return path
 
+
+COUNT = click.IntRange(1, 1 << 30)
+"""A number of things to work on: more than any machine has room for is refused before any work."""
 
 OUTPUT = _Output(path_type=Path)
 OUTPUT_FILE = _Output(dir_okay=False, path_type=Path)

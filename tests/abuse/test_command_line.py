@@ -156,6 +156,9 @@ def attempt(path: tuple[str, ...], seed: str) -> str:
             cli.main(given, prog_name="m2xfp", standalone_mode=False)
     except (click.ClickException, M2xfpError):
         return "refused"
+    except OSError as error:  # the command line tells it, see m2xfp.cli.main
+        assert error.errno, f"{seed}: {given}: {error}"
+        return "refused"
     except (ReachedError, click.exceptions.Exit):
         return "taken"
     except Forbidden as error:
