@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TextIO, TypeVar, cast
 import click
 
 from m2xfp import __version__
-from m2xfp.errors import M2xfpError, explain
+from m2xfp.errors import M2xfpError, explain, memory_lack
 from m2xfp.extras import missing_package
 from m2xfp.interrupts import leave, orderly_end
 
@@ -149,6 +149,11 @@ def _run() -> int:
         if error.errno is None:
             raise
         message = explain(error)
+    except (MemoryError, RuntimeError) as error:
+        lack = memory_lack(error)
+        if lack is None:
+            raise
+        message = lack
     click.echo(f"Error: {message}", err=True)
     return 2
 

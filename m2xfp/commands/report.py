@@ -34,6 +34,12 @@ DRAWERS = (
 )
 PAGES = Path("docs")
 
+# What drawing may raise over figures that are not those that it was written for.
+_DAMAGE = (
+    *(ArithmeticError, AttributeError, LookupError, RuntimeError, StopIteration),
+    *(TypeError, ValueError),
+)
+
 
 def all_tables(results: Path) -> dict[str, str]:
     """Return every table that the figures in a folder give, by name."""
@@ -59,7 +65,7 @@ def _figures_of(module: str, results: Path) -> Iterator[None]:
         yield
     except M2xfpError:
         raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except _DAMAGE as error:
         raise InputError(
             f"{results}: figures for {module} are damaged ({type(error).__name__}: {error}); "
             f"restore them: git checkout {results}"
