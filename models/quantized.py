@@ -1,8 +1,8 @@
 """Models with quantized linear layers and attention.
 
 ``quantize_model`` replaces the linear layers of any torch model. Weights stay packed. Products are
-those of the type of the model on decoded values, or the hardware's, see ``models.arithmetic``. Their
-files are ``models.packed_model``'s.
+those of the type of the model on decoded values, or the hardware's, see ``models.arithmetic``.
+Their files are ``models.packed_model``'s.
 """
 
 import weakref
