@@ -120,12 +120,15 @@ class _Parameter:
     name
         What is written is called so.
     places, entries
-        Where the entries stand in the parameter, in order.
+        Where the entries stand in what is written, in order.
+    alone
+        Whether it is one of several tensors of a parameter, such as an expert.
     """
 
     name: str
     places: tuple[Place, ...]
     entries: tuple[Entry, ...]
+    alone: bool = False
 
     def parts(self, outline: bool = False) -> list[tuple[Place, Quantized | Tensor]]:
         """Return the tensors, or their outlines on the meta device."""
@@ -249,7 +252,8 @@ def _parameters(
     """Yield what is written: the parameters of the model, or the tensors of the checkpoint."""
     if not merged:
         for entry, place in zip(entries, places, strict=True):
-            yield _Parameter(entry.name, (place,), (entry,))
+            alone = Place(place.parameter)
+            yield _Parameter(entry.name, (alone,), (entry,), place.expert is not None)
         return
     groups: dict[str, list[tuple[Place, Entry]]] = {}
     for entry, place in zip(entries, places, strict=True):
@@ -270,7 +274,7 @@ def _job(plan: _Plan, parameter: _Parameter, model: Skeleton, to: Target, allow_
     wanted = whole in model.wanted or (all(held) and whole not in model.skipped)
     dim = model.dim(whole)
     # One of several experts stands as [out, in], as the model holds it if groups run along -1.
-    one = parameter.places[0].expert is not None and len(parameter.entries) == 1
+    one = parameter.alone
     fits = to.format is not None and wanted and dim is not None
     if fits and to.layout is not None:
         fits = model.holds(to.layout, whole, one)
@@ -312,7 +316,7 @@ class _Weight:
             for entry, (_, part) in zip(self.parameter.entries, parts, strict=True):
                 check_values(entry.name, part, self.allow_nan)
         if self.kept:
-            return joined_packed(self.parameter.name, parts)
+            return joined_packed(parts)
         values = joined_values(parts)
         if self.dim == -2 and not isinstance(parts[0][1], Quantized):
             values = values.transpose(-1, -2).contiguous()

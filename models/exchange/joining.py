@@ -65,39 +65,25 @@ def joined_values(parts: Sequence[Part], dtype: torch.dtype | None = None) -> Te
     return torch.stack(experts)
 
 
-def joined_packed(parameter: str, parts: Sequence[Part]) -> Packed:
+def joined_packed(parts: Sequence[Part]) -> Packed:
     """Return a parameter of quantized parts in order, byte for byte.
 
-    InputError if parts of one expert differ in their tensor scale, which holds for all of it.
+    Parts that have a tensor scale each keep it, in a stack.
     """
     place = parts[0][0]
     packed = [part.packed for _, part in parts if isinstance(part, Quantized)]
     if place.expert is None:
         return packed[0]
-    experts = []
-    for at in range(0, len(packed), place.sources):
-        own = [one.planes() for one in packed[at : at + place.sources]]
-        planes = {
-            name: torch.cat([one[name] for one in own]) for name in own[0] if name != "tensor_scale"
-        }
-        if "tensor_scale" in own[0]:
-            planes["tensor_scale"] = own[0]["tensor_scale"]
-            levels = [one["tensor_scale"] for one in own]
-            if not levels[0].is_meta and len({level.item() for level in levels}) > 1:
-                raise InputError(
-                    f"{parameter}: the halves of expert {at // place.sources} have the tensor "
-                    f"scales {', '.join(str(level.item()) for level in levels)}, and a packed "
-                    "tensor has one; convert to another format"
-                )
-        first = packed[at]
-        shape = (len(planes["codes"]), first.shape[-1])
-        experts.append(PackedTensor.from_planes(first.format, planes, shape))
-    if "tensor_scale" in experts[0].planes():
-        return StackedTensor(tuple(experts))
-    stacked = {
-        name: torch.stack([one.planes()[name] for one in experts]) for name in experts[0].planes()
+    first = packed[0]
+    single = tuple(one for one in packed if isinstance(one, PackedTensor))
+    if "tensor_scale" in first.planes():
+        return StackedTensor(single, place.sources)
+    count, rows = len(packed) // place.sources, first.shape[0] * place.sources
+    planes = {
+        name: torch.cat([one.planes()[name] for one in packed]).reshape(count, rows, -1)
+        for name in first.planes()
     }
-    return PackedTensor.from_planes(experts[0].format, stacked, (len(experts), *experts[0].shape))
+    return PackedTensor.from_planes(first.format, planes, (count, rows, first.shape[-1]))
 
 
 def check_values(name: str, part: Quantized | Tensor, allow_nan: bool) -> None:

@@ -255,6 +255,11 @@ def test_experts_with_a_scale_each() -> None:
     assert torch.allclose(read.values(), stack.dequantize(), rtol=1e-6)
     with pytest.raises(InputError, match="tensor_scale has shape"):
         assembled(fmt, planes["codes"], planes["scales"], torch.ones(2))
+    halves = StackedTensor(tuple(parts) * 2, 2)
+    assert halves.shape == (3, 8, 64)
+    again = StackedTensor.from_planes(fmt, halves.planes(), halves.shape)
+    assert equal(again.dequantize(), halves.dequantize())
+    assert equal(again.dequantize()[0, 4:], parts[1].dequantize())
     with pytest.raises(InputError, match="must be alike"):
         StackedTensor((parts[0], fmt.quantize(torch.randn(4, 32))))
 
