@@ -22,6 +22,7 @@ T = TypeVar("T")
 # The table stands here so that `m2xfp --help` needs neither torch nor Amaranth.
 COMMANDS = {
     "bench": "Speed and memory of the golden model against a memory copy.",
+    "convert": "A checkpoint folder in another layout or format.",
     "demo": "The main job: real activations through the golden model and the emitted Verilog.",
     "eval": "Perplexity of a language model in number formats.",
     "explore": "Sweep a unit's parameters: area, energy and accuracy, on Dask.",
