@@ -21,7 +21,8 @@ from m2xfp.files import write_atomic
 from m2xfp.golden.formats.tensor_file import read_tensor_header
 from m2xfp.models.layers import listed
 from m2xfp.models.lm import HELD_OUT, WEIGHTS, LanguageModel, as_tokens, load_model
-from m2xfp.models.quantized import cast_parameters, load_quantized, save_quantized
+from m2xfp.models.packed_model import load_quantized, save_quantized
+from m2xfp.models.quantized import cast_parameters
 
 __all__ = ["DTYPES", "Checkpoint", "dispatch", "open_checkpoint", "read_text"]
 

@@ -1,14 +1,12 @@
-"""Models with quantized linear layers and attention, and their packed checkpoints.
+"""Models with quantized linear layers and attention.
 
 ``quantize_model`` replaces the linear layers of any torch model. Weights stay packed. Products are
 those of the type of the model on decoded values, or the hardware's, see ``models.arithmetic``.
+Their files are ``models.packed_model``'s.
 """
 
-import json
-import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
@@ -17,12 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name PyTorch's documentation uses
 from torch.overrides import TorchFunctionMode
 
-from m2xfp.errors import InputError, M2xfpError
-from m2xfp.files import atomic_path
-from m2xfp.golden.formats.format import INPUT_DTYPES, Format, get_format
+from m2xfp.errors import InputError
+from m2xfp.golden.formats.format import Format, get_format
 from m2xfp.golden.formats.packed import PLANES, PackedTensor
 from m2xfp.golden.formats.products import packed_linear
-from m2xfp.golden.formats.tensor_file import read_tensors
 from m2xfp.models.arithmetic import FLOAT, Arithmetic
 from m2xfp.models.layers import (
     Coverage,
@@ -35,18 +31,14 @@ from m2xfp.models.layers import (
     listed,
     multiplied_weights,
 )
-from m2xfp.models.lm import LanguageModel, skeleton
 from m2xfp.models.operands import (
     QuantMultiheadAttention,
-    decoded,
     is_watched,
     packed_weights,
     quantize_in_place,
-    watch,
     watched_inputs,
     watched_weights,
 )
-from m2xfp.plain import parse_json, typed
 
 __all__ = [
     "InputQuantizer",
@@ -55,21 +47,19 @@ __all__ = [
     "cast_parameters",
     "check_layers",
     "coverage",
+    "input_projections",
     "input_quantizer",
     "linear_layers",
-    "load_quantized",
+    "quant_layers",
     "quantize_model",
     "quantized_linear",
     "replace_module",
-    "save_quantized",
     "set_arithmetic",
     "stored_formats",
     "weight_format",
 ]
 
 FormatLike = Format | str | None
-
-_HEADER = "m2xfp"
 
 
 class InputQuantizer:
@@ -615,14 +605,14 @@ def _quant_attention(
 ) -> QuantMultiheadAttention:
     """Return an attention with its input projections quantized; the output one is already."""
     projections: dict[str, nn.Module] = {"out_proj": attention.out_proj}
-    for name, (weight, bias) in _input_projections(attention).items():
+    for name, (weight, bias) in input_projections(attention).items():
         weight = weight.detach().contiguous()
         packed = None if fmt is None else fmt.quantize(weight)
         projections[name] = QuantLinear(weight, bias, packed, inputs, how)
     return QuantMultiheadAttention(attention, projections)
 
 
-def _input_projections(
+def input_projections(
     attention: nn.MultiheadAttention,
 ) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Return weight and bias of the projections of queries, keys and values."""
@@ -640,7 +630,7 @@ def stored_formats(model: nn.Module) -> tuple[Format | None, Format | None]:
 
     Each is None where there is none, or where layers differ in it.
     """
-    layers = [layer for _, layer in _quant_layers(model)]
+    layers = [layer for _, layer in quant_layers(model)]
     watched = [module for module in model.modules() if is_watched(module)]
     weights = {layer.format for layer in layers}
     weights |= {form.format for module in watched for _, form in packed_weights(module).values()}
@@ -657,7 +647,7 @@ def cast_parameters(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
-    for _, layer in _quant_layers(model):
+    for _, layer in quant_layers(model):
         layer._like = layer._like.to(dtype)
     return model
 
@@ -704,293 +694,10 @@ def coverage(model: nn.Module, skip: Iterable[str] = ()) -> Coverage:
 
 def set_arithmetic(model: nn.Module, arithmetic: Arithmetic) -> None:
     """Let every quantized layer of a model multiply by ``arithmetic``."""
-    for _, layer in _quant_layers(model):
+    for _, layer in quant_layers(model):
         layer.compute_by(arithmetic)
 
 
-def _quant_layers(model: nn.Module) -> Iterator[tuple[str, QuantLinear]]:
+def quant_layers(model: nn.Module) -> Iterator[tuple[str, QuantLinear]]:
+    """Yield the quantized linear layers of a model by name."""
     return ((name, m) for name, m in model.named_modules() if isinstance(m, QuantLinear))
-
-
-def _facts(fmt: Format | None) -> dict[str, Any] | None:
-    return None if fmt is None else {"format": fmt.name, "options": dict(fmt.options)}
-
-
-def _from_facts(facts: "_FormatFacts | None") -> Format | None:
-    return None if facts is None else get_format(facts.format, **facts.options)
-
-
-def save_quantized(path: str | os.PathLike[str], model: nn.Module) -> None:
-    """Write a model that ``quantize_model`` made as one safetensors file.
-
-    A quantized layer NAME has the tensors ``NAME.codes``, ``NAME.scales`` and, where the format
-    has them, ``NAME.meta`` and ``NAME.tensor_scale``; a weight NAME.WEIGHT of a layer with code of
-    its own has ``NAME.WEIGHT.codes`` and so on. Everything else is stored as it is. The header
-    ``m2xfp`` is JSON: formats, options and shape of each layer, and tensors that are another name
-    of a stored one.
-
-    Raises
-    ------
-    InputError
-        The model has no quantized layer.
-    """
-    from safetensors.torch import save_file
-
-    layers = dict(_quant_layers(model))
-    watched = {name: module for name, module in model.named_modules() if is_watched(module)}
-    if not layers and not watched:
-        raise InputError("the model has no quantized layer; call quantize_model first")
-    tensors = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-    facts: dict[str, Any] = {"layers": {}, "aliases": {}, "watched": {}, "attentions": []}
-    facts["attentions"] = [
-        name for name, m in model.named_modules() if isinstance(m, QuantMultiheadAttention)
-    ]
-    for name, module in watched.items():
-        inputs = watched_inputs(module)
-        facts["watched"][name] = {
-            "activations": _facts(inputs.format if inputs else None),
-            "inputs": list(watched_weights(module)),
-            "weights": {
-                own: {
-                    **cast(dict[str, Any], _facts(packed.format)),
-                    "shape": list(packed.shape),
-                    "dim": dim,
-                    "dtype": str(getattr(module, own).dtype).removeprefix("torch."),
-                }
-                for own, (dim, packed) in packed_weights(module).items()
-            },
-        }
-        for own, (_, packed) in packed_weights(module).items():
-            whole = f"{name}.{own}".lstrip(".")
-            del tensors[whole]
-            tensors |= {f"{whole}.{plane}": t.cpu() for plane, t in packed.planes().items()}
-    for name, layer in layers.items():
-        facts["layers"][name] = {
-            "weights": _facts(layer.packed.format if layer.packed else None),
-            "activations": _facts(layer.inputs.format if layer.inputs else None),
-            "shape": list(layer.shape),
-            "dtype": str(layer._like.dtype).removeprefix("torch."),
-        }
-        if layer.packed is not None:
-            planes = layer.packed.planes()
-            tensors |= {f"{name}.{plane}": t.cpu() for plane, t in planes.items()}
-    if isinstance(model, LanguageModel):
-        facts["config"] = asdict(model.config)
-    first: dict[tuple[Any, ...], str] = {}
-    for name, value in list(tensors.items()):
-        place = (value.data_ptr(), value.shape, value.stride())
-        if value.numel() and first.setdefault(place, name) != name:
-            facts["aliases"][name] = first[place]
-            del tensors[name]
-    stored = {name: value.contiguous() for name, value in tensors.items()}
-    with atomic_path(path) as temporary:
-        save_file(stored, temporary, {_HEADER: json.dumps(facts, sort_keys=True)})
-
-
-def load_quantized(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
-    """Read what ``save_quantized`` wrote; the weights that it was made from are not needed.
-
-    Parameters
-    ----------
-    path
-        The file.
-    model
-        A model of the same architecture with any weights, changed in place; None for the bundled
-        architecture, whose shape the file holds.
-
-    Returns
-    -------
-    The model with the same outputs as the saved one, bit for bit, ready for evaluation.
-
-    Raises
-    ------
-    InputError
-        The file is not there, is no such file, or belongs to another architecture.
-    """
-    texts, tensors = read_tensors(path)
-    try:
-        header = parse_json(texts.get(_HEADER, "null"), "the header")
-        if not isinstance(header, dict) or "layers" not in header:
-            raise InputError("it holds no quantized model; save_quantized writes one")
-        facts = typed(_Checkpoint, header, "header")
-        if model is None:
-            if facts.config is None:
-                raise InputError(
-                    "a model of another library; pass a model of its architecture as well"
-                )
-            model = skeleton(facts.config, tensors)
-        model = _restore(model, facts, tensors)
-    except (M2xfpError, AttributeError, RuntimeError, TypeError) as error:
-        fits = type(model).__name__ if model is not None else "the bundled architecture"
-        raise InputError(f"{os.fspath(path)!r} does not fit {fits}: {error}") from error
-    return model.eval()
-
-
-@dataclass(frozen=True)
-class _FormatFacts:
-    """A format in a header."""
-
-    format: str
-    options: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _LayerFacts:
-    """A quantized layer in a header."""
-
-    weights: _FormatFacts | None
-    activations: _FormatFacts | None
-    shape: tuple[int, int]
-    dtype: str
-
-
-@dataclass(frozen=True)
-class _WeightFacts:
-    """A weight, in a header, of a layer with code of its own."""
-
-    format: str
-    options: dict[str, Any]
-    shape: tuple[int, ...]
-    dim: int
-    dtype: str
-
-
-@dataclass(frozen=True)
-class _WatchedFacts:
-    """A layer with code of its own in a header."""
-
-    activations: _FormatFacts | None
-    inputs: tuple[str, ...]
-    weights: dict[str, _WeightFacts]
-
-
-@dataclass(frozen=True)
-class _Checkpoint:
-    """The header of a packed checkpoint."""
-
-    layers: dict[str, _LayerFacts]
-    aliases: dict[str, str]
-    watched: dict[str, _WatchedFacts] = field(default_factory=dict)
-    attentions: tuple[str, ...] = ()
-    config: dict[str, Any] | None = None
-
-
-_LAYER_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in INPUT_DTYPES}
-
-
-def _layer_dtype(name: str, dtype: str) -> torch.dtype:
-    if dtype not in _LAYER_DTYPES:
-        raise InputError(f"layer {name}: dtype {dtype!r}; {', '.join(_LAYER_DTYPES)}")
-    return _LAYER_DTYPES[dtype]
-
-
-def _take_planes(
-    name: str, fmt: Format, shape: tuple[int, ...], tensors: dict[str, Tensor]
-) -> PackedTensor:
-    """Take the planes NAME.codes and so on out of ``tensors``, as a packed tensor."""
-    planes = {n: tensors.pop(f"{name}.{n}") for n in PLANES if f"{name}.{n}" in tensors}
-    try:
-        return PackedTensor.from_planes(fmt, planes, shape)
-    except (M2xfpError, TypeError) as error:
-        raise InputError(f"layer {name}: {error}") from error
-
-
-def _require_shape(name: str, told: tuple[int, ...], own: Iterable[int]) -> None:
-    if tuple(own) != told:
-        raise InputError(f"layer {name} is {list(told)}, and in the model {list(own)}")
-
-
-class _Quantizers:
-    """The quantizers of a checkpoint's inputs: layers that read one tensor share its result."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, InputQuantizer | None] = {}
-
-    def of(self, facts: _FormatFacts | None) -> InputQuantizer | None:
-        """Return the one quantizer of these facts."""
-        key = json.dumps(None if facts is None else asdict(facts))
-        if key not in self._known:
-            self._known[key] = input_quantizer(_from_facts(facts))
-        return self._known[key]
-
-
-def _restore(model: nn.Module, facts: _Checkpoint, tensors: dict[str, Tensor]) -> nn.Module:
-    """Put the layers and tensors of a checkpoint into a model, and return it.
-
-    Everything is looked at before the model is changed.
-    """
-    quantizers = _Quantizers()
-    attentions: dict[str, tuple[nn.Module, QuantMultiheadAttention]] = {}
-    for name in facts.attentions:
-        original = model.get_submodule(name)
-        if not isinstance(original, nn.MultiheadAttention):
-            raise InputError(f"layer {name} is a {type(original).__name__}, no MultiheadAttention")
-        attentions[name] = original, _empty_attention(original)
-    layers: dict[str, tuple[nn.Module, QuantLinear]] = {}
-    for name, layer in facts.layers.items():
-        parent, _, child = name.rpartition(".")
-        original = (
-            attentions[parent][1].get_submodule(child)
-            if parent in attentions
-            else model.get_submodule(name)
-        )
-        dtype, fmt = _layer_dtype(name, layer.dtype), _from_facts(layer.weights)
-        own = getattr(original, "shape", None) or getattr(original, "weight", torch.empty(0)).shape
-        _require_shape(name, layer.shape, own[::-1] if is_transposed_linear(original) else own)
-        packed = None if fmt is None else _take_planes(name, fmt, layer.shape, tensors)
-        weight = torch.empty(layer.shape, dtype=dtype, device="meta")
-        bias = getattr(original, "bias", None)
-        restored = QuantLinear(weight, bias, packed, quantizers.of(layer.activations))
-        layers[name] = original, restored
-        if packed is not None:
-            tensors |= {f"{name}.{n}": restored.get_parameter(n) for n in packed.planes()}
-    watched = {
-        name: _restore_watched(name, model.get_submodule(name), told, tensors)
-        for name, told in facts.watched.items()
-    }
-    for name, source in facts.aliases.items():
-        if source not in tensors or name in tensors:
-            raise InputError(f"alias {name!r} of {source!r}: no such tensor, or one of that name")
-        tensors[name] = tensors[source]
-    for name, tensor in model.state_dict().items():
-        if name in tensors and tensors[name].is_floating_point() != tensor.is_floating_point():
-            raise InputError(f"{name} is {tensors[name].dtype}, and in the model {tensor.dtype}")
-    for name, forms in watched.items():
-        told = facts.watched[name]
-        watch(model.get_submodule(name), told.inputs, forms, quantizers.of(told.activations))
-    for attention, replaced in attentions.values():
-        model = replace_module(model, attention, replaced)
-    for original, restored in layers.values():
-        model = replace_module(model, original, restored)
-    model.load_state_dict(tensors, assign=True)
-    return model
-
-
-def _restore_watched(
-    name: str, module: nn.Module, facts: _WatchedFacts, tensors: dict[str, Tensor]
-) -> dict[str, tuple[int, PackedTensor]]:
-    """Decode the weights of a layer with code of its own into ``tensors``; return them packed."""
-    forms = {}
-    for own, told in facts.weights.items():
-        whole = f"{name}.{own}".lstrip(".")
-        dtype, fmt = _layer_dtype(whole, told.dtype), get_format(told.format, **told.options)
-        if told.dim not in (-1, -2) or len(told.shape) < -told.dim:
-            raise InputError(f"layer {whole}: dim {told.dim}; must be -1 or -2")
-        packed = _take_planes(whole, fmt, told.shape, tensors)
-        tensors[whole] = decoded(packed, told.dim, dtype)
-        _require_shape(whole, tuple(tensors[whole].shape), getattr(module, own).shape)
-        forms[own] = told.dim, packed
-    for own in facts.inputs:
-        if not isinstance(getattr(module, own, None), Tensor):
-            raise InputError(f"layer {name} has no weight {own!r}")
-    return forms
-
-
-def _empty_attention(attention: nn.MultiheadAttention) -> QuantMultiheadAttention:
-    """Return an attention whose projections have shapes and no values."""
-    with_bias = attention.in_proj_bias is not None
-    projections: dict[str, nn.Module] = {"out_proj": attention.out_proj}
-    for name, (weight, _) in _input_projections(attention).items():
-        out, given = weight.shape
-        projections[name] = nn.Linear(given, out, bias=with_bias, device="meta")
-    return QuantMultiheadAttention(attention, projections)

@@ -53,7 +53,8 @@ from m2xfp.fpga.protocol import Decoder, Frame, Identity, encode, unpack_records
 from m2xfp.golden import PackedTensor, get_format
 from m2xfp.models.checkpoints import open_checkpoint
 from m2xfp.models.lm import LanguageModel, ModelConfig, load_model, save_model
-from m2xfp.models.quantized import load_quantized, quantize_model, save_quantized
+from m2xfp.models.packed_model import load_quantized, save_quantized
+from m2xfp.models.quantized import quantize_model
 from m2xfp.results import RESULTS
 from m2xfp.rtl.catalog import UNITS
 from m2xfp.rtl.chip import read_chip

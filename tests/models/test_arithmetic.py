@@ -14,13 +14,12 @@ from m2xfp.golden import computing, dot, get_format, matmul
 from m2xfp.models.arithmetic import Arithmetic
 from m2xfp.models.evaluate import Case, cut_windows, quantized, window_nats
 from m2xfp.models.lm import HELD_OUT, LanguageModel, as_tokens, load_model
+from m2xfp.models.packed_model import load_quantized, save_quantized
 from m2xfp.models.quantized import (
     InputQuantizer,
     QuantAttention,
     QuantLinear,
-    load_quantized,
     quantize_model,
-    save_quantized,
     set_arithmetic,
 )
 from m2xfp.synth.studies.linear_layers import linear_layers_by

@@ -15,12 +15,11 @@ from m2xfp.golden import get_format
 from m2xfp.models.arithmetic import Arithmetic
 from m2xfp.models.layers import find_layers, multiplied_weights
 from m2xfp.models.operands import QuantMultiheadAttention
+from m2xfp.models.packed_model import load_quantized, save_quantized
 from m2xfp.models.quantized import (
     QuantLinear,
     coverage,
-    load_quantized,
     quantize_model,
-    save_quantized,
 )
 
 transformers = pytest.importorskip("transformers")

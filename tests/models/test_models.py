@@ -12,14 +12,13 @@ from torch.nn import functional as F  # noqa: N812
 from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.golden import Format, get_format
 from m2xfp.models.lm import LanguageModel, ModelConfig
+from m2xfp.models.packed_model import load_quantized, save_quantized
 from m2xfp.models.quantized import (
     InputQuantizer,
     QuantAttention,
     QuantLinear,
     linear_layers,
-    load_quantized,
     quantize_model,
-    save_quantized,
 )
 
 SHAPE = ModelConfig(width=64, layers=2, heads=2, hidden=96, context=32)
