@@ -1,15 +1,11 @@
 """Hugging Face's own doors: ``from_pretrained(..., quantization_config=M2xfpConfig(...))``.
 
-Importing this module tells transformers of the method ``m2xfp``. A model is then quantized tensor by
-tensor while it is loaded, ``save_pretrained`` writes it packed, and ``from_pretrained`` of that
+Importing this module tells transformers of the method ``m2xfp``. A model is then quantized tensor
+by tensor while it is loaded, ``save_pretrained`` writes it packed, and ``from_pretrained`` of that
 folder reads the packed tensors; ``device_map`` and ``generate`` are transformers' own.
-
->>> from transformers import AutoModelForCausalLM  # doctest: +SKIP
->>> from m2xfp.models.huggingface import M2xfpConfig  # doctest: +SKIP
->>> config = M2xfpConfig("m2xfp-weight", "m2xfp-act")  # doctest: +SKIP
->>> model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)  # doctest: +SKIP
 """
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -117,7 +113,8 @@ class M2xfpQuantizer(HfQuantizer):  # type: ignore[misc]
     quantization_config: M2xfpConfig
 
     def __init__(self, quantization_config: M2xfpConfig, **options: Any) -> None:
-        super().__init__(quantization_config, **options)
+        # A copy, in which the layers that were left out are named for the model at hand.
+        super().__init__(copy.deepcopy(quantization_config), **options)
         self.weights: Format | None = weight_format(quantization_config.weights)
         self.inputs = input_quantizer(quantization_config.activations)
         self.targets: dict[str, Weight] = {}
@@ -182,10 +179,9 @@ class M2xfpQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
         config = self.quantization_config
-        if not config.head:
-            heads = [name for name in head_layers(model) if name not in _skipped(config)]
-            config.modules_to_not_convert = [*config.modules_to_not_convert, *heads]
-            config.head = True  # what is left out is all told by name from here on
+        if not config.head and not self.pre_quantized:
+            told = (*config.modules_to_not_convert, *head_layers(model))
+            config.modules_to_not_convert = list(dict.fromkeys(told))
         found = find_layers(model, config.modules_to_not_convert).quantized
         attentions = {
             id(part)
@@ -252,7 +248,7 @@ class M2xfpQuantizer(HfQuantizer):  # type: ignore[misc]
     def quantize(self, model: nn.Module, weight: Weight, value: Tensor) -> None:
         """Put a weight that was just loaded into the model, quantized."""
         module = weight.module
-        setattr(module, weight.parameter, nn.Parameter(value, requires_grad=False))
+        setattr(module, weight.parameter, _loaded(value))
         check_weights([weight], self.quantization_config.allow_nan or self.weights is None)
         if _is_replaced(weight):
             new = quantized_linear(module, self.weights, self.inputs)
@@ -283,8 +279,11 @@ class M2xfpQuantizer(HfQuantizer):  # type: ignore[misc]
             quantize_in_place(own, self.weights, self.inputs)
 
 
-def _skipped(config: M2xfpConfig) -> list[str]:
-    return list(config.modules_to_not_convert)
+def _loaded(value: Tensor) -> nn.Parameter:
+    """Return a parameter that transformers does not set to random values any more."""
+    parameter = nn.Parameter(value, requires_grad=False)
+    parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+    return parameter
 
 
 def _is_replaced(weight: Weight) -> bool:
@@ -386,9 +385,7 @@ class _Decode(_Step):
             shape[weight.dim], shape[-1] = shape[-1], shape[weight.dim]
             packed = PackedTensor.from_planes(quantizer.weights, planes, tuple(shape))
             value = decoded(packed, weight.dim, weight.value.dtype)
-            parameter = nn.Parameter(value, requires_grad=False)
-            parameter._is_hf_initialized = True  # type: ignore[attr-defined]
-            setattr(weight.module, weight.parameter, parameter)
+            setattr(weight.module, weight.parameter, _loaded(value))
             quantizer.put(weight, packed)
 
         return self.guarded(full_layer_name, missing_keys, act)
