@@ -23,6 +23,7 @@ PACKAGES = {
     "distributed": ("distributed", "explore"),
     "transformers": ("transformers", "hf"),
     "accelerate": ("accelerate", "hf"),
+    "peft": ("peft", "hf"),
     "lm_eval": ("lm-eval", "harness"),
     "serial": ("pyserial", "fpga"),
     "amaranth_boards": ("amaranth-boards", "fpga"),

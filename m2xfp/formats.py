@@ -18,6 +18,8 @@ __all__ = [
     "AMXFP4",
     "BF16",
     "BLOCK_FORMATS",
+    "CANDIDATES",
+    "CHOICES",
     "E2M1",
     "E2M3",
     "E3M2",
@@ -48,6 +50,7 @@ __all__ = [
     "MXINT8",
     "NO_METADATA",
     "NVFP4",
+    "QUOTIENTS",
     "SCALE_MODES",
     "SCALE_RULES",
     "SM3",
@@ -162,7 +165,7 @@ class FloatElement:
 
 @dataclass(frozen=True)
 class IntElement:
-    """A symmetric two's-complement element: code * 2^-fraction_bits, most negative code unused.
+    """A two's-complement element: code * 2^-fraction_bits.
 
     Members
     -------
@@ -172,11 +175,14 @@ class IntElement:
         Bits of one code.
     fraction_bits
         Weight of the least significant bit is 2^-fraction_bits.
+    full_range
+        Whether the most negative code is used too; else the element is symmetric.
     """
 
     name: str
     bits: int
     fraction_bits: int
+    full_range: bool = False
 
     @property
     def max_code(self) -> int:
@@ -264,9 +270,12 @@ FP32_SCALE = Scale(
 GROUP_SIZES = (8, 16, 32, 64, 128, 256)
 """Values that a group can have."""
 
-SCALE_RULES = ("floor", "ceil", "rtn1", "rtn2", "even", "rtne")
+SCALE_RULES = ("floor", "ceil", "rtn1", "rtn2", "even", "rtne", "even-e2m1")
 SCALE_MODES = ("pot", "pot-r", "float", "e4m3", "e5m2")
-TIES = ("even", "away")
+TIES = ("even", "away", "zero")
+CHOICES = ("lowest", "highest")
+CANDIDATES = ("steps", "octaves")
+QUOTIENTS = ("exact", "reciprocal")
 
 
 @dataclass(frozen=True)
@@ -283,11 +292,15 @@ class Metadata:
         Bits a subgroup.
     subgroup
         Values that share one metadata field.
+    choice
+        ``elem-em``: which of equally large codes is refined, the one of the ``lowest`` or of the
+        ``highest`` index.
     """
 
     name: str
     bits: int = 0
     subgroup: int = 0
+    choice: str = "lowest"
 
 
 NO_METADATA = Metadata("none")
@@ -313,7 +326,7 @@ class BlockFormat:
         ``symmetric``: one scale a group; ``split``: one for positive values, then one for the
         others; ``affine``: a scale, then a zero point of 64 bits (float64).
     ties
-        How ties round: ``even`` or ``away`` from zero.
+        How ties round: ``even``, ``away`` from zero or towards ``zero``.
     """
 
     name: str
@@ -374,15 +387,20 @@ class BlockFormat:
         if self.scale.name == "e8m0":
             names.append("scale_rule")
         if self.scale.name == "e4m3":
-            names.append("tensor_scale")
+            names += ["tensor_scale", "scale_floor"]
+            if self.metadata.name != "sg-em":
+                names.append("quotient")
         elif self.scaling != "affine" and self.metadata.name in ("none", "elem-em"):
             names.append("scale_mode")
         if self.metadata.name in ("elem-em", "sg-em"):
             names.append("subgroup")
+        if self.metadata.name == "elem-em":
+            names.append("choice")
         if self.metadata.name == "sg-em":
             names.append("adaptive")
-            if self.scale.name == "e8m0":
-                names += ["search", "fraction_bits"]
+            names += ["search", "fraction_bits"] if self.scale.name == "e8m0" else ["candidates"]
+        if isinstance(self.element, IntElement) and self.scaling != "affine":
+            names.append("full_range")
         return tuple(sorted(names))
 
 

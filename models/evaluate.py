@@ -29,6 +29,7 @@ from m2xfp.models.quantized import (
     input_quantizer,
     quantize_model,
     set_arithmetic,
+    weight_format,
 )
 
 __all__ = [
@@ -102,10 +103,14 @@ class Case:
         operands: str = "m2xfp-act",
         arithmetic: Arithmetic = FLOAT,
     ) -> "Case":
-        """Build from names as ``parse_format`` takes them."""
+        """Build from names as ``parse_format`` takes them.
+
+        Weights have two levels of scales where the format can and does not say, as
+        ``weight_format`` has it.
+        """
         held = parse_format(cache)
         return cls(
-            parse_format(weights),
+            None if weights == "none" else weight_format(weights),
             parse_format(activations),
             held,
             None if held is None else parse_format(operands),

@@ -53,6 +53,7 @@ __all__ = [
     "linear_layers",
     "quant_layers",
     "quantize_model",
+    "quantized_linear",
     "replace_module",
     "set_arithmetic",
     "stored_formats",
@@ -228,7 +229,7 @@ class QuantLinear(nn.Module):
         """Decode some rows of the packed weight, in the type of the model."""
         packed = self.packed
         assert packed is not None
-        planes = {n: p if n == "tensor_scale" else p[rows] for n, p in packed.planes().items()}
+        planes = {n: p[rows] if p.ndim else p for n, p in packed.planes().items()}
         shape = (len(planes["codes"]), self.in_features)
         part = _joined(packed.format, planes, torch.Size(shape))
         return part.dequantize(self._like.dtype)
@@ -326,7 +327,7 @@ class QuantAttention(TorchFunctionMode):
         arithmetic: Arithmetic | str = FLOAT,
     ) -> None:
         super().__init__()
-        self.cache = get_format(cache) if isinstance(cache, str) else cache
+        self.cache = _refuse_batch(get_format(cache) if isinstance(cache, str) else cache, "cache")
         self.operands = _refuse_search(operands, "operands")
         if isinstance(arithmetic, str):
             arithmetic = Arithmetic(arithmetic)
@@ -391,10 +392,6 @@ class QuantAttention(TorchFunctionMode):
         return product.unflatten(-2, (-1, heads[1])).flatten(-4, -3)
 
 
-def _as_format(value: FormatLike) -> Format | None:
-    return get_format(value) if isinstance(value, str) else value
-
-
 def _refuse_search(value: Format | str, argument: str) -> Format:
     """Return a format for values that are quantized on the fly; Sg-EM searches, so it is none."""
     fmt = get_format(value) if isinstance(value, str) else value
@@ -404,16 +401,39 @@ def _refuse_search(value: Format | str, argument: str) -> Format:
             f"weights and caches; pass {fmt.name.replace('weight', 'act')} or another format "
             "without search"
         )
+    return _refuse_batch(fmt, argument)
+
+
+def _refuse_batch(fmt: Format, argument: str) -> Format:
+    """Return a format whose values of one token do not depend on what else is in a batch."""
+    if fmt.level == "auto":
+        raise InputError(
+            f"{argument}: {fmt.name} with tensor_scale=auto takes its scale from the whole batch, "
+            "so a result would depend on what it is computed with; pass tensor_scale=token (one "
+            "for each row), a number that was calibrated, or leave it out for one level"
+        )
     return fmt
 
 
 def weight_format(weights: FormatLike) -> Format | None:
-    """Return the format for weights, by name or ready made; None stays None."""
-    return _as_format(weights)
+    """Return the format for weights, by name or ready made; None stays None.
+
+    A name of a format that can have a tensor scale and does not say is that with
+    ``tensor_scale=auto``: with one level, blocks below 6 * 2^-10 are zero, as those of many weights
+    are. A format made by ``get_format`` is taken as it is.
+    """
+    if not isinstance(weights, str):
+        return weights
+    fmt = get_format(weights)
+    told = "tensor_scale" in dict(fmt.options) or "tensor_scale" not in fmt.block.options
+    return fmt if told else get_format(weights, tensor_scale="auto")
 
 
 def input_quantizer(activations: FormatLike) -> InputQuantizer | None:
-    """Return the quantizer of layer inputs; InputError for a format that searches (Sg-EM)."""
+    """Return the quantizer of layer inputs.
+
+    InputError for a format that searches (Sg-EM), or whose tensor scale is that of a whole batch.
+    """
     if activations is None:
         return None
     return InputQuantizer(_refuse_search(activations, "activations"))
@@ -491,7 +511,8 @@ def quantize_model(
         Any torch model; on any device, in float32, bfloat16 or float16.
     weights, activations
         Formats of weights and of layer inputs, by name or as made by ``get_format``; None leaves
-        them as they are.
+        them as they are. Weights of a format called by its name have two levels of scales where
+        they can, see ``weight_format``.
     skip
         Layers to leave alone: names or patterns such as ``lm_head`` or ``*.o_proj``.
     allow_nan
@@ -531,7 +552,7 @@ def quantize_model(
         if isinstance(module, nn.MultiheadAttention):
             continue  # after its output projection
         if is_transposed_linear(module) or is_plain_linear(module):
-            model = replace_module(model, module, _quant_linear(module, fmt, inputs, arithmetic))
+            model = replace_module(model, module, quantized_linear(module, fmt, inputs, arithmetic))
         else:
             quantize_in_place(own, fmt, inputs)
     for attention in attentions:
@@ -564,8 +585,11 @@ def _is_replaced(module: nn.Module) -> bool:
     return replaced or isinstance(module, nn.MultiheadAttention)
 
 
-def _quant_linear(
-    module: nn.Module, fmt: Format | None, inputs: InputQuantizer | None, how: Arithmetic
+def quantized_linear(
+    module: nn.Module,
+    fmt: Format | None,
+    inputs: InputQuantizer | None,
+    how: Arithmetic = FLOAT,
 ) -> QuantLinear:
     """Return a linear layer, in either layout of its weight, quantized."""
     weight, bias = cast(Tensor, module.weight).detach(), cast(Tensor | None, module.bias)

@@ -257,7 +257,9 @@ _SUBGROUPS = (4, 8, 16, 32)
 _M2XFP = _m2xfp()
 _M2NVFP4 = _both("m2nvfp4-weight", "m2nvfp4-act")
 _M2NVFP4_8 = _both("m2nvfp4-weight:subgroup=8", "m2nvfp4-act:subgroup=8")
-_TWO_LEVELS = ":tensor_scale=auto"
+_WEIGHTS_NVFP4 = Case.parse("nvfp4"), Case.parse("nvfp4:tensor_scale=none")
+_NVFP4_ONE = _both("nvfp4:tensor_scale=none", "nvfp4")
+_NVFP4_TWO = _both("nvfp4", "nvfp4:tensor_scale=token")
 
 
 def _elem_em(subgroup: int) -> Case:
@@ -310,19 +312,24 @@ TABLES = (
     ),
     StudyTable(
         "Activations only",
-        "Weights as they are.",
+        "Weights as they are. Of equally large codes Elem-EM refines the first, by rule; "
+        "`choice=highest` is the last, as another implementation may choose.",
         (
             FP,
-            *(Case.parse(activations=name) for name in ("mxfp4", "smx4", "nvfp4", "m2xfp-act")),
+            *(Case.parse(activations=name) for name in ("mxfp4", "smx4", "nvfp4")),
+            Case.parse(activations="nvfp4:tensor_scale=token"),
+            *(Case.parse(activations=name) for name in ("m2xfp-act", "m2xfp-act:choice=highest")),
         ),
         (Case.parse(activations="m2xfp-act"), Case.parse(activations="nvfp4")),
     ),
     StudyTable(
         "Weights only",
-        "Activations as they are; Sg-EM with the shared scale fixed and adaptive.",
+        "Activations as they are; NVFP4 with one level of scales and with two, Sg-EM with the "
+        "shared scale fixed and adaptive.",
         (
             FP,
-            *(Case.parse(weights=name) for name in ("mxfp4", "smx4", "nvfp4", "m2xfp-act")),
+            *(Case.parse(weights=name) for name in ("mxfp4", "smx4", "nvfp4:tensor_scale=none")),
+            *(Case.parse(weights=name) for name in ("nvfp4", "m2xfp-act")),
             Case.parse(weights="m2xfp-weight:adaptive=false"),
             Case.parse(weights="m2xfp-weight"),
         ),
@@ -345,14 +352,17 @@ TABLES = (
     ),
     StudyTable(
         "Metadata on NVFP4",
-        "Weights and activations (the paper's Table 6); one level of scales, and two.",
+        "Weights and activations (the paper's Table 6): one level of scales, two for the weights, "
+        "and two for the activations of each token too.",
         (
             FP,
+            _NVFP4_ONE,
             _both("nvfp4"),
+            _NVFP4_TWO,
             _M2NVFP4_8,
             _M2NVFP4,
-            _both("nvfp4" + _TWO_LEVELS),
-            _both("m2nvfp4-weight" + _TWO_LEVELS, "m2nvfp4-act" + _TWO_LEVELS),
+            _both("m2nvfp4-weight:candidates=octaves", "m2nvfp4-act"),
+            _both("m2nvfp4-weight", "m2nvfp4-act:tensor_scale=token"),
         ),
     ),
     StudyTable(
@@ -403,6 +413,12 @@ CLAIMS = (
         Case.parse(activations="m2xfp-act"),
         Case.parse(activations="mxfp4"),
     ),
+    Claim(
+        "activations: Elem-EM is better with the last of equal codes than with the first",
+        Case.parse(activations="m2xfp-act:choice=highest"),
+        Case.parse(activations="m2xfp-act"),
+    ),
+    Claim("two levels of scales are better for NVFP4 weights than one", *_WEIGHTS_NVFP4),
     Claim(
         "activations: Elem-EM is better than NVFP4",
         Case.parse(activations="m2xfp-act"),

@@ -26,8 +26,16 @@ def spec_of(name: str, **options: object) -> reference.Spec:
                 str(value), "e8m0"
             )
             facts["rule"] = "even" if value == "pot-r" else "floor"
-        elif option in ("ties", "group", "subgroup", "adaptive", "fraction_bits"):
+        elif option in ("ties", "group", "subgroup", "adaptive", "fraction_bits", "choice"):
             facts[option] = value
+        elif option == "scale_floor":
+            facts["floor"] = Fraction(value)
+        elif option == "full_range":
+            facts["element"] = replace(spec.element, full_range=value)
+        elif option in ("quotient", "candidates"):
+            facts[{"quotient": "reciprocal", "candidates": "octaves"}[option]] = value in (
+                *("reciprocal", "octaves"),
+            )
         else:
             assert option in ("search", "tensor_scale"), option
     return replace(spec, **facts)
@@ -43,13 +51,17 @@ def check_bits(name: str, kind: str, raw: np.ndarray, **options: object) -> None
     with computing("plain"):
         packed = fmt.quantize(x)
     rows = [[reference.from_bits(kind, int(bits)) for bits in row] for row in raw]
-    unit = Fraction(1)
-    if options.get("tensor_scale") == "auto":
-        unit = reference.tensor_scale(spec, [value for row in rows for value in row])
-        assert Fraction(packed.tensor_scale.item()) == unit
-    elif "tensor_scale" in options:
-        unit = Fraction(packed.tensor_scale.item())
-    expected = [reference.quantize(spec, row, unit) for row in rows]
+    units = [Fraction(1)] * len(rows)
+    if options.get("tensor_scale") == "token":
+        units = [reference.tensor_scale(spec, row) for row in rows]
+        assert [Fraction(g) for g in packed.tensor_scale.tolist()] == units
+    elif options.get("tensor_scale") == "auto":
+        units = [reference.tensor_scale(spec, [v for row in rows for v in row])] * len(rows)
+        assert Fraction(packed.tensor_scale.item()) == units[0]
+    elif options.get("tensor_scale") is not None:
+        units = [Fraction(packed.tensor_scale.item())] * len(rows)
+    pairs = zip(rows, units, strict=True)
+    expected = [reference.quantize(spec, row, unit) for row, unit in pairs]
     found = packed.groups().squeeze(1).numpy()
     for i, group in enumerate(expected):
         wanted = reference.group_bytes(spec, group)
@@ -59,7 +71,7 @@ def check_bits(name: str, kind: str, raw: np.ndarray, **options: object) -> None
                 f"{name} {options} {kind} group {i}: {[hex(v) for v in raw[i]]}\n"
                 f"golden    {codes} {scales} {meta}\nreference {group}"
             )
-    check_values(fmt, spec, packed.groups(), expected, unit, packed.tensor_scale)
+    check_values(fmt, spec, packed.groups(), expected, units, packed.tensor_scale)
     for path in ("plain", "auto"):
         with computing(path):
             assert torch.equal(fmt.quantize(x).groups(), packed.groups())
@@ -67,10 +79,11 @@ def check_bits(name: str, kind: str, raw: np.ndarray, **options: object) -> None
             assert np.array_equal(fake, to_bits(packed.dequantize(DTYPES[kind])))
 
 
-def check_values(fmt, spec, groups, expected, unit=Fraction(1), tensor_scale=None) -> None:
+def check_values(fmt, spec, groups, expected, units=None, tensor_scale=None) -> None:
     """Dequantize to every type and compare with one rounding of the exact values."""
     packed = PackedTensor.from_groups(fmt, groups, tensor_scale=tensor_scale)
-    exact = [reference.dequantize(spec, group, unit) for group in expected]
+    pairs = zip(expected, units or [Fraction(1)] * len(expected), strict=True)
+    exact = [reference.dequantize(spec, group, unit) for group, unit in pairs]
     for kind, dtype in DTYPES.items():
         wanted = np.array([[reference.to_bits(kind, v) for v in row] for row in exact])
         for path in ("plain", "auto"):

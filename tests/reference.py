@@ -63,6 +63,10 @@ def round_even(x: Fraction) -> int:
     return round(x)  # Python rounds a Fraction to the nearest integer, ties to even
 
 
+def round_zero(x: Fraction) -> int:
+    return ceil(x - HALF) if x >= 0 else floor(x + HALF)
+
+
 def round_away(x: Fraction) -> int:
     return floor(x + HALF) if x >= 0 else ceil(x - HALF)
 
@@ -97,6 +101,7 @@ class Integer:
     bits: int
     fraction_bits: int
     emax: int = 0
+    full_range: bool = False
 
     @property
     def top_fraction_bits(self) -> int:
@@ -107,8 +112,9 @@ class Integer:
         return Fraction((1 << (self.bits - 1)) - 1, 1 << self.fraction_bits)
 
     def code(self, sign: int, y: Fraction, ties: str) -> int:
-        steps = (round_away if ties == "away" else round_even)(y * (1 << self.fraction_bits))
-        steps = min(steps, (1 << (self.bits - 1)) - 1)
+        rounded = {"even": round_even, "away": round_away, "zero": round_zero}[ties]
+        steps = rounded(y * (1 << self.fraction_bits))
+        steps = min(steps, (1 << (self.bits - 1)) - 1 + bool(sign and self.full_range))
         return (-steps if sign else steps) % (1 << self.bits)
 
     def value(self, code: int) -> Value:
@@ -117,13 +123,13 @@ class Integer:
 
 
 def nearest(y: Fraction, grid: tuple[Fraction, ...], ties: str) -> int:
-    """Return the index of the nearest magnitude; ties to the even index or away; saturating."""
+    """Return the index of the nearest magnitude; ties to the even index, away, to zero."""
     low = bisect_right(grid, y) - 1
     if low == len(grid) - 1:
         return low
     middle = (grid[low] + grid[low + 1]) / 2
     if y == middle:
-        return low + 1 if ties == "away" else low + low % 2
+        return low + {"even": low % 2, "away": 1, "zero": 0}[ties]
     return low + int(y > middle)
 
 
@@ -176,6 +182,10 @@ class Spec:
     sides: int = 1
     adaptive: bool = True
     fraction_bits: int | None = None  # None: exact search
+    choice: str = "lowest"
+    floor: Fraction = Fraction(0)  # the smallest scale
+    reciprocal: bool = False
+    octaves: bool = False
 
 
 SPECS = {
@@ -220,13 +230,33 @@ def fit_scale(spec: Spec, amax: Fraction, unit: Fraction) -> int:
     if spec.scale == "e8m0":
         return fit_e8m0(spec, amax)
     wanted = amax / (spec.element.largest * unit)
+    if spec.reciprocal:
+        wanted = single(single(amax / spec.element.largest) / unit)
+        wanted = SCALE_GRIDS[spec.scale][-1] if wanted is None else wanted
     if spec.scale == "fp32":
         code = fp32_nearest(wanted, spec.ties)
         return code or 0x3F800000
-    code = nearest(wanted, SCALE_GRIDS[spec.scale], spec.ties)
+    code = nearest(max(wanted, spec.floor), SCALE_GRIDS[spec.scale], spec.ties)
     if code == 0 and spec.scale != "e4m3":
         code = SCALE_GRIDS[spec.scale].index(Fraction(1))
     return code
+
+
+def single(x: Fraction | None) -> Fraction | None:
+    """Round once to float32; None is an infinity."""
+    return None if x is None else from_bits("fp32", to_bits("fp32", (0, x)))[1]
+
+
+def scaled(spec: Spec, x: Fraction, scale: Fraction, unit: Fraction) -> Fraction:
+    """Return a magnitude over its scale, as exactly as the convention has it."""
+    if not scale:
+        return Fraction(0)
+    if not spec.reciprocal:
+        return x / (scale * unit)
+    factor = single(1 / unit)
+    factor = None if factor is None else single(factor / scale)
+    y = None if factor is None else single(x * factor)
+    return y if y is not None else Fraction(bool(x)) * spec.element.largest
 
 
 def fp32_nearest(x: Fraction, ties: str) -> int:
@@ -253,9 +283,10 @@ def fit_e8m0(spec: Spec, amax: Fraction) -> int:
         n = floor_log2(2 * (amax / largest) ** 2) // 2
     elif spec.rule == "rtn2":
         n = floor_log2(2 * amax**2) // 2 - emax
-    elif spec.rule == "even":
+    elif spec.rule in ("even", "even-e2m1"):
         m = amax / pow2(floor_log2(amax))
-        n += m >= 2 - pow2(-(spec.element.top_fraction_bits + 1))
+        bits = 1 if spec.rule == "even-e2m1" else spec.element.top_fraction_bits
+        n += m >= 2 - pow2(-(bits + 1))
     return min(max(n + 127, 0), 254)
 
 
@@ -283,8 +314,7 @@ def quantize(spec: Spec, values: list[Value], unit: Fraction = Fraction(1)) -> G
     field = fit_scale(spec, max(m for _, m in values), unit)
     if spec.metadata == "sg-em":
         return search(spec, values, field, unit)
-    scale = scale_value(spec, field) * unit
-    y = [m / scale if scale else Fraction(0) for _, m in values]
+    y = [scaled(spec, m, scale_value(spec, field), unit) for _, m in values]
     meta: list[int] = []
     if spec.metadata == "pair":
         for i in range(0, spec.group, spec.subgroup):
@@ -294,15 +324,16 @@ def quantize(spec: Spec, values: list[Value], unit: Fraction = Fraction(1)) -> G
     codes = tuple(spec.element.code(s, v, spec.ties) for (s, _), v in zip(values, y, strict=True))
     if spec.metadata == "elem-em":
         for i in range(0, spec.group, spec.subgroup):
-            top = top_index([code & 7 for code in codes[i : i + spec.subgroup]])
+            top = top_index([code & 7 for code in codes[i : i + spec.subgroup]], spec.choice)
             c4 = codes[i + top] & 7
             c6 = E2M3.magnitude(y[i + top], spec.ties)
             meta.append(min(max(c6 + 1, 4 * c4), 4 * c4 + 3) - 4 * c4)
     return Group(codes, (field,), tuple(meta))
 
 
-def top_index(magnitudes: list[int]) -> int:
-    return magnitudes.index(max(magnitudes))
+def top_index(magnitudes: list[int], choice: str) -> int:
+    largest = [i for i, magnitude in enumerate(magnitudes) if magnitude == max(magnitudes)]
+    return largest[0 if choice == "lowest" else -1]
 
 
 def search(spec: Spec, values: list[Value], fitted: int, unit: Fraction) -> Group:
@@ -319,8 +350,13 @@ def search(spec: Spec, values: list[Value], fitted: int, unit: Fraction) -> Grou
         candidates = [c for c in (fitted - 1, fitted, fitted + 1) if 0 <= c <= 254]
     elif fitted == 0:
         candidates = [0]
+    elif spec.octaves:
+        grid = SCALE_GRIDS[spec.scale]
+        wanted = [grid[fitted] * factor for factor in (HALF, 1, 2)]
+        candidates = [grid.index(s) for s in wanted if s in grid and s >= spec.floor]
     else:
         candidates = [c for c in (fitted - 1, fitted, fitted + 1) if 1 <= c <= 126]
+        candidates = [c for c in candidates if SCALE_GRIDS[spec.scale][c] >= spec.floor]
     best = None
     for candidate in candidates if spec.adaptive else [fitted]:
         total, codes, fields = Fraction(0), [], []
@@ -385,7 +421,7 @@ def dequantize(spec: Spec, group: Group, unit: Fraction = Fraction(1)) -> list[V
         for j, field in enumerate(group.meta):
             start = j * spec.subgroup
             magnitudes = [code & 7 for code in group.codes[start : start + spec.subgroup]]
-            i = top_index(magnitudes)
+            i = top_index(magnitudes, spec.choice)
             fine = E2M3_GRID[max(4 * magnitudes[i] + field - 1, 0)]
             values[start + i] = (values[start + i][0], fine)
     result: list[Value] = []

@@ -60,9 +60,7 @@ class ScaledCoder:
         stored = self.scale.fit(amax, unit)
         if isinstance(self.refinement, SubgroupScale):
             return self.refinement.encode(x, stored, unit, source)
-        scale = self._select(self.scale.value(stored), x <= 0) * unit
-        # A zero scale gives zero codes; the sign of x stays.
-        y = torch.where(scale > 0, x / scale, x * 0.0)
+        y = self.scale.divide(x, self._select(self.scale.value(stored), x <= 0), unit)
         codes, fields = self.refinement.encode(y)
         return codes, stored, fields
 

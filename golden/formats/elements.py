@@ -1,7 +1,8 @@
 """Element codecs: scaled values to codes and back, for every element of ``m2xfp.formats``.
 
 One float rounder and one integer rounder serve all elements, from their descriptions. Rounding is
-to the nearest, ties to the even code or away from zero, saturating at the largest code.
+to the nearest, ties to the even code, away from zero or towards zero, saturating at the largest
+code.
 
 Sources: OCP Microscaling Formats (MX) v1.0, sections 5.3 and 6; IEEE 754-2019, section 4.3.
 """
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from m2xfp.formats import FloatElement, IntElement
-from m2xfp.golden.formats.numeric import exponent, power_of_two, round_half_away
+from m2xfp.golden.formats.numeric import ROUNDINGS, exponent, power_of_two
 
 __all__ = ["decode", "decode_magnitude", "encode", "encode_magnitude", "reach"]
 
@@ -25,13 +26,13 @@ def encode_magnitude(y: Tensor, element: FloatElement, ties: str = "even") -> Te
     element
         The minifloat.
     ties
-        ``even``: to the even code; ``away``: to the larger magnitude.
+        ``even``: to the even code; ``away``: to the larger magnitude; ``zero``: to the smaller one.
     """
     y = y.clamp(max=float(element.max_value))
     lowest = 1 - element.bias  # exponent of the smallest normal, and of the subnormals
     e = exponent(y).clamp(min=lowest)
     steps = y * power_of_two(element.mantissa_bits - e)
-    rounded = round_half_away(steps) if ties == "away" else steps.round()
+    rounded = ROUNDINGS[ties](steps)
     # A normal significand holds its hidden bit, so adding the exponent field carries by itself.
     return ((e - lowest) << element.mantissa_bits) + rounded.long()
 
@@ -57,16 +58,15 @@ def decode_magnitude(codes: Tensor, element: FloatElement) -> Tensor:
 def encode(y: Tensor, element: FloatElement | IntElement, ties: str = "even") -> Tensor:
     """Round signed float64 values to codes (int64), saturating.
 
-    A minifloat keeps the sign bit of ``y``, for zeros too. An integer element is two's complement,
-    symmetric: its most negative code is never produced.
+    A minifloat keeps the sign bit of ``y``, for zeros too. An integer element is two's complement;
+    its most negative code is produced only with ``full_range``.
     """
     if isinstance(element, FloatElement):
         negative = torch.signbit(y).long() << (element.bits - 1)
         return encode_magnitude(y.abs(), element, ties) | negative
     limit = float(element.max_code)
-    steps = (y * 2.0**element.fraction_bits).clamp(-limit, limit)
-    rounded = round_half_away(steps) if ties == "away" else steps.round()
-    return rounded.long() & ((1 << element.bits) - 1)
+    steps = (y * 2.0**element.fraction_bits).clamp(-limit - element.full_range, limit)
+    return ROUNDINGS[ties](steps).long() & ((1 << element.bits) - 1)
 
 
 def decode(codes: Tensor, element: FloatElement | IntElement) -> Tensor:

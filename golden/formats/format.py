@@ -15,11 +15,14 @@ from torch import Tensor
 
 from m2xfp.errors import InputError, told
 from m2xfp.formats import (
+    CANDIDATES,
+    CHOICES,
     E4M3_WIDE_SCALE,
     E5M2_SCALE,
     E8M0,
     FP32_SCALE,
     GROUP_SIZES,
+    QUOTIENTS,
     SCALE_MODES,
     SCALE_RULES,
     TIES,
@@ -87,7 +90,7 @@ class Format:
     coder
         The composition of element, scale and metadata.
     level
-        Tensor scale: None for one level, ``auto``, or a number.
+        Tensor scale: None for one level, ``auto``, ``token``, or a number.
     """
 
     name: str
@@ -126,7 +129,8 @@ class Format:
         Returns
         -------
         A packed tensor on the device of ``x``. A group with a NaN or an infinity has the NaN scale
-        and is zero otherwise. NVFP4's tensor scale comes from the finite values. No gradient passes
+        and is zero otherwise. NVFP4's tensor scale comes from the finite values, of all of ``x``
+        (``auto``) or of each row along the last dimension (``token``). No gradient passes
         integers; see ``fake_quantize``.
 
         Raises
@@ -193,19 +197,21 @@ class Format:
         self, x: Tensor, groups: Tensor, fused: Kernels | None
     ) -> tuple[list[Tensor], Tensor | None]:
         """Return the planes [n, bytes] of groups [n, group], and the tensor scale."""
-        unit = self._tensor_scale(groups, fused)
+        level = self._tensor_scale(groups, x.shape, fused)
         planes = [
             torch.empty(len(groups), size, dtype=torch.uint8, device=x.device)
             for size in self.block.group_bytes
         ]
         if fused is not None:
             codes, scales, meta = planes
-            fused.quantize(groups, codes, scales, meta, unit)
+            fused.quantize(groups, codes, scales, meta, level)
         else:
+            unit = self._unit(level, groups)
             for part in self._parts(groups):
-                for plane, value in zip(planes, self._pack(groups[part], unit), strict=True):
+                found = self._pack(groups[part], _of_rows(unit, part))
+                for plane, value in zip(planes, found, strict=True):
                     plane[part] = value
-        return planes, unit
+        return planes, level
 
     def _quantized(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return codes, scales, meta and tensor scale; the last is empty without one."""
@@ -227,10 +233,11 @@ class Format:
             codes, scales, meta = (plane.contiguous() for plane in planes)
             fused.dequantize(codes, scales, meta, values, packed.tensor_scale)
         else:
-            unit = self._unit(packed.tensor_scale, packed.device)
+            unit = self._unit(packed.tensor_scale, values)
             for part in self._parts(values):
                 fields = self.unpack(*(plane[part] for plane in planes))
-                values[part] = round_once(self.coder.decode(*fields, unit), dtype)
+                exact = self.coder.decode(*fields, _of_rows(unit, part))
+                values[part] = round_once(exact, dtype)
         return self._ungroup(values, packed.shape)
 
     def _faked(self, x: Tensor) -> Tensor:
@@ -238,25 +245,27 @@ class Format:
         groups = self._groups(x)
         values = torch.empty_like(groups)
         fused = kernels(self, x.device, x.dtype)
-        level = self._tensor_scale(groups, fused)
+        level = self._tensor_scale(groups, x.shape, fused)
         if fused is not None:
             fused.fake_quantize(groups, values, level)
         else:
-            unit = self._unit(level, x.device)
+            unit = self._unit(level, groups)
             for part in self._parts(groups):
-                fields = self._encode(groups[part], unit)
-                values[part] = round_once(self.coder.decode(*fields, unit), x.dtype)
+                own = _of_rows(unit, part)
+                fields = self._encode(groups[part], own)
+                values[part] = round_once(self.coder.decode(*fields, own), x.dtype)
         return self._ungroup(values, x.shape)
 
     def _clips(self, x: Tensor) -> Tensor:
         """Return where values of x are clipped."""
         groups = self._groups(x)
         planes, level = self._planes(x, groups, kernels(self, x.device, x.dtype))
-        unit = self._unit(level, x.device)
+        unit = self._unit(level, groups)
         found = torch.empty(groups.shape, dtype=torch.bool, device=x.device)
         for part in self._parts(groups):
             fields = self.unpack(*(plane[part] for plane in planes))
-            found[part] = self.coder.clips(widen(groups[part]), *fields, unit)
+            own = _of_rows(unit, part)
+            found[part] = self.coder.clips(widen(groups[part]), *fields, own)
         return self._ungroup(found, x.shape)
 
     def unpack(self, codes: Tensor, scales: Tensor, meta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -268,35 +277,42 @@ class Format:
             unpack_bits(meta, max(1, block.metadata.bits), block.subgroups),
         )
 
-    def _tensor_scale(self, groups: Tensor, fused: Kernels | None) -> Tensor | None:
-        """Return the second-level scale of groups [n, group], float32, or None."""
+    def _tensor_scale(
+        self, groups: Tensor, shape: torch.Size, fused: Kernels | None
+    ) -> Tensor | None:
+        """Return the second-level scale, float32, of the groups [n, group] of a shape, or None.
+
+        A scalar, or one for each row of the last dimension (``token``).
+        """
         if self.level is None:
             return None
-        if self.level != "auto":
+        if not isinstance(self.level, str):
             level = torch.tensor(self.level, dtype=torch.float64, device="cpu")
             return round_once(level, torch.float32).to(groups.device)
-        if fused is not None:
+        if self.level == "token":
+            rows = groups.reshape(*shape[:-1], -(-shape[-1] // self.block.group) * groups.shape[1])
+            amax = _largest_finite(rows)
+        elif fused is not None:
             amax = fused.largest(groups)
         else:
-            # As bits, which order finite magnitudes; a flushing processor has no subnormals.
-            whole = torch.int32 if groups.dtype == torch.float32 else torch.int16
-            zero = torch.zeros((), dtype=whole, device=groups.device)
             parts = groups.reshape(-1).split(_chunk_values(groups.device)) if len(groups) else ()
-            largest = [
-                part.view(whole).bitwise_and(torch.iinfo(whole).max)
-                .masked_fill(~part.isfinite(), 0).amax()
-                for part in parts
-            ]  # fmt: skip
-            amax = torch.stack([zero, *largest]).amax().view(groups.dtype)
+            zero = torch.zeros((), dtype=groups.dtype, device=groups.device)
+            amax = _largest_finite(torch.stack([zero, *map(_largest_finite, parts)]))
         reach = float(self.block.element.max_value) * _grid_max(self.block.scale)
         g = round_once(widen(amax) / reach, torch.float32)
         return torch.where(widen(g) == 0, torch.ones_like(g), g)
 
-    def _unit(self, tensor_scale: Tensor | None, device: torch.device) -> Tensor:
-        """Return the second-level scale as float64, 1 without one."""
+    def _unit(self, tensor_scale: Tensor | None, groups: Tensor) -> Tensor:
+        """Return the second-level scale of groups [n, group] as float64, 1 without one.
+
+        A scalar, or [n, 1] where each row has its own.
+        """
         if tensor_scale is None:
-            return torch.ones((), dtype=torch.float64, device=device)
-        return widen(tensor_scale)
+            return torch.ones((), dtype=torch.float64, device=groups.device)
+        if self.level != "token":
+            return widen(tensor_scale)
+        rows = widen(tensor_scale).reshape(-1, 1)
+        return rows.repeat_interleave(len(groups) // max(1, len(rows)), 0)
 
     def _groups(self, x: Tensor) -> Tensor:
         """Return the groups [n, group] of x, contiguous, padded with zeros."""
@@ -325,9 +341,9 @@ class Format:
             fields.masked_fill(bad, 0),
         )
 
-    def _pack(self, groups: Tensor, unit: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _pack(self, groups: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Quantize groups [n, group] of the input type into bytes [n, code|scale|meta bytes]."""
-        codes, stored, fields = self._encode(groups, self._unit(unit, groups.device))
+        codes, stored, fields = self._encode(groups, unit)
         return (
             pack_bits(codes, self.block.element.bits),
             self.coder.scales_to_bytes(stored),
@@ -338,6 +354,23 @@ class Format:
 def _chunk_values(device: torch.device) -> int:
     """Return how many values the plain path works on at a time."""
     return _CHUNK_VALUES.get(device.type, _CHUNK_VALUES["cpu"])
+
+
+def _largest_finite(x: Tensor) -> Tensor:
+    """Return the largest finite magnitude of each row, 0 of an empty one.
+
+    By the bits, which order finite magnitudes: a flushing processor has no subnormals.
+    """
+    whole = torch.int32 if x.dtype == torch.float32 else torch.int16
+    if not x.shape[-1]:
+        return x.new_zeros(x.shape[:-1])
+    bits = x.contiguous().view(whole).bitwise_and(torch.iinfo(whole).max)
+    return bits.masked_fill(~x.isfinite(), 0).amax(-1).view(x.dtype)
+
+
+def _of_rows(unit: Tensor, part: slice) -> Tensor:
+    """Return the second-level scales of some groups."""
+    return unit[part] if unit.ndim else unit
 
 
 def _grid_max(scale: Scale) -> float:
@@ -379,11 +412,13 @@ def _whole(option: str, value: Option, allowed: range | tuple[int, ...]) -> int:
 
 
 def _level(value: Option) -> float | str | None:
-    """Validate ``tensor_scale``: None, "auto" or a positive number that float32 holds."""
-    if value is None or value == "auto":
-        return value if value is None else "auto"
+    """Validate ``tensor_scale``: None, "auto", "token" or a positive number that float32 holds."""
+    if value is None or (isinstance(value, str) and value in ("auto", "token")):
+        return value
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"tensor_scale={told(value)}; pass None, 'auto' or a positive number")
+        raise InputError(
+            f"tensor_scale={told(value)}; pass None, 'auto', 'token' or a positive number"
+        )
     exact = torch.tensor(float(value), dtype=torch.float64, device="cpu")
     rounded = widen(round_once(exact, torch.float32)).item()
     if not (isfinite(rounded) and rounded > 0):
@@ -412,6 +447,12 @@ def _describe(block: BlockFormat, options: dict[str, Option]) -> BlockFormat:
         block = replace(block, metadata=replace(block.metadata, subgroup=subgroup))
     if "ties" in options:
         block = replace(block, ties=_choice("ties", options["ties"], TIES))
+    if "choice" in options:
+        choice = _choice("choice", options["choice"], CHOICES)
+        block = replace(block, metadata=replace(block.metadata, choice=choice))
+    if "full_range" in options and isinstance(block.element, IntElement):
+        full = _flag("full_range", options["full_range"])
+        block = replace(block, element=replace(block.element, full_range=full))
     if "scale_mode" in options:
         mode = _choice("scale_mode", options["scale_mode"], SCALE_MODES)
         if "scale_rule" in options:
@@ -432,9 +473,32 @@ def _compose(block: BlockFormat, options: dict[str, Option]) -> Coder:
         scale = PowerOfTwoScale(block.element, "even" if rule == "rtne" else rule)
     else:
         zero_is_one = block.scale.name != "e4m3"
-        scale = MinifloatScale(block.scale, block.element, block.ties, zero_is_one)
+        scale = MinifloatScale(
+            block.scale,
+            block.element,
+            block.ties,
+            zero_is_one,
+            _least(block.scale, options.get("scale_floor")),
+            _choice("quotient", options.get("quotient", "exact"), QUOTIENTS),
+        )
     return ScaledCoder(
         scale, _refinement(block, scale, options), block.scaling == "split", block.scale.bits // 8
+    )
+
+
+def _least(scale: Scale, floor: Option) -> int:
+    """Return the code of the smallest scale that is given; InputError if it is none."""
+    if floor is None:
+        return 0
+    grid = scale.grid
+    assert grid is not None
+    if isinstance(floor, int | float) and not isinstance(floor, bool):
+        for code in range(1, grid.max_code + 1):
+            if grid.magnitude(code) == floor:
+                return code
+    raise InputError(
+        f"scale_floor={told(floor)}; pass None or a positive number of {grid.name}, such as "
+        f"{float(grid.magnitude(1 << grid.mantissa_bits))}"
     )
 
 
@@ -445,7 +509,7 @@ def _refinement(block: BlockFormat, scale: SharedScale, options: dict[str, Optio
     assert isinstance(block.element, FloatElement)
     subgroup = block.metadata.subgroup
     if block.metadata.name == "elem-em":
-        return ElementMantissa(block.element, subgroup, block.ties)
+        return ElementMantissa(block.element, subgroup, block.ties, block.metadata.choice)
     if block.metadata.name == "pair":
         return PairExponent(block.element, subgroup, block.ties)
     search = _choice("search", options.get("search", "exact"), ("exact", "fixed"))
@@ -460,6 +524,7 @@ def _refinement(block: BlockFormat, scale: SharedScale, options: dict[str, Optio
         adaptive=_flag("adaptive", options.get("adaptive", True)),
         search=search,
         fraction_bits=None if bits is None else _whole("fraction_bits", bits, range(5, 33)),
+        octaves=_choice("candidates", options.get("candidates", "steps"), CANDIDATES) == "octaves",
     )
 
 
@@ -501,21 +566,37 @@ def get_format(name: str, **options: Option) -> Format:
     -------
     adaptive
         Sg-EM: whether the shared scale adapts (default True).
+    candidates
+        Sg-EM on E4M3 scales: ``steps`` (default) tries the codes beside the fitted one,
+        ``octaves`` half of the scale and its double.
+    choice
+        Elem-EM: which of equally large codes is refined, that of the ``lowest`` index (default) or
+        of the ``highest``.
     fraction_bits
         Sg-EM with ``search="fixed"``: fraction bits of the fixed-point view, 5..32; by default 10,
         13, 26 for bfloat16, float16, float32, where both searches agree bit for bit.
+    full_range
+        Integers: whether the most negative code is used (default False).
     group, subgroup
         Values that share a scale, values that share a metadata field.
+    quotient
+        NVFP4: ``exact`` (default), or ``reciprocal``: float32 arithmetic with one rounding after
+        each step, values multiplied by the reciprocal of their scale.
+    scale_floor
+        NVFP4: the smallest scale that is given, such as 2^-6, that of a group of zeros too; None
+        (default) for none.
     scale_mode
         ``pot``, ``pot-r``, ``float``, ``e4m3`` or ``e5m2``: the scale modes of MX-QLLM.
     scale_rule
-        ``floor`` (default), ``ceil``, ``rtn1``, ``rtn2``, ``even`` (alias ``rtne``).
+        ``floor`` (default), ``ceil``, ``rtn1``, ``rtn2``, ``even`` (alias ``rtne``), or
+        ``even-e2m1``, which is ``even`` with the threshold of E2M1 for all elements.
     search
         Sg-EM: ``exact`` (default) or ``fixed``.
     tensor_scale
-        NVFP4: None (one level), ``auto``, or the second-level scale as a number.
+        NVFP4: the second-level scale. None (one level), a number, ``auto`` (from the largest value
+        of the whole tensor) or ``token`` (from that of each row along the last dimension).
     ties
-        ``even`` or ``away``.
+        ``even``, ``away`` or ``zero``.
 
     Raises
     ------
@@ -604,7 +685,7 @@ def _batched(call: str) -> Callable[..., Any]:
             return each(operator, size, dims, x, key)
         found = operator(_batch(x, dims[0]), key)
         if isinstance(found, tuple):
-            return found, (0, 0, 0, None)
+            return found, (0, 0, 0, 0 if format_of(key).level == "token" else None)
         return found, 0
 
     return rule
@@ -634,7 +715,8 @@ def _fake_planes(x: Tensor, key: str) -> tuple[Tensor, ...]:
         x.new_empty((*x.shape[:-1], groups * size), dtype=torch.uint8)
         for size in fmt.block.group_bytes
     ]
-    return (*planes, x.new_empty((0,) if fmt.level is None else (), dtype=torch.float32))
+    level = {None: (0,), "token": x.shape[:-1]}.get(fmt.level, ())
+    return (*planes, x.new_empty(level, dtype=torch.float32))
 
 
 def _fake_values(

@@ -21,7 +21,7 @@ from m2xfp.golden.formats.elements import (
     encode_magnitude,
     reach,
 )
-from m2xfp.golden.formats.scales import SharedScale
+from m2xfp.golden.formats.scales import MinifloatScale, SharedScale
 
 __all__ = ["ElementMantissa", "NoMetadata", "PairExponent", "Refinement", "SubgroupScale"]
 
@@ -43,9 +43,13 @@ class NoMetadata:
 
     def reach(self, codes: Tensor, fields: Tensor) -> Tensor:
         """Return half a step more than the largest value of each place, in units of the scale."""
-        return torch.full(
+        found = torch.full(
             codes.shape, reach(self.element), dtype=torch.float64, device=codes.device
         )
+        if isinstance(self.element, IntElement) and self.element.full_range:
+            negative = codes >> (self.element.bits - 1)
+            found = found + negative * 2.0**-self.element.fraction_bits
+        return found
 
 
 @dataclass(frozen=True)
@@ -53,14 +57,15 @@ class ElementMantissa:
     """Elem-EM, top-1: two extra mantissa bits for the largest element of each subgroup.
 
     The element refined is the one with the largest magnitude **code**, the lowest index among
-    equals, so a decoder finds it from the codes. With c4 its code and c6 its code in the element
-    with two more mantissa bits: field = clamp(c6 + 1, 4 c4, 4 c4 + 3) - 4 c4; decoded code
-    max(4 c4 + field - 1, 0) of the finer element.
+    equals (or the highest, see ``choice``), so a decoder finds it from the codes. With c4 its code
+    and c6 its code in the element with two more mantissa bits: field = clamp(c6 + 1, 4 c4,
+    4 c4 + 3) - 4 c4; decoded code max(4 c4 + field - 1, 0) of the finer element.
     """
 
     element: FloatElement
     subgroup: int
     ties: str = "even"
+    choice: str = "lowest"
 
     @property
     def fine(self) -> FloatElement:
@@ -74,10 +79,13 @@ class ElementMantissa:
     def _top(self, magnitudes: Tensor) -> tuple[Tensor, Tensor]:
         """Return the index [n, subgroups, 1] and the magnitude code of each subgroup's top-1."""
         lanes = magnitudes.unflatten(-1, (-1, self.subgroup))
-        order = torch.arange(self.subgroup - 1, -1, -1, device=lanes.device)
-        # One key orders by code, then by lowest index; keys differ, so the maximum is unique.
+        order = torch.arange(self.subgroup, device=lanes.device)
+        order = order if self.choice == "highest" else order.flip(0)
+        # One key orders by code, then by index; keys differ, so the maximum is unique.
         key = (lanes * self.subgroup + order).amax(-1, keepdim=True)
-        return self.subgroup - 1 - key % self.subgroup, key // self.subgroup
+        place = key % self.subgroup
+        index = place if self.choice == "highest" else self.subgroup - 1 - place
+        return index, key // self.subgroup
 
     def encode(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return codes and one field a subgroup."""
@@ -158,6 +166,9 @@ class SubgroupScale:
     fraction_bits
         F of that view: u = floor(v) | (v is not an integer), v = |x| * 2^F / scale. None takes the
         smallest F at which both searches agree: 10, 13, 26 for bfloat16, float16, float32.
+    octaves
+        Of a minifloat scale: its neighbours are half of it and its double, where they are numbers
+        of that minifloat, as those of a power of two are; else the codes beside it.
     """
 
     element: FloatElement
@@ -167,6 +178,7 @@ class SubgroupScale:
     adaptive: bool = True
     search: str = "exact"
     fraction_bits: int | None = None
+    octaves: bool = False
 
     def is_exact(self, source: torch.dtype) -> bool:
         """Whether the search equals the exact one: its view holds every |x| above scale / 8."""
@@ -185,11 +197,12 @@ class SubgroupScale:
         stored
             The fitted scale codes, int64 [n, 1].
         unit
-            Tensor scale, float64, 1 without one.
+            Tensor scale, float64, a scalar or [n, 1]; 1 without one.
         source
             Type that x had, for the default of ``fraction_bits``.
         """
         lanes = x.abs().unflatten(-1, (-1, self.subgroup))  # [n, subgroups, lanes]
+        unit = unit.unsqueeze(-1) if unit.ndim else unit
         weights = lanes  # what the error is measured on
         if self.search == "fixed":
             bits = _EQUAL_FROM[source] if self.fraction_bits is None else self.fraction_bits
@@ -197,13 +210,20 @@ class SubgroupScale:
             view = lanes / step
             # floor, with the last bit set if anything was cut off
             weights = torch.where(view == view.floor(), view, view.floor() // 2 * 2 + 1) * step
-        candidates = self.scale.candidates(stored)
+        significand = torch.ones_like(unit)
+        if self.octaves and isinstance(self.scale, MinifloatScale):
+            candidates = self.scale.octaves(stored)
+            # Common to all of them, so errors are told apart with fewer bits without it.
+            significand = self.scale.significands(stored).unsqueeze(-1)
+        else:
+            candidates = self.scale.candidates(stored)
         if not self.adaptive:
             candidates = candidates[1:2]
         best: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
         for code, allowed in candidates:
-            base = torch.where(allowed, self.scale.value(code), 0.0).unsqueeze(-1)
-            magnitudes, fields, error = self._best_multiplier(lanes, weights, base, unit)
+            base = torch.where(allowed, self.scale.value(code), 0.0).unsqueeze(-1) / significand
+            found = self._best_multiplier(lanes, weights, base, unit * significand)
+            magnitudes, fields, error = found
             total = torch.where(allowed, error.sum(1, keepdim=True), float("inf"))
             if best is None:
                 best = (total, code, magnitudes, fields)
@@ -232,6 +252,8 @@ class SubgroupScale:
         groups of 256; 53 with E4M3, groups of 16 and |x| up to 64 scales. Beyond that the largest
         E4M3 scale saturates, and the largest multiplier and scale win by more than any rounding:
         raising q from 9.75 to 10.5 scales gains 1.5 |x| - 16, other lanes lose 3 each at most.
+        Of ``octaves`` the significand of the scale is part of ``unit``: what is left of every
+        candidate is a power of two, and 52 bits hold it all.
         """
         found: tuple[Tensor, Tensor, Tensor] | None = None
         for k in range(4):

@@ -15,7 +15,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from m2xfp.errors import InputError
+from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.golden.formats.coder import ScaledCoder
 from m2xfp.golden.formats.format import Format, get_format
 from m2xfp.golden.formats.numeric import add_to_odd, round_once, widen
@@ -89,11 +89,19 @@ class Split:
                 f"{self.order.numel()}"
             )
 
-    def quantize(self, x: Tensor, all_fp8: bool = False) -> MixedTensor:
+    def quantize(self, x: Tensor, every: str | None = None) -> MixedTensor:
         """Reorder the last dimension of ``x`` [..., K] and quantize each segment.
 
-        ``all_fp8`` puts every segment in MXFP8, as MXQuant does for activations.
+        Parameters
+        ----------
+        x
+            What to quantize.
+        every
+            One format for all segments: ``mxfp8-e4m3``, as MXQuant has for activations, or
+            ``mxfp4``, as MicroMix's main branch has for weights.
         """
+        if every is not None and every not in _NAMES:
+            raise UnknownNameError("format of a segment", every, _NAMES)
         if not isinstance(x, Tensor):
             raise TypeError(f"x is {type(x).__name__}; pass a torch.Tensor")
         if not x.ndim or x.shape[-1] != self.order.numel():
@@ -101,7 +109,7 @@ class Split:
                 f"x has shape {tuple(x.shape)}; the split has {self.order.numel()} channels"
             )
         parts = x[..., self.order.to(x.device)].split(self.sizes, -1)
-        names = (_NAMES[2],) * 3 if all_fp8 else _NAMES
+        names = _NAMES if every is None else (every,) * 3
         return MixedTensor(
             tuple(
                 _segment_format(name).quantize(part)

@@ -17,11 +17,14 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "ROUNDINGS",
     "add_to_odd",
     "exponent",
+    "joint_scale",
     "pack_bits",
     "power_of_two",
     "round_half_away",
+    "round_half_zero",
     "round_once",
     "round_product",
     "unpack_bits",
@@ -55,6 +58,16 @@ def round_half_away(x: Tensor) -> Tensor:
     """
     whole = x.trunc()
     return whole + torch.where((x - whole).abs() >= 0.5, x.sign(), 0.0)
+
+
+def round_half_zero(x: Tensor) -> Tensor:
+    """Round float64 to the nearest integer, ties towards zero."""
+    whole = x.trunc()
+    return whole + torch.where((x - whole).abs() > 0.5, x.sign(), 0.0)
+
+
+ROUNDINGS = {"even": torch.round, "away": round_half_away, "zero": round_half_zero}
+"""What rounds float64 to whole numbers, by what it does with ties."""
 
 
 def _to_odd(value: Tensor, error: Tensor) -> Tensor:
@@ -117,6 +130,14 @@ def round_once(x: Tensor, dtype: torch.dtype) -> Tensor:
     bits = torch.where(x.view(torch.int64) < 0, bits - (1 << (mantissa + exponent_bits)), bits)
     quiet = ((1 << (exponent_bits + 1)) - 1) << (mantissa - 1)
     return torch.where(x.isnan(), quiet, bits).to(whole).view(dtype)
+
+
+def joint_scale(*scales: Tensor | None) -> Tensor | None:
+    """Return the product of tensor scales, rounded once to float32; None where there are none."""
+    given = [widen(scale) for scale in scales if scale is not None]
+    if not given:
+        return None
+    return round_once(given[0] if len(given) == 1 else given[0] * given[1], torch.float32)
 
 
 def round_product(x: Tensor, dtype: torch.dtype) -> Tensor:

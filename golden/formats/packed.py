@@ -46,7 +46,8 @@ class PackedTensor:
     shape
         Shape of the tensor that was quantized.
     tensor_scale
-        float32 scalar for formats with a second level of scaling, else None.
+        float32 scalar for formats with a second level of scaling, one for each row (``shape``
+        without its last dimension) where that is ``token``, else None.
     """
 
     format: "Format"
@@ -101,7 +102,12 @@ class PackedTensor:
         if not isinstance(scale, Tensor) or scale.dtype != torch.float32:
             found = getattr(scale, "dtype", type(scale).__name__)
             raise TypeError(f"tensor_scale is {found}; pass a torch.float32 scalar")
-        if scale.shape:
+        if level == "token" and scale.shape != self.shape[:-1]:
+            raise InputError(
+                f"tensor_scale has shape {tuple(scale.shape)}; with tensor_scale='token' it has "
+                f"one number a row, {tuple(self.shape[:-1])}"
+            )
+        if level != "token" and scale.shape:
             raise InputError(f"tensor_scale has shape {tuple(scale.shape)}; it is a scalar, ()")
 
     @property
@@ -155,10 +161,12 @@ class PackedTensor:
         scale, level = self.tensor_scale, self.format.level
         if scale is None or scale.is_meta:
             return
-        value = scale.item()
-        if not 0 < value < math.inf or (isinstance(level, float) and value != level):
-            right = "positive and finite" if level == "auto" else f"the format's, {level!r}"
-            raise InputError(f"tensor_scale is {value}; it must be {right}")
+        for value in scale.flatten().tolist():
+            if not 0 < value < math.inf or (isinstance(level, float) and value != level):
+                right = f"the format's, {level!r}" if isinstance(level, float) else ""
+                raise InputError(
+                    f"tensor_scale is {value}; it must be {right or 'positive and finite'}"
+                )
 
     def to(self, device: torch.device | str) -> "PackedTensor":
         """Return the same packed tensor on ``device``."""

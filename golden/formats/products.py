@@ -30,6 +30,7 @@ from m2xfp.golden.formats.format import format_of
 from m2xfp.golden.formats.numeric import (
     add_to_odd,
     exponent,
+    joint_scale,
     power_of_two,
     round_once,
     round_product,
@@ -110,8 +111,13 @@ def _check(qa: PackedTensor, qw: PackedTensor, accumulator: str) -> int:
         raise InputError(
             f"{a.name} has groups of {a.group}, {w.name} of {w.group}; pass operands of one group"
         )
-    if (qa.tensor_scale is None) != (qw.tensor_scale is None):
-        raise InputError("one operand has a tensor scale; quantize both with tensor_scale or none")
+    for packed in (qa, qw):
+        if packed.format.level == "token":
+            raise InputError(
+                f"{packed.format.name} with tensor_scale='token' has a scale for each row, and "
+                "these products take one for each operand; pass a number, 'auto' for weights, or "
+                "multiply what dequantize() gives"
+            )
     if qa.shape[-1] != qw.shape[-1]:
         raise InputError(
             f"qa has K = {qa.shape[-1]}, qw has K = {qw.shape[-1]}; they contract over the same K"
@@ -276,11 +282,12 @@ def _rounded(total: Tensor, nan: Tensor) -> Tensor:
 
 
 def _finish(acc: Tensor, a: _Operand, w: _Operand) -> Tensor:
-    """Apply the tensor scales: g_a * g_w rounded to float32, then one float32 product."""
-    if a.tensor_scale is None or w.tensor_scale is None:
-        return acc
-    g = round_once(widen(a.tensor_scale) * widen(w.tensor_scale), torch.float32)
-    return round_once(widen(acc) * widen(g), torch.float32)
+    """Apply the tensor scales: g_a * g_w rounded to float32, then one float32 product.
+
+    An operand of one level has none, which is 1.
+    """
+    g = joint_scale(a.tensor_scale, w.tensor_scale)
+    return acc if g is None else round_once(widen(acc) * widen(g), torch.float32)
 
 
 def _run(
@@ -323,8 +330,8 @@ def dot(
     ----------
     qa, qw
         Packed tensors of one shape, of formats with one scale a group and the same group size:
-        M2XFP, the MX formats, SMX4, or NVFP4 and its metadata variants (both of one level or
-        both of two).
+        M2XFP, the MX formats, SMX4, or NVFP4 and its metadata variants (of one level or two; a
+        scale for each row, ``tensor_scale="token"``, is refused).
     accumulator
         ``fp32``, ``fp32_subgroup`` or ``exact``; see the module for the rules.
     initial
@@ -741,8 +748,7 @@ def _compute_linear(x: Tensor, *parts: Any) -> Tensor:
 def _decoded_rows(packed: PackedTensor, start: int, stop: int, dtype: torch.dtype) -> Tensor:
     """Return some rows of a packed matrix, decoded."""
     planes = {
-        name: plane if name == "tensor_scale" else plane[start:stop]
-        for name, plane in packed.planes().items()
+        name: plane[start:stop] if plane.ndim else plane for name, plane in packed.planes().items()
     }
     shape = (len(planes["codes"]), packed.shape[-1])
     return packed.format.decoded(PackedTensor.from_planes(packed.format, planes, shape), dtype)

@@ -17,9 +17,7 @@ import torch
 from torch import Tensor
 
 from m2xfp.errors import InputError, NoFusedPathError
-from m2xfp.golden.formats.coder import AffineCoder
-from m2xfp.golden.formats.scales import PowerOfTwoScale
-from m2xfp.golden.kernels.plan import Plan, plan_of
+from m2xfp.golden.kernels.plan import Plan, plan_of, unserved
 
 if TYPE_CHECKING:
     from m2xfp.golden.formats.format import Format
@@ -102,13 +100,9 @@ def kernels(fmt: "Format", device: torch.device, dtype: torch.dtype) -> Kernels 
                 "or leave the path to 'auto'"
             )
         return None
-    scale = None if isinstance(fmt.coder, AffineCoder) else fmt.coder.scale
-    if isinstance(scale, PowerOfTwoScale) and scale.zero:  # MicroMix's segments
+    if (lacking := unserved(fmt)) is not None:
         if path == "fused":
-            raise InputError(
-                f"the fused paths give a group of zeros the scale byte 0, this {fmt.name} "
-                f"{scale.zero}; leave the path to 'auto'"
-            )
+            raise InputError(f"{lacking}; leave the path to 'auto'")
         return None
     try:
         return _load(plan_of(fmt), device)

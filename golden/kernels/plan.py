@@ -18,7 +18,7 @@ from m2xfp.golden.formats.scales import MinifloatScale, PowerOfTwoScale
 if TYPE_CHECKING:
     from m2xfp.golden.formats.format import Format
 
-__all__ = ["METADATA", "Grid", "Plan", "plan_of"]
+__all__ = ["METADATA", "Grid", "Plan", "plan_of", "unserved"]
 
 METADATA = {"none": 0, "elem-em": 1, "sg-em": 2, "pair": 3}
 _SINGLE = 23  # fraction bits of float32
@@ -201,14 +201,38 @@ def _rule(scale: PowerOfTwoScale) -> tuple[int, int]:
         return isqrt(floor(above)), isqrt(ceil(below) - 1) + 1
     if scale.rule == "rtn2":
         return isqrt(2 * one * one), 0
-    if scale.rule == "even":
-        return 2 * one - (one >> (scale.element.fraction_bits_at_top + 1)) - 1, 0
+    if scale.rule in ("even", "even-e2m1"):
+        return 2 * one - (one >> (scale.precision + 1)) - 1, 0
     return 2 * one, 0
 
 
 def _last_bit(grid: Grid) -> int:
     """Return the exponent of the smallest step of a grid."""
     return -grid.mantissa if grid.integer else 1 - grid.bias - grid.mantissa
+
+
+def unserved(fmt: "Format") -> str | None:
+    """Return what of a format the fused paths do not compute, in words, or None."""
+    if fmt.level == "token":
+        return f"the fused paths take one tensor scale, {fmt.name} has one for each row"
+    block, coder = fmt.block, fmt.coder
+    affine = isinstance(coder, AffineCoder)
+    scale, refinement = (None, None) if affine else (coder.scale, coder.refinement)
+    if isinstance(scale, PowerOfTwoScale) and scale.zero:  # MicroMix's segments
+        return (
+            f"the fused paths give a group of zeros the scale byte 0, this {fmt.name} {scale.zero}"
+        )
+    for what, served in (
+        ("ties=zero", block.ties != "zero"),
+        ("choice=highest", block.metadata.choice == "lowest"),
+        ("full_range", not (isinstance(block.element, IntElement) and block.element.full_range)),
+        ("scale_floor", not (isinstance(scale, MinifloatScale) and scale.least)),
+        ("quotient=reciprocal", getattr(scale, "quotient", "exact") == "exact"),
+        ("candidates=octaves", not getattr(refinement, "octaves", False)),
+    ):
+        if not served:
+            return f"the fused paths do not compute {what}, as {fmt.name} has it here"
+    return None
 
 
 @cache

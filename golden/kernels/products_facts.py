@@ -97,6 +97,8 @@ def describe(block: BlockFormat) -> Operand | None:
     element, metadata = block.element, block.metadata
     if block.scaling != "symmetric" or block.scale.name not in _SCALES:
         return None
+    if metadata.choice != "lowest":
+        return None
     kind = _METADATA[metadata.name]
     subgroup = metadata.subgroup if metadata.bits else 8
     nan_code = -1

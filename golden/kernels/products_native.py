@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from m2xfp.errors import NoFusedPathError
-from m2xfp.golden.formats.numeric import round_once, round_product, widen
+from m2xfp.golden.formats.numeric import joint_scale, round_product
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.kernels.library import Library
 from m2xfp.golden.kernels.products_facts import (
@@ -187,8 +187,8 @@ def _multiply(a: Tensor, w: Tensor, out: Tensor, lanes: int) -> None:
 
 def _finish(out: Tensor, qa: PackedTensor, qw: PackedTensor) -> Tensor:
     """Apply the tensor scales, and give every NaN its one pattern."""
-    if qa.tensor_scale is not None and qw.tensor_scale is not None:
-        level = round_once(widen(qa.tensor_scale) * widen(qw.tensor_scale), torch.float32)
+    level = joint_scale(qa.tensor_scale, qw.tensor_scale)
+    if level is not None:
         scale = LIBRARY.load().m2xfp_scale
         columns = out.shape[1]
 

@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from m2xfp.golden.formats.numeric import joint_scale
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.kernels.assembly import ADD_ROUNDED_TO_ODD
 from m2xfp.golden.kernels.products_facts import Operand, describe, limits, sum_bound
@@ -583,9 +584,7 @@ def matmul(
     )
     m, width = left[0].shape[1], left[1].shape[-1] * a.group // lanes * _slots(lanes)
     out = torch.empty(batch, m, n, dtype=dtype, device=qa.device)
-    level = None
-    if qa.tensor_scale is not None and qw.tensor_scale is not None:
-        level = qa.tensor_scale * qw.tensor_scale
+    level = joint_scale(qa.tensor_scale, qw.tensor_scale)
     for some in _chunks(batch, max(m, n) * width):
         for columns in _chunks(n, width, _ROWS_A_RANGE):
             weights = _Matrices([p[some, columns] for p in right], w, lanes)

@@ -9,7 +9,7 @@ import torch
 from golden_checks import spec_of
 
 from m2xfp.errors import InputError
-from m2xfp.golden import PackedTensor, dot, get_format, matmul
+from m2xfp.golden import PackedTensor, computing, dot, get_format, matmul
 from m2xfp.golden.bits import dot_bits, from_bits, to_bits
 from m2xfp.golden.formats.products import accumulate
 from m2xfp.tb.parts import value_stimulus
@@ -130,6 +130,20 @@ def test_tensor_scales_come_last(names):
     check(names, packed, "exact")
 
 
+def test_an_operand_of_one_level_has_the_tensor_scale_one():
+    x = [from_bits("fp32", value_stimulus.groups("heavy", "fp32", 20, 31 + i, 64)) for i in (0, 1)]
+    one, two = get_format("nvfp4"), get_format("nvfp4", tensor_scale="auto")
+    ones = get_format("nvfp4", tensor_scale=1.0)
+    for left, right, same in ((one, two, (ones, two)), (two, one, (two, ones))):
+        packed = left.quantize(x[0]), right.quantize(x[1])
+        wanted = same[0].quantize(x[0]), same[1].quantize(x[1])
+        for path in ("plain", "auto"):
+            with computing(path):
+                found, expected = matmul(*packed), matmul(*wanted)
+                assert np.array_equal(to_bits(found), to_bits(expected))
+                assert np.array_equal(to_bits(dot(*packed)), to_bits(dot(*wanted)))
+
+
 def test_e5m2_products_need_the_exact_accumulator():
     x = [
         from_bits("fp32", value_stimulus.groups("lognormal", "fp32", 20, 23 + i, 64))
@@ -233,8 +247,8 @@ def test_operands_that_do_not_go_together():
     with pytest.raises(InputError, match="fp32_subgroup needs one size"):
         dot(plain, plain, accumulator="fp32_subgroup")
     one = get_format("nvfp4").quantize(torch.ones(2, 64))
-    two = get_format("nvfp4", tensor_scale=2.0).quantize(torch.ones(2, 64))
-    with pytest.raises(InputError, match="one operand has a tensor scale"):
+    two = get_format("nvfp4", tensor_scale="token").quantize(torch.ones(2, 64))
+    with pytest.raises(InputError, match="a scale for each row"):
         dot(one, two)
     with pytest.raises(InputError, match="weights"):
         matmul(a, get_format("m2xfp-weight").quantize(torch.ones(2, 3, 64)))

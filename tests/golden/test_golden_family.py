@@ -24,7 +24,7 @@ def test_equals_the_reference(name, kind, distribution):
     check_distribution(name, kind, distribution, count=COUNTS.get(name, 24), seed=51)
 
 
-@pytest.mark.parametrize("rule", ["ceil", "rtn1", "rtn2", "even", "rtne"])
+@pytest.mark.parametrize("rule", ["ceil", "rtn1", "rtn2", "even", "rtne", "even-e2m1"])
 @pytest.mark.parametrize("name", E8M0_FORMATS)
 def test_scale_rules(name, rule):
     count = 3 if name == "m2xfp-weight" else 15
@@ -33,7 +33,7 @@ def test_scale_rules(name, rule):
             check_distribution(name, kind, distribution, count, seed=52, scale_rule=rule)
 
 
-@pytest.mark.parametrize("ties", ["even", "away"])
+@pytest.mark.parametrize("ties", ["even", "away", "zero"])
 @pytest.mark.parametrize("name", BLOCK_FORMATS)
 def test_ties(name, ties):
     count = 4 if name.endswith("weight") else 20
@@ -49,12 +49,37 @@ def test_scale_modes(name, mode):
             check_distribution(name, kind, distribution, count=6, seed=54, scale_mode=mode)
 
 
-@pytest.mark.parametrize("level", ["auto", 1.0, 0.003, 1e-44, 3e38, 1 / 3])
+@pytest.mark.parametrize("level", ["auto", "token", 1.0, 0.003, 1e-44, 3e38, 1 / 3])
 @pytest.mark.parametrize("name", ["nvfp4", "m2nvfp4-act", "m2nvfp4-weight"])
 def test_tensor_scales(name, level):
     for kind in KINDS:
         for distribution in value_stimulus.DISTRIBUTIONS:
             check_distribution(name, kind, distribution, count=3, seed=55, tensor_scale=level)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mxint8", {"full_range": True}),
+        ("int4", {"full_range": True, "scale_rule": "ceil", "ties": "zero"}),
+        ("m2xfp-act", {"choice": "highest"}),
+        ("m2nvfp4-act", {"choice": "highest", "tensor_scale": "token"}),
+        ("nvfp4", {"scale_floor": 2.0**-6}),
+        ("nvfp4", {"quotient": "reciprocal"}),
+        ("nvfp4", {"scale_floor": 2.0**-6, "quotient": "reciprocal", "tensor_scale": "auto"}),
+        ("nvfp4", {"scale_floor": 2.0**-9, "quotient": "reciprocal", "tensor_scale": 1e-44}),
+        ("m2nvfp4-weight", {"candidates": "octaves"}),
+        ("m2nvfp4-weight", {"candidates": "octaves", "tensor_scale": "auto"}),
+        ("m2nvfp4-weight", {"candidates": "octaves", "scale_floor": 2.0**-6, "subgroup": 8}),
+        ("m2nvfp4-weight", {"scale_floor": 2.0**-6, "tensor_scale": "token"}),
+    ],
+    ids=str,
+)
+def test_conventions_of_others(name, options):
+    count = 2 if "weight" in name else 5
+    for kind in KINDS:
+        for distribution in value_stimulus.DISTRIBUTIONS:
+            check_distribution(name, kind, distribution, count, seed=59, **options)
 
 
 @pytest.mark.parametrize("adaptive", [True, False])

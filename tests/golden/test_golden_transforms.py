@@ -136,7 +136,7 @@ def test_mixed_dequantize_restores_the_order():
     back = split.quantize(x).dequantize()
     assert back.shape == x.shape
     assert (back - x).abs().mean() < 0.1 * x.abs().mean()
-    eight = split.quantize(x, all_fp8=True)
+    eight = split.quantize(x, every="mxfp8-e4m3")
     assert [part.format.name for part in eight.segments] == ["mxfp8-e4m3"] * 3
     assert (eight.dequantize() - x).abs().mean() < (back - x).abs().mean()
 

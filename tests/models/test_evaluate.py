@@ -370,7 +370,7 @@ def test_saved_model_evaluates_alike(small_file: Path, tmp_path: Path) -> None:
 
 
 def test_two_processes_find_what_one_finds(small_file: Path, tmp_path: Path) -> None:
-    cache = ("--cache", "m2xfp-weight", "--activations", "nvfp4:tensor_scale=auto")
+    cache = ("--cache", "m2xfp-weight", "--activations", "nvfp4:tensor_scale=token")
     options = ("--windows", 9, "--batch", 2, *cache, "-o")
     assert run(small_file, *options, tmp_path / "one").exit_code == 0
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]

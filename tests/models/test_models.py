@@ -288,6 +288,7 @@ class Exact:
     """A format that changes nothing."""
 
     name = "exact"
+    level = None
     block = get_format("mxfp4").block
 
     def fake_quantize(self, x: Tensor) -> Tensor:
