@@ -48,7 +48,11 @@ def fast_matmul(
                 f"{accumulator} accumulator on {qa.device.type}; compute it by 'auto' or 'plain'"
             )
         return None
-    product: Tensor = found.matmul(qa, qw, accumulator, lanes, dtype)
+    product: Tensor | None = found.matmul(qa, qw, accumulator, lanes, dtype)
+    if product is None and path == "fused":
+        raise InputError(
+            "no fused product of infinite elements on the CPU; compute it by 'auto' or 'plain'"
+        )
     return product
 
 
