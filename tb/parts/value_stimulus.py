@@ -186,19 +186,25 @@ def lone_values(kind: str, amax: float, group: int = 32) -> np.ndarray:
 
     Each value of eight significant bits down to 2^-9 of ``amax`` comes in turn, and the pattern
     above it, in lanes that rotate, with signs that alternate. So each is the largest of its eight,
-    ties of every kind among them.
+    ties of every kind among them. What may round to zero is in the first lane: among equals, that
+    is the top element.
     """
     facts, parts = input_type(kind), group // 8 - 1
     steps = np.ldexp(1 + np.arange(128) / 128, -np.arange(10)[:, None]).ravel() * amax
     values = from_float64(steps[steps < amax], facts).astype(np.int64)
-    values = np.sort(np.concatenate([values, values + 1]))
+    values = np.unique(np.concatenate([values, values + 1]))
+    small = values < from_float64(np.array([amax / 8]), facts)[0]
+    lanes = np.where(small, 0, np.arange(len(values)) // parts % 8)
     values |= (np.arange(len(values)) & 1) << facts.width - 1
-    values = np.pad(values, (0, -len(values) % parts), mode="edge").reshape(-1, parts)
+    values, lanes = (
+        np.pad(each, (0, -len(each) % parts), mode="edge").reshape(-1, parts)
+        for each in (values, lanes)
+    )
     raw = np.zeros((len(values), group), np.int64)
     raw[:, 0] = from_float64(np.array([amax]), facts)[0]
     rows = np.arange(len(values))
     for part in range(parts):
-        raw[rows, 8 * (part + 1) + rows % 8] = values[:, part]
+        raw[rows, 8 * (part + 1) + lanes[:, part]] = values[:, part]
     return raw.astype(f"uint{facts.width}")
 
 

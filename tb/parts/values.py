@@ -126,7 +126,8 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
         for distribution in DISTRIBUTIONS:
             yield distribution, {"x": groups(distribution, name, 1500, seed, group)}
         smallest = 2.0 ** (1 - input_type(name).bias)  # normal; what is beside it is subnormal
-        for largest in (1.0, 1.25, 1.75, 6.0, *(smallest * x for x in (1.0, 1.75, 3.0, 6.0, 14.0))):
+        low = (smallest * x * 2.0**n for n in range(6) for x in (1.0, 1.25, 1.5, 1.75))
+        for largest in (1.0, 1.25, 1.75, 6.0, *low):
             yield f"each value beside {largest}", {"x": lone_values(name, largest, group)}
         if input_type(name).width == 16:
             for largest in (1.9375, 6.0):

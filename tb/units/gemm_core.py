@@ -14,8 +14,8 @@ from m2xfp.formats import input_type
 from m2xfp.tb.bench import Arrays, Operands
 from m2xfp.tb.fields import Bytes
 from m2xfp.tb.parts.files import as_patterns, check_names, load_arrays, type_name
-from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product, timing_of
-from m2xfp.tb.parts.gemm_regression import golden_product, regression
+from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product, golden_product, timing_of
+from m2xfp.tb.parts.gemm_regression import regression
 from m2xfp.tb.parts.groups import group_arrays, packed_groups, plane_shapes
 from m2xfp.tb.vectors import Beats, TestVectors
 
