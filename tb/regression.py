@@ -15,10 +15,13 @@ from m2xfp.tb.bench import Arrays
 from m2xfp.tb.bulk.simulator import BulkSimulator, Run
 from m2xfp.tb.vectors import Beats, TestVectors
 
-__all__ = ["Case", "check_case", "steady_cases"]
+__all__ = ["WARM", "Case", "check_case", "steady_cases"]
 
 # None, both sides now and then, and a reader so slow that everything fills up behind it.
 STALLS = ((0.0, 0.0), (0.25, 0.25), (0.0, 0.9))
+
+# Clocks of traffic that leave something in every register, before a reset in its midst.
+WARM = 100
 
 Timing = Callable[[Run, Facts], str]
 """What is wrong with the clocks of a run without stalls; nothing if they are as stated."""
@@ -41,6 +44,8 @@ class Case:
         Of the stalls, and of what registers hold before the reset.
     timing
         Looks at the clocks of a case of one phase without stalls.
+    before
+        Clocks of traffic, the first of the beats, that the reset is in the midst of.
     """
 
     name: str
@@ -48,12 +53,13 @@ class Case:
     stall: tuple[float, float] = (0.0, 0.0)
     seed: int = 0
     timing: Timing | None = None
+    before: int = 0
 
 
 def check_case(
     simulator: BulkSimulator, case: Case, settings: Mapping[str, int] | None = None
-) -> None:
-    """Play a case.
+) -> list[Run]:
+    """Play a case, and return its runs, one a phase.
 
     Parameters
     ----------
@@ -71,7 +77,9 @@ def check_case(
     SimulationError
         A stream rule is broken, or the unit takes no more.
     """
+    runs = []
     for vectors, run in zip(case.phases, _runs(simulator, case, settings or {}), strict=True):
+        runs.append(run)
         for name, wanted in vectors.outputs.items():
             found = run.outputs[name]
             assert len(found) == len(wanted), f"{case.name}: {name} gave {len(found)} beats"
@@ -79,6 +87,7 @@ def check_case(
             assert not len(wrong), f"{case.name}: {name} differs in beat {wrong[0]}"
         if case.timing is not None:
             assert not (complaint := case.timing(run, simulator.facts)), f"{case.name}: {complaint}"
+    return runs
 
 
 def _runs(simulator: BulkSimulator, case: Case, settings: Mapping[str, int]) -> Iterator[Run]:
@@ -101,7 +110,8 @@ def _runs(simulator: BulkSimulator, case: Case, settings: Mapping[str, int]) -> 
             stall=stall,
             seed=case.seed,
             settings=settings,
-            stamps=case.timing is not None,
+            before=case.before,
+            stamps=simulator.coverage or case.timing is not None,
         )
         return
     yield from simulator.run_phases(
@@ -109,6 +119,7 @@ def _runs(simulator: BulkSimulator, case: Case, settings: Mapping[str, int]) -> 
         stalls=[stall if number % 2 == 0 else 0.0 for number in range(len(case.phases))],
         seed=case.seed,
         settings=settings,
+        before=case.before,
     )
 
 
@@ -136,7 +147,7 @@ def steady_cases(
     facts: Facts,
     seed: int,
 ) -> Iterator[Case]:
-    """Yield a case for each of some arrays, with the stalls in turn.
+    """Yield a case for each of some arrays, with the stalls in turn, after traffic of any length.
 
     Those without stalls of a unit of one input stream look at the clocks too.
     """
@@ -149,4 +160,5 @@ def steady_cases(
             stall,
             seed + number,
             None if any(stall) else timing,
+            WARM + 5 * number,
         )
