@@ -43,7 +43,8 @@ class Cross:
         """How many of them came up."""
         return int((self.possible & (self.counts > 0)).sum())
 
-    def _names(self, chosen: NDArray[np.bool_]) -> list[str]:
+    def names(self, chosen: NDArray[np.bool_]) -> list[str]:
+        """Return the names of chosen combinations."""
         found = []
         for place in np.argwhere(chosen):
             cases = [axis[at] for axis, at in zip(self.axes.values(), place, strict=True)]
@@ -53,12 +54,12 @@ class Cross:
     @property
     def holes(self) -> list[str]:
         """Combinations that can be and did not come up."""
-        return self._names(self.possible & (self.counts == 0))
+        return self.names(self.possible & (self.counts == 0))
 
     @property
     def surprises(self) -> list[str]:
         """Combinations that came up though they cannot be."""
-        return self._names(~self.possible & (self.counts > 0))
+        return self.names(~self.possible & (self.counts > 0))
 
 
 def labels(cases: Iterable[Any]) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ STALLS = ((0.0, 0.0), (0.25, 0.25), (0.0, 0.9))
 
 # Clocks of traffic that leave something in every register, before a reset in its midst.
 WARM = 100
+RESETS = 16
 
 Timing = Callable[[Run, Facts], str]
 """What is wrong with the clocks of a run without stalls; nothing if they are as stated."""
@@ -147,18 +148,25 @@ def steady_cases(
     facts: Facts,
     seed: int,
 ) -> Iterator[Case]:
-    """Yield a case for each of some arrays, with the stalls in turn, after traffic of any length.
+    """Yield a case for each of some arrays, with the stalls in turn, and resets in their midst.
 
-    Those without stalls of a unit of one input stream look at the clocks too.
+    Those without stalls of a unit of one input stream look at the clocks too. The last cases are of
+    a few groups each, reset in one clock after the other of traffic that pauses at both ends.
     """
     timing = _steady if len(facts.inputs) == 1 else None
+    few: TestVectors | None = None
     for number, (name, arrays) in enumerate(named):
         stall = STALLS[number % len(STALLS)]
+        made = vectors(arrays, facts, seed + number)
+        few = few or made.part(0, min(made.groups, 40))
         yield Case(
             name,
-            (vectors(arrays, facts, seed + number),),
+            (made,),
             stall,
             seed + number,
             None if any(stall) else timing,
             WARM + 5 * number,
         )
+    if few is not None and facts.streams:
+        for clock in range(RESETS):
+            yield Case(f"reset {clock}", (few,), (0.5, 0.7), seed + clock, before=WARM + clock)

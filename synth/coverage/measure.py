@@ -38,8 +38,8 @@ class Measured:
         How often each point was covered.
     proved
         Points that no input covers, by induction.
-    argued
-        Points that nothing legal covers, with the reason from the unit's testbench.
+    reasons
+        Why nothing legal covers what matches a pattern, from the unit's testbench.
     crosses
         Combinations of cases.
     """
@@ -48,24 +48,43 @@ class Measured:
     cases: int
     counts: Counter[Point]
     proved: frozenset[Point]
-    argued: dict[Point, str]
+    reasons: dict[str, str]
     crosses: tuple[Cross, ...]
+
+    def reason(self, what: str) -> str | None:
+        """Return why a point, or a combination of cases, is out of reach; None if it is not."""
+        return next((why for text, why in self.reasons.items() if re.fullmatch(text, what)), None)
+
+    @cached_property
+    def argued(self) -> dict[Point, str]:
+        """Points that were not covered and are argued, not proved, to be out of reach."""
+        found = {point: self.reason(str(point)) for point in self._missed}
+        return {point: why for point, why in found.items() if why is not None}
+
+    @cached_property
+    def _missed(self) -> list[Point]:
+        return sorted(p for p, count in self.counts.items() if not count and p not in self.proved)
+
+    @cached_property
+    def argued_cases(self) -> dict[str, str]:
+        """The same of combinations of cases."""
+        found = {hole: self.reason(hole) for each in self.crosses for hole in each.holes}
+        return {hole: why for hole, why in found.items() if why is not None}
 
     @cached_property
     def holes(self) -> list[str]:
         """What was not covered and is neither proved nor argued to be out of reach."""
-        missed = [
-            point
-            for point, count in self.counts.items()
-            if not count and point not in self.proved and point not in self.argued
-        ]
-        return [*map(str, sorted(missed)), *(hole for each in self.crosses for hole in each.holes)]
+        missed = [str(point) for point in self._missed if point not in self.argued]
+        cases = [hole for each in self.crosses for hole in each.holes]
+        return [*missed, *(hole for hole in cases if hole not in self.argued_cases)]
 
     @cached_property
     def surprises(self) -> list[str]:
         """What was covered though it is listed as out of reach: an error in that list."""
-        covered = [point for point in sorted(self.argued) if self.counts[point]]
-        return [*map(str, covered), *(what for each in self.crosses for what in each.surprises)]
+        covered = [str(point) for point, count in self.counts.items() if count]
+        covered += [name for each in self.crosses for name in each.names(each.counts > 0)]
+        listed = [what for what in covered if self.reason(what) is not None]
+        return [*listed, *(what for each in self.crosses for what in each.surprises)]
 
     def of(self, kind: str) -> tuple[int, int, int, int]:
         """Return points of a kind: how many, and covered, proved and argued of them."""
@@ -114,19 +133,12 @@ def measure(
         for vectors, run in zip(case.phases, check_case(simulator, case), strict=True):
             crosses += [*bench.cover(vectors, facts), *_streams(instance, run)]
     counts = simulator.counts
-    patterns = {re.compile(text): reason for text, reason in bench.unreached(facts).items()}
-    argued = {
-        point: reason
-        for point in counts
-        for pattern, reason in patterns.items()
-        if pattern.fullmatch(str(point))
-    }
     return Measured(
         instance,
         len(given),
         counts,
         _proved(files.verilog.read_text(), instance.top, simulator, folder, depth),
-        argued,
+        bench.unreached(facts),
         tuple(merged(crosses).values()),
     )
 

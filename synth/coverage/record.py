@@ -18,16 +18,20 @@ _FILE = "coverage.json"
 
 def row_of(measured: Measured) -> dict[str, Any]:
     """Return the figures of a unit."""
-    reasons = Counter(
-        reason for point, reason in measured.argued.items() if not measured.counts[point]
-    )
+    reasons = Counter([*measured.argued.values(), *measured.argued_cases.values()])
     return {
         "unit": measured.instance.unit.name,
         "config": measured.instance.config,
         "cases": measured.cases,
         **{kind: list(measured.of(kind)) for kind in KINDS},
         "argued": dict(reasons),
-        "crosses": {each.name: [each.bins, each.covered] for each in measured.crosses},
+        "crosses": {
+            each.name: [
+                each.bins - sum(hole in measured.argued_cases for hole in each.holes),
+                each.covered,
+            ]
+            for each in measured.crosses
+        },
         "holes": measured.holes,
     }
 

@@ -24,7 +24,7 @@ from m2xfp.tb.points import Point, read_points
 from m2xfp.tb.shared_library import Signatures, build_library, load_library
 from m2xfp.tb.vectors import Beats
 
-__all__ = ["BulkSimulator", "Run", "SimulationError"]
+__all__ = ["SIGNATURES", "SOURCE", "BulkSimulator", "Run", "SimulationError", "ports_header"]
 
 SOURCE = Path(__file__).with_name("simulator.cpp")
 # Options of Verilator that count; words of any width.
@@ -80,6 +80,8 @@ class BulkSimulator:
     coverage
         Build it so that it counts what is executed and which bits change (`m2xfp.tb.points`). What
         is undefined, or not set by reset, then begins as 0.
+    library
+        A build of another simulator's that has the same functions; None to build one.
     build_dir
         Folder of the build cache. The key is a hash of everything that goes into the build.
 
@@ -108,20 +110,21 @@ class BulkSimulator:
         *,
         trace: bool = False,
         coverage: bool = False,
+        library: Path | None = None,
         build_dir: Path = BUILD_DIR,
     ) -> None:
         self.facts = Facts.load(emitted.json)
         self.trace, self.coverage = trace, coverage
         self.counts: Counter[Point] = Counter()
         self.before: Counter[Point] = Counter()
-        library = build_library(
+        library = library or build_library(
             emitted.verilog,
             self.facts.top,
             [SOURCE],
             name="coverage" if coverage else "bulk",
             undefined="0" if coverage else "unique",
             options=COVERAGE if coverage else (),
-            headers={"ports.h": _ports_header(self.facts)},
+            headers={"ports.h": ports_header(self.facts)},
             trace=trace,
             build_dir=build_dir,
         )
@@ -489,7 +492,7 @@ def _copy(address: int, count: int, dtype: Any) -> NDArray[Any]:
     return np.frombuffer(ctypes.string_at(address, count * np.dtype(dtype).itemsize), dtype).copy()
 
 
-def _ports_header(facts: Facts) -> str:
+def ports_header(facts: Facts) -> str:
     """Return ports.h: the tables that tell simulator.cpp the unit's ports."""
 
     def stream(stream: Stream) -> str:
