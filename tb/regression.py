@@ -15,7 +15,7 @@ from m2xfp.tb.bench import Arrays
 from m2xfp.tb.bulk.simulator import BulkSimulator, Run
 from m2xfp.tb.vectors import Beats, TestVectors
 
-__all__ = ["WARM", "Case", "check_case", "steady_cases"]
+__all__ = ["RESETS", "STALLS", "WARM", "Case", "check_case", "steady_cases"]
 
 # None, both sides now and then, and a reader so slow that everything fills up behind it.
 STALLS = ((0.0, 0.0), (0.25, 0.25), (0.0, 0.9))

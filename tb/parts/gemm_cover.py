@@ -32,12 +32,12 @@ def cover(vectors: TestVectors, facts: Facts) -> Iterator[Cross]:
     faults = np.array([np.asarray(read(status.field(name), told), bool) for name in names])
     for name, seen in zip(names, faults, strict=True):
         yield cross(f"report of {name}", {"reported": ("no", "yes")}, seen)
-    for side, fmt in (("acts", streams.act), ("weights", streams.weight)):
-        if not any(field.name == "rows.codes" for field in facts.stream(side).fields):
+    for side, fmt, path in (("acts", streams.act, "rows"), ("weights", streams.weight, "group")):
+        fields = {field.name: field for field in facts.stream(side).fields}
+        if f"{path}.codes" not in fields:  # values that the core quantizes itself
             continue
-        data = vectors.inputs[side].data
-        codes = np.asarray(read(facts.stream(side).field("rows.codes"), data), np.int64)
-        bits = fmt.element.bits
+        data, bits = vectors.inputs[side].data, fmt.element.bits
+        codes = np.asarray(read(fields[f"{path}.codes"], data), np.int64)
         yield cross(
             f"code of {side} in each lane",
             {"code": range(1 << bits), "lane": range(codes.shape[-1])},
@@ -45,7 +45,7 @@ def cover(vectors: TestVectors, facts: Facts) -> Iterator[Cross]:
             np.arange(codes.shape[-1]),
         )
         if fmt.subgroups:
-            meta = np.asarray(read(facts.stream(side).field("rows.meta"), data), np.int64)
+            meta = np.asarray(read(fields[f"{path}.meta"], data), np.int64)
             yield cross(
                 f"metadata of {side}",
                 {"value": range(1 << fmt.metadata.bits), "subgroup": range(meta.shape[-1])},

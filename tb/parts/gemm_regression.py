@@ -1,7 +1,7 @@
 """The regression of the GEMM core: products of random sizes, cancellations, and broken packets."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from m2xfp.tb.fields import Bytes, pack
 from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product, timing_of
 from m2xfp.tb.parts.pair_stimulus import cancellations
 from m2xfp.tb.parts.value_stimulus import DISTRIBUTIONS, groups
-from m2xfp.tb.regression import STALLS, Case
+from m2xfp.tb.regression import RESETS, STALLS, WARM, Case
 from m2xfp.tb.vectors import Beats, TestVectors
 
 __all__ = ["golden_product", "regression"]
@@ -257,12 +257,17 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
         products = _random_products(rng, streams, 5, most)
         stall = STALLS[number % len(STALLS)]
         timing = None if any(stall) else _on_time(products, streams)
-        yield Case("products", (_vectors(streams, products),), stall, seed + number, timing)
+        vectors = (_vectors(streams, products),)
+        yield Case("products", vectors, stall, seed + number, timing, WARM + 7 * number)
     if facts.parameters["activations"] is None:
         yield Case("cancellations", (_vectors(streams, _cancelling(rng, streams)),))
     for number, stall in enumerate(STALLS[:2]):
         bad = _bad_sizes(streams, _random_products(rng, streams, 8, 2))
         yield Case("bad sizes", (bad,), stall, seed + number)
+    some = _vectors(streams, _random_products(rng, streams, 4, min(2, _most(streams))))
+    for clock in range(RESETS):
+        case = Case(f"reset {clock}", (some,), (0.5, 0.7), seed + clock)
+        yield replace(case, before=WARM + 5 * clock)
     panels = 3
     n = (panels - 1) * streams.columns + 1
     for number, accident in enumerate(_accidents(streams, panels)):

@@ -17,7 +17,7 @@ from m2xfp.formats import window
 from m2xfp.rtl.catalog import Instance
 from m2xfp.tb.bench import Arrays
 
-__all__ = ["DISTRIBUTIONS", "products"]
+__all__ = ["DISTRIBUTIONS", "leaving", "products"]
 
 Numbers = NDArray[np.int64]
 
@@ -262,6 +262,24 @@ def beginnings(
     product, exponent = near(rng, of, count, steps)
     product[rng.random(product.shape) < 0.3] = 0
     return product, exponent
+
+
+def leaving(facts: Facts, most: int = 1 << 17) -> Arrays:
+    """Return a sum that grows by the largest products until no bit holds it, and a short one.
+
+    No products, if that takes more than ``most``.
+    """
+    of, room = Range.of(facts), window(facts.parameters["window"])
+    count = 3 + (1 << room.bits - 1) // (of.bound << of.high - of.low)
+    if count > most:
+        count = -4
+    short = 4
+    return {
+        "product": np.full(count + short, of.bound),
+        "exponent": np.full(count + short, of.high),
+        "nan": np.zeros(count + short, bool),
+        "first": np.isin(np.arange(count + short), (0, count)),
+    }
 
 
 # Products from one beginning to the next, where that is what matters.

@@ -11,6 +11,7 @@ from m2xfp.facts import Facts
 from m2xfp.formats import window
 from m2xfp.tb.cross import Cross, cross
 from m2xfp.tb.parts.accumulation import chains, read_results
+from m2xfp.tb.parts.product_stimulus import Range
 from m2xfp.tb.vectors import TestVectors
 
 __all__ = ["cover_sums", "unreached"]
@@ -154,6 +155,11 @@ def _rounding(
 
 
 def unreached(facts: Facts) -> dict[str, str]:
-    """Return nothing: all that is not covered is proved to be out of reach."""
-    del facts
-    return {}
+    """Return what follows from the bounds of products."""
+    if facts.parameters.get("window"):
+        return {}
+    bits = Range.of(facts).bound.bit_length()
+    return {
+        rf"unit[.].*u_addend[.]t1\[{bits}\]:.*": f"no legal product is -2^{bits}, whose magnitude "
+        "alone has that bit"
+    }

@@ -151,6 +151,16 @@ def _rounding(
 
 
 def unreached(facts: Facts) -> dict[str, str]:
-    """Return nothing: all that is not covered is proved to be out of reach."""
-    del facts
-    return {}
+    """Return what follows from how groups go through these units."""
+    beats, clocks = facts.beats_per_group, facts.clocks_per_group
+    found: dict[str, str] = {}
+    if beats > 1:
+        found |= {
+            r"unit[.]u_scale[.]t1\[[89]\]:.*": "the largest exponent of a group begins at 2, so "
+            "that no scale is below 0",
+            rf"beats of i: [1-{min(beats, 10) - 1}], (no ready|both)": "a unit waits before a "
+            "group, for the group before it, and not within one",
+        }
+    if clocks > 1:
+        found["beats of o: 0, (none|no ready)"] = "results are at least two clocks apart"
+    return found

@@ -31,10 +31,10 @@ def test_regression(unit: Unit, emitted: Callable[[str, str], EmittedFiles], sim
 
 def test_a_fault_is_noticed(tmp_path: Path, sim_dir: Path) -> None:
     mutation = Mutation(
-        "a product under way survives the reset",
-        "m2xfp.rtl.parts.fp32_accumulation",
-        "& self.valid, 1, reset=True)",
-        "& self.valid, 1)",
+        "no sticky bit",
+        "m2xfp.rtl.parts.fp32_addition",
+        "sticky = Mux(far, chosen.any(), lost) & live",
+        "sticky = Const(0)",
     )
     unit = find_unit("fp32_accumulator")
     files = emit_mutant(mutation, unit.name, "m2xfp-single", tmp_path)
