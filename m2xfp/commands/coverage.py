@@ -15,6 +15,12 @@ __all__ = ["command"]
 @click.argument("units", nargs=-1, is_eager=True)
 @parameter_options
 @click.option(
+    "--depth", default=3, show_default=True, help="Clocks that proofs look back, at most."
+)
+@click.option(
+    "--seconds", default=120, show_default=True, help="Time that a step of a proof may take."
+)
+@click.option(
     "--build-dir",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("build/coverage"),
@@ -34,6 +40,8 @@ def command(
     config: str | None,
     settings: tuple[str, ...],
     name: str | None,
+    depth: int,
+    seconds: int,
     build_dir: Path,
     accepted: bool,
     results: Path,
@@ -60,7 +68,9 @@ def command(
     failed = False
     for unit in units or UNITS:
         instance = one_instance(unit, config, settings, name)
-        measured = measure(instance, build_dir / instance.top, progress=True)
+        measured = measure(
+            instance, build_dir / instance.top, depth=depth, seconds=seconds, progress=True
+        )
         for hole in measured.holes:
             click.echo(f"not covered: {hole}")
         for surprise in measured.surprises:

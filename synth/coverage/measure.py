@@ -100,6 +100,7 @@ def measure(
     *,
     cases: list[Case] | None = None,
     depth: int = DEPTH,
+    seconds: float = 120,
     progress: bool = False,
 ) -> Measured:
     """Play a unit's regression with Verilator's coverage, and prove what it cannot reach.
@@ -114,6 +115,8 @@ def measure(
         The regression; None for the unit's own.
     depth
         Clocks that proofs look back.
+    seconds
+        Time that a step of them may take.
     progress
         Show a progress bar.
 
@@ -137,14 +140,14 @@ def measure(
         instance,
         len(given),
         counts,
-        _proved(files.verilog.read_text(), instance.top, simulator, folder, depth),
+        _proved(files.verilog.read_text(), instance.top, simulator, folder, depth, seconds),
         bench.unreached(facts),
         tuple(merged(crosses).values()),
     )
 
 
 def _proved(
-    verilog: str, top: str, simulator: BulkSimulator, folder: Path, depth: int
+    verilog: str, top: str, simulator: BulkSimulator, folder: Path, depth: int, seconds: float
 ) -> frozenset[Point]:
     missed = [point for point, count in simulator.counts.items() if not count]
     if not missed:
@@ -152,7 +155,7 @@ def _proved(
     netlist = Netlist.of(verilog, top, folder)
     reader = Reader(netlist, verilog)
     claims = {point: set(reader.claims(point, simulator.before)) for point in missed}
-    held = proved(netlist, set().union(*claims.values()), folder, depth=depth)
+    held = proved(netlist, set().union(*claims.values()), folder, depth=depth, seconds=seconds)
     return frozenset(point for point, those in claims.items() if those and those <= held)
 
 

@@ -9,6 +9,7 @@ Single bits are shown constant by ABC, which simulates and asks SAT.
 """
 
 import json
+import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from m2xfp.files import write_atomic
-from m2xfp.synth.formal.netlist import run_yosys
+from m2xfp.synth.mutants.netlist import run_yosys
 
 __all__ = ["Claim", "Netlist", "proved"]
 
@@ -56,6 +57,7 @@ class Netlist:
         write_atomic(folder / "unit.v", verilog)
         run_yosys(
             folder,
+            "flat",
             f"read_verilog unit.v\nhierarchy -check -top {top}\nproc\nflatten\n"
             "memory_collect\nmemory_map\ndffunmap\nwrite_json unit.json\n",
         )
@@ -77,7 +79,12 @@ class Netlist:
 
 
 def proved(
-    netlist: Netlist, claims: Iterable[Claim], folder: Path, *, depth: int = 0
+    netlist: Netlist,
+    claims: Iterable[Claim],
+    folder: Path,
+    *,
+    depth: int = 0,
+    seconds: float = 120,
 ) -> set[Claim]:
     """Return those of the claims that hold in every clock after all of them did for some.
 
@@ -92,14 +99,19 @@ def proved(
     depth
         Clocks that claims are looked back at, at most, where one clock does not show them: what a
         stage holds follows from what the stages before it held.
+    seconds
+        Time that one run of yosys may take; what it has not shown by then is not shown.
     """
-    cut = _Cut(netlist, folder)
+    cut = _Cut(netlist, folder, seconds)
     held = _fixed(set(claims), lambda those: cut.shown(those, those))
     for clocks in range(1, depth + 1):
         rest = set(claims) - held
         if not rest:
             break
-        held |= _fixed(rest, partial(cut.shown, known=held, clocks=clocks))
+        try:
+            held |= _fixed(rest, partial(cut.shown, known=held, clocks=clocks))
+        except subprocess.TimeoutExpired:
+            break
     return held
 
 
@@ -116,7 +128,8 @@ def _fixed(claims: set[Claim], shown: Callable[[set[Claim]], set[Claim]]) -> set
 class _Cut:
     """A netlist whose registers are inputs, and their next contents outputs."""
 
-    def __init__(self, netlist: Netlist, folder: Path) -> None:
+    def __init__(self, netlist: Netlist, folder: Path, seconds: float) -> None:
+        self._seconds = seconds
         self._module, self._folder = netlist.module, folder
         self._next = netlist.registers()
         self._fresh = 1 + max(_numbers(netlist.module))
@@ -142,10 +155,12 @@ class _Cut:
         write_atomic(self._folder / "frames.v", self._frames(step, len(order), clocks))
         run_yosys(
             self._folder,
+            "claims",
             "read_json step.json\nread_verilog frames.v\nhierarchy -top frames\nproc\nflatten\n"
             "opt_expr\nopt_clean -purge\nopt_merge\nopt_expr\ntechmap\nopt_expr\n"
             f"opt_clean -purge\nabc -g AND -script {_GATES.replace(' ', ',')}\n"
             "opt_expr\nopt_clean\nwrite_json shown.json\n",
+            self._seconds,
         )
         found = json.loads((self._folder / "shown.json").read_text())["modules"]["frames"]
         bits = found["ports"]["wrong"]["bits"]
