@@ -1,7 +1,7 @@
 """The regression of the GEMM core: products of random sizes, cancellations, and broken packets."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from m2xfp.tb.fields import Bytes, pack
 from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product, golden_product, timing_of
 from m2xfp.tb.parts.gemm_directed import bad_sizes, far_sizes, hard_sums, large_products
 from m2xfp.tb.parts.value_stimulus import DISTRIBUTIONS, groups
-from m2xfp.tb.regression import STALLS, Case
+from m2xfp.tb.regression import RESETS, STALLS, WARM, Case
 from m2xfp.tb.vectors import Beats, TestVectors
 
 __all__ = ["regression"]
@@ -230,7 +230,8 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
         products = _random_products(rng, streams, 5, most)
         stall = STALLS[number % len(STALLS)]
         timing = None if any(stall) else _on_time(products, streams)
-        yield Case("products", (_vectors(streams, products),), stall, seed + number, timing)
+        vectors = (_vectors(streams, products),)
+        yield Case("products", vectors, stall, seed + number, timing, WARM + 7 * number)
     if facts.parameters["activations"] is None:
         for number, (name, hard) in enumerate(hard_sums(streams, seed)):
             yield Case(name, (_vectors(streams, [hard]),), STALLS[number % 2], seed + number)
@@ -246,6 +247,10 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     for number, stall in enumerate(STALLS[:2]):
         bad = _bad_sizes(streams, _random_products(rng, streams, 8, 2))
         yield Case("bad sizes", (bad,), stall, seed + number)
+    some = _vectors(streams, _random_products(rng, streams, 4, min(2, _most(streams))))
+    for clock in range(RESETS):
+        case = Case(f"reset {clock}", (some,), (0.5, 0.7), seed + clock)
+        yield replace(case, before=WARM + 5 * clock)
     panels = 3
     n = (panels - 1) * streams.columns + 1
     for number, accident in enumerate(_accidents(streams, panels)):

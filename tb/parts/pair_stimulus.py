@@ -197,6 +197,16 @@ def borrows(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -
     return act, weight, first
 
 
+def nans(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> Groups:
+    """NaN scales on either side, on both and on none, and sums that begin with them."""
+    act, weight, first = near(rng, blocks, steps, count)
+    for side, block, place in zip((act, weight), blocks, _scales(blocks), strict=True):
+        side[rng.random((steps, count)) < 0.3, place] = block.scale.nan
+    _sparse(rng, act, _scales(blocks)[0], 0.1)
+    first |= rng.random(first.shape) < 0.4
+    return act, weight, first
+
+
 def _set_ones(
     rng: np.random.Generator,
     blocks: Formats,
@@ -242,6 +252,7 @@ DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, Formats, int, int], Grou
         cancellations,
         ties,
         borrows,
+        nans,
     )
 }
 

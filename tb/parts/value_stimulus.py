@@ -17,6 +17,8 @@ __all__ = [
     "groups",
     "lone_values",
     "packed_groups",
+    "special_lanes",
+    "special_magnitudes",
 ]
 
 
@@ -205,6 +207,37 @@ def lone_values(kind: str, amax: float, group: int = 32) -> np.ndarray:
     rows = np.arange(len(values))
     for part in range(parts):
         raw[rows, 8 * (part + 1) + lanes[:, part]] = values[:, part]
+    return raw.astype(f"uint{facts.width}")
+
+
+def special_magnitudes(kind: InputType) -> list[int]:
+    """Return the magnitudes that a unit may take for others.
+
+    Zero, the smallest and largest subnormal, the smallest normal and largest finite value,
+    infinity, a NaN of one bit and one of all.
+    """
+    fractions = 1 << kind.mantissa_bits
+    infinity = ((1 << kind.exponent_bits) - 1) << kind.mantissa_bits
+    return [
+        *(0, 1, fractions - 1, fractions, infinity - 1),
+        *(infinity, infinity + fractions // 2, infinity + fractions - 1),
+    ]
+
+
+def special_lanes(kind: str, seed: int, group: int = 32) -> np.ndarray:
+    """Return groups with each of ``special_magnitudes`` of both signs in each lane in turn.
+
+    The other values are finite, in every other group small enough to be smaller.
+    """
+    facts = input_type(kind)
+    special = np.array(special_magnitudes(facts))
+    sign = facts.width - 1
+    cases = np.concatenate([special, special | 1 << sign]).repeat(group)
+    rng = np.random.default_rng(seed)
+    rows, lanes = np.arange(len(cases)), np.tile(np.arange(group), 2 * len(special))
+    raw = _finite_bits(rng, facts, len(cases), group).astype(np.int64)
+    raw[::2] = _subnormal(rng, facts, len(cases), group)[::2]
+    raw[rows, lanes] = cases
     return raw.astype(f"uint{facts.width}")
 
 
