@@ -381,7 +381,7 @@ UNITS: dict[str, Unit] = {
             component=HadamardQuantizer,
             configs={
                 "32x32": {"points": 32, "lanes": 32},
-                "64x8": {"points": 64, "lanes": 8},
+                "32x8": {"points": 32, "lanes": 8},
             },
         ),
         Unit(

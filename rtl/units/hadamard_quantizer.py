@@ -30,12 +30,16 @@ class HadamardQuantizer(Component):
         Values of a block: 32, 64 or 128, which give one, two or four groups.
     lanes
         Values a beat, of both: they divide a group and are whole subgroups.
-    bits, levels
-        As ``Hadamard`` takes them.
+    bits
+        Of a cut magnitude. A value 2^(bits - 8) times smaller than the largest keeps all its bits.
+    levels
+        Butterflies, of log2(points), between two registers.
     block
-        The target, as ``ActivationQuantizer`` takes it, with groups of 32.
+        The target: a floating-point element with an E8M0 scale and groups of 32, without metadata
+        or with Elem-EM.
     stages
-        As ``ActivationQuantizer`` takes it.
+        Pipeline stages of the quantizer. With 4 the top elements are chosen a clock after the
+        codes.
 
     Members
     -------

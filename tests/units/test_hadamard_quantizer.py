@@ -21,7 +21,7 @@ UNIT = "hadamard_quantizer"
 def test_the_two_units_apart_give_the_same(sim_dir: Path, tmp_path: Path) -> None:
     """The emitted transform's bits, through the emitted quantizer, are this unit's groups."""
     instances = (
-        UNITS[UNIT].instance("64x8"),
+        UNITS[UNIT].instance("32x8", {"points": 64}),
         UNITS["hadamard"].instance("32x8", {"points": 64}),
         UNITS["activation_quantizer"].instance("bf16x8"),
     )
