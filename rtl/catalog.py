@@ -371,7 +371,6 @@ UNITS: dict[str, Unit] = {
             configs={
                 "32x32": {"points": 32, "lanes": 32},
                 "32x8": {"points": 32, "lanes": 8},
-                "64x32": {"points": 64, "lanes": 32},
                 "128x32": {"points": 128, "lanes": 32},
             },
         ),

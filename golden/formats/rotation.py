@@ -100,7 +100,7 @@ def _transform(x: Tensor) -> Tensor:
     return x
 
 
-def rotate_blocks(x: Tensor, flips: Tensor, bits: int = 16, shift: int | None = None) -> Tensor:
+def rotate_blocks(x: Tensor, flips: Tensor, bits: int = 12, shift: int | None = None) -> Tensor:
     """Return diag(+-1) H of blocks of bfloat16, times 2^-shift, as the hardware computes it.
 
     With E the largest exponent field of a block, at least 1, each magnitude is cut, towards zero,

@@ -90,7 +90,7 @@ class Hadamard(Component):
     Notes
     -----
     Widths: a cut value is a sign and ``bits`` bits, and each of the log2(points) levels adds one,
-    so that a sum of 128 points and 16 bits has 24, its sign included. The store holds a block until
+    so that a sum of 128 points and 12 bits has 20, its sign included. The store holds a block until
     its largest exponent is known. Its beats then follow each other without a gap, and butterflies
     between beats come first, where their queues are narrowest.
     """
@@ -101,7 +101,7 @@ class Hadamard(Component):
         *,
         points: Annotated[int, Among((32, 64, 128))] = 32,
         lanes: Annotated[int, Between(1, 128, usual=(2, 4, 8, 16, 32))] = 32,
-        bits: Annotated[int, Between(9, 24, usual=(9, 12, 16))] = 16,
+        bits: Annotated[int, Between(9, 24, usual=(9, 12, 16))] = 12,
         levels: Annotated[int, Between(1, 7)] = 3,
     ) -> None:
         if points % lanes:

@@ -59,7 +59,7 @@ class HadamardQuantizer(Component):
         *,
         points: Annotated[int, Among((32, 64, 128))] = 32,
         lanes: Annotated[int, Between(1, 32, usual=(8, 16, 32))] = 32,
-        bits: Annotated[int, Between(9, 24, usual=(9, 12, 16))] = 16,
+        bits: Annotated[int, Between(9, 24, usual=(9, 12, 16))] = 12,
         levels: Annotated[int, Between(1, 7)] = 3,
         block: Annotated[
             BlockFormat,

@@ -8,6 +8,7 @@ import reference
 import torch
 
 from m2xfp.errors import InputError
+from m2xfp.golden import get_format
 from m2xfp.golden.bits import from_bits, to_bits
 from m2xfp.golden.formats.mixed import Split, micromix_split, mixed_matmul, mxquant_splits
 from m2xfp.golden.formats.rotation import Rotation, hadamard, rotate_blocks
@@ -223,6 +224,33 @@ def test_rotated_weights_take_the_other_half() -> None:
     flips = torch.rand(32, generator=generator(15)) < 0.5
     rotated = rotate_blocks(x, flips, 24).double() @ rotate_blocks(w, flips, 24, shift=2).double().T
     assert torch.equal(rotated, x.double() @ w.double().T)
+
+
+@pytest.mark.parametrize("points", [32, 128])
+@pytest.mark.parametrize("outlier", [1.0, 50.0])
+def test_twelve_bits_are_enough_for_four(points: int, outlier: float) -> None:
+    """What docs/rotation.md says of the bits of the fixed point."""
+    x = torch.randn(64_000 // points, points, generator=generator(16))
+    at = torch.randint(0, points, (len(x),), generator=generator(17))
+    x[torch.arange(len(x)), at] *= outlier
+    x, flips = x.bfloat16(), torch.rand(x.shape, generator=generator(18)) < 0.5
+    exact = rotate_blocks(x, flips, 32).double()
+
+    def quality(bits: int, name: str) -> tuple[float, float]:
+        """Return the share of other results, and the SQNR after quantization in dB."""
+        rotated = rotate_blocks(x, flips, bits)
+        groups = get_format(name).fake_quantize(rotated.float().reshape(-1, 32)).double()
+        error = groups.reshape(x.shape) - exact
+        ratio = (exact.square().sum() / error.square().sum()).log10().item()
+        return (rotated.double() != exact).double().mean().item(), 10 * ratio
+
+    for name in ("m2xfp-act", "mxfp4"):
+        best = quality(32, name)[1]
+        differ, ratio = quality(12, name)
+        assert 0.01 < differ < 0.3
+        assert abs(ratio - best) < 0.02
+        assert quality(9, name)[1] > best - 0.35
+        assert quality(16, name)[0] < 0.01
 
 
 def test_wrong_blocks() -> None:
