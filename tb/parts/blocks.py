@@ -68,13 +68,16 @@ def vectors_of(results: Bytes, arrays: Arrays, facts: Facts, seed: int) -> TestV
 
 
 def sample(operands: Operands, facts: Facts) -> Arrays:
-    """Return the activations, rounded to bfloat16, with random signs; whole blocks of them."""
+    """Return the activations, rounded to bfloat16, with random signs.
+
+    Of blocks of more values than they have, they come over again.
+    """
     from m2xfp.golden.bits import round_to_bits
 
     raw = round_to_bits("bf16", operands.activations).reshape(-1)
     points = facts.parameters["points"]
-    whole = np.resize(raw, -(-len(raw) // points) * points).astype(np.uint16)
-    return block_arrays(whole.reshape(-1, points), seed=1)
+    blocks = np.resize(raw, (operands.lanes * operands.depth, points)).astype(np.uint16)
+    return block_arrays(blocks, seed=1)
 
 
 def regression_of(vectors: Vectors, facts: Facts, seed: int = 0) -> Iterator[Case]:
