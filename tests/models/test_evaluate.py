@@ -20,7 +20,7 @@ from m2xfp.cli import cli
 from m2xfp.errors import InputError, M2xfpError, UnknownNameError
 from m2xfp.golden import get_format
 from m2xfp.models import evaluate, results
-from m2xfp.models.checkpoints import dispatch, open_checkpoint, read_text
+from m2xfp.models.checkpoints import dispatch, open_checkpoint
 from m2xfp.models.evaluate import (
     FP,
     Case,
@@ -38,6 +38,7 @@ from m2xfp.models.evaluate import (
 from m2xfp.models.lm import HELD_OUT, LanguageModel, ModelConfig, save_model
 from m2xfp.models.quantized import QuantLinear, linear_layers, quantize_model
 from m2xfp.models.tasks import _documents
+from m2xfp.models.texts import read_text
 from m2xfp.results import write_figures
 
 SHAPE = ModelConfig(width=64, layers=2, heads=2, hidden=96, context=32)
