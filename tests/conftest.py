@@ -1,5 +1,6 @@
 """Session helpers: where simulations are built, and units emitted once a session."""
 
+import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,15 @@ import pytest
 from m2xfp.facts import EmittedFiles
 from m2xfp.rtl.catalog import find_unit
 from m2xfp.rtl.verilog.emit import emit
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C, also where a shell started the tests in the background, which ignores it.
+
+    So would every program that they start, and what is tried with interrupts would pass unseen.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
