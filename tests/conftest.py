@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,15 @@ import pytest
 
 if TYPE_CHECKING:
     from m2xfp.facts import EmittedFiles
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C, also where a shell started the tests in the background, which ignores it.
+
+    So would every program that they start, and what is tried with interrupts would pass unseen.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -271,24 +272,30 @@ def test_a_working_folder_that_cannot_be_written(tmp_path: Path, command: str) -
 
 
 @pytest.mark.slow
-def test_as_another_user_who_may_write_nothing(tmp_path: Path) -> None:
-    """The sources must be readable to others; where they are not, there is nothing to see."""
+def test_as_another_user_who_may_write_nothing() -> None:
+    """The sources must be readable to others; where they are not, there is nothing to see.
+
+    The folder is none of pytest's, which only their owner may enter.
+    """
     drop = "import os\nos.setgroups([])\nos.setgid(65534)\nos.setuid(65534)\n"
-    tmp_path.chmod(0o755)
-    probe = subprocess.run(
-        [sys.executable, "-c", f"{drop}import m2xfp, click, amaranth"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(files.__file__).parent.parent)},
-        capture_output=True,
-        check=False,
-    )
-    if os.getuid() or probe.returncode:
-        pytest.skip("needs root, and sources that others can read")
-    said = run("verilog", *UNIT, "-o", tmp_path / "v", cwd=tmp_path, status=2, code=drop)
-    assert "Permission denied" in said
-    (tmp_path / "v").mkdir(mode=0o777)
-    (tmp_path / "v").chmod(0o777)
-    run("verilog", *UNIT, "-o", tmp_path / "v", cwd=tmp_path, status=0, code=drop, HOME="/root")
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        place.chmod(0o755)
+        probe = subprocess.run(
+            [sys.executable, "-c", f"{drop}import m2xfp, click, amaranth"],
+            cwd=place,
+            env={**os.environ, "PYTHONPATH": str(Path(files.__file__).parent.parent)},
+            capture_output=True,
+            check=False,
+        )
+        if os.getuid() or probe.returncode:
+            pytest.skip("needs root, and sources that others can read")
+        said = run("verilog", *UNIT, "-o", place / "v", cwd=place, status=2, code=drop)
+        assert "Permission denied" in said
+        (place / "v").mkdir()
+        (place / "v").chmod(0o777)
+        run("verilog", *UNIT, "-o", place / "v", cwd=place, status=0, code=drop, HOME="/root")
+        assert {path.stat().st_uid for path in (place / "v").iterdir()} == {65534}
 
 
 def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -202,3 +203,58 @@ def test_a_wheel_holds_every_file(clone: Path, tmp_path: Path) -> None:
     }
     assert len(wanted) > 150
     assert not wanted - held
+
+
+@pytest.fixture
+def setting_up(clone: Path, tmp_path: Path) -> Callable[..., tuple[int, str, list[str]]]:
+    """Return a function that sets up where programs only write down how they were called."""
+
+    def program(path: Path, text: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'#!/bin/sh\necho "${{0##*/}} $*" >> {tmp_path}/calls\n{text}\n')
+        path.chmod(0o755)
+
+    def run(job: str, unknown: str, config: str) -> tuple[int, str, list[str]]:
+        for name in ("tools/setup", "apt.txt", "pyproject.toml", "constraints.txt"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_bytes((clone / name).read_bytes())
+        program(tmp_path / "bin" / "dpkg-query", "exit 1")
+        program(tmp_path / "bin" / "apt-get", "")
+        program(tmp_path / "bin" / "apt-cache", f"case $2 in {unknown}) exit 100;; esac")
+        program(tmp_path / "bin" / "id", "echo 0")
+        program(tmp_path / "bin" / "uname", "echo Linux x86_64")
+        asked = f'case "$*" in *"config list") echo "{config}";; esac'
+        program(tmp_path / ".venv" / "bin" / "python", asked)
+        done = subprocess.run(
+            ["bash", str(tmp_path / "tools/setup"), job],
+            env={"PATH": f"{tmp_path}/bin:{Path(sys.executable).parent}:/usr/bin:/bin"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        calls = (tmp_path / "calls").read_text().splitlines()
+        return done.returncode, done.stdout, calls
+
+    return run
+
+
+def test_setting_up_goes_on_without_a_package(setting_up) -> None:
+    """Debian 13 has no osu018; apt-get would install nothing at all."""
+    status, said, calls = setting_up("demo", "qflow-*", "global.index-url='x'")
+    assert status == 0, said
+    assert "Not among this system's packages: qflow-tech-osu018;" in said
+    (installed,) = [call for call in calls if call.startswith("apt-get install")]
+    assert "opensta" in installed
+    assert "qflow" not in installed
+    assert any("pip install" in call and ".[demo]" in call for call in calls)
+    assert "CUDA" not in said  # the index is the user's own
+
+
+@pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="here CUDA is of use")
+def test_setting_up_tells_of_gigabytes_before_it_fetches_them(setting_up) -> None:
+    status, said, calls = setting_up("demo", "none", "")
+    assert status == 0, said
+    assert said.index("brings 2.7 GB for CUDA") < said.index("Installing Python packages")
+    assert "Not among" not in said
+    assert any("qflow-tech-osu018" in call for call in calls if call.startswith("apt-get install"))

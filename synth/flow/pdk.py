@@ -158,6 +158,7 @@ class Pdk:
 
 
 _QFLOW = "/usr/share/qflow/tech"
+_APT = "apt-get install {} (Debian 12 has it, 13 has not), or take another library with --liberty"
 _ORFS = (
     "clone https://github.com/The-OpenROAD-Project/OpenROAD-flow-scripts and set FLOW_HOME to its "
     "flow folder"
@@ -171,21 +172,21 @@ PDKS: Mapping[str, Pdk] = {
             "OSU 0.18 um, typical, 25 C, 1.8 V",
             library_name=r"osu018_stdcells",
             places=((f"{_QFLOW}/osu018/osu018_stdcells.lib",),),
-            remedy="apt-get install qflow-tech-osu018",
+            remedy=_APT.format("qflow-tech-osu018"),
         ),
         Pdk(
             "osu035",
             "OSU 0.35 um, typical",
             library_name=r"osu035_stdcells",
             places=((f"{_QFLOW}/osu035/osu035_stdcells.lib",),),
-            remedy="apt-get install qflow-tech-osu035",
+            remedy=_APT.format("qflow-tech-osu035"),
         ),
         Pdk(
             "osu050",
             "OSU 0.5 um, typical",
             library_name=r"osu05_stdcells",
             places=((f"{_QFLOW}/osu050/osu05_stdcells.lib",),),
-            remedy="apt-get install qflow-tech-osu050",
+            remedy=_APT.format("qflow-tech-osu050"),
         ),
         Pdk(
             "nangate45",

@@ -127,7 +127,9 @@ def find_sta() -> str:
     """Return the path of OpenSTA; MissingToolError if it is not installed."""
     program = shutil.which("sta")
     if program is None:
-        raise MissingToolError("OpenSTA (program sta)", "apt-get install opensta")
+        raise MissingToolError(
+            "OpenSTA (program sta)", "apt-get install opensta (Debian 12 and 13 have it)"
+        )
     return program
 
 

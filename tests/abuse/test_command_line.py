@@ -157,7 +157,8 @@ def attempt(path: tuple[str, ...], seed: str) -> str:
     except (click.ClickException, M2xfpError):
         return "refused"
     except OSError as error:  # the command line tells it, see m2xfp.cli.main
-        assert error.errno, f"{seed}: {given}: {error}"
+        if error.errno is None:
+            raise AssertionError(f"{seed}: {given}: {error}") from error
         return "refused"
     except (ReachedError, click.exceptions.Exit):
         return "taken"

@@ -209,6 +209,12 @@ def test_many_moments(name: str, count: int, tmp_path: Path) -> None:
     check(name, tmp_path, [(SIGNALS[i % 3], rng.random()) for i in range(count)])
 
 
+def test_what_is_started_hears_an_interrupt() -> None:
+    """A shell's job in the background starts its programs so that they do not: see conftest."""
+    told = "import signal; print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
+    assert run([sys.executable, "-c", told]).stdout == "False\n"
+
+
 # The two modules behind it
 
 

@@ -5,11 +5,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from m2xfp.cli import main
+from m2xfp.errors import InputError
 from m2xfp.golden.bits import quantize_bits
+from m2xfp.rtl.catalog import find_unit
+from m2xfp.tb.bench import find_bench
 from m2xfp.tb.parts import value_stimulus
 
 UNIT = "activation_quantizer"
@@ -49,6 +53,24 @@ def compare(path: Path, kind: str, raw: np.ndarray) -> None:
         assert np.array_equal(y["codes"], codes)
         assert np.array_equal(y["scales"], scales[:, 0])
         assert np.array_equal(y["meta"], meta[:, 0])
+
+
+def test_bfloat16_of_a_file_is_taken_for_what_it_is(tmp_path: Path) -> None:
+    """numpy writes ml_dtypes' type as two bytes without a meaning, |V2."""
+    values = np.linspace(-3, 3, 64, dtype=np.float32).astype(ml_dtypes.bfloat16).reshape(2, 32)
+    np.save(tmp_path / "x.npy", values)
+    unit = find_unit(UNIT)
+    found = find_bench(unit).load(tmp_path / "x.npy", unit.instance("bf16x32").facts)
+    assert np.array_equal(found["x"], values.view(np.uint16))
+    with pytest.raises(InputError, match=r"type bfloat16; must be uint16.*or float16"):
+        find_bench(unit).load(tmp_path / "x.npy", unit.instance("fp16x32").facts)
+
+
+def test_one_array_for_a_unit_that_takes_several(cli: Cli) -> None:
+    np.save("x.npy", np.zeros((2, 32), np.float32))
+    status, _, err = cli("gemm_core", "--input", "x.npy", "--output", "y.npz")
+    assert status == 2
+    assert "x.npy: holds one array without a name; give the arrays by their names" in err
 
 
 @pytest.mark.parametrize(
