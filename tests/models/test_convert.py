@@ -1,15 +1,24 @@
 """Checkpoint folders through ``m2xfp convert``: packed, foreign, back, interrupted."""
 
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 
-from m2xfp.models.checkpoints import open_checkpoint
+from m2xfp.cli import cli
+from m2xfp.errors import InputError, UnknownNameError
+from m2xfp.models.checkpoints import model_outline, open_checkpoint
 from m2xfp.models.exchange.convert import convert_folder, find_target
-from m2xfp.models.exchange.shards import open_shard
+from m2xfp.models.exchange.shards import open_shard, write_shard
 from m2xfp.models.exchange.source import open_source
 from m2xfp.models.packed_model import load_quantized, save_quantized
 from m2xfp.models.quantized import quantize_model
@@ -181,3 +190,202 @@ def test_experts_that_stand_one_by_one(folder: Path, tmp_path: Path) -> None:
     save_quantized(tmp_path / "again.safetensors", model)
     again = load_quantized(tmp_path / "again.safetensors", open_checkpoint(folder).load())
     assert torch.equal(logits(again), logits(model))
+
+
+def test_goes_on_after_an_interruption(folder: Path, tmp_path: Path) -> None:
+    """Killed at whatever moment: the target is absent or whole, and what was written stays."""
+    whole = tmp_path / "whole"
+    convert_folder(folder, whole, find_target("m2xfp-weight"), shard_bytes=12_000)
+    names = sorted(path.name for path in whole.glob("*.safetensors"))
+    assert len(names) > 3
+    target, part = tmp_path / "target", tmp_path / "target.part"
+    arguments = [str(folder), str(target), "--to", "m2xfp-weight", "--shard-size", "12000B"]
+    code = (
+        "import sys, os, signal\n"
+        "from m2xfp.models.exchange import shards\n"
+        "put, count = shards._Writer.put, [0]\n"
+        "def dying(self, *given):\n"
+        "    count[0] += 1\n"
+        "    if count[0] == 11: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    put(self, *given)\n"
+        "shards._Writer.put = dying\n"
+        "from m2xfp.cli import main\n"
+        f"sys.argv = {['m2xfp', 'convert', *arguments]!r}\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not target.exists()
+    first = {path.name: path.stat().st_mtime_ns for path in part.glob("m2xfp*.safetensors")}
+    assert 0 < len(first) < len(names)
+    assert list(part.glob(".tmp*"))
+    found = CliRunner().invoke(cli, ["convert", *arguments])
+    assert found.exit_code == 0, found.output
+    assert "quantized 88.24 % of the weights" in found.output
+    assert not part.exists()
+    kept = {path.name: path.stat().st_mtime_ns for path in target.glob("m2xfp*.safetensors")}
+    assert sorted(kept) == names
+    assert first.items() <= kept.items()
+    for path in whole.iterdir():
+        assert (target / path.name).read_bytes() == path.read_bytes()
+    assert sorted(path.name for path in target.iterdir()) == sorted(p.name for p in whole.iterdir())
+    assert torch.equal(packed_logits(target), packed_logits(whole))
+
+
+def test_another_conversion_begins_anew(folder: Path, tmp_path: Path) -> None:
+    """What is left of one with other arguments is not believed; nor is a folder that is none."""
+    part = tmp_path / "t.part"
+    part.mkdir()
+    (part / "conversion.json").write_text("{}")
+    (part / "m2xfp.safetensors").write_text("of another")
+    convert_folder(folder, tmp_path / "t", find_target("mxfp4"))
+    packed_logits(tmp_path / "t")
+    with pytest.raises(InputError, match="is there already"):
+        convert_folder(folder, tmp_path / "t", find_target("mxfp4"))
+    (tmp_path / "u.part").mkdir()
+    with pytest.raises(InputError, match="no conversion that was begun"):
+        convert_folder(folder, tmp_path / "u", find_target("mxfp4"))
+
+
+def test_memory_holds_a_weight_at_a_time(tmp_path: Path) -> None:
+    """A folder of 26 weights' size is converted within the memory of five of them."""
+    config = {
+        **{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"},
+        **{"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 8},
+        **{"num_attention_heads": 8, "num_key_value_heads": 1, "vocab_size": 128},
+    }
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps(config))
+    skeleton = model_outline(source)
+    outlines = {name: (torch.bfloat16, tuple(t.shape)) for name, t in skeleton.state_dict().items()}
+    with write_shard(source / "model.safetensors", outlines, {"format": "pt"}) as writer:
+        for name, (dtype, shape) in outlines.items():
+            writer.put(name, torch.full(shape, 0.25, dtype=dtype))
+    code = (
+        "import resource\n"
+        "from m2xfp.models.exchange.convert import convert_folder, find_target\n"
+        "from m2xfp.models.exchange.source import open_source\n"
+        "from m2xfp.models.exchange.model import Skeleton\n"
+        "import sys\n"
+        "from pathlib import Path\n"
+        "import torch\n"
+        "source = Path(sys.argv[1])\n"
+        "found = open_source(source)\n"
+        "Skeleton(source, found.config, ())\n"
+        "target = find_target('mxfp4')\n"
+        "target.format.quantize(torch.ones(2048, 1024, dtype=torch.bfloat16))\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
+        "convert_folder(source, sys.argv[2], target)\n"
+        "print(peak() - before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(source), str(tmp_path / "target")],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    weight = 2048 * 1024 * 2
+    assert (source / "model.safetensors").stat().st_size > 20 * weight
+    assert int(done.stdout) * 1024 < 5 * weight
+
+
+def changed(folder: Path, name: str, make: Callable[[Tensor], Tensor | None]) -> None:
+    """Write a folder's one file again with a tensor changed, or without it."""
+    [file] = folder.glob("*.safetensors")
+    shard = open_shard(file)
+    tensors = {own: stored.read() for own, stored in shard.tensors.items()}
+    new = make(tensors.pop(name))
+    if new is not None:
+        tensors[name] = new
+    outlines = {own: (t.dtype, tuple(t.shape)) for own, t in tensors.items()}
+    with write_shard(file, outlines, shard.texts) as writer:
+        for own, tensor in tensors.items():
+            writer.put(own, tensor)
+
+
+def negated(scales: Tensor) -> Tensor:
+    return (scales.view(torch.uint8) | 128).view(scales.dtype)
+
+
+Q = "model.layers.0.self_attn.q_proj.weight"
+BAD: list[tuple[str, str, Callable[[Tensor], Tensor | None], str]] = [
+    ("nvfp4-pack-quantized", "_scale", lambda t: None, f"{Q}_scale is missing"),
+    ("nvfp4-pack-quantized", "_global_scale", lambda t: None, f"{Q}_global_scale is missing"),
+    ("nvfp4-pack-quantized", "_global_scale", torch.zeros_like, f"{Q}_global_scale has the value"),
+    ("nvfp4-pack-quantized", "_global_scale", lambda t: t.half(), f"{Q}_global_scale is torch.f"),
+    ("nvfp4-pack-quantized", "_global_scale", lambda t: t.repeat(4), f"{Q}_global_scale has shape"),
+    ("nvfp4-pack-quantized", "_scale", lambda t: t[:-1], f"{Q}_scale has shape"),
+    ("nvfp4-pack-quantized", "_scale", lambda t: t.float(), f"{Q}_scale is torch.float32"),
+    ("nvfp4-pack-quantized", "_scale", negated, f"{Q}_scale has 256 bytes with the sign"),
+    ("mxfp4-pack-quantized", "_packed", lambda t: t.int(), f"{Q}_packed is torch.int32"),
+    ("mxfp4-pack-quantized", "_packed", lambda t: t[:, 1:], f"{Q}_packed has shape"),
+    ("mxfp4-pack-quantized", "_packed", lambda t: None, "missing: .*q_proj.weight; unexpected"),
+    ("mxfp4-pack-quantized", "_scale", lambda t: t | 255, f"{Q}: 128 scales are NaN"),
+    ("modelopt-nvfp4", "_scale", lambda t: None, f"unexpected: {Q}_scale_2"),
+    ("modelopt-nvfp4", "_scale_2", lambda t: t * torch.nan, f"{Q}_scale_2 has the value nan"),
+]
+
+
+@pytest.mark.parametrize(("layout", "suffix", "make", "told"), BAD)
+def test_what_is_damaged_is_named(
+    layout: str,
+    suffix: str,
+    make: Callable[[Tensor], Tensor | None],
+    told: str,
+    foreign: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(foreign[layout], tmp_path / "source")
+    changed(tmp_path / "source", Q + suffix, make)
+    with pytest.raises(InputError, match=told):
+        convert_folder(tmp_path / "source", tmp_path / "target", find_target("m2xfp-weight"))
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One small model in several layouts."""
+    home = tmp_path_factory.mktemp("foreign")
+    source = saved(model_of("llama"), home / "source")
+    names = dict.fromkeys(layout for layout, *_ in BAD)
+    for name in names:
+        convert_folder(source, home / name, find_target(name))
+    return {name: home / name for name in names}
+
+
+def test_folders_that_cannot_be_converted(folder: Path, tmp_path: Path) -> None:
+    """Each is refused with what is wrong, and nothing is begun."""
+
+    def refused(told: str, to: str = "mxfp4") -> None:
+        with pytest.raises(InputError, match=told):
+            convert_folder(folder, tmp_path / "target", find_target(to))
+        assert not (tmp_path / "target").exists()
+
+    with pytest.raises(UnknownNameError, match=r"unknown target 'mxfp5'; there are: mxfp4-pack"):
+        find_target("mxfp5")
+    changed(folder, "model.norm.weight", lambda t: None)
+    refused("missing: model.norm.weight")
+    config = json.loads((folder / "config.json").read_text())
+    gptq = {**config, "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (folder / "config.json").write_text(json.dumps(gptq))
+    refused("quantized as 'gptq' of 'gptq', which is not known here; known: torchao, mxfp4-pack")
+    (folder / "config.json").write_text(json.dumps(config))
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    refused("not of the size that its header says")
+    file.write_bytes(b"\x07" * 100)
+    refused("is no safetensors file")
+    file.unlink()
+    refused("holds no safetensors files; pickled weights")
+    (folder / "config.json").unlink()
+    refused("no config.json")
+
+
+@pytest.mark.parametrize("folder", ["gpt2"], indirect=True)
+def test_what_a_layout_cannot_hold_is_named(folder: Path, tmp_path: Path) -> None:
+    told = r"c_attn.weight is a Conv1D, \[in, out\], and mxfp4-pack-quantized holds linear layers"
+    with pytest.raises(InputError, match=told):
+        convert_folder(folder, tmp_path / "t", find_target("mxfp4-pack-quantized"))
+    assert not list(tmp_path.glob("t*"))
