@@ -383,3 +383,44 @@ def test_what_a_layout_cannot_hold_is_named(folder: Path, tmp_path: Path) -> Non
     with pytest.raises(InputError, match=told):
         convert_folder(folder, tmp_path / "t", find_target("mxfp4-pack-quantized"))
     assert not list(tmp_path.glob("t*"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("tiled", [False, True])
+def test_a_folder_of_torchao(folder: Path, tiled: bool, tmp_path: Path) -> None:
+    """Files as torchao flattens its tensors: MXFP4, MXFP8 and NVFP4 of two levels in one model."""
+    mx = pytest.importorskip("torchao.prototype.mx_formats.mx_tensor")
+    nv = pytest.importorskip("torchao.prototype.mx_formats.nvfp4_tensor")
+    support = pytest.importorskip("torchao.prototype.safetensors.safetensors_support")
+    file = folder / "model.safetensors"
+    tensors: dict[str, Tensor] = {n: s.read() for n, s in open_shard(file).tensors.items()}
+    plain = dict(tensors)
+    for name, tensor in plain.items():
+        if "down_proj" in name:
+            made = mx.MXTensor.to_mx(tensor, torch.float4_e2m1fn_x2, 32, is_swizzled_scales=tiled)
+        elif "q_proj" in name:
+            made = mx.MXTensor.to_mx(tensor, torch.float8_e4m3fn, 32, is_swizzled_scales=tiled)
+        elif "k_proj" in name:
+            level = torch.tensor(2.0**-9)
+            made = nv.NVFP4Tensor.to_nvfp4(tensor, 16, level, is_swizzled_scales=tiled)
+        else:
+            continue
+        tensors[name] = made
+        plain[name] = made.dequantize(torch.float32).to(torch.bfloat16)
+    flat, texts = support.flatten_tensor_state_dict(tensors)
+    with write_shard(
+        file, {n: (t.dtype, tuple(t.shape)) for n, t in flat.items()}, texts
+    ) as writer:
+        for name, tensor in flat.items():
+            writer.put(name, tensor)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "torchao"}
+    (folder / "config.json").write_text(json.dumps(config))
+    convert_folder(folder, tmp_path / "plain", find_target("bfloat16"))
+    found = planes_of(tmp_path / "plain")
+    assert found.keys() == plain.keys()
+    for name, tensor in plain.items():
+        assert found[name] == tensor.reshape(-1).view(torch.uint8).numpy().tobytes(), name
+    covered = convert_folder(folder, tmp_path / "packed", find_target("m2xfp-weight"))
+    assert covered.wanted == 1.0
