@@ -8,11 +8,13 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from m2xfp._version import __version__
 from m2xfp.errors import InputError
 from m2xfp.files import refusals, remove, write_atomic
+from m2xfp.models.exchange.gguf_file import open_gguf
 from m2xfp.models.exchange.model import Skeleton
 from m2xfp.models.exchange.planning import Job, Plan, Target, find_target, header_of, planned
 from m2xfp.models.exchange.shards import write_shard
@@ -45,7 +47,7 @@ def convert_folder(
     ----------
     source
         A folder of the Hugging Face layout with safetensors files: plain, in a layout of
-        ``LAYOUTS`` or of torchao, or packed by this project.
+        ``LAYOUTS`` or of torchao, or packed by this project. Or a file NAME.gguf.
     target
         The folder to make; it must not be there. Beside it stands TARGET.part while it is made,
         from which a conversion with the same arguments goes on.
@@ -71,17 +73,33 @@ def convert_folder(
         The source cannot be used, its tensors are not those of its model, the target is there
         already, or a weight cannot be held by it; the message names the tensor.
     """
-    folder, place = Path(source), Path(target)
+    place = Path(target)
     if place.exists():
         raise InputError(
             f"{os.fspath(place)!r} is there already; remove it, or choose another name"
         )
-    found = open_source(folder)
+    with TemporaryDirectory(prefix="m2xfp-", ignore_cleanup_errors=True) as home:
+        given = Path(source)
+        is_file = given.suffix == ".gguf" and given.is_file()
+        found = open_gguf(given, Path(home)) if is_file else open_source(given)
+        return _converted(found, place, to, skip, allow_nan, shard_bytes, quiet)
+
+
+def _converted(
+    found: Source,
+    place: Path,
+    to: Target,
+    skip: Sequence[str],
+    allow_nan: bool,
+    shard_bytes: int,
+    quiet: bool,
+) -> Coverage:
+    """Write an opened checkpoint in another layout."""
     model = Skeleton(found.folder, found.config, skip)
     plan = planned(found, model, to, allow_nan)
     covered = model.coverage(plan.quantized)
     if to.format is not None and not plan.quantized:
-        raise InputError(f"no weight of {os.fspath(folder)!r} can be held as {to.name}: {covered}")
+        raise InputError(f"no weight of {found.name!r} can be held as {to.name}: {covered}")
     shards = _sharded(plan.jobs, shard_bytes)
     facts = {
         "version": __version__,
@@ -89,9 +107,9 @@ def convert_folder(
         "skip": list(skip),
         "allow_nan": allow_nan,
         "shard_bytes": shard_bytes,
+        "config": dict(found.config),
         "source": {
-            file.name: [file.stat().st_size, file.stat().st_mtime_ns]
-            for file in (*found.files, folder / "config.json")
+            file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in found.files
         },
     }
     part = place.with_name(place.name + ".part")

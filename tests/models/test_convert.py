@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from m2xfp.cli import cli
 from m2xfp.errors import InputError, UnknownNameError
+from m2xfp.golden import get_format
 from m2xfp.models.checkpoints import model_outline, open_checkpoint
 from m2xfp.models.exchange.convert import convert_folder, find_target
+from m2xfp.models.exchange.gguf import blocks_of
 from m2xfp.models.exchange.shards import open_shard, write_shard
 from m2xfp.models.exchange.source import open_source
 from m2xfp.models.packed_model import load_quantized, save_quantized
@@ -424,3 +426,82 @@ def test_a_folder_of_torchao(folder: Path, tiled: bool, tmp_path: Path) -> None:
         assert found[name] == tensor.reshape(-1).view(torch.uint8).numpy().tobytes(), name
     covered = convert_folder(folder, tmp_path / "packed", find_target("m2xfp-weight"))
     assert covered.wanted == 1.0
+
+
+def as_gguf(path: Path, kind: str) -> dict[str, Tensor]:
+    """Write a small llama as llama.cpp would, with one type of blocks; return what they decode to.
+
+    Its rows of queries and keys are in llama.cpp's order, and are given in the model's.
+    """
+    import gguf
+    import numpy as np
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("small")
+    writer.add_context_length(64)
+    writer.add_embedding_length(64)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(128)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_rope_dimension_count(16)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(128)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(["t", "0", "t0", *(f"x{at}" for at in range(125))])
+    writer.add_token_types([1] * 128)
+    writer.add_token_merges(["t 0"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    generator = np.random.default_rng(0)
+    found: dict[str, Tensor] = {}
+    shapes = {"attn_q": 64, "attn_k": 32, "attn_v": 32, "attn_output": 64, "ffn_gate": 128}
+    names = {
+        **{"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj"},
+        **{"attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj"},
+        **{"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"},
+    }
+    for name, rows in {**shapes, "ffn_up": 128, "ffn_down": 64}.items():
+        width = 128 if name == "ffn_down" else 64
+        x = generator.standard_normal((rows, width)).astype(np.float32) / 8
+        key, raw = blocks_of(get_format(kind.lower()).quantize(torch.from_numpy(x)))
+        quant = gguf.GGMLQuantizationType[key]
+        writer.add_tensor(f"blk.0.{name}.weight", raw.numpy(), raw_dtype=quant)
+        values = torch.from_numpy(gguf.dequantize(raw.numpy(), quant))
+        if kind == "NVFP4":
+            writer.add_tensor(f"blk.0.{name}.scale", np.array([0.5], np.float32))
+            values = values * 0.5
+        if name in ("attn_q", "attn_k"):
+            values = values.reshape(rows // 16, 8, 2, width).transpose(1, 2).reshape(rows, width)
+        found[f"model.layers.0.{names[name]}.weight"] = values
+    for name, size in (("blk.0.attn_norm", 64), ("blk.0.ffn_norm", 64), ("output_norm", 64)):
+        writer.add_tensor(f"{name}.weight", np.ones(size, np.float32))
+    for name in ("token_embd", "output"):
+        x = generator.standard_normal((128, 64)).astype(np.float16)
+        writer.add_tensor(f"{name}.weight", x)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return found
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("kind", "key"), [("MXFP4", "mxfp4"), ("NVFP4", "nvfp4:tensor_scale=auto")]
+)
+def test_a_file_of_llama_cpp(kind: str, key: str, tmp_path: Path) -> None:
+    """Blocks keep their codes and scales; queries and keys get the order of the model."""
+    pytest.importorskip("gguf")
+    wanted = as_gguf(tmp_path / "small.gguf", kind)
+    covered = convert_folder(tmp_path / "small.gguf", tmp_path / "packed", find_target(key))
+    assert covered.wanted == 1.0
+    model = open_checkpoint(tmp_path / "packed").load()
+    for name, values in wanted.items():
+        assert torch.equal(model.get_submodule(name.removesuffix(".weight")).weight, values), name
+    if kind == "MXFP4":  # transformers knows no NAME.scale
+        how = {"gguf_file": "small.gguf", "dtype": torch.float32}
+        assert torch.equal(in_transformers(tmp_path, **how), logits(model))
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(40))
+    with pytest.raises(InputError, match="is no GGUF file that transformers reads"):
+        convert_folder(tmp_path / "bad.gguf", tmp_path / "none", find_target(key))
