@@ -22,6 +22,7 @@ PACKAGES = {
     "softfloatpy": ("softfloatpy", "prove"),
     "distributed": ("distributed", "explore"),
     "transformers": ("transformers", "hf"),
+    "gguf": ("gguf", "hf"),
     "accelerate": ("accelerate", "hf"),
     "peft": ("peft", "hf"),
     "lm_eval": ("lm-eval", "harness"),

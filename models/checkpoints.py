@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from m2xfp.errors import InputError, MissingToolError
 from m2xfp.files import write_atomic
 from m2xfp.golden.formats.tensor_file import read_tensor_header
+from m2xfp.models.exchange.layouts import layout_of
 from m2xfp.models.layers import listed
 from m2xfp.models.lm import WEIGHTS, LanguageModel, as_tokens, load_model
 from m2xfp.models.packed_model import PACKED, load_quantized, packed_files, save_quantized
@@ -183,9 +184,11 @@ def _refuse_other_forms(folder: Path, config: Any) -> None:
     if given is not None:
         facts = given if isinstance(given, dict) else given.to_dict()
         method = facts.get("quant_method", "another library's")
+        known = layout_of(facts) is not None or method == "torchao"
+        remedy = f"convert it first (m2xfp convert {folder} NEW --to FORMAT), or " if known else ""
         raise InputError(
-            f"{os.fspath(folder)!r} is quantized already, as {method}; convert it first (m2xfp "
-            "convert), or give the checkpoint that it was made from"
+            f"{os.fspath(folder)!r} is quantized already, as {method}; {remedy}give the "
+            "checkpoint that it was made from"
         )
 
 

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from m2xfp.errors import InputError
 from m2xfp.golden.formats.format import Format
 from m2xfp.golden.formats.packed import PackedTensor
+from m2xfp.golden.formats.stacked import StackedTensor
 from m2xfp.models.layers import Weight
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 Quantizer = Callable[[Tensor], Tensor]
+Packed = PackedTensor | StackedTensor
 
 # Places of the operands of a product.
 _PRODUCTS: dict[Any, tuple[int, int]] = {
@@ -97,7 +99,7 @@ class _Watched:
     """Mixed into the class of a layer whose products take quantized inputs."""
 
     _m2xfp_inputs: Quantizer | None
-    _m2xfp_packed: dict[str, tuple[int, PackedTensor]]
+    _m2xfp_packed: dict[str, tuple[int, Packed]]
     _m2xfp_weights: tuple[str, ...]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -132,7 +134,7 @@ def is_watched(module: nn.Module) -> bool:
     return isinstance(module, _Watched)
 
 
-def packed_weights(module: nn.Module) -> dict[str, tuple[int, PackedTensor]]:
+def packed_weights(module: nn.Module) -> dict[str, tuple[int, Packed]]:
     """Return dimension and packed form of the weights of such a module, by name."""
     return getattr(module, "_m2xfp_packed", {})
 
@@ -147,7 +149,7 @@ def watched_inputs(module: nn.Module) -> Any:
     return getattr(module, "_m2xfp_inputs", None)
 
 
-def decoded(packed: PackedTensor, dim: int, dtype: torch.dtype) -> Tensor:
+def decoded(packed: Packed, dim: int, dtype: torch.dtype) -> Tensor:
     """Return the values of a packed weight whose groups run along ``dim`` of the result."""
     return packed.dequantize(dtype).transpose(dim, -1).contiguous()
 
@@ -155,7 +157,7 @@ def decoded(packed: PackedTensor, dim: int, dtype: torch.dtype) -> Tensor:
 def watch(
     module: nn.Module,
     names: tuple[str, ...],
-    packed: Mapping[str, tuple[int, PackedTensor]],
+    packed: Mapping[str, tuple[int, Packed]],
     inputs: Quantizer | None,
 ) -> None:
     """Make a module quantize the inputs of its products with the weights called ``names``."""

@@ -348,6 +348,7 @@ def _restore(model: nn.Module, facts: _Checkpoint, tensors: dict[str, Tensor]) -
         own = getattr(original, "shape", None) or getattr(original, "weight", torch.empty(0)).shape
         _require_shape(name, layer.shape, own[::-1] if is_transposed_linear(original) else own)
         packed = None if fmt is None else take_planes(name, fmt, layer.shape, tensors)
+        assert not isinstance(packed, StackedTensor)  # those have three dimensions
         weight = torch.empty(layer.shape, dtype=dtype, device="meta")
         bias = getattr(original, "bias", None)
         restored = QuantLinear(weight, bias, packed, quantizers.of(layer.activations))
@@ -378,7 +379,7 @@ def _restore(model: nn.Module, facts: _Checkpoint, tensors: dict[str, Tensor]) -
 
 def _restore_watched(
     name: str, module: nn.Module, facts: _WatchedFacts, tensors: dict[str, Tensor]
-) -> dict[str, tuple[int, PackedTensor]]:
+) -> dict[str, tuple[int, PackedTensor | StackedTensor]]:
     """Decode the weights of a layer with code of its own into ``tensors``; return them packed."""
     forms = {}
     for own, told in facts.weights.items():

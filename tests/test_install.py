@@ -87,6 +87,7 @@ WORKS = [
 ]
 NEEDS = {
     ("bench",): "golden",
+    ("convert", "x", "y", "--to", "mxfp4"): "golden,hf",
     ("demo",): "golden,sim",
     ("eval",): "golden",
     ("eval", "--tasks", "x"): "golden",

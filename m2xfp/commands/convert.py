@@ -52,10 +52,11 @@ def _bytes(_context: click.Context, _option: click.Parameter, text: str) -> int:
 def command(
     source: Path, target: Path, to: str, skip: tuple[str, ...], allow_nan: bool, shard_size: int
 ) -> None:
-    r"""Write the checkpoint folder SOURCE in another layout as the folder TARGET.
+    r"""Write the checkpoint SOURCE in another layout as the folder TARGET.
 
     SOURCE is a folder of the Hugging Face layout with safetensors files: plain, quantized by
-    compressed-tensors, NVIDIA Model-Optimizer, torchao or as gpt-oss is, or packed by m2xfp.
+    compressed-tensors, NVIDIA Model-Optimizer, torchao or as gpt-oss is, or packed by m2xfp; or a
+    file of llama.cpp, NAME.gguf.
     Weights that are in the target's format already keep their bytes; others are decoded and
     quantized.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -74,7 +74,7 @@ class Stored:
         data = torch.empty(self.nbytes, dtype=torch.uint8)
         with self.path.open("rb") as file:
             file.seek(self.begin)
-            found = file.readinto(memoryview(data.numpy())) if self.nbytes else 0
+            found = file.readinto(cast(Any, data.numpy())) if self.nbytes else 0
         if found != self.nbytes:
             raise InputError(f"{os.fspath(self.path)!r} ends within {self.name}; it is cut off")
         return data.view(self.dtype).reshape(self.shape)
@@ -216,4 +216,4 @@ class _Writer:
             raise AssertionError(f"{name} {tensor.dtype} {tuple(tensor.shape)}; due: {expected}")
         del self.left[name]
         data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        self._file.write(memoryview(data.numpy()))
+        self._file.write(cast(Any, data.numpy()))

@@ -32,12 +32,12 @@ class Entry:
     tensors
         What is stored of it: by plane, or under the empty name if it is a plain tensor.
     take
-        Makes a quantized weight of the planes; None for a plain tensor.
+        Makes the weight of what is stored; None for a plain tensor as it is.
     """
 
     name: str
     tensors: Mapping[str, Stored]
-    take: Callable[[Planes], Quantized] | None = None
+    take: Callable[[Planes], Quantized | Tensor] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -82,6 +82,12 @@ class Source:
     files: tuple[Path, ...]
     entries: tuple[Entry, ...]
     packed: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its name for messages: that of its file, or of its folder."""
+        file = self.files[0]
+        return os.fspath(file if file.suffix == ".gguf" else self.folder)
 
 
 def open_source(folder: Path) -> Source:

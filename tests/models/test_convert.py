@@ -1,15 +1,26 @@
 """Checkpoint folders through ``m2xfp convert``: packed, foreign, back, interrupted."""
 
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 
-from m2xfp.models.checkpoints import open_checkpoint
+from m2xfp.cli import cli
+from m2xfp.errors import InputError, UnknownNameError
+from m2xfp.golden import get_format
+from m2xfp.models.checkpoints import model_outline, open_checkpoint
 from m2xfp.models.exchange.convert import convert_folder, find_target
-from m2xfp.models.exchange.shards import open_shard
+from m2xfp.models.exchange.gguf import blocks_of
+from m2xfp.models.exchange.shards import open_shard, write_shard
 from m2xfp.models.exchange.source import open_source
 from m2xfp.models.packed_model import load_quantized, save_quantized
 from m2xfp.models.quantized import quantize_model
@@ -181,3 +192,316 @@ def test_experts_that_stand_one_by_one(folder: Path, tmp_path: Path) -> None:
     save_quantized(tmp_path / "again.safetensors", model)
     again = load_quantized(tmp_path / "again.safetensors", open_checkpoint(folder).load())
     assert torch.equal(logits(again), logits(model))
+
+
+def test_goes_on_after_an_interruption(folder: Path, tmp_path: Path) -> None:
+    """Killed at whatever moment: the target is absent or whole, and what was written stays."""
+    whole = tmp_path / "whole"
+    convert_folder(folder, whole, find_target("m2xfp-weight"), shard_bytes=12_000)
+    names = sorted(path.name for path in whole.glob("*.safetensors"))
+    assert len(names) > 3
+    target, part = tmp_path / "target", tmp_path / "target.part"
+    arguments = [str(folder), str(target), "--to", "m2xfp-weight", "--shard-size", "12000B"]
+    code = (
+        "import sys, os, signal\n"
+        "from m2xfp.models.exchange import shards\n"
+        "put, count = shards._Writer.put, [0]\n"
+        "def dying(self, *given):\n"
+        "    count[0] += 1\n"
+        "    if count[0] == 11: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    put(self, *given)\n"
+        "shards._Writer.put = dying\n"
+        "from m2xfp.cli import main\n"
+        f"sys.argv = {['m2xfp', 'convert', *arguments]!r}\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not target.exists()
+    first = {path.name: path.stat().st_mtime_ns for path in part.glob("m2xfp*.safetensors")}
+    assert 0 < len(first) < len(names)
+    assert list(part.glob(".tmp*"))
+    found = CliRunner().invoke(cli, ["convert", *arguments])
+    assert found.exit_code == 0, found.output
+    assert "quantized 88.24 % of the weights" in found.output
+    assert not part.exists()
+    kept = {path.name: path.stat().st_mtime_ns for path in target.glob("m2xfp*.safetensors")}
+    assert sorted(kept) == names
+    assert first.items() <= kept.items()
+    for path in whole.iterdir():
+        assert (target / path.name).read_bytes() == path.read_bytes()
+    assert sorted(path.name for path in target.iterdir()) == sorted(p.name for p in whole.iterdir())
+    assert torch.equal(packed_logits(target), packed_logits(whole))
+
+
+def test_another_conversion_begins_anew(folder: Path, tmp_path: Path) -> None:
+    """What is left of one with other arguments is not believed; nor is a folder that is none."""
+    part = tmp_path / "t.part"
+    part.mkdir()
+    (part / "conversion.json").write_text("{}")
+    (part / "m2xfp.safetensors").write_text("of another")
+    convert_folder(folder, tmp_path / "t", find_target("mxfp4"))
+    packed_logits(tmp_path / "t")
+    with pytest.raises(InputError, match="is there already"):
+        convert_folder(folder, tmp_path / "t", find_target("mxfp4"))
+    (tmp_path / "u.part").mkdir()
+    with pytest.raises(InputError, match="no conversion that was begun"):
+        convert_folder(folder, tmp_path / "u", find_target("mxfp4"))
+
+
+def even(folder: Path, layers: int) -> int:
+    """Write a llama with weights of 4 MiB, all 0.25; return the bytes of its file."""
+    config = {
+        **{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"},
+        **{"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": layers},
+        **{"num_attention_heads": 8, "num_key_value_heads": 1, "vocab_size": 128},
+    }
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    state = model_outline(folder).state_dict()
+    outlines = {name: (torch.bfloat16, tuple(tensor.shape)) for name, tensor in state.items()}
+    with write_shard(folder / "model.safetensors", outlines, {"format": "pt"}) as writer:
+        for name, (dtype, shape) in outlines.items():
+            writer.put(name, torch.full(shape, 0.25, dtype=dtype))
+    return (folder / "model.safetensors").stat().st_size
+
+
+def test_memory_holds_a_weight_at_a_time(tmp_path: Path) -> None:
+    """Eight layers take no more memory than two, but for what the allocator keeps."""
+    even(tmp_path / "two", 2)
+    size = even(tmp_path / "eight", 8)
+    code = (
+        "import resource, sys\n"
+        "from m2xfp.models.exchange.convert import convert_folder, find_target\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "for name in ('two', 'eight'):\n"
+        "    convert_folder(name, name + '-packed', find_target('mxfp4'))\n"
+        "    print(peak())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    first, second = map(int, done.stdout.split())
+    weight = 2048 * 1024 * 2
+    assert size > 30 * weight
+    assert (second - first) * 1024 < 6 * weight
+
+
+def changed(folder: Path, name: str, make: Callable[[Tensor], Tensor | None]) -> None:
+    """Write a folder's one file again with a tensor changed, or without it."""
+    [file] = folder.glob("*.safetensors")
+    shard = open_shard(file)
+    tensors = {own: stored.read() for own, stored in shard.tensors.items()}
+    new = make(tensors.pop(name))
+    if new is not None:
+        tensors[name] = new
+    outlines = {own: (t.dtype, tuple(t.shape)) for own, t in tensors.items()}
+    with write_shard(file, outlines, shard.texts) as writer:
+        for own, tensor in tensors.items():
+            writer.put(own, tensor)
+
+
+def negated(scales: Tensor) -> Tensor:
+    return (scales.view(torch.uint8) | 128).view(scales.dtype)
+
+
+Q = "model.layers.0.self_attn.q_proj.weight"
+BAD: list[tuple[str, str, Callable[[Tensor], Tensor | None], str]] = [
+    ("nvfp4-pack-quantized", "_scale", lambda t: None, f"{Q}_scale is missing"),
+    ("nvfp4-pack-quantized", "_global_scale", lambda t: None, f"{Q}_global_scale is missing"),
+    ("nvfp4-pack-quantized", "_global_scale", torch.zeros_like, f"{Q}_global_scale has the value"),
+    ("nvfp4-pack-quantized", "_global_scale", lambda t: t.half(), f"{Q}_global_scale is torch.f"),
+    ("nvfp4-pack-quantized", "_global_scale", lambda t: t.repeat(4), f"{Q}_global_scale has shape"),
+    ("nvfp4-pack-quantized", "_scale", lambda t: t[:-1], f"{Q}_scale has shape"),
+    ("nvfp4-pack-quantized", "_scale", lambda t: t.float(), f"{Q}_scale is torch.float32"),
+    ("nvfp4-pack-quantized", "_scale", negated, f"{Q}_scale has 256 bytes with the sign"),
+    ("mxfp4-pack-quantized", "_packed", lambda t: t.int(), f"{Q}_packed is torch.int32"),
+    ("mxfp4-pack-quantized", "_packed", lambda t: t[:, 1:], f"{Q}_packed has shape"),
+    ("mxfp4-pack-quantized", "_packed", lambda t: None, "missing: .*q_proj.weight; unexpected"),
+    ("mxfp4-pack-quantized", "_scale", lambda t: t | 255, f"{Q}: 128 scales are NaN"),
+    ("modelopt-nvfp4", "_scale", lambda t: None, f"unexpected: {Q}_scale_2"),
+    ("modelopt-nvfp4", "_scale_2", lambda t: t * torch.nan, f"{Q}_scale_2 has the value nan"),
+]
+
+
+@pytest.mark.parametrize(("layout", "suffix", "make", "told"), BAD)
+def test_what_is_damaged_is_named(
+    layout: str,
+    suffix: str,
+    make: Callable[[Tensor], Tensor | None],
+    told: str,
+    foreign: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(foreign[layout], tmp_path / "source")
+    changed(tmp_path / "source", Q + suffix, make)
+    with pytest.raises(InputError, match=told):
+        convert_folder(tmp_path / "source", tmp_path / "target", find_target("m2xfp-weight"))
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One small model in several layouts."""
+    home = tmp_path_factory.mktemp("foreign")
+    source = saved(model_of("llama"), home / "source")
+    names = dict.fromkeys(layout for layout, *_ in BAD)
+    for name in names:
+        convert_folder(source, home / name, find_target(name))
+    return {name: home / name for name in names}
+
+
+def test_folders_that_cannot_be_converted(folder: Path, tmp_path: Path) -> None:
+    """Each is refused with what is wrong, and nothing is begun."""
+
+    def refused(told: str, to: str = "mxfp4") -> None:
+        with pytest.raises(InputError, match=told):
+            convert_folder(folder, tmp_path / "target", find_target(to))
+        assert not (tmp_path / "target").exists()
+
+    with pytest.raises(UnknownNameError, match=r"unknown target 'mxfp5'; there are: mxfp4-pack"):
+        find_target("mxfp5")
+    changed(folder, "model.norm.weight", lambda t: None)
+    refused("missing: model.norm.weight")
+    config = json.loads((folder / "config.json").read_text())
+    gptq = {**config, "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (folder / "config.json").write_text(json.dumps(gptq))
+    refused("quantized as 'gptq' of 'gptq', which is not known here; known: torchao, mxfp4-pack")
+    (folder / "config.json").write_text(json.dumps(config))
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    refused("not of the size that its header says")
+    file.write_bytes(b"\x07" * 100)
+    refused("is no safetensors file")
+    file.unlink()
+    refused("holds no safetensors files; pickled weights")
+    (folder / "config.json").unlink()
+    refused("no config.json")
+
+
+@pytest.mark.parametrize("folder", ["gpt2"], indirect=True)
+def test_what_a_layout_cannot_hold_is_named(folder: Path, tmp_path: Path) -> None:
+    told = r"c_attn.weight is a Conv1D, \[in, out\], and mxfp4-pack-quantized holds linear layers"
+    with pytest.raises(InputError, match=told):
+        convert_folder(folder, tmp_path / "t", find_target("mxfp4-pack-quantized"))
+    assert not list(tmp_path.glob("t*"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("tiled", [False, True])
+def test_a_folder_of_torchao(folder: Path, tiled: bool, tmp_path: Path) -> None:
+    """Files as torchao flattens its tensors: MXFP4, MXFP8 and NVFP4 of two levels in one model."""
+    mx = pytest.importorskip("torchao.prototype.mx_formats.mx_tensor")
+    nv = pytest.importorskip("torchao.prototype.mx_formats.nvfp4_tensor")
+    support = pytest.importorskip("torchao.prototype.safetensors.safetensors_support")
+    file = folder / "model.safetensors"
+    tensors: dict[str, Tensor] = {n: s.read() for n, s in open_shard(file).tensors.items()}
+    plain = dict(tensors)
+    for name, tensor in plain.items():
+        if "down_proj" in name:
+            made = mx.MXTensor.to_mx(tensor, torch.float4_e2m1fn_x2, 32, is_swizzled_scales=tiled)
+        elif "q_proj" in name:
+            made = mx.MXTensor.to_mx(tensor, torch.float8_e4m3fn, 32, is_swizzled_scales=tiled)
+        elif "k_proj" in name:
+            level = torch.tensor(2.0**-9)
+            made = nv.NVFP4Tensor.to_nvfp4(tensor, 16, level, is_swizzled_scales=tiled)
+        else:
+            continue
+        tensors[name] = made
+        plain[name] = made.dequantize(torch.float32).to(torch.bfloat16)
+    flat, texts = support.flatten_tensor_state_dict(tensors)
+    with write_shard(
+        file, {n: (t.dtype, tuple(t.shape)) for n, t in flat.items()}, texts
+    ) as writer:
+        for name, tensor in flat.items():
+            writer.put(name, tensor)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "torchao"}
+    (folder / "config.json").write_text(json.dumps(config))
+    convert_folder(folder, tmp_path / "plain", find_target("bfloat16"))
+    found = planes_of(tmp_path / "plain")
+    assert found.keys() == plain.keys()
+    for name, tensor in plain.items():
+        assert found[name] == tensor.reshape(-1).view(torch.uint8).numpy().tobytes(), name
+    covered = convert_folder(folder, tmp_path / "packed", find_target("m2xfp-weight"))
+    assert covered.wanted == 1.0
+
+
+def as_gguf(path: Path, kind: str) -> dict[str, Tensor]:
+    """Write a small llama as llama.cpp would, with one type of blocks; return what they decode to.
+
+    Its rows of queries and keys are in llama.cpp's order, and are given in the model's.
+    """
+    import gguf
+    import numpy as np
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("small")
+    writer.add_context_length(64)
+    writer.add_embedding_length(64)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(128)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_rope_dimension_count(16)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(128)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(["t", "0", "t0", *(f"x{at}" for at in range(125))])
+    writer.add_token_types([1] * 128)
+    writer.add_token_merges(["t 0"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    generator = np.random.default_rng(0)
+    found: dict[str, Tensor] = {}
+    shapes = {"attn_q": 64, "attn_k": 32, "attn_v": 32, "attn_output": 64, "ffn_gate": 128}
+    names = {
+        **{"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj"},
+        **{"attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj"},
+        **{"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"},
+    }
+    for name, rows in {**shapes, "ffn_up": 128, "ffn_down": 64}.items():
+        width = 128 if name == "ffn_down" else 64
+        x = generator.standard_normal((rows, width)).astype(np.float32) / 8
+        key, raw = blocks_of(get_format(kind.lower()).quantize(torch.from_numpy(x)))
+        quant = gguf.GGMLQuantizationType[key]
+        writer.add_tensor(f"blk.0.{name}.weight", raw.numpy(), raw_dtype=quant)
+        values = torch.from_numpy(gguf.dequantize(raw.numpy(), quant))
+        if kind == "NVFP4":
+            writer.add_tensor(f"blk.0.{name}.scale", np.array([0.5], np.float32))
+            values = values * 0.5
+        if name in ("attn_q", "attn_k"):
+            values = values.reshape(rows // 16, 8, 2, width).transpose(1, 2).reshape(rows, width)
+        found[f"model.layers.0.{names[name]}.weight"] = values
+    for name, size in (("blk.0.attn_norm", 64), ("blk.0.ffn_norm", 64), ("output_norm", 64)):
+        writer.add_tensor(f"{name}.weight", np.ones(size, np.float32))
+    for name in ("token_embd", "output"):
+        x = generator.standard_normal((128, 64)).astype(np.float16)
+        writer.add_tensor(f"{name}.weight", x)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return found
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("kind", "key"), [("MXFP4", "mxfp4"), ("NVFP4", "nvfp4:tensor_scale=auto")]
+)
+def test_a_file_of_llama_cpp(kind: str, key: str, tmp_path: Path) -> None:
+    """Blocks keep their codes and scales; queries and keys get the order of the model."""
+    pytest.importorskip("gguf")
+    wanted = as_gguf(tmp_path / "small.gguf", kind)
+    covered = convert_folder(tmp_path / "small.gguf", tmp_path / "packed", find_target(key))
+    assert covered.wanted == 1.0
+    model = open_checkpoint(tmp_path / "packed").load()
+    for name, values in wanted.items():
+        assert torch.equal(model.get_submodule(name.removesuffix(".weight")).weight, values), name
+    if kind == "MXFP4":  # transformers knows no NAME.scale
+        how = {"gguf_file": "small.gguf", "dtype": torch.float32}
+        assert torch.equal(in_transformers(tmp_path, **how), logits(model))
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(40))
+    with pytest.raises(InputError, match="is no GGUF file that transformers reads"):
+        convert_folder(tmp_path / "bad.gguf", tmp_path / "none", find_target(key))

@@ -1,0 +1,144 @@
+"""GGUF files (llama.cpp) as checkpoints to convert from.
+
+Configuration, tokenizer and names come from transformers' reader. MXFP4 and NVFP4 weights keep
+their bytes; all other types are decoded by the package gguf, as plain float32.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from m2xfp.errors import InputError
+from m2xfp.extras import require
+from m2xfp.golden.formats.packed import PackedTensor
+from m2xfp.models.exchange.gguf import BLOCKS, from_blocks
+from m2xfp.models.exchange.record import Planes, Quantized
+from m2xfp.models.exchange.shards import Stored
+from m2xfp.models.exchange.source import Entry, Source
+from m2xfp.plain import read_json
+
+__all__ = ["open_gguf"]
+
+_PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def open_gguf(path: Path, folder: Path) -> Source:
+    """Look at a GGUF file; no weight is read.
+
+    Parameters
+    ----------
+    path
+        The file.
+    folder
+        Takes the configuration and the tokenizer, as a folder of the Hugging Face layout.
+
+    Raises
+    ------
+    InputError
+        It is no GGUF file, or of an architecture that transformers does not read.
+    """
+    require("transformers", "gguf")
+    import gguf
+    import transformers
+
+    told = f"{os.fspath(path)!r} is no GGUF file that transformers reads"
+    how: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
+    try:
+        reader = gguf.GGUFReader(path)
+        config = transformers.AutoConfig.from_pretrained(path.parent, **how)
+        config.save_pretrained(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **how)
+        tokenizer.save_pretrained(folder)
+        architecture = str(reader.fields["general.architecture"].contents())
+        names, process = _names(config, architecture)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{told}: {error}") from error
+    facts = {**read_json(folder / "config.json"), "dtype": "float32"}
+    stored = {tensor.name: _stored(path, tensor) for tensor in reader.tensors}
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    entries = []
+    for name, one in stored.items():
+        if name not in names:
+            continue
+        planes = {"": one}
+        level = name.removesuffix(".weight") + ".scale"
+        if kinds[name] == "NVFP4" and level in stored:
+            planes["tensor_scale"] = stored[level]
+        entries.append(Entry(names[name], planes, _taker(name, kinds[name], process)))
+    return Source(folder, "GGUF", facts, (path,), tuple(entries))
+
+
+def _stored(path: Path, tensor: Any) -> Stored:
+    """Return where the bytes of a tensor stand: rows of bytes, or of numbers if it is plain."""
+    kind = _PLAIN.get(tensor.tensor_type.name)
+    shape = tuple(int(n) for n in reversed(tensor.shape))
+    if kind is None:
+        kind, shape = torch.uint8, tuple(int(n) for n in tensor.data.shape)
+    return Stored(path, tensor.name, kind, shape, int(tensor.data_offset))
+
+
+def _names(config: Any, architecture: str) -> tuple[dict[str, str], Callable[[Any, str], Any]]:
+    """Return the model's names by those in the file, and what transformers does to a tensor."""
+    import transformers
+    from transformers.modeling_gguf_pytorch_utils import (
+        TENSOR_PROCESSORS,
+        TensorProcessor,
+        get_gguf_hf_weights_map,
+    )
+
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config.to_dict())
+    names = get_gguf_hf_weights_map(model, processor)
+
+    def process(values: Any, name: str) -> Any:
+        found = processor.process(
+            weights=values, name=name, tensor_key_mapping=names, parsed_parameters={}
+        )
+        return found.weights
+
+    return names, process
+
+
+def _taker(
+    name: str, kind: str, process: Callable[[Any, str], Any]
+) -> Callable[[Planes], Quantized | Tensor]:
+    """Return what makes a weight of the bytes of a tensor, its rows in the order of the model."""
+
+    def quantized(planes: Planes) -> Quantized:
+        read = from_blocks(kind, planes[""], planes.get("tensor_scale"))
+        packed = read.packed
+        assert isinstance(packed, PackedTensor)
+        rows = packed.shape[0]
+        if packed.codes.is_meta:
+            return read
+        order = torch.from_numpy(process(torch.arange(rows).unsqueeze(1).numpy(), name).copy())
+        whole = order.shape == (rows, 1) and order.flatten().sort()[0].equal(torch.arange(rows))
+        if not whole:
+            raise InputError(f"{name}: transformers changes its values; no packed form allows it")
+        moved = {
+            plane: one if plane == "tensor_scale" else one[order.flatten()]
+            for plane, one in packed.planes().items()
+        }
+        return Quantized(PackedTensor.from_planes(packed.format, moved, tuple(packed.shape)))
+
+    def plain(planes: Planes) -> Tensor:
+        from gguf import GGMLQuantizationType, dequantize, quant_shape_from_byte_shape
+
+        given = planes[""]
+        if kind in _PLAIN:
+            shape = tuple(given.shape)
+            values = given if given.is_meta else given.float()
+        else:
+            quant = GGMLQuantizationType[kind]
+            shape = tuple(quant_shape_from_byte_shape(tuple(given.shape), quant))
+            values = given if given.is_meta else torch.from_numpy(dequantize(given.numpy(), quant))
+        if given.is_meta:
+            return torch.empty(shape, device="meta")
+        return torch.from_numpy(process(values.numpy(), name).copy())
+
+    return quantized if kind in BLOCKS else plain
