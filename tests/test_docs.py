@@ -294,6 +294,7 @@ def names_of(page: Path) -> dict[str, Any]:
     return {}
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # PEFT asks for it
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if snippets(page) and page != GUIDE], ids=name_of
 )
