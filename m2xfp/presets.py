@@ -48,7 +48,7 @@ PRESETS: dict[str, tuple[Preset, ...]] = {
     "compressed-tensors": (
         Preset("mxfp4", "mxfp4:scale_rule=even", "the highest scales, where byte 127 comes out"),
         Preset("mxfp8", "mxfp8-e4m3:scale_rule=even-e2m1", "the highest scales"),
-        Preset("nvfp4", "nvfp4:tensor_scale=auto", "it keeps the reciprocal of the tensor scale"),
+        Preset("nvfp4", "nvfp4:tensor_scale=auto", "a scale that rounds to zero is 1/8 there"),
     ),
     "gfloat": (
         Preset("mxfp4_e2m1", "mxfp4"),
