@@ -10,7 +10,7 @@ weights that are trained find places that the format holds.
 >>> model = finish_training(model)
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,7 @@ def prepare_training(
     return model
 
 
-def _on_inputs(fmt: Format):  # type: ignore[no-untyped-def]
+def _on_inputs(fmt: Format) -> Callable[..., tuple[Tensor, ...]]:
     def quantize(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return fmt.fake_quantize(given[0]), *given[1:]
 
@@ -116,10 +116,8 @@ def finish_training(model: nn.Module) -> nn.Module:
     for hook in hooks:
         hook.remove()
     for module in list(model.modules()):
-        if parametrize.is_parametrized(module, "weight") and isinstance(
-            module.parametrizations.weight[0],
-            _Quantized,  # type: ignore[union-attr,index]
-        ):
+        steps = getattr(module, "parametrizations", {})
+        if "weight" in steps and any(isinstance(step, _Quantized) for step in steps["weight"]):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
     object.__delattr__(model, _HELD)
     return quantize_model(model, fmt, inputs, skipped)

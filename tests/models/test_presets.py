@@ -20,7 +20,7 @@ def test_presets_are_formats_and_are_printed(library: str) -> None:
     done = CliRunner().invoke(cli, ["formats", "--like", library])
     assert done.exit_code == 0, done.output
     for preset in PRESETS[library]:
-        assert get_format(preset.ours).quantize(torch.ones(1, 64)).dequantize().eq(1).all()
+        assert get_format(preset.ours).fake_quantize(torch.ones(1, 64)).sub(1).abs().max() < 0.1
         assert f" {preset.ours} " in done.stdout
 
 
