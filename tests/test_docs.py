@@ -288,6 +288,7 @@ def names_of(page: Path) -> dict[str, Any]:
             "model_of_the_same_architecture": tiny(),
             "tokens": tokens,
             "folder": llama("whole"),
+            "model_to_train": tiny(),
         }
     if page.name == "fpga.md":
         return {"x": None, "qw": None, "qv": None}
