@@ -36,7 +36,7 @@ def for_packed_layers(config: Any) -> Any:
     if not isinstance(config, peft.LoraConfig):
         raise InputError(f"config is {type(config).__name__}; pass a peft.LoraConfig")
 
-    class PackedLora(lora.Linear):  # type: ignore[misc]
+    class PackedLora(lora.Linear):
         """Low-rank factors on a packed layer; they cannot be merged into it."""
 
         def __init__(self, *arguments: Any, **options: Any) -> None:

@@ -291,6 +291,7 @@ def window_nats(
     windows: Tensor,
     batch: int = 16,
     report: Callable[[int], object] = lambda count: None,
+    predicted: int | None = None,
 ) -> Tensor:
     """Return the mean negative log-likelihood of each window, in nats a token.
 
@@ -304,6 +305,8 @@ def window_nats(
         Windows a pass.
     report
         Called with the number of windows after each pass of this process.
+    predicted
+        Tokens at the end of each window that count; None for all but the first.
 
     Returns
     -------
@@ -322,7 +325,8 @@ def window_nats(
         targets = tokens[:, 1:].to(logits.device)
         for row in range(len(tokens)):  # one by one: float32 logits of all can exceed the memory
             token_losses = F.cross_entropy(logits[row].float(), targets[row], reduction="none")
-            nats[start + row] = token_losses.double().mean().cpu()
+            counted = token_losses if predicted is None else token_losses[-predicted:]
+            nats[start + row] = counted.double().mean().cpu()
         report(len(tokens))
     if shared:
         # Each entry comes from one process and is zero elsewhere, so the sum is exact.

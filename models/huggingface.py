@@ -56,7 +56,7 @@ METHOD = "m2xfp"
 
 
 @register_quantization_config(METHOD)
-class M2xfpConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class M2xfpConfig(QuantizationConfigMixin):
     """How transformers shall quantize a model; all of it can be written as JSON.
 
     Parameters
@@ -107,7 +107,7 @@ class M2xfpConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
 
 @register_quantizer(METHOD)
-class M2xfpQuantizer(HfQuantizer):  # type: ignore[misc]
+class M2xfpQuantizer(HfQuantizer):
     """What transformers calls while it loads or saves a model; users pass an ``M2xfpConfig``."""
 
     quantization_config: M2xfpConfig
@@ -312,7 +312,7 @@ def _plane_names(fmt: Format) -> list[str]:
     return [name for name in PLANES if not missing.get(name, False)]
 
 
-class _Step(ConversionOps):  # type: ignore[misc]
+class _Step(ConversionOps):
     """A step of loading that knows the quantizer; transformers leaves the types of its inputs."""
 
     def __init__(self, hf_quantizer: M2xfpQuantizer) -> None:

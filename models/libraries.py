@@ -6,6 +6,7 @@ inputs of a small set. They are listed so that nobody changes the rule to match 
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import torch
 from m2xfp.formats import E2M1, E2M3, E3M2, E4M3, E5M2, FloatElement
 from m2xfp.golden.formats.elements import decode_magnitude, encode_magnitude
 from m2xfp.golden.formats.format import get_format
+from m2xfp.models.library_presets import CHECKS, compared
+from m2xfp.models.lm import load_model
 from m2xfp.results import read_figures
 from m2xfp.tables import aligned_table
 
@@ -51,9 +54,25 @@ def findings() -> list[Finding]:
         ("torch", _torch),
         ("torch", _floating_logarithm),
         ("torch", _half_up),
+        ("torch", _logarithm_of_groups),
         ("torchao", _torchao),
+        ("torchao", _torchao_rceil),
+        ("compressed_tensors", _compressed_tensors),
+        *((package, partial(_presets, library)) for library, (package, _, _) in CHECKS.items()),
     ]
     return [finding for name, check in checks if find_spec(name) for finding in check()]
+
+
+def _presets(library: str) -> list[Finding]:
+    """Compare what ``m2xfp formats --like`` names with the library."""
+    found = []
+    for name, subject, different, theirs, ours in compared(library):
+        bad = different.nonzero().flatten().tolist()
+        example = ""
+        if bad:
+            example = f"group {bad[0]}: library {theirs[bad[0]]:g}, rule {ours[bad[0]]:g}"
+        found.append(Finding(name, subject, len(different), len(bad), example))
+    return found
 
 
 def _ml_dtypes() -> list[Finding]:
@@ -119,6 +138,28 @@ def _floating_logarithm() -> list[Finding]:
     return found
 
 
+def _logarithm_of_groups() -> list[Finding]:
+    """Compare the same formula on the largest magnitudes of groups of 32, as models have them."""
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(200_000, 32, generator=generator)
+    model = load_model().state_dict().values()
+    weights = torch.cat([w.reshape(-1, 32) for w in model if w.ndim == 2])
+    found = []
+    for name, x in (
+        ("groups of 32 normal values", normal),
+        ("groups of 32 normal values, standard deviation 0.02", 0.02 * normal),
+        ("groups of the bundled model's weights", weights),
+    ):
+        amax = x.bfloat16().abs().amax(-1)
+        theirs = amax.log2().floor().double().numpy()
+        ours = np.frexp(amax.double().numpy())[1] - 1.0
+        subject = f"floor(log2(amax)), bfloat16, {name}"
+        found.append(
+            _finding("microxcaling's formula", subject, amax.double().numpy(), theirs, ours)
+        )
+    return found
+
+
 def _half_up() -> list[Finding]:
     """Compare floor(|x| + 1/2), microxcaling's default "nearest", with ties to even on E2M1."""
     y = torch.arange(0, 6.0001, 1 / 64, dtype=torch.float64)
@@ -147,6 +188,54 @@ def _torchao() -> list[Finding]:
         theirs = scales.view(torch.uint8).flatten().long() * 256 + codes[:, 0]
         ours = packed.scales.flatten().long() * 256 + packed.codes[:, 0]
         found.append(_finding(library, subject, tops.numpy(), theirs.numpy(), ours.numpy()))
+    return found
+
+
+def _torchao_rceil() -> list[Finding]:
+    """Compare RCEIL just above 6 * 2^k in float32, and at the lowest scale."""
+    import torchao
+    from torchao.prototype.mx_formats.mx_tensor import ScaleCalculationMode, to_mx
+
+    library = f"torchao {torchao.__version__.partition('+')[0]}"
+    fmt = get_format("mxfp4", scale_rule="ceil")
+    near = torch.tensor([6.0]).view(torch.int32) + torch.arange(1, 101, dtype=torch.int32)
+    powers = 2.0 ** torch.arange(-40, 60, 10)
+    tops = (near.view(torch.float32) * powers[:, None]).flatten()
+    low = 2.0 ** torch.arange(-149, -99)
+    found = []
+    for subject, top in (
+        ("MXFP4, RCEIL: 100 float32 values above each 6 * 2^k, k = -40, -30, .. 50", tops),
+        ("MXFP4, RCEIL: one power of two a group, 2^-149 to 2^-100", low),
+    ):
+        x = torch.zeros(len(top), 32)
+        x[:, 0] = top
+        scales, codes = to_mx(x, torch.float4_e2m1fn_x2, 32, ScaleCalculationMode.RCEIL)
+        packed = fmt.quantize(x)
+        theirs = scales.view(torch.uint8).flatten().long() * 256 + codes[:, 0]
+        ours = packed.scales.flatten().long() * 256 + packed.codes[:, 0]
+        found.append(_finding(library, subject, top.double().numpy(), theirs.numpy(), ours.numpy()))
+    return found
+
+
+def _compressed_tensors() -> list[Finding]:
+    """Compare scales near the largest number of a type, which rounding carries beyond it."""
+    from importlib.metadata import version
+
+    from compressed_tensors.quantization.utils import generate_mx_scales
+
+    library = f"compressed-tensors {version('compressed-tensors')}"
+    fmt = get_format("mxfp4", scale_rule="even")
+    found = []
+    for name, patterns, dtype in (
+        ("bfloat16", torch.arange(0x7F00, 0x7F80, dtype=torch.int16), torch.bfloat16),
+        ("float16", torch.arange(0x7800, 0x7C00, dtype=torch.int16), torch.float16),
+    ):
+        x = patterns.view(dtype)[:, None]
+        theirs = generate_mx_scales(x.clone(), 4).double().flatten()
+        ours = fmt.quantize(x).scales.flatten().double()
+        subject = f"MXFP4: scale of {name} values of the highest binade"
+        values = x.double().flatten().numpy()
+        found.append(_finding(library, subject, values, theirs.numpy(), ours.numpy()))
     return found
 
 

@@ -93,7 +93,10 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
     ]
     covered = any("coverage" in record for record in records)
     shares = ["of the weights"] if covered else []
-    titles = [*names, "bits a value", *shares, "perplexity", "change", "95 % interval"]
+    lengths = any("byte_perplexity" in record for record in records)
+    units = ["a word", "a byte"] if lengths else []
+    figures = ["perplexity", *units, "change", "95 % interval"]
+    titles = [*names, "bits a value", *shares, *figures]
     rows = [[*titles, *(f"{task} {metric}" for task, metric in metrics)]]
     for record in records:
         bits, ratio = record["bits_per_value"], record.get("over_unquantized")
@@ -104,11 +107,26 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
                 "" if bits is None else f"{bits:g}",
                 *([_share(record)] if covered else []),
                 f"{record['perplexity']['value']:.4f}",
+                *(_units(record) if lengths else []),
                 *(("", "") if ratio is None else _change(ratio)),
                 *(f"{tasks[task][metric]:.4f}" if tasks else "" for task, metric in metrics),
             ]
         )
     return aligned_table(rows)
+
+
+def _exp(nats: float) -> float:
+    """Return exp, infinite where float64 is too small: a word has many tokens."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
+
+
+def _units(record: Mapping[str, Any]) -> list[str]:
+    """Return the perplexities a word and a byte, where they are known."""
+    found = (record.get(f"{unit}_perplexity") for unit in ("word", "byte"))
+    return ["" if value is None else f"{value:.5g}" for value in found]
 
 
 def _share(record: Mapping[str, Any]) -> str:
@@ -118,7 +136,9 @@ def _share(record: Mapping[str, Any]) -> str:
     return f"{math.floor(1000 * record['coverage']['share']) / 10:.1f} %"
 
 
-def _record(outcome: Outcome, reference: Tensor | None, windows: bool) -> dict[str, Any]:
+def _record(
+    outcome: Outcome, reference: Tensor | None, windows: bool, protocol: Mapping[str, Any]
+) -> dict[str, Any]:
     case = outcome.case
     if outcome.stored is not None:
         case = replace(case, weights=outcome.stored.weights, activations=outcome.stored.activations)
@@ -128,6 +148,11 @@ def _record(outcome: Outcome, reference: Tensor | None, windows: bool) -> dict[s
         "bits_per_value": None if bits is None else float(bits),
         "perplexity": asdict(bootstrap(outcome.nats)),
     }
+    if "predicted_tokens_a_window" in protocol:
+        total = outcome.nats.sum().item() * protocol["predicted_tokens_a_window"]
+        for unit in ("word", "byte"):
+            count = protocol[f"{unit}s"]
+            record[f"{unit}_perplexity"] = _exp(total / count) if count else None
     if reference is not None and outcome.case.quantizes:
         record["over_unquantized"] = _ratio(outcome.nats, reference)
     if outcome.coverage is not None:
@@ -149,12 +174,13 @@ def figures(
     outcomes
         All on the same windows; changes are left out where none of them is ``FP``.
     protocol
-        How it was measured.
+        How it was measured; with ``Windows.facts`` in it records have the perplexity a word and a
+        byte too.
     windows
         Give the loss of each window too, in nats a token.
     """
     reference = next((o.nats for o in outcomes if not o.case.quantizes), None)
-    records = [_record(outcome, reference, windows) for outcome in outcomes]
+    records = [_record(outcome, reference, windows, protocol) for outcome in outcomes]
     return {"protocol": dict(protocol), "results": records}
 
 

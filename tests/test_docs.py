@@ -269,16 +269,35 @@ def tiny() -> torch.nn.Module:
     return head
 
 
+def llama(folder: str) -> str:
+    """Write a model in the layout of Hugging Face."""
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=1,
+        num_attention_heads=4,
+    )  # fmt: skip
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
 def names_of(page: Path) -> dict[str, Any]:
     """What a page's snippets take as given."""
     if page.name == "evaluation.md":
         tokens = torch.randint(256, (1, 16))
-        return {"model": tiny(), "model_of_the_same_architecture": tiny(), "tokens": tokens}
+        return {
+            "model": tiny(),
+            "model_of_the_same_architecture": tiny(),
+            "tokens": tokens,
+            "folder": llama("whole"),
+            "model_to_train": tiny(),
+        }
     if page.name == "fpga.md":
         return {"x": None, "qw": None, "qv": None}
     return {}
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # PEFT asks for it
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if snippets(page) and page != GUIDE], ids=name_of
 )

@@ -715,7 +715,7 @@ def _fake_planes(x: Tensor, key: str) -> tuple[Tensor, ...]:
         x.new_empty((*x.shape[:-1], groups * size), dtype=torch.uint8)
         for size in fmt.block.group_bytes
     ]
-    level = {None: (0,), "token": x.shape[:-1]}.get(fmt.level, ())
+    level = (0,) if fmt.level is None else x.shape[:-1] if fmt.level == "token" else ()
     return (*planes, x.new_empty(level, dtype=torch.float32))
 
 

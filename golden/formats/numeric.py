@@ -13,6 +13,8 @@ division is exact, or by more than 2^-42 of t, and then rounding to 53 bits cann
 processor can be told to flush them (``torch.set_flush_denormal``). float64 meets none in here.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -66,7 +68,11 @@ def round_half_zero(x: Tensor) -> Tensor:
     return whole + torch.where((x - whole).abs() > 0.5, x.sign(), 0.0)
 
 
-ROUNDINGS = {"even": torch.round, "away": round_half_away, "zero": round_half_zero}
+ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "even": torch.round,
+    "away": round_half_away,
+    "zero": round_half_zero,
+}
 """What rounds float64 to whole numbers, by what it does with ties."""
 
 

@@ -216,8 +216,9 @@ def unserved(fmt: "Format") -> str | None:
     if fmt.level == "token":
         return f"the fused paths take one tensor scale, {fmt.name} has one for each row"
     block, coder = fmt.block, fmt.coder
-    affine = isinstance(coder, AffineCoder)
-    scale, refinement = (None, None) if affine else (coder.scale, coder.refinement)
+    scale, refinement = (
+        (None, None) if isinstance(coder, AffineCoder) else (coder.scale, coder.refinement)
+    )
     if isinstance(scale, PowerOfTwoScale) and scale.zero:  # MicroMix's segments
         return (
             f"the fused paths give a group of zeros the scale byte 0, this {fmt.name} {scale.zero}"

@@ -96,6 +96,15 @@ def _memory(
     type=click.IntRange(2, 1 << 30),
     help="Tokens a window (2048, or what the model is made for if less).",
 )
+@click.option(
+    "--stride",
+    type=COUNT,
+    help="Tokens between the starts of two windows, each of which predicts its last so many; by "
+    "default windows do not overlap, and all but the first token are predicted.",
+)
+@click.option(
+    "--bos", is_flag=True, help="Start every window with the tokenizer's token for that (BOS)."
+)
 @click.option("--windows", type=COUNT, help="Use so many windows, evenly spread.")
 @click.option("--batch", type=COUNT, help="Windows a pass (bundled model 4, others 1).")
 @click.option(
@@ -153,6 +162,8 @@ def command(
     allow_nan: bool,
     text: str | None,
     context: int | None,
+    stride: int | None,
+    bos: bool,
     windows: int | None,
     batch: int | None,
     dtype: str,
@@ -196,13 +207,12 @@ def command(
     from m2xfp.models.evaluate import (
         check_attention,
         check_cases,
-        cut_windows,
         head_layers,
-        spread,
         sweep_cases,
     )
     from m2xfp.models.tasks import find_tasks
     from m2xfp.models.texts import read_text
+    from m2xfp.models.windows import cut
 
     target = find_device(device)
     if (max_memory or offload) and not device_map:
@@ -224,8 +234,12 @@ def command(
     if names and checkpoint.tokenizer is None:
         raise click.UsageError("--tasks needs a Hugging Face model; the bundled one reads bytes")
     manager = find_tasks(names, task_folder) if names else None
-    sample = cut_windows(checkpoint.tokenize(read_text(text)), checkpoint.window(context))
-    sample = spread(sample, windows or len(sample))
+    start = getattr(checkpoint.tokenizer, "bos_token_id", None) if bos else None
+    if bos and start is None:
+        raise click.UsageError("--bos needs a tokenizer with a token that starts a text")
+    told = checkpoint.tokenize(read_text(text))
+    whole_text = cut(told, checkpoint.window(context), stride, start).some(windows)
+    sample = whole_text.tokens
     loaded = [checkpoint.load()]
     skipped = skip if head or checkpoint.quantized else (*skip, *head_layers(loaded[0]))
     if not checkpoint.quantized:
@@ -252,7 +266,7 @@ def command(
                 checkpoint.save(ready, save)
             placed = dispatch(ready, max_memory, offload) if device_map else ready.to(target)
             with track(total=len(sample), desc=case.label, unit="window", quiet=quiet) as bar:
-                nats = window_nats(placed, sample, size, bar.update)
+                nats = window_nats(placed, sample, size, bar.update, whole_text.predicted)
             found = None
             if names:
                 found = run_tasks(placed, checkpoint.tokenizer, names, manager, size, limit)
@@ -264,8 +278,7 @@ def command(
         facts = {
             "model": checkpoint.name,
             "text": text or "bundled held-out text",
-            "context": sample.shape[1],
-            "windows": sample.shape[0],
+            **whole_text.facts(checkpoint.tokenizer),
             "dtype": dtype,
             "skipped": list(skipped),
         }
@@ -293,8 +306,14 @@ def _report(outcomes: Sequence[Outcome], protocol: dict[str, Any], output: Path 
 
     found = figures(outcomes, protocol)
     table = markdown(found["results"])
+    given = protocol["context"] - protocol["predicted_tokens_a_window"]
+    first = "none" if protocol["start_token"] is None else f"token {protocol['start_token']}"
     click.echo(
-        f"{protocol['model']}: {protocol['windows']} windows of {protocol['context']} tokens"
+        f"{protocol['model']}: {protocol['windows']} windows of {protocol['context']} tokens, "
+        f"stride {protocol['stride']}; {given} tokens given and "
+        f"{protocol['predicted_tokens_a_window']} predicted in each; in front of each: {first}. "
+        "Perplexity is that of a token; a word and a byte: the same loss over "
+        f"{protocol['words']} words and {protocol['bytes']} bytes"
     )
     click.echo(f"\n{table}", nl=False)
     if output is not None:

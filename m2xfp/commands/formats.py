@@ -5,9 +5,10 @@ from pathlib import Path
 import click
 
 from m2xfp.formats import BLOCK_FORMATS, BlockFormat
+from m2xfp.presets import PRESETS
 from m2xfp.tables import aligned_table
 
-__all__ = ["command", "format_table", "tables"]
+__all__ = ["command", "format_table", "preset_table", "tables"]
 
 
 def _scale(block: BlockFormat) -> str:
@@ -39,10 +40,10 @@ def format_table() -> str:
 _LEVELS = (
     "NVFP4 and its variants have one level of scales unless `tensor_scale` is given: a block whose "
     "largest value is at most 6/1024 becomes zeros, and normal weights with standard deviation "
-    "0.002 keep an SQNR of 0.4 dB, with two levels 20.4. `m2xfp eval --weights` and "
-    "`quantize_model(weights=NAME)` therefore take `tensor_scale=auto`; `tensor_scale=none` is one "
-    "level there too. For activations, caches and operands `auto` is refused, since it depends on "
-    "the batch: `token` is a scale for each row, a number one that was calibrated."
+    "0.002 keep an SQNR of 0.4 dB, with two levels 20.4. `m2xfp eval --weights nvfp4` "
+    "and `quantize_model(weights=NAME)` therefore take `tensor_scale=auto`; `tensor_scale=none` is "
+    "one level there too. For activations, caches and operands `auto` is refused, since it depends "
+    "on the batch: `token` is a scale for each row, a number one that was calibrated."
 )
 
 
@@ -51,11 +52,23 @@ def tables(_results: Path) -> dict[str, str]:
     return {"formats": format_table()}
 
 
+def preset_table(library: str) -> str:
+    """Return the formats of a library with what stands for them here, as markdown."""
+    rows = [("there", "here", "differs in")]
+    rows += [(each.theirs, each.ours, each.differs or "-") for each in PRESETS[library]]
+    return aligned_table(rows)
+
+
 @click.command()
-def command() -> None:
+@click.option(
+    "--like",
+    type=click.Choice(tuple(PRESETS)),
+    help="Print the formats of a library, and the options that reproduce them.",
+)
+def command(like: str | None) -> None:
     r"""Print the table of number formats: element, scale, metadata, bits per value, options.
 
     The options are keyword arguments of m2xfp.golden.get_format. `m2xfp study sqnr` measures the
     quality of every format, `m2xfp study libraries` holds libraries against the definitions.
     """
-    click.echo(format_table(), nl=False)
+    click.echo(format_table() if like is None else preset_table(like), nl=False)
