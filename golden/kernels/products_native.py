@@ -248,7 +248,7 @@ def _single(
 def _exact(left: _Side, right: _Side, out: Tensor, pair: Pair) -> None:
     """Sum exactly: by 64-bit integers where exponents of row and column spread little enough."""
     room = pair.exact_room(_addends(left, pair))
-    near = int(min(right.spread.max(), max(0, room // 2)))
+    near = min(int(right.spread.max()), max(0, room // 2))
     rows, columns = left.spread <= room - near, right.spread <= near
     if rows.all() and columns.all():
         _multiply(left, right, out, pair, _EXACT)
