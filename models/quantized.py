@@ -59,6 +59,7 @@ __all__ = [
     "linear_layers",
     "load_quantized",
     "quantize_model",
+    "replace_module",
     "save_quantized",
     "set_arithmetic",
     "stored_formats",
@@ -446,7 +447,7 @@ def linear_layers(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn.Li
     return {n: m for n, m in found.items() if isinstance(m, nn.Linear) and is_plain_linear(m)}
 
 
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
     """Put a module in the place of another, under all its names, with its hooks; return the model.
 
     That is the new module, if the old one is the model itself.
@@ -539,13 +540,13 @@ def quantize_model(
         if isinstance(module, nn.MultiheadAttention):
             continue  # after its output projection
         if is_transposed_linear(module) or is_plain_linear(module):
-            model = _replace(model, module, _quant_linear(module, fmt, inputs, arithmetic))
+            model = replace_module(model, module, _quant_linear(module, fmt, inputs, arithmetic))
         else:
             quantize_in_place(own, fmt, inputs)
     for attention in attentions:
         if id(attention) in by_module:
             new = _quant_attention(attention, fmt, inputs, arithmetic)
-            model = _replace(model, attention, new)
+            model = replace_module(model, attention, new)
     return model
 
 
@@ -934,9 +935,9 @@ def _restore(model: nn.Module, facts: _Checkpoint, tensors: dict[str, Tensor]) -
         told = facts.watched[name]
         watch(model.get_submodule(name), told.inputs, forms, quantizers.of(told.activations))
     for attention, replaced in attentions.values():
-        model = _replace(model, attention, replaced)
+        model = replace_module(model, attention, replaced)
     for original, restored in layers.values():
-        model = _replace(model, original, restored)
+        model = replace_module(model, original, restored)
     model.load_state_dict(tensors, assign=True)
     return model
 
