@@ -14,6 +14,7 @@ from m2xfp.formats import BLOCK_FORMATS
 from m2xfp.golden.formats.format import Format, get_format
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.kernels.fused import computing, kernels
+from m2xfp.models.peers import peers_of
 from m2xfp.results import read_figures
 from m2xfp.tables import aligned_table
 
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 _MAIN = ("copy", "mxfp4", "m2xfp-act", "m2xfp-weight")
+_PATHS = ("fused", "plain")
 OPERATIONS = ("fake-quantize", "quantize", "dequantize")
 Row = tuple[str, dict[str, str | bool]]
 ROWS: tuple[Row, ...] = (
@@ -52,7 +54,7 @@ class Measurement:
     format, operation
         What ran; ``copy`` is the memory copy of the same tensor.
     path
-        ``fused`` or ``plain``.
+        ``fused`` or ``plain``, or the name of another library.
     gvalues_per_second
         Values per second, in 10^9, the best of several runs.
     output_bytes, peak_extra_bytes
@@ -153,10 +155,14 @@ def bench(
     rows: tuple[Row, ...] = ROWS,
     path: str = "auto",
     plain_values: int | None = None,
+    peers: bool = True,
+    report: Callable[[str], object] = lambda text: None,
 ) -> Iterator[Measurement]:
     """Measure the copy and every operation of every format on ``values`` normal values.
 
-    Formats on the plain path, which is much slower, run on the first ``plain_values`` of them.
+    Formats on the plain path, which is much slower, run on the first ``plain_values`` of them, and
+    so do other libraries, which are measured beside a format of theirs if ``peers``; ``report`` is
+    told which of them do not run.
     """
     generator = torch.Generator(device=device).manual_seed(0)
     x = torch.empty(values // 4096, 4096, dtype=dtype, device=device)
@@ -176,6 +182,13 @@ def bench(
                 return fmt.quantize(part)
 
             yield _measure(_label(fmt), "fake-quantize", how, fake, part, part.nbytes)
+            few = x[: max(1, (plain_values or values) // 4096)]
+            for peer, run in peers_of(name, few, report) if peers and not options else ():
+
+                def theirs(run: Callable[[Tensor], Tensor] = run, few: Tensor = few) -> object:
+                    return run(few)
+
+                yield _measure(_label(fmt), "fake-quantize", peer, theirs, few, few.nbytes)
             size = len(part) * sum(fmt.block.group_bytes) * (part.shape[1] // fmt.block.group)
             yield _measure(_label(fmt), "quantize", how, quantize, part, size)
             packed = fmt.quantize(part)
@@ -197,8 +210,13 @@ def bench_table(figures: Mapping[str, Any]) -> str:
     found = [Measurement(**row) for row in figures["measurements"]]
     copy = {m.operation: m.gvalues_per_second for m in reversed(found)}["copy"]
     timed = any(m.first_seconds is not None for m in found)
-    first = ["first call, s"] * timed
-    rows = [("format", "operation", "path", "Gvalues/s", "of copy", "peak extra / output", *first)]
+    ours = {
+        (m.format, m.operation): m.gvalues_per_second for m in found if m.path in (*_PATHS, "-")
+    }
+    compared = any(m.path not in (*_PATHS, "-") for m in found)
+    names = ["format", "operation", "path", "Gvalues/s", "of copy"]
+    names += ["of ours"] * compared + ["peak extra / output"] + ["first call, s"] * timed
+    rows = [tuple(names)]
     rows += [
         (
             m.format,
@@ -206,6 +224,7 @@ def bench_table(figures: Mapping[str, Any]) -> str:
             m.path,
             f"{m.gvalues_per_second:.3g}",
             f"{100 * m.gvalues_per_second / copy:.1f} %",
+            *([_share(m.gvalues_per_second, ours.get((m.format, m.operation)))] * compared),
             f"{m.peak_extra_bytes / m.output_bytes:.2f}",
             *(["" if m.first_seconds is None else f"{m.first_seconds:.2g}"] * timed),
         )
@@ -215,6 +234,11 @@ def bench_table(figures: Mapping[str, Any]) -> str:
         f"{figures['device']}, {figures['dtype']}, {figures['values']} values, torch "
         f"{figures['torch']}.\n\n{aligned_table(rows)}"
     )
+
+
+def _share(speed: float, ours: float | None) -> str:
+    """Return a speed as a share of ours; "" where ours is that or was not measured."""
+    return "" if ours is None or speed == ours else f"{speed / ours:.3g}"
 
 
 def tables(results: Path) -> dict[str, str]:

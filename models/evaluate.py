@@ -31,6 +31,7 @@ from m2xfp.models.quantized import (
     set_arithmetic,
     weight_format,
 )
+from m2xfp.models.split import is_split
 
 __all__ = [
     "FP",
@@ -311,9 +312,11 @@ def window_nats(
     Returns
     -------
     float64 [n], on the CPU; token losses are float32 and added in float64. In a process group each
-    process computes its share of the passes and gets all results.
+    process computes its share of the passes and gets all results; with a model that is split over
+    them they compute every pass together.
     """
-    shared = distributed.is_available() and distributed.is_initialized()
+    joined = distributed.is_available() and distributed.is_initialized()
+    shared = joined and not is_split(model)
     rank, size = (distributed.get_rank(), distributed.get_world_size()) if shared else (0, 1)
     device = _input_device(model)
     nats = torch.zeros(len(windows), dtype=torch.float64)

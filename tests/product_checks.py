@@ -100,6 +100,8 @@ def operands(case: Case) -> tuple[PackedTensor, PackedTensor]:
         if fmt.block.element.name == "e4m3":  # NaN codes are rare enough to leave numbers
             nan = (data[..., :codes] & 127 == 127) & (rng.random((*data.shape[:2], codes)) > 1e-3)
             data[..., :codes] ^= nan.astype(np.uint8)
+        if fmt.block.element.name == "e5m2":  # neither infinities nor NaN
+            data[..., :codes] -= np.where(data[..., :codes] & 127 > 123, 4, 0).astype(np.uint8)
         if fmt.block.scale.name == "e8m0":
             low, high = case.center - case.spread, case.center + case.spread
             scale = np.clip(rng.integers(low, high + 1, data.shape[:2]), 0, 254)
@@ -108,7 +110,8 @@ def operands(case: Case) -> tuple[PackedTensor, PackedTensor]:
             data[..., codes] = np.where(empty, 0, scale)
             bad = 255
         else:
-            data[..., codes] = np.where(data[..., codes] & 127 == 127, 8, data[..., codes])
+            top = fmt.block.scale.grid.max_code
+            data[..., codes] = np.where(data[..., codes] & 127 > top, 8, data[..., codes])
             bad = 127
         if case.cancel and half:
             again = data[:, :half].copy()

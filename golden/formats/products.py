@@ -290,14 +290,18 @@ class _ExactAccumulator:
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
         self._digits = torch.zeros(_DIGITS, *shape, dtype=torch.int64, device=device)
         self._nan = torch.zeros(shape, dtype=torch.bool, device=device)
+        self._infinite = torch.zeros(shape, dtype=torch.float64, device=device)
 
     def add(self, products: Tensor, scale: Tensor) -> None:
         value = products * scale
         self._nan |= value.isnan()
-        _add_to_digits(self._digits, torch.where(value.isnan(), 0.0, value))
+        self._infinite = torch.where(value.isinf(), self._infinite + value, self._infinite)
+        _add_to_digits(self._digits, value.where(value.isfinite(), 0.0))
 
     def result(self) -> Tensor:
-        return _rounded(_total(self._digits), self._nan)
+        infinite = self._infinite != 0  # of both signs: NaN
+        total = torch.where(infinite, self._infinite, _total(self._digits))
+        return _rounded(total, self._nan | total.isnan())
 
 
 def _rounded(total: Tensor, nan: Tensor) -> Tensor:
@@ -607,6 +611,8 @@ def _run_on(
     place = exponent(scales) + 2 * E8M0.bias
     below, above = there & (place < window.lowest), there & (place > window.highest)
     value = products.masked_fill(below | above, 0.0) * scales
+    infinite = value.isinf()
+    value = value.masked_fill(infinite, 0.0)
 
     def since(change: Tensor, before: Tensor) -> Tensor:
         """Sum along the steps, each from where its sum began; ``before`` is what was there."""
@@ -621,7 +627,7 @@ def _run_on(
     total = _total(digits)  # to odd, so it compares with the limit as the exact sum does
     limit = 2.0 ** (window.lowest - 2 * E8M0.bias + unit + window.bits - 1)
     # From here on the sum is NaN and inexact, whatever else comes.
-    lost = above | (total >= limit) | (total < -limit)
+    lost = above | infinite | (total >= limit) | (total < -limit)
     nan = since((value.isnan() | lost).long(), running.nan)
     inexact = since((below | lost).long(), running.inexact)
     running.digits, running.nan, running.inexact = digits[..., -1:], nan[:, -1:], inexact[:, -1:]

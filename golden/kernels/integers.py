@@ -24,7 +24,7 @@ NAN, INFINITE = 1, 2
 
 _WORD = 1 << 31
 _LIMB_BITS = {1: 0, 3: 8, 6: 11}
-_LIMBS_LARGEST = {1: (1 << 15) - 1, 3: 1 << 17, 6: 1 << 32}
+_LIMBS_LARGEST = {1: (1 << 15) - 1, 3: 1 << 18, 6: 1 << 32}
 """Of the integers that planes of limbs hold, by their number."""
 
 
@@ -184,7 +184,9 @@ class Pair:
     def is_single(self) -> bool:
         """Whether float32 holds addends and, but for extreme exponents, scales."""
         units = self.a.unit + self.w.unit
-        return self.planes == 1 and self.largest < 1 << 24 and -20 < units and self._factor < 1 << 24
+        return (
+            self.planes == 1 and self.largest < 1 << 24 and units > -20 and self._factor < 1 << 24
+        )
 
     @property
     def is_double(self) -> bool:
@@ -243,12 +245,10 @@ def pair_of(key_a: str, key_w: str, lanes: int, pair_limit: int) -> Pair | None:
         planes = 3
     if planes is None:
         return None
-    signed = max(n for row in w.table for n in row) < 128 and w.largest <= 128
-    unsigned = 2 * a.largest <= 256 and max(n for row in (*a.table, a.fine) for n in row) < 128
-    fits = 2 * 2 * a.largest * w.largest <= pair_limit
-    item = 1 if planes == 1 and signed and unsigned and fits and not w.fine else 2
-    if planes == 1 and w.fine and signed and unsigned and fits and w.largest < 128:
-        item = 1
+    bytes_hold = all(
+        -128 <= n < 128 for side in (a, w) for row in (*side.table, side.fine) for n in row
+    ) and (w.largest < 128 or not w.fine)
+    item = 1 if bytes_hold and 4 * a.largest * w.largest <= pair_limit else 2
     word = 4 // item
     padded = -(-lanes // word) * word
     return Pair(a, w, lanes, padded, item, planes, a.largest if item == 1 else 0)

@@ -732,21 +732,39 @@ void loop(const Task& task) {
         step<Type, WHAT>(task, g, int(task.groups - g < W ? task.groups - g : W), block);
 }
 
-// The format with a zero point, in float64 as the plain path has it, operation by operation.
-inline double half_away(double x) {
-    const double whole = __builtin_trunc(x);
-    const double sign = x > 0 ? 1.0 : -1.0;
-    return whole + (__builtin_fabs(x - whole) >= 0.5 ? sign : 0.0);
+// The format with a zero point, in float64 as the plain path has it, operation by operation; here a vector holds
+// neighbouring values of a group.
+typedef double E __attribute__((vector_size(4 * W)));
+typedef int64_t M __attribute__((vector_size(4 * W)));
+typedef float F __attribute__((vector_size(2 * W)));
+typedef int32_t N __attribute__((vector_size(2 * W)));
+constexpr int STEP = W / 2;
+
+inline E wide(F x) { return __builtin_convertvector(x, E); }
+inline E down(E x) {
+#if defined(__AVX512F__)
+    return (E)_mm512_roundscale_pd((__m512d)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#elif defined(__AVX__)
+    return (E)_mm256_floor_pd((__m256d)x);
+#else
+    for (int i = 0; i < STEP; ++i) x[i] = __builtin_floor(x[i]);
+    return x;
+#endif
+}
+
+inline E half_away(E x) {
+    const E below = down(x), part = x - below;  // exact: x is a multiple of 1/4, or whole
+    return below + ((part > 0.5) | ((part == 0.5) & (x > 0.0)) ? E{} + 1.0 : E{});
 }
 
 // x / s as floor + {0, 1/4, 1/2, 3/4}: exact, below, at or above the half.
-inline double sided(double x, double s) {
-    double whole = __builtin_floor(x / s);
-    double rest = x - whole * s;
-    whole = whole + (rest >= s ? 1.0 : 0.0) - (rest < 0 ? 1.0 : 0.0);
+inline E sided(E x, double s) {
+    E whole = down(x / s);
+    E rest = x - whole * s;
+    whole = whole + (rest >= s ? E{} + 1.0 : E{}) - (rest < 0.0 ? E{} + 1.0 : E{});
     rest = x - whole * s;
-    const double part = 2 * rest > s ? 0.75 : 2 * rest == s ? 0.5 : rest > 0 ? 0.25 : 0.0;
-    return whole + part;
+    const E twice = rest + rest;
+    return whole + (twice > s ? E{} + 0.75 : twice == s ? E{} + 0.5 : rest > 0.0 ? E{} + 0.25 : E{});
 }
 
 inline double add_to_odd(double a, double b) {
@@ -761,25 +779,58 @@ inline double add_to_odd(double a, double b) {
 }
 
 // float64 to float32 so that one more rounding, to 16 bits, rounds the float64 number once.
-inline float narrow(double x, bool last) {
-    const float single = float(x);
-    const double error = x - double(single);
-    int32_t bits;
-    std::memcpy(&bits, &single, 4);
-    const bool finite = (bits & MAGNITUDE) < INFINITE;
-    if (last || !finite || error == 0 || (bits & 1)) return single;
-    if (single == 0) bits = error > 0 ? 1 : SIGN | 1;
-    else bits += (error > 0) == (single > 0) ? 1 : -1;
-    float odd;
-    std::memcpy(&odd, &bits, 4);
-    return odd;
+inline F narrow(E x, bool last) {
+    const F single = __builtin_convertvector(x, F);
+    if (last) return single;
+    const E error = x - wide(single);
+    const N bits = (N)single;
+    const N finite = (bits & MAGNITUDE) < INFINITE;
+    const N inexact = __builtin_convertvector(error != 0.0, N) & finite & ((bits & 1) == 0);
+    const N outward = __builtin_convertvector(error > 0.0, N) == (single > 0.0f);
+    const N odd = single == 0.0f ? (__builtin_convertvector(error < 0.0, N) & SIGN) | 1 : bits + (outward ? N{} + 1 : N{} - 1);
+    return (F)(inexact ? odd : bits);
+}
+
+struct Range { float low, high; bool good; };
+
+inline Range range_of(const float* x, int group) {
+    F low, high;
+    N largest = {};
+    std::memcpy(&low, x, sizeof low);
+    high = low;
+    for (int i = 0; i < group; i += STEP) {
+        F v;
+        std::memcpy(&v, x + i, sizeof v);
+        const N size = (N)v & MAGNITUDE;
+        largest = size > largest ? size : largest;
+        low = v < low ? v : low, high = v > high ? v : high;
+    }
+    Range r{low[0], high[0], true};
+    for (int i = 0; i < STEP; ++i) {
+        r.low = low[i] < r.low ? low[i] : r.low, r.high = high[i] > r.high ? high[i] : r.high;
+        r.good &= largest[i] < INFINITE;
+    }
+    return r.good ? r : Range{0, 0, false};
+}
+
+template <class Type>
+void store_row(const float* value, int group, Type* out) {
+    for (int c = 0; c < group; c += W) {
+        V v = {};
+        const int count = group - c < W ? group - c : W;
+        std::memcpy(&v, value + c, sizeof(float) * size_t(count));
+        Type row[W];
+        Type::store(row, v);
+        std::memcpy((void*)(out + c), row, sizeof(Type) * size_t(count));
+    }
 }
 
 template <class Type, int WHAT>
 void affine(const Task& task) {
     const Plan& p = task.plan;
     const int group = p.group, half = 1 << (p.element.bits - 1);
-    double x[MOST], q[MOST];
+    float x[MOST], value[MOST];
+    int32_t code[MOST];
     for (int64_t g = 0; g < task.groups; ++g) {
         uint8_t* codes = task.codes + g * p.code_bytes;
         uint8_t* scales = task.scales + g * 12;
@@ -789,55 +840,47 @@ void affine(const Task& task) {
         if (WHAT == DEQUANTIZE) {
             std::memcpy(&step, scales, 4);
             std::memcpy(&offset, scales + 4, 8);
-            for (int i = 0; i < group; ++i) {
-                const int code = codes[i / 2] >> (4 * (i & 1)) & 15;
-                q[i] = double((code ^ half) - half);
-            }
+            for (int i = 0; i < group / 2; ++i) code[2 * i] = codes[i] & 15, code[2 * i + 1] = codes[i] >> 4;
         } else {
             const Type* source = static_cast<const Type*>(task.x) + g * group;
-            double low = 0, high = 0;
-            int32_t largest = 0;
-            for (int i = 0; i < group; ++i) {
-                const float value = source[i].widen();
-                int32_t bits;
-                std::memcpy(&bits, &value, 4);
-                largest = (bits & MAGNITUDE) > largest ? bits & MAGNITUDE : largest;
-                x[i] = value;
-            }
-            good = largest < INFINITE;
-            if (good) {
-                low = high = x[0];
-                for (int i = 1; i < group; ++i) low = x[i] < low ? x[i] : low, high = x[i] > high ? x[i] : high;
-            }
-            step = float(add_to_odd(high, -low) / 15);
+            for (int i = 0; i < group; ++i) x[i] = source[i].widen();
+            const Range r = range_of(x, group);
+            good = r.good;
+            if (!good) std::memset(x, 0, sizeof(float) * size_t(group));
+            step = float(add_to_odd(r.high, -double(r.low)) / 15);
             if (step == 0) step = 1;
-            const double s = step;
-            offset = half_away(sided(low, s));
-            for (int i = 0; i < group; ++i) {
-                double v = half_away(sided(good ? x[i] : 0.0, s) - offset - half);
-                v = v < -half ? -half : v;
-                q[i] = v > half - 1 ? half - 1 : v;
+            offset = half_away(sided(E{} + double(r.low), step))[0];
+        }
+        const double s = good ? double(step) : __builtin_nan("");
+        for (int i = 0; i < group; i += STEP) {
+            E q;
+            N whole;
+            if (WHAT == DEQUANTIZE) {
+                std::memcpy(&whole, code + i, sizeof whole);
+                q = __builtin_convertvector((whole ^ half) - half, E);
+            } else {
+                F v;
+                std::memcpy(&v, x + i, sizeof v);
+                q = half_away(sided(wide(v), step) - offset - double(half));
+                q = q < -half ? E{} - half : q;
+                q = q > half - 1 ? E{} + (half - 1) : q;
+            }
+            if (WHAT == QUANTIZE) {
+                whole = __builtin_convertvector(q, N) & (good ? 15 : 0);
+                std::memcpy(code + i, &whole, sizeof whole);
+            } else {
+                const F v = narrow((q + double(half) + offset) * s, Type::MANTISSA == 23);
+                std::memcpy(value + i, &v, sizeof v);
             }
         }
         if (WHAT == QUANTIZE) {
-            for (int i = 0; i < group / 2; ++i)
-                codes[i] = good ? uint8_t((int(q[2 * i]) & 15) | (int(q[2 * i + 1]) & 15) << 4) : 0;
+            for (int i = 0; i < group / 2; ++i) codes[i] = uint8_t(code[2 * i] | code[2 * i + 1] << 4);
             const int32_t nan = QUIET_NAN;
             if (!good) offset = 0;
             std::memcpy(scales, good ? (const void*)&step : &nan, 4);
             std::memcpy(scales + 4, &offset, 8);
         } else {
-            const double s = good ? double(step) : __builtin_nan("");
-            float value[MOST];
-            for (int i = 0; i < group; ++i) value[i] = narrow((q[i] + half + offset) * s, Type::MANTISSA == 23);
-            Type* out = static_cast<Type*>(task.values) + g * group;
-            for (int c = 0; c < group; c += 8) {
-                Type row[W];
-                V v = {};
-                std::memcpy(&v, value + c, 32);
-                Type::store(row, v);
-                std::memcpy((void*)(out + c), row, sizeof(Type) * 8);
-            }
+            store_row(value, group, static_cast<Type*>(task.values) + g * group);
         }
     }
 }

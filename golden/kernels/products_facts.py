@@ -10,10 +10,7 @@ from functools import cache
 
 from m2xfp.formats import BlockFormat, FloatElement
 
-__all__ = ["LARGEST", "Operand", "describe", "double_bits", "limits", "sum_bound"]
-
-LARGEST = 127
-"""Exponent of the largest finite float32 and bfloat16 numbers."""
+__all__ = ["Operand", "describe", "limits", "sum_bound"]
 
 _SCALES = {"e8m0": 0, "e4m3": 1, "e4m3-480": 2}
 _METADATA = {"none": 0, "elem-em": 1, "sg-em": 2, "pair": 3}
@@ -168,11 +165,6 @@ def sum_bound(a: Operand, w: Operand, lanes: int) -> int:
     if lanes == a.group:
         return both * min(a.total * w.largest, a.largest * w.total)
     return both * lanes * a.largest * w.largest
-
-
-def double_bits(a: Operand, w: Operand, lanes: int) -> int:
-    """Return the bits that a sum of so many lanes needs, with the significands of the scales."""
-    return sum_bound(a, w, lanes).bit_length()
 
 
 def limits(a: Operand, w: Operand, lanes: int) -> tuple[int, int, int]:

@@ -43,9 +43,11 @@ def fast_matmul(
         return None
     if not found.serves(qa, qw, accumulator, lanes):
         if path == "fused":
+            why = getattr(found, "lacking", lambda *_: "")(qa, qw, accumulator, lanes)
             raise InputError(
                 f"no fused product of {qa.format.block.name} and {qw.format.block.name} with the "
-                f"{accumulator} accumulator on {qa.device.type}; compute it by 'auto' or 'plain'"
+                f"{accumulator} accumulator on {qa.device.type}{why and ': ' + why}; compute it "
+                "by 'auto' or 'plain'"
             )
         return None
     product: Tensor | None = found.matmul(qa, qw, accumulator, lanes, dtype)

@@ -197,18 +197,19 @@ void micro(const Job& job, int64_t row, int64_t column, int columns, int64_t fir
         if (sizeof(E) == 1) panel += width * 4;
         const Scale* w_scales = reinterpret_cast<const Scale*>(panel);
         panel += width * sizeof(Scale);
+        for (int k = 0; k < words; ++k)
 #pragma GCC unroll 6
-        for (int p = 0; p < PLANES; ++p)
-            for (int k = 0; k < words; ++k) {
+            for (int p = 0; p < PLANES; ++p) {  // inside, so that one sum need not wait for another
+                const int at = p * words + k;
                 Ints b[V];
-                for (int v = 0; v < V; ++v) std::memcpy(&b[v], panel + v * sizeof(Ints), sizeof(Ints));
-                panel += width * 4;
+                for (int v = 0; v < V; ++v) std::memcpy(&b[v], panel + (at * V + v) * sizeof(Ints), sizeof(Ints));
                 for (int r = 0; r < ROWS; ++r) {
                     int32_t x;
-                    std::memcpy(&x, a + (r * stride + p * words + k) * 4, 4);
+                    std::memcpy(&x, a + (r * stride + at) * 4, 4);
                     for (int v = 0; v < V; ++v) d[r][v][p] = dot<E>(d[r][v][p], x, b[v]);
                 }
             }
+        panel += PLANES * words * width * 4;
         a += PLANES * words * 4;
         for (int r = 0; r < ROWS; ++r)
             for (int v = 0; v < V; ++v)
@@ -252,8 +253,8 @@ void with_planes(const Job& job, int bytes, int planes) {
     if (bytes == 1) return multiply<uint8_t, MODE, 1, MODE == SINGLE ? (many ? 6 : 3) : 2, 2>(job);
     if (planes == 1) return multiply<int16_t, MODE, 1, MODE == SINGLE ? (many ? 6 : 3) : 2, 2>(job);
     if constexpr (MODE != SINGLE) {
-        if (planes == 3) return multiply<int16_t, MODE, 3, many ? 2 : 1, many ? 2 : 1>(job);
-        if (planes == 6) return multiply<int16_t, MODE, 6, 1, 1>(job);
+        if (planes == 3) return multiply<int16_t, MODE, 3, many ? 4 : 1, 1>(job);
+        if (planes == 6) return multiply<int16_t, MODE, 6, many ? 2 : 1, 1>(job);
     }
 }
 

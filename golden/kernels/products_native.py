@@ -16,11 +16,11 @@ from torch import Tensor
 from m2xfp.errors import NoFusedPathError
 from m2xfp.golden.formats.numeric import joint_scale, round_product
 from m2xfp.golden.formats.packed import PackedTensor
-from m2xfp.golden.kernels.integers import NAN, Integers, Pair, pair_of
+from m2xfp.golden.kernels.integers import NAN, Integers, Pair, integers_of, pair_of
 from m2xfp.golden.kernels.library import Library
 from m2xfp.golden.kernels.threads import share
 
-__all__ = ["LIBRARY", "matmul", "missing", "serves"]
+__all__ = ["LIBRARY", "lacking", "matmul", "missing", "serves"]
 
 # Values of an operand that are unpacked at a time.
 _WORKSPACE = 1 << 25
@@ -97,7 +97,7 @@ def _declare(library: ctypes.CDLL) -> None:
 
 LIBRARY = Library(
     Path(__file__).with_name("products_native.cpp"),
-    ("-ffp-contract=off",),
+    ("-ffp-contract=fast",),  # its products are exact
     _declare,
     ("products_vectors.h", "products_unpack.h"),
 )
@@ -116,6 +116,17 @@ def serves(qa: PackedTensor, qw: PackedTensor, accumulator: str, lanes: int) -> 
     """Whether these kernels compute the product; they leave infinite elements to the plain path."""
     pair = _pair(qa, qw, accumulator, lanes)
     return pair is not None and (accumulator == "exact" or pair.is_double)
+
+
+def lacking(qa: PackedTensor, qw: PackedTensor, accumulator: str, lanes: int) -> str:
+    """Return which part of a product these kernels do not compute."""
+    for packed in (qa, qw):
+        block = packed.format.block
+        if integers_of(packed.format.key) is None:
+            return f"they take scales of 8 bits, and {block.name} has {block.scale.name} ones"
+    if _pair(qa, qw, accumulator, lanes) is None:
+        return "they take refined elements of at most 32 bits"
+    return "they take sums of a group of at most 53 bits"
 
 
 def _pair(qa: PackedTensor, qw: PackedTensor, accumulator: str, lanes: int) -> Pair | None:
@@ -237,7 +248,7 @@ def _single(
 def _exact(left: _Side, right: _Side, out: Tensor, pair: Pair) -> None:
     """Sum exactly: by 64-bit integers where exponents of row and column spread little enough."""
     room = pair.exact_room(_addends(left, pair))
-    near = int(min(right.spread.max(), max(0, room // 2)))
+    near = min(int(right.spread.max()), max(0, room // 2))
     rows, columns = left.spread <= room - near, right.spread <= near
     if rows.all() and columns.all():
         _multiply(left, right, out, pair, _EXACT)

@@ -92,9 +92,15 @@ inline Floats fused(Floats a, Floats b, Floats c) {
 }
 
 inline HalfInts half_of(Ints x, int half) {
+#if defined(__AVX512F__)
+    return (HalfInts)(half ? _mm512_extracti64x4_epi64((__m512i)x, 1) : _mm512_castsi512_si256((__m512i)x));
+#elif defined(__AVX2__)
+    return (HalfInts)(half ? _mm256_extracti128_si256((__m256i)x, 1) : _mm256_castsi256_si128((__m256i)x));
+#else
     HalfInts part;
     std::memcpy(&part, reinterpret_cast<const char*>(&x) + half * BYTES / 2, sizeof part);
     return part;
+#endif
 }
 
 inline Doubles doubles(Ints x, int half) { return __builtin_convertvector(half_of(x, half), Doubles); }

@@ -32,6 +32,12 @@ _DTYPES = ("bfloat16", "float16", "float32")
 @click.option(
     "--products", is_flag=True, help="Measure products and layers against PyTorch's instead."
 )
+@click.option(
+    "--peers/--no-peers",
+    default=True,
+    show_default=True,
+    help="Also other libraries that are installed: torchao, nvidia-modelopt, microxcaling.",
+)
 @click.option("--format", "formats", multiple=True, metavar="NAME", help="Only these formats.")
 @click.option(
     "-o",
@@ -46,6 +52,7 @@ def command(
     threads: int | None,
     path: str,
     products: bool,
+    peers: bool,
     formats: tuple[str, ...],
     output: Path | None,
 ) -> None:
@@ -59,8 +66,9 @@ def command(
 
     Prints a markdown table: 10^9 values per second, the share of a copy's speed, the largest
     amount of memory allocated meanwhile over the size of the result, and the time of the first
-    call, which compiles. The plain path runs on fewer values (2^22 on CPU, 2^28 on CUDA); what it
-    needs beyond the result is the same whatever the size of the tensor.
+    call, which compiles. Other libraries' speed stands beside ours, also as a share of it. They and
+    the plain path run on fewer values (2^22 on CPU, 2^28 on CUDA); what is needed beyond the result
+    is the same whatever the size of the tensor.
     """
     require("torch")
     for name in formats:
@@ -82,8 +90,12 @@ def command(
     count = values or (1 << 29 if cuda else 1 << 25)
     rows = tuple(row for row in ROWS if not formats or row[0] in formats)
     plain = min(count, 1 << (28 if cuda else 22))
-    run = bench(chosen, getattr(torch, dtype), count, rows, path, plain_values=plain)
-    measured = list(track(run, total=1 + 3 * len(rows), desc="bench", unit="run"))
+    failed: list[str] = []
+    kind = getattr(torch, dtype)
+    run = bench(chosen, kind, count, rows, path, plain, peers, failed.append)
+    measured = list(track(run, desc="bench", unit="run"))
+    for line in failed:
+        click.echo(f"warning: {line}", err=True)
     figures = {
         "device": describe_device(chosen),
         "dtype": dtype,

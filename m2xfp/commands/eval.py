@@ -117,6 +117,11 @@ def _memory(
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--device-map", is_flag=True, help="Spread the model over all devices (Accelerate).")
 @click.option(
+    "--split",
+    is_flag=True,
+    help="Under torchrun: split every quantized layer over the processes, not the windows.",
+)
+@click.option(
     "--max-memory",
     multiple=True,
     callback=_memory,
@@ -169,6 +174,7 @@ def command(
     dtype: str,
     device: str,
     device_map: bool,
+    split: bool,
     max_memory: dict[int | str, str],
     offload: Path | None,
     tasks: str | None,
@@ -217,6 +223,8 @@ def command(
     target = find_device(device)
     if (max_memory or offload) and not device_map:
         raise click.UsageError("--max-memory and --offload go with --device-map")
+    if split and (device_map or save is not None or tasks):
+        raise click.UsageError("--split goes without --device-map, --save and --tasks")
     if accumulator is not None and arithmetic != "hardware":
         raise click.UsageError("--accumulator goes with --arithmetic hardware")
     checkpoint = open_checkpoint(model, dtype, allow_tensors)
@@ -250,6 +258,7 @@ def command(
         from m2xfp.models.evaluate import Case, quantized, window_nats
         from m2xfp.models.quantized import coverage, stored_formats
         from m2xfp.models.results import Outcome
+        from m2xfp.models.split import split_model
         from m2xfp.models.tasks import run_tasks
         from m2xfp.progress import track
 
@@ -264,6 +273,8 @@ def command(
                 stored = Case(*stored_formats(ready))
             if save is not None and case is cases[-1] and not quiet:
                 checkpoint.save(ready, save)
+            if split:
+                ready = split_model(ready)
             placed = dispatch(ready, max_memory, offload) if device_map else ready.to(target)
             with track(total=len(sample), desc=case.label, unit="window", quiet=quiet) as bar:
                 nats = window_nats(placed, sample, size, bar.update, whole_text.predicted)

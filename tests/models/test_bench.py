@@ -1,12 +1,16 @@
 """``m2xfp bench``: what it measures and prints."""
 
 import json
+import re
 
+import pytest
 import torch
 from click.testing import CliRunner
 
 from m2xfp.commands.bench import command
+from m2xfp.models import peers
 from m2xfp.models.bench import OPERATIONS, peak_extra_bytes, tables
+from m2xfp.models.peers import Peer
 
 
 def test_peak_memory_sees_a_temporary():
@@ -29,6 +33,34 @@ def test_bench_writes_a_table_and_json(tmp_path):
     table = tables(tmp_path)["bench-cpu-bfloat16"]
     assert table in result.output
     assert f"{rows[1]['gvalues_per_second']:.3g}" in table
+
+
+def test_other_libraries_are_measured_where_they_are_installed(monkeypatch, tmp_path):
+    """A stand-in that is installed, one that fails, one that is not there."""
+
+    def fails(x):
+        raise RuntimeError("no such kernel\nmore")
+
+    stand_ins = (
+        Peer("pytest", "pytest", lambda name, device: torch.clone if name == "mxfp4" else None),
+        Peer("click", "click", lambda name, device: fails),
+        Peer("nothing", "no_such_module", lambda name, device: torch.clone),
+    )
+    monkeypatch.setattr(peers, "PEERS", stand_ins)
+    arguments = ["--device", "cpu", "--format", "mxfp4", "--values", "65536", "-o", str(tmp_path)]
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"click \S+ does not quantize mxfp4 here: no such kernel\n", result.output)
+    rows = json.loads((tmp_path / "bench-cpu-bfloat16.json").read_text())["measurements"]
+    ours, theirs = [row for row in rows if row["operation"] == "fake-quantize"][:2]
+    assert theirs["path"] == f"pytest {pytest.__version__}"
+    table = tables(tmp_path)["bench-cpu-bfloat16"]
+    share = theirs["gvalues_per_second"] / ours["gvalues_per_second"]
+    assert "of ours" in table
+    assert re.search(rf"\| pytest .*\| {share:.3g} ", table)
+    assert "nothing" not in table
+    result = CliRunner().invoke(command, [*arguments, "--no-peers"])
+    assert "of ours" not in result.output
 
 
 def test_bad_input(tmp_path):
