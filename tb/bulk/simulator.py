@@ -64,6 +64,8 @@ class BulkSimulator:
         Build it so that it can write waveforms (slower, needs the headers of lz4 and zlib).
     build_dir
         Folder of the build cache. The key is a hash of everything that goes into the build.
+    options
+        More options of Verilator.
 
     Members
     -------
@@ -81,7 +83,12 @@ class BulkSimulator:
     """
 
     def __init__(
-        self, emitted: EmittedFiles, *, trace: bool = False, build_dir: Path = BUILD_DIR
+        self,
+        emitted: EmittedFiles,
+        *,
+        trace: bool = False,
+        build_dir: Path = BUILD_DIR,
+        options: Sequence[str] = (),
     ) -> None:
         self.facts = Facts.load(emitted.json)
         self.trace = trace
@@ -90,6 +97,7 @@ class BulkSimulator:
             self.facts.top,
             [SOURCE],
             name="bulk",
+            options=options,
             headers={"ports.h": _ports_header(self.facts)},
             trace=trace,
             build_dir=build_dir,

@@ -274,7 +274,12 @@ def pair_vectors(
 def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     """Yield all distributions of pairs, as dot products."""
     blocks = formats(facts)
-    named = (
-        (name, pair_arrays(facts, *groups(name, blocks, 12, 300, seed))) for name in DISTRIBUTIONS
-    )
-    return steady_cases(named, vectors, facts, seed)
+
+    def stimulus() -> Iterator[tuple[str, Arrays]]:
+        for name in DISTRIBUTIONS:
+            yield name, pair_arrays(facts, *groups(name, blocks, 12, 300, seed))
+        # A dot product that no group begins: reset has cleared the accumulator.
+        arrays = pair_arrays(facts, *groups("near", blocks, 60, 1, seed))
+        yield "from reset", arrays | {"first": np.zeros(60, bool)}
+
+    return steady_cases(stimulus(), vectors, facts, seed)

@@ -17,7 +17,7 @@ from m2xfp.formats import window
 from m2xfp.rtl.catalog import Instance
 from m2xfp.tb.bench import Arrays
 
-__all__ = ["DISTRIBUTIONS", "products"]
+__all__ = ["DISTRIBUTIONS", "outgrown", "outgrown_after", "products"]
 
 Numbers = NDArray[np.int64]
 
@@ -225,24 +225,24 @@ def borrows(rng: np.random.Generator, of: Range, count: int, steps: int) -> tupl
 def far_bits(
     rng: np.random.Generator, of: Range, count: int, steps: int
 ) -> tuple[Numbers, Numbers]:
-    """Add four single bits: an upper one, half a last place, one anywhere below, and the lowest.
+    """Add five single bits: upper, last place, half of that, one anywhere below, and the lowest.
 
     The last two decide how the sum is rounded; of a negative one whose digits are complements they
     clear or set all digits in between.
     """
-    shape = (count, len(range(0, steps, 4)))
+    shape = (count, len(range(0, steps, 5)))
     low, high = max(of.low, of.one - 100), min(of.high, of.one + 60)
+    below = np.arange(np.prod(shape)).reshape(shape) % 72  # every distance in turn
     upper = rng.integers(min(low + 26, high), high + 1, shape)
-    below = np.arange(upper.size).reshape(shape) % 72  # every distance in turn
-    between = np.maximum(upper - 25 - below, low)
-    places = [upper, np.maximum(upper - 24, low), between, np.full(shape, low)]
+    upper = np.maximum(upper, np.minimum(low + 25 + below, high))
+    places = [upper, upper - 23, upper - 24, upper - 25 - below, np.full(shape, low)]
+    chances = [[1], [0, 1, 1, 1], [1], [-1, -1, 0, 1, 1], [-1, 0, 0, 1]]
     sign = rng.choice([-1, 1], shape)
     product, exponent = np.zeros((count, steps), np.int64), np.zeros((count, steps), np.int64)
-    for at, place in enumerate(places):
-        here = product[:, at::4].shape[1]
-        bit = rng.choice([-1, 0, 0, 1, 1], shape) if at > 1 else np.ones(shape, np.int64)
-        product[:, at::4] = (bit * sign)[:, :here]
-        exponent[:, at::4] = place[:, :here]
+    for at, (place, bits) in enumerate(zip(places, chances, strict=True)):
+        here = product[:, at::5].shape[1]
+        product[:, at::5] = (rng.choice(bits, shape) * sign)[:, :here]
+        exponent[:, at::5] = np.maximum(place, low)[:, :here]
     return product, exponent
 
 
@@ -256,7 +256,7 @@ def growing(rng: np.random.Generator, of: Range, count: int, steps: int) -> tupl
 
 
 # Products from one beginning to the next, where that is what matters.
-_PERIODS = {"cancellations": 3, "ties": 3, "borrows": 3, "underflow": 3, "far_bits": 4}
+_PERIODS = {"cancellations": 3, "ties": 3, "borrows": 3, "underflow": 3, "far_bits": 5}
 
 DISTRIBUTIONS: dict[str, Maker] = {
     made.__name__: made
@@ -290,4 +290,29 @@ def products(name: str, facts: Facts, count: int, steps: int, seed: int) -> Arra
         first[:] = False
         first[:: count // 6, 0] = True
     fields = {"product": product, "exponent": exponent, "nan": nan, "first": first}
+    return {name: array.reshape(-1) for name, array in fields.items()}
+
+
+def outgrown_after(facts: Facts) -> int:
+    """Return how many of the largest products a window holds at least; 0 without a window."""
+    if (given := facts.parameters.get("window")) is None:
+        return 0
+    of = Range.of(facts)
+    return 1 << window(given).bits - (of.high - of.low) - of.bound.bit_length()
+
+
+def outgrown(facts: Facts, seed: int) -> Arrays:
+    """Return two sums of the largest products, the first from reset on, that outgrow a window."""
+    of = Range.of(facts)
+    steps = outgrown_after(facts) + 40
+    sign = np.random.default_rng(seed).permutation([-1, 1])[:, None]
+    product = np.full((2, steps), of.bound) * sign
+    first = np.zeros((2, steps), bool)
+    first[1, 0] = True
+    fields = {
+        "product": product,
+        "exponent": np.full((2, steps), of.high),
+        "nan": np.zeros((2, steps), bool),
+        "first": first,
+    }
     return {name: array.reshape(-1) for name, array in fields.items()}

@@ -19,13 +19,15 @@ from m2xfp.tb.parts.accumulation import (
 from m2xfp.tb.parts.files import load_rows
 from m2xfp.tb.parts.pairs import sample as sample_dot_products
 from m2xfp.tb.parts.pairs import sides
-from m2xfp.tb.parts.product_stimulus import DISTRIBUTIONS, products
+from m2xfp.tb.parts.product_stimulus import DISTRIBUTIONS, outgrown, outgrown_after, products
 from m2xfp.tb.regression import Case, steady_cases
 from m2xfp.tb.vectors import Beats, TestVectors
 
 __all__ = ["decode", "encode", "expected", "load", "regression", "sample", "vectors"]
 
 FIELDS = {"product": np.int64, "exponent": np.int64, "nan": bool, "first": bool}
+# Products of a sum that outgrows its window, at most: more take too long.
+MOST = 1 << 15
 
 
 def _path(name: str) -> str:
@@ -112,5 +114,14 @@ def sample(operands: Operands, facts: Facts) -> Arrays:
 def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     """Yield all distributions of products."""
     count = 360 if facts.parameters.get("window") else 600  # exact sums are slow in Python
-    named = ((name, products(name, facts, count, 30, seed)) for name in DISTRIBUTIONS)
-    return steady_cases(named, vectors, facts, seed)
+
+    def stimulus() -> Iterator[tuple[str, Arrays]]:
+        for name in DISTRIBUTIONS:
+            yield name, products(name, facts, count, 30, seed)
+        # A sum that no product begins: reset has cleared it.
+        arrays = products("near", facts, 1, 60, seed)
+        yield "from reset", arrays | {"first": np.zeros(60, bool)}
+        if 0 < outgrown_after(facts) <= MOST:
+            yield "outgrown", outgrown(facts, seed)
+
+    return steady_cases(stimulus(), vectors, facts, seed)
