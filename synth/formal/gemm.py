@@ -23,8 +23,10 @@ __all__ = ["JOBS"]
 _SEQUENCER = (
     *("running", "failed", "chain", "last_columns", "group_ends", "rows_left", "block_left"),
     *("columns_left", "full", "suspect", "buffer", "address", "job__valid", "job__payload"),
-    *("tile", "tile_valid", "released", "stop", "job__ready"),
+    *("tile", "tile_valid", "released", "stop", "job__ready", "last_group", "read"),
 )
+_LOADER = ("loading", "resyncing", "left", "column", "filled", "misframed", "write")
+_BOTH = ("failed", "buffer", "address", "last_group")
 _SPARE = ("spare", "spare_valid")
 _FIFO = ("used", "drain", "fill", "report", "status__valid", "moved", "row")
 _SLOT = re.compile(r"unit\.result_fifo\.tile_(\d+)(_\d+)?")
@@ -70,6 +72,8 @@ def _core(design: Design) -> _Core:
     flat = design.module()
     names = flat.module["netnames"]
     wires = {name: f"unit.sequencer.{name}" for name in _SEQUENCER}
+    wires |= {name: f"unit.loader.{name}" for name in _LOADER}
+    wires |= {f"loader_{name}": f"unit.loader.{name}" for name in _BOTH}
     wires |= {name: f"unit.loader.job_register.{name}" for name in _SPARE}
     wires |= {name: f"unit.result_fifo.{name}" for name in _FIFO}
     wires |= {"reported": wires.pop("status__valid")}
@@ -261,6 +265,104 @@ def _delivered(design: Design) -> Outcome:
     return _induction(core, {"given": wide + 1, "before": wide + 1, "owed": 16}, body)
 
 
+def _loads(core: _Core) -> list[str]:
+    """Return ``loaded``: which panels of which command are in the buffers, and which are to come.
+
+    ``mine`` says of a buffer that it was filled for the first command in the queue, not the second.
+    A command is covered if the buffers that are full for it are all that it still needs.
+    """
+    n, c = f"[{2 * _SIZE - 1}:{_SIZE}]", core.columns
+    column = "".join(f"column[{k}] ? {k} : " for k in range(1, c)) if c > 1 else ""
+    one_hot = " | ".join(f"column == {1 << k}" for k in range(c)) if c > 1 else "1'd1"
+    lines = [
+        f"  wire [23:0] pos = {column}0;",
+        "  wire front_fr = job__payload[67:60] & 8'h8f ? 1 : 0;",
+        "  wire spare_fr = spare[67:60] & 8'h8f ? 1 : 0;",
+        f"  wire [23:0] f = running ? columns_left : job__payload{n};",
+        f"  wire [23:0] g = spare{n};",
+        "  wire [1:0] ours = full & mine, theirs = full & ~mine;",
+        "  wire [23:0] nm = ours[0] + ours[1], ns = theirs[0] + theirs[1];",
+        "  wire [1:0] mine_next = job__ready ? 2'd3",
+        "    : filled ? (mine & ~(2'd1 << loader_buffer))",
+        "      | ((spare_valid ? 2'd0 : 2'd1) << loader_buffer) : mine;",
+        f"  wire fits = nm != 0 & f <= {c} * nm & f > {c} * (nm - 1);",
+        f"  wire fits_spare = ns != 0 & g <= {c} * ns & g > {c} * (ns - 1);",
+        "  wire front_full = front_fr ? nm == 0 : fits;",
+        "  wire spare_full = spare_fr ? ns == 0 : fits_spare;",
+        "  wire newest_fr = spare_valid ? spare_fr : front_fr;",
+        f"  wire progress = left != 0 & pos < {c} & ({one_hot});",
+        # A loader that has not failed.
+        f"  wire l2 = ns == 0 & progress & ~front_fr & f == left + pos + {c} * nm;",
+        f"  wire l3 = front_full & progress & g == left + pos + {c} * ns;",
+        "  wire well = loading ? (spare_valid ? l3 : l2)",
+        "    : ~job__valid ? full == 0 : front_full & (spare_valid ? spare_full : ns == 0);",
+        "  wire ring = loader_buffer == buffer ? full[0] == full[1]",
+        "    : full[buffer] & ~full[loader_buffer];",
+        # One that has.
+        "  wire x1 = ns == 0 | front_full;",
+        "  wire x2 = ~job__valid | ~front_fr | nm == 0;",
+        f"  wire x3 = ~job__valid | front_fr | nm == 0 | f > {c} * (nm - 1);",
+        "  wire x4 = ns == 0 | (spare_valid & ~spare_fr",
+        f"    & g > {c} * (ns - 1));",
+        "  wire x6 = job__valid | full == 0;",
+        "  wire in_turn = (~full[~buffer] | full[buffer])",
+        "    & (full != 3 | mine[buffer] | ~mine[~buffer]);",
+        # The command that resynchronises is the newest.
+        f"  wire sync_front = job__valid & job__payload[{_RESYNC}];",
+        f"  wire sync_spare = spare_valid & spare[{_RESYNC}];",
+        "  wire syncs = resyncing == (spare_valid ? sync_spare : sync_front)",
+        "    & (~sync_front | ~spare_valid) & (~resyncing | ~loading);",
+        "  wire loaded = (~failed | loader_failed) & (~loader_failed | ~loading) & syncs",
+        "    & (~loading | (job__valid & ~newest_fr))",
+        "    & (failed | (in_turn & x1 & x2 & x3 & x4 & x6))",
+        f"    & (loader_failed | (well & ring{' & (loading | column == 1)' if c > 1 else ''}));",
+    ]
+    return lines
+
+
+def _weights_there(design: Design) -> Outcome:
+    """Prove that a read of any place of the first column meets a write of it for this panel."""
+    core = _core(design)
+    bits = len(core.netlist.ports["address"])
+    groups = f"[{2 * _SIZE + bits - 1}:{2 * _SIZE}]"
+    body = [
+        *_counters(core),
+        *_loads(core),
+        f"  wire [{bits - 1}:0] place_next = place, front_last = job__payload{groups} - 1;",
+        f"  wire [{bits - 1}:0] spare_last = spare{groups} - 1;",
+        "  wire here_next = here;",
+    ]
+    for b in (0, 1):
+        body += [
+            f"  wire [{bits - 1}:0] depth_{b}_next = filled & loader_buffer == {b}",
+            f"    ? loader_last_group : depth_{b};",
+        ]
+    body += [
+        "  wire [1:0] sound = full & ~suspect;",
+        "  wire deep = "
+        + " & ".join(
+            f"(~sound[{b}] | depth_{b} == (mine[{b}] ? front_last : spare_last))" for b in (0, 1)
+        )
+        + ";",
+        f"  wire [{bits - 1}:0] depth = here ? depth_1 : depth_0;",
+        "  wire written_next = (written & ~(released & buffer == here))",
+        "    | (write[0] & loader_buffer == here & loader_address == place);",
+        "  wire filling = loading & loader_buffer == here & (pos != 0 | loader_address > place);",
+        "  wire inv = counting & loaded & (failed | deep)",
+        "    & (~running | (last_group == front_last & address <= last_group))",
+        "    & (~loading | (loader_last_group == (spare_valid ? spare_last : front_last)",
+        "      & loader_address <= loader_last_group))",
+        "    & (loading | loader_failed | loader_address == 0)",
+        "    & (~loading | ~full[loader_buffer] | (pos == 0 & loader_address == 0))",
+        "    & (failed | ~sound[here] | place > depth | written)",
+        "    & (~filling | place > loader_last_group | written);",
+        "  wire lawful = 1;",
+        "  wire claim = ~(read & ~stop & buffer == here & address == place) | written;",
+    ]
+    ghosts = {"mine": 2, "place": bits, "here": 1, "written": 1, "depth_0": bits, "depth_1": bits}
+    return _induction(core, ghosts, body)
+
+
 def _faults(*near: str) -> Callable[[Design], Iterator[Design]]:
     return lambda design: design.probe_faults({name: f"unit.{name}" for name in near})
 
@@ -285,5 +387,13 @@ JOBS = (
         _applies,
         _delivered,
         _faults("sequencer.tile_valid", "sequencer.tile"),
+    ),
+    Job(
+        "weights-there",
+        "no read of a place of the first column that was not written for this panel",
+        "induction",
+        _applies,
+        _weights_there,
+        _faults("sequencer.read", "loader.write"),
     ),
 )
