@@ -36,8 +36,8 @@ _STATEFUL = re.compile(r"ff|sr|latch|mem")
 # Patterns and clocks of the search for registers that differ.
 _WIDTH, _CLOCKS = 2048, 24
 _PROVED = r"^Status = *1 |\bUNSATISFIABLE\b"
-# So often a register that would differ gets a copy.
-_ROUNDS = 40
+# So often registers that would differ get a copy, and so often one by one.
+_ROUNDS, _PATIENT = 40, 6
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Prover:
         own = self._simulated(number, reset)
         if own is None:
             return Verdict(False, f"differs {where}", ())
-        for _ in range(_ROUNDS):
+        for turn in range(_ROUNDS):
             pair = self._pair(number, own, reset)
             if pair.bad == 0:
                 return Verdict(True, where)
@@ -181,7 +181,8 @@ class Prover:
                 return Verdict(False, f"differs {where}", tuple(trace))
             new = {bit for bit, apart in pair.apart.items() if values[apart]}
             assert new, "a counterexample in which nothing differs"
-            own |= new
+            # Where bit after bit turns out to differ, all that could differ get a copy.
+            own |= new if turn < _PATIENT else set(pair.apart)
         return Verdict(None, f"too many registers differ {where}")
 
     def _simulated(self, number: int, reset: bool) -> set[int] | None:

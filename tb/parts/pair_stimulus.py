@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from m2xfp.facts import Facts
 from m2xfp.formats import BlockFormat
 from m2xfp.tb.bench import Arrays
+from m2xfp.tb.parts.accumulation import from_reset
 from m2xfp.tb.parts.pairs import formats, pairs, vectors
 from m2xfp.tb.regression import Case, steady_cases
 from m2xfp.tb.vectors import TestVectors
@@ -278,8 +279,8 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     def stimulus() -> Iterator[tuple[str, Arrays]]:
         for name in DISTRIBUTIONS:
             yield name, pair_arrays(facts, *groups(name, blocks, 12, 300, seed))
-        # A dot product that no group begins: reset has cleared the accumulator.
-        arrays = pair_arrays(facts, *groups("near", blocks, 60, 1, seed))
-        yield "from reset", arrays | {"first": np.zeros(60, bool)}
 
-    return steady_cases(stimulus(), vectors, facts, seed)
+    yield from steady_cases(stimulus(), vectors, facts, seed)
+    if any(field.name == "first" for field in facts.stream("i").fields):
+        arrays = pair_arrays(facts, *groups("near", blocks, 12, 6, seed))
+        yield Case("from reset", (from_reset(vectors(arrays, facts, seed), facts),))

@@ -10,6 +10,7 @@ from m2xfp.facts import Facts
 from m2xfp.tb.bench import Arrays, Operands, golden_of
 from m2xfp.tb.fields import Bytes, pack
 from m2xfp.tb.parts.accumulation import (
+    from_reset,
     read_results,
     result_beats,
     run_length,
@@ -118,10 +119,10 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     def stimulus() -> Iterator[tuple[str, Arrays]]:
         for name in DISTRIBUTIONS:
             yield name, products(name, facts, count, 30, seed)
-        # A sum that no product begins: reset has cleared it.
-        arrays = products("near", facts, 1, 60, seed)
-        yield "from reset", arrays | {"first": np.zeros(60, bool)}
         if 0 < outgrown_after(facts) <= MOST:
             yield "outgrown", outgrown(facts, seed)
 
-    return steady_cases(stimulus(), vectors, facts, seed)
+    yield from steady_cases(stimulus(), vectors, facts, seed)
+    arrays = products("near", facts, 6, 12, seed)
+    arrays["first"] = np.arange(72) % 12 == 0
+    yield Case("from reset", (from_reset(vectors(arrays, facts, seed), facts),))
