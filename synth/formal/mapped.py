@@ -42,7 +42,9 @@ def _gates(folder: Path, reads: list[str], top: str) -> Flat:
     script = [
         *reads,
         f"hierarchy -check -top {top}",
-        "proc\nflatten\nmemory_map\nopt_expr\nsimplemap\ntechmap\ndffunmap\nopt_expr",
+        "proc\nflatten\nmemory_map\nopt_expr\nsimplemap\ntechmap\nopt_expr",
+        # Registers that only ever take one value are that value, as in synthesis.
+        "opt_dff\nopt_expr\nopt_dff\nopt_expr\ndffunmap\nopt_expr",
         "setattr -unset init w:*\nopt_clean\nwrite_json out.json",
     ]
     run_yosys(folder, "\n".join(script))
