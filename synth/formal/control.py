@@ -58,25 +58,6 @@ def _handed_over(design: Design) -> Outcome:
     )
 
 
-def _written(design: Design) -> Outcome:
-    return _prove(
-        design,
-        ("write", "into", "at", "read", "out_of", "from_where", "released"),
-        (),
-        [
-            "  reg here; reg [15:0] place; reg written = 0;",
-            "  always @(posedge clk) begin",
-            "    if (~started) begin here <= mark[0]; place <= mark[15:1]; end",
-            "    if (clear | (released & out_of == here)) written <= 0;",
-            "    else if (write[0] & into == here & at == place) written <= 1;",
-            "  end",
-            "  wire reads = read & out_of == here & from_where == place;",
-            "  assign bad = started & ~rst & reads & ~written;",
-        ],
-        CLOCKS,
-    )
-
-
 def _faults(*near: str) -> Callable[[Design], Iterator[Design]]:
     return lambda design: design.probe_faults({name: PROBES.get(name, name) for name in near})
 
@@ -89,14 +70,5 @@ JOBS = (
         _applies,
         _handed_over,
         _faults("full", "read"),
-    ),
-    Job(
-        "weights-there",
-        "no read of a place of the first column that was not written for this panel",
-        "BMC",
-        _applies,
-        _written,
-        _faults("read", "write"),
-        slow=True,
     ),
 )

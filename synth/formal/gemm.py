@@ -1,178 +1,32 @@
-"""Jobs about whole commands of a GEMM core: a status for each, and all of its results, for ever.
+"""Jobs about whole commands of a GEMM core: a status for each, all of its results, no standstill.
 
-Proved by induction over one clock, with the invariant written out: it says where a command can be
-in the core, and what the counters of the sequencer mean. One clock of reset leads from any state
-whatever into the invariant; from any state in it, whatever the inputs, each clock stays in it. What
-is claimed follows from it. So nothing is assumed of how states are reached, and no bound of clocks
-or sizes is left.
+Proved by induction over one clock, with the invariant of ``gemm_invariants``, so nothing is assumed
+of how states are reached, and no bound of clocks or sizes is left.
 """
 
-import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 from m2xfp.synth.formal.design import Design
 from m2xfp.synth.formal.engines import Outcome, within
+from m2xfp.synth.formal.gemm_invariants import (
+    SIZE,
+    TAG,
+    Core,
+    core_of,
+    counters,
+    fifo,
+    induction,
+    loads,
+)
 from m2xfp.synth.formal.job import LIMIT, Job
-from m2xfp.synth.formal.netlist import Flat, from_any_state, simple
 from m2xfp.synth.formal.streams import harness
 
 __all__ = ["JOBS"]
 
-# Wires of the emitted text, by the names of instances and of their ports and signals.
-_SEQUENCER = (
-    *("running", "failed", "chain", "last_columns", "group_ends", "rows_left", "block_left"),
-    *("columns_left", "full", "suspect", "buffer", "address", "job__valid", "job__payload"),
-    *("tile", "tile_valid", "released", "stop", "job__ready"),
-)
-_SPARE = ("spare", "spare_valid")
-_FIFO = ("used", "drain", "fill", "report", "status__valid", "moved", "row")
-_SLOT = re.compile(r"unit\.result_fifo\.tile_(\d+)(_\d+)?")
-_STAGE = re.compile(r"unit\.tile_valid_(\d+)")
-# Bits of a job, which has m, n, groups, four faults, a tag and whether it resynchronises.
-_SIZE, _FAULTS, _TAG, _RESYNC = 20, 60, 64, 67
-
-
-@dataclass(frozen=True)
-class _Core:
-    """Where things are in a core.
-
-    Members
-    -------
-    netlist
-        Gates from any state, with wires inside as outputs.
-    slots, stages
-        Entries of the result FIFO; steps of the array that a tile goes beside.
-    rows, lanes
-        Bits of a tile's number of rows and of columns.
-    chains, columns, size
-        Accumulators a cell; columns and rows of the array.
-    """
-
-    netlist: Flat
-    slots: int
-    stages: int
-    rows: int
-    lanes: int
-    chains: int
-    columns: int
-    size: int
-
-
-def _registers(flat: Flat) -> set[object]:
-    """Return the bits that flip-flops drive."""
-    cells = flat.module["cells"].values()
-    return {bit for cell in cells if "dff" in cell["type"] for bit in cell["connections"]["Q"]}
-
-
-def _core(design: Design) -> _Core:
-    """Find the parts of a core and give them to a harness."""
-    flat = design.module()
-    names = flat.module["netnames"]
-    wires = {name: f"unit.sequencer.{name}" for name in _SEQUENCER}
-    wires |= {name: f"unit.loader.job_register.{name}" for name in _SPARE}
-    wires |= {name: f"unit.result_fifo.{name}" for name in _FIFO}
-    wires |= {"reported": wires.pop("status__valid")}
-    state = _registers(flat)
-    slots = sorted(
-        name for name in names if _SLOT.fullmatch(name) and names[name]["bits"][0] in state
-    )
-    stages = sum(_STAGE.fullmatch(name) is not None for name in names)
-    wires |= {f"slot_{n}": name for n, name in enumerate(slots)}
-    for n in range(1, stages + 1):
-        wires |= {f"stage_valid_{n}": f"unit.tile_valid_{n}"}
-        wires |= {f"stage_{n}": f"unit.tile_{n}" if n < stages else "unit.result_fifo.tile"}
-    # What has no bits, since there is one of it, has no wire.
-    wires = {port: wire for port, wire in wires.items() if wire in names}
-    kept = {stream: stream for stream in ("s_axis_cmd_tready", "m_axis_status_tvalid")}
-    kept |= {"m_axis_status_tdata": "m_axis_status_tdata"}
-    given = design.facts.parameters
-    rows, columns = int(given["rows"]), int(given["columns"])
-    return _Core(
-        from_any_state(simple(flat.probed(wires | kept))),
-        len(slots),
-        stages,
-        rows.bit_length(),
-        columns.bit_length(),
-        int(given["chains"]),
-        columns,
-        rows,
-    )
-
-
-def _induction(core: _Core, ghosts: dict[str, int], body: Sequence[str]) -> Outcome:
-    """Prove ``claim`` in all clocks, by an invariant ``inv``: of ``ghosts``, too, registers beside.
-
-    The body gives ``inv``, ``claim``, and of each ghost ``x`` its next value ``x_next``; of those
-    that are 0 after a reset it needs no more. ``lawful`` is what may be assumed of the inputs.
-    """
-    lines = ["  wire base = mark[0];", "  wire clear = rst | (~started & base);"]
-    for name, width in ghosts.items():
-        lines += [
-            f"  reg [{width - 1}:0] {name}_held;",
-            f"  wire [{width - 1}:0] {name} = started ? {name}_held : {name}_any;",
-            f"  always @(posedge clk) {name}_held <= clear ? 0 : {name}_next;",
-        ]
-    lines += [
-        *body,
-        "  reg good = 0;",
-        "  always @(posedge clk) good <= ~started & (base | (inv & lawful));",
-        "  assign bad = (~started & ~base & inv & lawful & ~clear & ~claim) | (good & ~inv);",
-    ]
-    free = [f"input [{width - 1}:0] {name}_any" for name, width in ghosts.items()]
-    text = harness(core.netlist, lines, free)
-    outcome = within(core.netlist.text, text, 2, LIMIT)
-    return Outcome(outcome.holds, "induction" if outcome.holds else "fails", outcome.seconds)
-
-
-def _counters(core: _Core) -> list[str]:
-    """Return ``counting``: what the sequencer's counters mean to each other, and of whom."""
-    m, n = f"[{_SIZE - 1}:0]", f"[{2 * _SIZE - 1}:{_SIZE}]"
-    job = "job__payload"
-    lines = ["  wire [7:0] chain_now = " + ("chain;" if core.chains > 1 else "0;")]
-    for name, valid in ((job, "job__valid"), ("spare", "spare_valid")):
-        lines += [
-            f"  wire sized_{name} = ~{valid} | {name}[{_RESYNC}]",
-            f"    | ({name}{m} != 0 | {name}[{_FAULTS}])",
-            f"    & ({name}{n} != 0 | {name}[{_FAULTS + 1}]);",
-        ]
-    lines += [
-        f"  wire refused = failed | {job}[{_RESYNC}] | {job}[{_TAG - 1}:{_FAULTS}] != 0;",
-        "  wire begun = chain_now != 0 | address != 0;",
-        f"  wire counting = sized_{job} & sized_spare & (~spare_valid | job__valid)",
-        f"    & chain_now < {core.chains}",
-        "    & (~running | (job__valid & ~refused & block_left != 0 & columns_left != 0",
-        "      & (chain_now != 0 | rows_left == block_left)",
-        "      & (~begun | (full[buffer] & ~suspect[buffer]))))",
-        "    & (running | failed | ~begun);",
-    ]
-    return lines
-
-
-def _fifo(core: _Core) -> list[str]:
-    """Return ``queued``: the FIFO's pointers; ``queue_0``, ``held_0`` and on: entries, in order."""
-    slots, width = core.slots, len(core.netlist.ports["slot_0"])
-    chosen = "slot_0"
-    lines, parts = [], [f"drain < {slots}", f"fill < {slots}"]
-    for n in range(slots):
-        lines.append(
-            f"  wire [7:0] at_{n} = drain + {n} < {slots} ? drain + {n} : drain + {n - slots};"
-        )
-        chosen = "".join(f"at_{n} == {k} ? slot_{k} : " for k in range(slots - 1))
-        lines += [
-            f"  wire [{width - 1}:0] queue_{n} = {chosen}slot_{slots - 1};",
-            f"  wire held_{n} = used[at_{n}];",
-        ]
-        if n:
-            parts.append(f"(~held_{n} | held_{n - 1})")
-            parts.append(f"(held_{n} | ~held_{n - 1} | fill == at_{n})")
-    parts += [f"(held_0 | fill == drain) & (~held_{slots - 1} | fill == drain)"]
-    return [*lines, f"  wire queued = {' & '.join(parts)};"]
-
 
 def _answered(design: Design) -> Outcome:
     """Prove by two marked commands, told by their tags, that statuses neither fail nor stray."""
-    core = _core(design)
+    core = core_of(design)
     last, tag = core.rows + core.lanes, core.rows + core.lanes + 5
     # Where a command's status can be, the oldest first: condition, and the tag there.
     places = [("reported", "report[5:4]")]
@@ -184,8 +38,8 @@ def _answered(design: Design) -> Outcome:
         for n in range(core.stages, 0, -1)
     ]
     places += [
-        ("job__valid & ~counted", f"job__payload[{_TAG + 1}:{_TAG}]"),
-        ("spare_valid", f"spare[{_TAG + 1}:{_TAG}]"),
+        ("job__valid & ~counted", f"job__payload[{TAG + 1}:{TAG}]"),
+        ("spare_valid", f"spare[{TAG + 1}:{TAG}]"),
     ]
     lines = [
         "  wire counted = running & group_ends & last_columns & rows_left == 0;",
@@ -197,8 +51,8 @@ def _answered(design: Design) -> Outcome:
     order = [f"~(b[{n}] & |a[{len(places) - 1}:{n}])" for n in each]
     sums = {name: " + ".join(f"{name}[{n}]" for n in each) for name in "ab"}
     body = [
-        *_counters(core),
-        *_fifo(core),
+        *counters(core),
+        *fifo(core),
         *lines,
         "  wire came = s_axis_cmd_tvalid & s_axis_cmd_tready;",
         "  wire went = m_axis_status_tvalid & m_axis_status_tready;",
@@ -215,28 +69,35 @@ def _answered(design: Design) -> Outcome:
         f"    & (~b_open | b_came) & (~b_came | a_came) & (~a_open | ({' & '.join(order)}));",
         "  wire claim = ~went | ((told != 1 | a_open) & (told != 2 | (b_open & ~a_open)));",
     ]
-    return _induction(core, dict.fromkeys(("a_came", "b_came", "a_open", "b_open"), 1), body)
+    return induction(core, dict.fromkeys(("a_came", "b_came", "a_open", "b_open"), 1), body)
+
+
+def _rows(core: Core) -> list[str]:
+    """Return ``few``: tiles have the rows of the array at most, and the FIFO is within one."""
+    top = core.rows - 1
+    tiles = [(f"held_{k}", f"queue_{k}") for k in range(core.slots)]
+    tiles += [(f"stage_valid_{k}", f"stage_{k}") for k in range(1, core.stages + 1)]
+    parts = [f"(~{here} | {tile}[{top}:0] <= {core.size})" for here, tile in tiles]
+    parts.append(f"(held_0 ? row_now == 0 | row_now < queue_0[{top}:0] : row_now == 0)")
+    row = "row" if "row" in core.netlist.ports else "1'd0"
+    return [f"  wire [15:0] row_now = {row};", f"  wire few = {' & '.join(parts)};"]
 
 
 def _delivered(design: Design) -> Outcome:
     """Prove that a command's tiles cover its matrix, and that each row of a tile leaves once."""
-    core = _core(design)
+    core = core_of(design)
     top, m, n = (
         core.rows - 1,
-        f"job__payload[{_SIZE - 1}:0]",
-        f"job__payload[{2 * _SIZE - 1}:{_SIZE}]",
+        f"job__payload[{SIZE - 1}:0]",
+        f"job__payload[{2 * SIZE - 1}:{SIZE}]",
     )
     inside = [f"(held_{k} ? queue_{k}[{top}:0] : 0)" for k in range(core.slots)]
     inside += [f"(stage_valid_{k} ? stage_{k}[{top}:0] : 0)" for k in range(1, core.stages + 1)]
-    tiles = [(f"held_{k}", f"queue_{k}") for k in range(core.slots)]
-    tiles += [(f"stage_valid_{k}", f"stage_{k}") for k in range(1, core.stages + 1)]
-    few = " & ".join(f"(~{here} | {tile}[{top}:0] <= {core.size})" for here, tile in tiles)
-    row = "row" if "row" in core.netlist.ports else "1'd0"
-    wide = _SIZE + 1
+    wide = SIZE + 1
     body = [
-        *_counters(core),
-        *_fifo(core),
-        f"  wire [15:0] row_now = {row};",
+        *counters(core),
+        *fifo(core),
+        *_rows(core),
         "  wire goes_on = tile_valid & ~stop & running;",
         f"  wire [{wide}:0] added = given + (goes_on ? tile[{top}:0] : 0);",
         f"  wire [{wide}:0] given_next = running & ~released & ~stop ? added : 0;",
@@ -245,8 +106,7 @@ def _delivered(design: Design) -> Outcome:
         f"  wire [15:0] owed_next = owed + (tile_valid ? tile[{top}:0] : 0) - moved;",
         f"  wire [15:0] total = {' + '.join(inside)};",
         f"  wire [{wide}:0] rest = group_ends ? rows_left : block_left;",
-        f"  wire inv = counting & queued & {few} & owed + row_now == total",
-        f"    & (held_0 ? row_now == 0 | row_now < queue_0[{top}:0] : row_now == 0)",
+        "  wire inv = counting & queued & few & owed + row_now == total",
         "    & (running | (given == 0 & before == 0))",
         f"    & (~running | (given + rest == {m} & before + columns_left == {n}));",
         "  wire lawful = 1;",
@@ -258,7 +118,77 @@ def _delivered(design: Design) -> Outcome:
         f"    & (~(released & job__ready & ~stop) | before + columns_left == {n})",
         "    & (~goes_on | lanes == wanted_lanes);",
     ]
-    return _induction(core, {"given": wide + 1, "before": wide + 1, "owed": 16}, body)
+    return induction(core, {"given": wide + 1, "before": wide + 1, "owed": 16}, body)
+
+
+def _weights_there(design: Design) -> Outcome:
+    """Prove that a read of any place of the first column meets a write of it for this panel."""
+    core = core_of(design)
+    bits = len(core.netlist.ports["address"])
+    groups = f"[{2 * SIZE + bits - 1}:{2 * SIZE}]"
+    body = [
+        *counters(core),
+        *loads(core),
+        f"  wire [{bits - 1}:0] place_next = place, front_last = job__payload{groups} - 1;",
+        f"  wire [{bits - 1}:0] spare_last = spare{groups} - 1;",
+        "  wire here_next = here;",
+    ]
+    for b in (0, 1):
+        body += [
+            f"  wire [{bits - 1}:0] depth_{b}_next = filled & loader_buffer == {b}",
+            f"    ? loader_last_group : depth_{b};",
+        ]
+    body += [
+        "  wire [1:0] sound = full & ~suspect;",
+        "  wire deep = "
+        + " & ".join(
+            f"(~sound[{b}] | depth_{b} == (mine[{b}] ? front_last : spare_last))" for b in (0, 1)
+        )
+        + ";",
+        f"  wire [{bits - 1}:0] depth = here ? depth_1 : depth_0;",
+        "  wire written_next = (written & ~(released & buffer == here))",
+        "    | (write[0] & loader_buffer == here & loader_address == place);",
+        "  wire filling = loading & loader_buffer == here & (pos != 0 | loader_address > place);",
+        "  wire inv = counting & loaded & (failed | deep)",
+        "    & (~running | (last_group == front_last & address <= last_group))",
+        "    & (~loading | (loader_last_group == (spare_valid ? spare_last : front_last)",
+        "      & loader_address <= loader_last_group))",
+        "    & (loading | loader_failed | loader_address == 0)",
+        "    & (~loading | ~full[loader_buffer] | (pos == 0 & loader_address == 0))",
+        "    & (failed | ~sound[here] | place > depth | written)",
+        "    & (~filling | place > loader_last_group | written);",
+        "  wire lawful = 1;",
+        "  wire claim = ~(read & ~stop & buffer == here & address == place) | written;",
+    ]
+    ghosts = {"mine": 2, "place": bits, "here": 1, "written": 1, "depth_0": bits, "depth_1": bits}
+    return induction(core, ghosts, body)
+
+
+def _moves(design: Design) -> Outcome:
+    """Prove that a core with willing partners takes or gives a beat within some clocks.
+
+    Not by induction: from any state of the invariant, whatever led there, so many clocks.
+    """
+    core, facts = core_of(design), design.facts
+    clocks = core.stages + core.slots + 2 * core.chains + 4
+    willing = [stream.ports[1 if stream.is_input else 2] for stream in facts.streams]
+    beats = [f"({stream.ports[1]} & {stream.ports[2]})" for stream in facts.streams]
+    body = [
+        "  wire clear = rst;",
+        "  wire [1:0] mine = mark[1:0];",
+        *counters(core),
+        *fifo(core),
+        *_rows(core),
+        *loads(core),
+        f"  wire still = {' & '.join(willing)} & ~({' | '.join(beats)}) & ~rst;",
+        "  reg stuck; reg [7:0] since;",
+        "  always @(posedge clk) begin",
+        "    stuck <= still & (started ? stuck : counting & queued & few & loaded);",
+        "    since <= started ? since + 1'd1 : 8'd1;",
+        "  end",
+        f"  assign bad = started & stuck & since == {clocks};",
+    ]
+    return within(core.netlist.text, harness(core.netlist, body), clocks + 1, LIMIT)
 
 
 def _faults(*near: str) -> Callable[[Design], Iterator[Design]]:
@@ -285,5 +215,21 @@ JOBS = (
         _applies,
         _delivered,
         _faults("sequencer.tile_valid", "sequencer.tile"),
+    ),
+    Job(
+        "weights-there",
+        "no read of a place of the first column that was not written for this panel",
+        "induction",
+        _applies,
+        _weights_there,
+        _faults("sequencer.read", "loader.write"),
+    ),
+    Job(
+        "moves",
+        "with all partners willing, a beat is taken or given within a bound of clocks",
+        "BMC, any state of an invariant",
+        _applies,
+        _moves,
+        _faults("sequencer.issue", "loader.cmd__ready", "loader.weights__ready"),
     ),
 )

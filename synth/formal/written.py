@@ -1,6 +1,5 @@
 """Jobs about how a unit is written: as Verilog from Amaranth's netlist, and as library cells."""
 
-import json
 import re
 import tempfile
 import time
@@ -11,14 +10,10 @@ from pathlib import Path
 from m2xfp.rtl.verilog.component import EmittedModule
 from m2xfp.rtl.verilog.emit import yosys_verilog
 from m2xfp.rtl.verilog.writer import plain_names
-from m2xfp.synth.flow.pdk import DEFAULT_PDK, find_pdk
-from m2xfp.synth.flow.yosys import synthesize
 from m2xfp.synth.formal.design import Design
-from m2xfp.synth.formal.engines import Outcome, never
+from m2xfp.synth.formal.engines import Outcome
 from m2xfp.synth.formal.equivalence import NotEqualError, prove_equal, read
-from m2xfp.synth.formal.job import LIMIT, Job
-from m2xfp.synth.formal.netlist import Flat, from_any_state, run_yosys, simple
-from m2xfp.synth.formal.streams import harness
+from m2xfp.synth.formal.job import Job
 
 __all__ = ["JOBS", "prove_written"]
 
@@ -89,50 +84,6 @@ def _wrong_texts(design: Design) -> Iterator[Design]:
         yield replace(design, fault=fault, verilog=text, _modules={})
 
 
-def _cells(design: Design) -> Flat:
-    """Return the netlist of a unit in library cells, by what the library says that they do."""
-    pdk = find_pdk(DEFAULT_PDK)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "in.v").write_text(design.verilog)
-        netlist = synthesize(folder / "in.v", design.facts.top, pdk, build=folder.absolute())
-        text = netlist.verilog.read_text()
-        reads = []
-        for number, path in enumerate(pdk.liberty):
-            (folder / f"{number}.lib").write_bytes(path.read_bytes())
-            reads.append(f"read_liberty -ignore_miss_func {number}.lib")
-        (folder / "netlist.v").write_text(text)
-        run_yosys(
-            folder,
-            "\n".join(
-                [
-                    *reads,
-                    "read_verilog netlist.v",
-                    f"hierarchy -check -top {design.facts.top}",
-                    "flatten\nopt_clean -purge\nwrite_json out.json",
-                ]
-            ),
-        )
-        modules = json.loads((folder / "out.json").read_text())["modules"]
-    return Flat(design.facts.top, modules[design.facts.top])
-
-
-def _mapped(design: Design) -> Outcome:
-    """Compare a combinational unit with its cells: both side by side in a harness."""
-    begin = time.perf_counter()
-    gates = from_any_state(simple(_cells(replace(design, broken=None))))
-    text = from_any_state(simple(design.module()))
-    outputs = [port.name for port in design.facts.signals if not port.is_input]
-    body = [f"  wire [{len(text.ports[name]) - 1}:0] {name}_mapped;" for name in outputs]
-    pins = [f".{name}({name}_mapped)" for name in outputs]
-    pins += [f".{port.name}({port.name})" for port in design.facts.signals if port.is_input]
-    body += [f"  mapped cells ({', '.join(pins)});"]
-    body += ["  assign bad = " + " | ".join(f"{name} != {name}_mapped" for name in outputs) + ";"]
-    both = text.text_with({"mapped": gates.module})
-    outcome = never(both, harness(text, body), LIMIT)
-    return replace(outcome, seconds=time.perf_counter() - begin)
-
-
 JOBS = (
     Job(
         "written",
@@ -142,13 +93,5 @@ JOBS = (
         _written,
         _wrong_texts,
         slow=True,
-    ),
-    Job(
-        "mapped",
-        f"a unit without state in cells of {DEFAULT_PDK} is its Verilog",
-        "SAT sweeping",
-        lambda design: not design.facts.clock,
-        _mapped,
-        lambda design: design.gate_faults(""),
     ),
 )

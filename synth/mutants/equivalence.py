@@ -4,8 +4,9 @@ A unit and its mutant run side by side from one state, any state, with the same 
 all logic before the fault, and all registers but those that the fault has been seen to change: of
 these the mutant has its own. Two questions are asked, each of every clock:
 
-- ``any state``: from any state whatever, with any inputs;
-- ``after reset``: from any state, with one clock of reset, and inputs that keep the stream rules.
+- ``in any state``: from any state whatever, with any inputs;
+- ``after reset``: from any state in which the registers that have a reset hold its value, with
+  inputs that keep the stream rules.
 
 If no output differs and no shared register would take two values, the mutant does nothing that the
 unit does not do: it is equivalent. If a register would, it gets a copy too. If an output differs
@@ -34,8 +35,9 @@ _STATE, _NEXT = "state_", "next_"
 _STATEFUL = re.compile(r"ff|sr|latch|mem")
 # Patterns and clocks of the search for registers that differ.
 _WIDTH, _CLOCKS = 2048, 24
-# So often a register that would differ gets a copy.
-_ROUNDS = 40
+_PROVED = r"^Status = *1 |\bUNSATISFIABLE\b"
+# So often registers that would differ get a copy, and so often one by one.
+_ROUNDS, _PATIENT = 40, 6
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ class Prover:
             if name not in (PORT, _STATE, self._facts.clock)
         }
         self._state = len(self._logic.inputs.get(_STATE, []))
+        self._starts = {0: self._start(0)}
 
     def prove(self, number: int) -> Verdict:
         """Say whether a mutant equals the unit."""
@@ -141,12 +144,23 @@ class Prover:
             return first
         return self._ask(number, reset=True)
 
+    def _start(self, number: int) -> dict[int, int]:
+        """Return what a reset puts into the registers that have one."""
+        if not self._facts.reset:
+            return {}
+        aig = Aig()
+        given = {name: aig.add_inputs(len(bits)) for name, bits in self._logic.inputs.items()}
+        given[self._facts.reset] = [1]
+        given[PORT] = [number >> n & 1 for n in range(len(given[PORT]))]
+        following = aig.add(self._logic, given).get(_NEXT, [])
+        return {bit: value for bit, value in enumerate(following) if value < 2}
+
     def _ask(self, number: int, *, reset: bool) -> Verdict:
         where = "after reset" if reset else "in any state" if self._state else "for any input"
         own = self._simulated(number, reset)
         if own is None:
             return Verdict(False, f"differs {where}", ())
-        for _ in range(_ROUNDS):
+        for turn in range(_ROUNDS):
             pair = self._pair(number, own, reset)
             if pair.bad == 0:
                 return Verdict(True, where)
@@ -167,12 +181,17 @@ class Prover:
                 return Verdict(False, f"differs {where}", tuple(trace))
             new = {bit for bit, apart in pair.apart.items() if values[apart]}
             assert new, "a counterexample in which nothing differs"
-            own |= new
+            # Where bit after bit turns out to differ, all that could differ get a copy.
+            own |= new if turn < _PATIENT else set(pair.apart)
         return Verdict(None, f"too many registers differ {where}")
 
     def _simulated(self, number: int, reset: bool) -> set[int] | None:
         """Return registers that differ in random runs; None if an output does."""
         rng, own = random.Random(number), set[int]()
+        if reset:
+            self._starts[number] = begin = self._start(number)
+            right = self._starts[0]
+            own |= {bit for bit in begin.keys() | right.keys() if begin.get(bit) != right.get(bit)}
         for _ in range(_ROUNDS):
             pair = self._pair(number, own, reset)
             new = set[int]()
@@ -223,18 +242,23 @@ class Prover:
             started, lawful = aig.add_registers(2)
             held, copies = aig.add_registers(self._state), aig.add_registers(len(mine))
             offers = {name: aig.add_registers(width) for name, width in widths.items()}
-            state = [aig.choice(started, *two) for two in zip(held, begin, strict=True)]
+            first, others = (
+                [
+                    self._starts[of].get(bit, any_) if reset else any_
+                    for bit, any_ in enumerate(begin)
+                ]
+                for of in (0, number)
+            )
+            state = [aig.choice(started, *two) for two in zip(held, first, strict=True)]
             other = list(state)
             for at, copy in zip(mine, copies, strict=True):
-                other[at] = aig.choice(started, copy, begin[at])
+                other[at] = aig.choice(started, copy, others[at])
         else:
             started, lawful, held, copies, state, other = 1, 1, [], [], begin, begin
             offers = {}
         given: dict[str, Sequence[int]] = dict(ports)
         if self._facts.clock:
             given[self._facts.clock] = [0]
-        if reset and self._facts.reset:
-            given[self._facts.reset] = [aig.either(started ^ 1, ports[self._facts.reset][0])]
         given[_STATE] = state
         results = []
         for selected, contents in ((0, state), (number, other)):
@@ -251,7 +275,7 @@ class Prover:
         if sequential:
             aig.following |= dict(zip(held, right[_NEXT], strict=True)) | {started: 1}
             aig.following |= {copy: wrong[_NEXT][at] for at, copy in zip(mine, copies, strict=True)}
-            law = self._law(aig, offered, offers, given, right, started)
+            law = self._law(aig, offered, offers, given, right)
             fine = aig.both(aig.either(lawful, started ^ 1), law)
             aig.following[lawful] = fine
             bad = aig.both(bad, fine)
@@ -280,7 +304,6 @@ class Prover:
         offers: Mapping[str, list[int]],
         given: Mapping[str, Sequence[int]],
         right: Mapping[str, list[int]],
-        started: int,
     ) -> int:
         """Return whether inputs stay as they are until they are taken; fill the registers."""
         broken = []
@@ -289,9 +312,9 @@ class Prover:
             waits, *was = offers[stream.name]
             payload = [*given[valid], *given[data], *given[last]]
             changed = aig.any([*map(aig.differ, was, payload)])
-            broken.append(aig.both(started, aig.both(waits, changed)))
-            running = aig.both(started, given[self._facts.reset][0] ^ 1)
-            waiting = aig.both(aig.both(payload[0], right[ready][0] ^ 1), running)
+            broken.append(aig.both(waits, changed))
+            stays = aig.both(payload[0], right[ready][0] ^ 1)
+            waiting = aig.both(stays, given[self._facts.reset][0] ^ 1)
             aig.following |= {waits: waiting} | dict(zip(was, payload, strict=True))
         return aig.any(broken) ^ 1
 
@@ -303,20 +326,24 @@ class Prover:
         file, trace = f"{name}.aig", f"{name}.cex"
         pair.aig.write(self._folder / file, pair.bad)
         (self._folder / trace).unlink(missing_ok=True)
-        solve = f"pdr -T {self._seconds}" if sequential else "iprove"
-        try:
-            said = abc(
-                self._folder,
-                f"read_aiger {file}; {solve}; print_status; write_cex -a {trace}",
-                3 * self._seconds,
-            )
-        except ProofError:
-            return None
-        if re.search(r"^Status = *1 |\bUNSATISFIABLE\b", said, re.MULTILINE):
-            return []
-        if not (self._folder / trace).exists():
-            return None
-        return _read_trace((self._folder / trace).read_text(), pair.aig)
+        tries = ["iprove"]
+        if sequential:
+            less = "scorr; dc2; scorr -F 2; dc2"
+            tries = ["bmc3 -F 8 -T 3", f"{less}; dprove", f"scorr; dc2; pdr -T {self._seconds}"]
+        for solve in tries:
+            commands = f"read_aiger {file}; {solve}; print_status; write_cex -a {trace}"
+            (self._folder / trace).unlink(missing_ok=True)
+            try:
+                said = abc(self._folder, commands, (2 if "pdr" in solve else 1) * self._seconds)
+            except ProofError:
+                continue
+            proved = "bmc3" not in solve and re.search(_PROVED, said, re.MULTILINE)
+            if proved:
+                return []
+            # What dprove finds is of a circuit that it has retimed.
+            if "dprove" not in solve and (self._folder / trace).exists():
+                return _read_trace((self._folder / trace).read_text(), pair.aig)
+        return None
 
 
 def _read_trace(text: str, aig: Aig) -> list[dict[int, int]]:

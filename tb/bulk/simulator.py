@@ -84,6 +84,8 @@ class BulkSimulator:
         A build of another simulator's that has the same functions; None to build one.
     build_dir
         Folder of the build cache. The key is a hash of everything that goes into the build.
+    options
+        More options of Verilator.
 
     Members
     -------
@@ -112,6 +114,7 @@ class BulkSimulator:
         coverage: bool = False,
         library: Path | None = None,
         build_dir: Path = BUILD_DIR,
+        options: Sequence[str] = (),
     ) -> None:
         self.facts = Facts.load(emitted.json)
         self.trace, self.coverage = trace, coverage
@@ -123,7 +126,7 @@ class BulkSimulator:
             [SOURCE],
             name="coverage" if coverage else "bulk",
             undefined="0" if coverage else "unique",
-            options=COVERAGE if coverage else (),
+            options=(*(COVERAGE if coverage else ()), *options),
             headers={"ports.h": ports_header(self.facts)},
             trace=trace,
             build_dir=build_dir,

@@ -1,6 +1,7 @@
 """What the units that accumulate have in common: the order of their beats, and their results."""
 
 import heapq
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from m2xfp.tb.vectors import Beats, TestVectors
 
 __all__ = [
     "chains",
+    "from_reset",
     "interleaved",
     "read_results",
     "result_beats",
@@ -124,6 +126,14 @@ def vectors_of_rows(
         {"o": Beats(interleaved(results, length, turns), last)},
         len(first) // (length * turns),
     )
+
+
+def from_reset(vectors: TestVectors, facts: Facts) -> TestVectors:
+    """Return vectors whose first beat does not say that a dot product begins: reset did."""
+    beats, field = vectors.inputs["i"], facts.stream("i").field("first")
+    data = beats.data.copy()
+    data[0, field.offset // 8] &= ~np.uint8(1 << field.offset % 8)
+    return replace(vectors, inputs={"i": Beats(data, beats.last)})
 
 
 def _pattern(facts: Facts) -> Field:

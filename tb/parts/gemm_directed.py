@@ -77,21 +77,21 @@ def bad_sizes(streams: GemmStreams) -> list[tuple[tuple[int, int, int], list[str
 def far_sizes(streams: GemmStreams, first: Product) -> Iterator[TestVectors]:
     """Yield commands of each power of two rows and columns more than one step, cut short by TLAST.
 
-    The step after the first one has TLAST, so the core reports it misframed: a core that has lost
-    the size's upper bit would have ended with the first step. ``first`` is a step's product: all
-    rows, columns, and one group.
+    What comes after the first tile has TLAST, so the core reports it misframed: one that has lost
+    the size's upper bit would have ended with the first one. ``first`` is a tile's product: all
+    rows and columns of the array, and some groups.
     """
-    rows, columns, group = streams.rows, streams.columns, streams.act.group
+    rows, columns, k = streams.rows, streams.columns, first.k
     for bit in range(FIRST_FAR, SIZE_BITS):
         more = 1 << bit
         if more > rows:
             acts = np.concatenate([first.acts, first.acts])
-            cut = Product(acts, first.weights, group)
-            yield _cut_short(streams, first, cut, (rows + more, columns, group))
+            cut = Product(acts, first.weights, k)
+            yield _cut_short(streams, first, cut, (rows + more, columns, k))
         if more > 1:
             weights = np.concatenate([first.weights, first.weights[:1]])
-            cut = Product(first.acts, weights, group)
-            yield _cut_short(streams, first, cut, (rows, columns + more, group))
+            cut = Product(first.acts, weights, k)
+            yield _cut_short(streams, first, cut, (rows, columns + more, k))
 
 
 def _cut_short(
@@ -109,9 +109,9 @@ def _cut_short(
     report: Bytes = pack(status, {status.field("misframed"): np.ones(1, bool)})
     acts = inputs["acts"]
     if len(given.weights) > streams.columns:
-        # The panel that begins is not wanted any more: only the first one's step, which is not the
-        # last.
-        acts = Beats(acts.data[:1], np.zeros(1, bool))
+        # Those of the first panel, none of which is the last: the next one is not wanted any more.
+        count = first.k // streams.act.group
+        acts = Beats(acts.data[:count], np.zeros(count, bool))
     return TestVectors(
         {**inputs, "acts": acts, "cmd": Beats(streams.command_beats([sizes]))},
         {

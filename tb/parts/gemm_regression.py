@@ -237,10 +237,10 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
             yield Case(name, (_vectors(streams, [hard]),), STALLS[number % 2], seed + number)
     large = [_product(rng, streams, m, n, 1, 12) for m, n in large_products(rng, streams)]
     yield Case("large sizes", (_vectors(streams, large),), timing=_on_time(large, streams))
-    step = _product(rng, streams, streams.rows, streams.columns, 1, 3)
+    tile = _product(rng, streams, streams.rows, streams.columns, min(2, _most(streams)), 3)
     far = [
         vectors
-        for number, sizes in enumerate(far_sizes(streams, step))
+        for number, sizes in enumerate(far_sizes(streams, tile))
         for vectors in (sizes, _resync(streams, number))
     ]
     yield Case("far sizes", tuple(far))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from m2xfp.facts import Facts
 from m2xfp.formats import BlockFormat
 from m2xfp.tb.bench import Arrays
+from m2xfp.tb.parts.accumulation import from_reset
 from m2xfp.tb.parts.element_codes import (
     largest_code,
     negated,
@@ -325,7 +326,12 @@ def pair_vectors(
 def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     """Yield all distributions of pairs, as dot products."""
     blocks = formats(facts)
-    named = (
-        (name, pair_arrays(facts, *groups(name, blocks, 12, 300, seed))) for name in DISTRIBUTIONS
-    )
-    return steady_cases(named, vectors, facts, seed)
+
+    def stimulus() -> Iterator[tuple[str, Arrays]]:
+        for name in DISTRIBUTIONS:
+            yield name, pair_arrays(facts, *groups(name, blocks, 12, 300, seed))
+
+    yield from steady_cases(stimulus(), vectors, facts, seed)
+    if any(field.name == "first" for field in facts.stream("i").fields):
+        arrays = pair_arrays(facts, *groups("near", blocks, 12, 6, seed))
+        yield Case("from reset", (from_reset(vectors(arrays, facts, seed), facts),))

@@ -17,7 +17,7 @@ from m2xfp.formats import window
 from m2xfp.rtl.catalog import Instance
 from m2xfp.tb.bench import Arrays
 
-__all__ = ["DISTRIBUTIONS", "leaving", "products"]
+__all__ = ["DISTRIBUTIONS", "outgrown", "outgrown_after", "products"]
 
 Numbers = NDArray[np.int64]
 
@@ -225,24 +225,24 @@ def borrows(rng: np.random.Generator, of: Range, count: int, steps: int) -> tupl
 def far_bits(
     rng: np.random.Generator, of: Range, count: int, steps: int
 ) -> tuple[Numbers, Numbers]:
-    """Add four single bits: an upper one, half a last place, one anywhere below, and the lowest.
+    """Add five single bits: upper, last place, half of that, one anywhere below, and the lowest.
 
     The last two decide how the sum is rounded; of a negative one whose digits are complements they
     clear or set all digits in between.
     """
-    shape = (count, len(range(0, steps, 4)))
+    shape = (count, len(range(0, steps, 5)))
     low, high = max(of.low, of.one - 100), min(of.high, of.one + 60)
+    below = np.arange(np.prod(shape)).reshape(shape) % 72  # every distance in turn
     upper = rng.integers(min(low + 26, high), high + 1, shape)
-    below = np.arange(upper.size).reshape(shape) % 72  # every distance in turn
-    between = np.maximum(upper - 25 - below, low)
-    places = [upper, np.maximum(upper - 24, low), between, np.full(shape, low)]
+    upper = np.maximum(upper, np.minimum(low + 25 + below, high))
+    places = [upper, upper - 23, upper - 24, upper - 25 - below, np.full(shape, low)]
+    chances = [[1], [0, 1, 1, 1], [1], [-1, -1, 0, 1, 1], [-1, 0, 0, 1]]
     sign = rng.choice([-1, 1], shape)
     product, exponent = np.zeros((count, steps), np.int64), np.zeros((count, steps), np.int64)
-    for at, place in enumerate(places):
-        here = product[:, at::4].shape[1]
-        bit = rng.choice([-1, 0, 0, 1, 1], shape) if at > 1 else np.ones(shape, np.int64)
-        product[:, at::4] = (bit * sign)[:, :here]
-        exponent[:, at::4] = place[:, :here]
+    for at, (place, bits) in enumerate(zip(places, chances, strict=True)):
+        here = product[:, at::5].shape[1]
+        product[:, at::5] = (rng.choice(bits, shape) * sign)[:, :here]
+        exponent[:, at::5] = np.maximum(place, low)[:, :here]
     return product, exponent
 
 
@@ -264,26 +264,8 @@ def beginnings(
     return product, exponent
 
 
-def leaving(facts: Facts, most: int = 1 << 17) -> Arrays:
-    """Return a sum that grows by the largest products until no bit holds it, and a short one.
-
-    No products, if that takes more than ``most``.
-    """
-    of, room = Range.of(facts), window(facts.parameters["window"])
-    count = 3 + (1 << room.bits - 1) // (of.bound << of.high - of.low)
-    if count > most:
-        count = -4
-    short = 4
-    return {
-        "product": np.full(count + short, of.bound),
-        "exponent": np.full(count + short, of.high),
-        "nan": np.zeros(count + short, bool),
-        "first": np.isin(np.arange(count + short), (0, count)),
-    }
-
-
 # Products from one beginning to the next, where that is what matters.
-_PERIODS = {"cancellations": 3, "ties": 3, "borrows": 3, "underflow": 3, "far_bits": 4}
+_PERIODS = {"cancellations": 3, "ties": 3, "borrows": 3, "underflow": 3, "far_bits": 5}
 
 # Shares of NaN, and of products that begin a sum.
 _NANS = {"walk": 0.002, "anything": 0.002, "beginnings": 0.2}
@@ -322,4 +304,33 @@ def products(name: str, facts: Facts, count: int, steps: int, seed: int) -> Arra
         first[:] = False
         first[:: count // 6, 0] = True
     fields = {"product": product, "exponent": exponent, "nan": nan, "first": first}
+    return {name: array.reshape(-1) for name, array in fields.items()}
+
+
+def outgrown_after(facts: Facts) -> int:
+    """Return how many of the largest products a window holds at least; 0 without a window."""
+    if (given := facts.parameters.get("window")) is None:
+        return 0
+    of = Range.of(facts)
+    return 1 << window(given).bits - (of.high - of.low) - of.bound.bit_length()
+
+
+def outgrown(facts: Facts, seed: int) -> Arrays:
+    """Return sums of the largest products that outgrow a window, the first from reset on.
+
+    One of either sign; where that takes very long, one alone.
+    """
+    of = Range.of(facts)
+    steps = outgrown_after(facts) + 40
+    signs = [-1, 1] if steps < 1 << 16 else [1]
+    sign = np.random.default_rng(seed).permutation(signs)[:, None]
+    shape = (len(signs), steps)
+    first = np.zeros(shape, bool)
+    first[1:, 0] = True
+    fields = {
+        "product": np.full(shape, of.bound) * sign,
+        "exponent": np.full(shape, of.high),
+        "nan": np.zeros(shape, bool),
+        "first": first,
+    }
     return {name: array.reshape(-1) for name, array in fields.items()}

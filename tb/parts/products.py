@@ -10,6 +10,7 @@ from m2xfp.facts import Facts
 from m2xfp.tb.bench import Arrays, Operands, golden_of
 from m2xfp.tb.fields import Bytes, pack
 from m2xfp.tb.parts.accumulation import (
+    from_reset,
     read_results,
     result_beats,
     run_length,
@@ -19,13 +20,15 @@ from m2xfp.tb.parts.accumulation import (
 from m2xfp.tb.parts.files import load_rows
 from m2xfp.tb.parts.pairs import sample as sample_dot_products
 from m2xfp.tb.parts.pairs import sides
-from m2xfp.tb.parts.product_stimulus import DISTRIBUTIONS, leaving, products
+from m2xfp.tb.parts.product_stimulus import DISTRIBUTIONS, outgrown, outgrown_after, products
 from m2xfp.tb.regression import Case, steady_cases
 from m2xfp.tb.vectors import Beats, TestVectors
 
 __all__ = ["decode", "encode", "expected", "load", "regression", "sample", "vectors"]
 
 FIELDS = {"product": np.int64, "exponent": np.int64, "nan": bool, "first": bool}
+# Products of a sum that outgrows its window, at most: more take too long.
+MOST = 1 << 17
 
 
 def _path(name: str) -> str:
@@ -112,7 +115,14 @@ def sample(operands: Operands, facts: Facts) -> Arrays:
 def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     """Yield all distributions of products."""
     count = 360 if facts.parameters.get("window") else 600  # exact sums are slow in Python
-    named = {name: products(name, facts, count, 30, seed) for name in DISTRIBUTIONS}
-    if facts.parameters.get("window") and len((last := leaving(facts))["first"]):
-        named["leaving"] = last
-    return steady_cases(named.items(), vectors, facts, seed)
+
+    def stimulus() -> Iterator[tuple[str, Arrays]]:
+        for name in DISTRIBUTIONS:
+            yield name, products(name, facts, count, 30, seed)
+        if 0 < outgrown_after(facts) <= MOST:
+            yield "outgrown", outgrown(facts, seed)
+
+    yield from steady_cases(stimulus(), vectors, facts, seed)
+    arrays = products("near", facts, 6, 12, seed)
+    arrays["first"] = np.arange(72) % 12 == 0
+    yield Case("from reset", (from_reset(vectors(arrays, facts, seed), facts),))
