@@ -85,9 +85,7 @@ def test_regression(emitted: Emit, instance: Instance, tmp_path: Path) -> None:
     files = emitted(instance.unit.name, instance.config)
     compared = 0
     for number, case in enumerate(find_bench(instance.unit).regression(instance.facts)):
-        if case.name.startswith(
-            "reset "
-        ):  # what differs there is the traffic before, as it is here
+        if case.name.startswith("reset "):  # only the traffic before differs, as it does here
             continue
         vectors = case.phases[0]
         stall = (0.0, 0.3, 0.7)[number % 3]
@@ -101,6 +99,18 @@ def test_regression(emitted: Emit, instance: Instance, tmp_path: Path) -> None:
             random_registers=number % 2 == 1,
         )
     assert compared > PART
+
+
+@pytest.mark.parametrize("unit", QUICK)
+def test_a_wrong_bit_is_noticed(emitted: Emit, unit: str, tmp_path: Path) -> None:
+    instance = find_unit(unit).instance()
+    vectors = vectors_of(instance, clear=True)
+    name, beats = next(iter(vectors.outputs.items()))
+    data = beats.data.copy()
+    data[-1, 0] ^= 1
+    wrong = replace(vectors, outputs={**vectors.outputs, name: replace(beats, data=data)})
+    with pytest.raises(FourStateError, match="expected"):
+        run_four_state(emitted(unit, instance.config), wrong, tmp_path)
 
 
 def test_every_register_begins_at_random(emitted: Emit, tmp_path: Path) -> None:
