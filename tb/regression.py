@@ -169,4 +169,10 @@ def steady_cases(
         )
     if few is not None and facts.streams:
         for clock in range(RESETS):
-            yield Case(f"reset {clock}", (few,), (0.5, 0.7), seed + clock, before=WARM + clock)
+            yield Case(
+                f"reset {clock}",
+                (few,),
+                ((0.5, 0.9), (0.9, 0.5))[clock % 2],
+                seed + clock,
+                before=WARM + clock,
+            )
