@@ -13,7 +13,7 @@ from m2xfp.rtl.catalog import Instance
 from m2xfp.rtl.verilog.emit import emit
 from m2xfp.synth.coverage.claims import Reader
 from m2xfp.synth.coverage.unreachable import Netlist, proved
-from m2xfp.tb.bench import find_bench
+from m2xfp.tb.bench import Cover, find_bench
 from m2xfp.tb.bulk.simulator import BulkSimulator, Run
 from m2xfp.tb.cross import Cross, cross, merged
 from m2xfp.tb.points import Point
@@ -127,21 +127,21 @@ def measure(
     """
     from m2xfp.progress import track
 
-    bench, facts = find_bench(instance.unit), instance.facts
+    facts, said = instance.facts, Cover(instance.unit)
     files = emit(instance, folder)
     simulator = BulkSimulator(files, coverage=True, build_dir=folder / "sim")
     crosses: list[Cross] = []
-    given = list(bench.regression(facts) if cases is None else cases)
+    given = list(find_bench(instance.unit).regression(facts) if cases is None else cases)
     for case in track(given, desc=instance.top, unit="case", quiet=not progress):
         for vectors, run in zip(case.phases, check_case(simulator, case), strict=True):
-            crosses += [*bench.cover(vectors, facts), *_streams(instance, run)]
+            crosses += [*said.cover(vectors, facts), *_streams(instance, run)]
     counts = simulator.counts
     return Measured(
         instance,
         len(given),
         counts,
         _proved(files.verilog.read_text(), instance.top, simulator, folder, depth, seconds),
-        bench.unreached(facts),
+        said.unreached(facts),
         tuple(merged(crosses).values()),
     )
 
