@@ -127,8 +127,8 @@ def _port_bench(facts: Facts, vectors: TestVectors, folder: Path) -> str:
         if not port.is_input:
             mask = vectors.compared.get(port.name, np.full_like(given.data, 0xFF))
             rows[f"{port.name}_mask"] = mask
-        for name, data in rows.items():
-            (folder / f"{name}.hex").write_text(_hex(Beats(data)))
+        for name, words in rows.items():
+            (folder / f"{name}.hex").write_text(_hex(Beats(words)))
             loads.append(f"  reg [{8 * port.bytes + 3}:0] {name}_words [0:{count - 1}];")
             loads.append(f'  initial $readmemh("{name}.hex", {name}_words);')
         kind, width = ("reg", "wire")[not port.is_input], port.width
@@ -136,11 +136,11 @@ def _port_bench(facts: Facts, vectors: TestVectors, folder: Path) -> str:
         if port.is_input:
             drives.append((port.name, width))
         else:
-            wanted, mask = (
+            wanted, bits = (
                 f"{name}_words[at][{width - 1}:0]" for name in (port.name, f"{port.name}_mask")
             )
             checks.append(
-                f"      if (({port.name} & {mask}) !== ({wanted} & {mask})) begin\n"
+                f"      if (({port.name} & {bits}) !== ({wanted} & {bits})) begin\n"
                 f'        $display("{port.name}: word %0d is %h, expected %h", at, {port.name}, '
                 f"{wanted});\n        $finish(0);\n      end"
             )

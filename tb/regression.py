@@ -172,7 +172,7 @@ def steady_cases(
             yield Case(
                 f"reset {clock}",
                 (few,),
-                ((0.5, 0.9), (0.9, 0.5))[clock % 2],
+                ((0.8, 0.9), (0.9, 0.5))[clock % 2],
                 seed + clock,
                 before=WARM + clock,
             )
