@@ -33,7 +33,7 @@ from m2xfp.fpga.flow.bitstream import (
 )
 from m2xfp.fpga.flow.boards import BOARDS, find_board
 from m2xfp.fpga.flow.families import FAMILIES
-from m2xfp.fpga.flow.report import UnitRates, rate_figures, unit_rates
+from m2xfp.fpga.flow.report import UnitRates, rate_figures, unit_rates, write_results
 from m2xfp.fpga.flow.tables import rate_table
 from m2xfp.fpga.flow.tools import BuildError, find_tool
 from m2xfp.fpga.gateware.design import Design
@@ -305,6 +305,16 @@ def test_rates_follow_from_clocks_and_bytes():
         "encoder", pytest.approx(16e6 / 12), pytest.approx(1e6), pytest.approx(1e5 / 68), None
     )
     assert "0.51" in rate_table(rate_figures([report("dot")]))  # 32 * 16 MHz
+
+
+def test_figures_of_other_boards_stay(monkeypatch, tmp_path):
+    made = iter([report("quantizer", board="ulx3s-25f"), report("dot", board="icebreaker")])
+    monkeypatch.setattr("m2xfp.fpga.flow.report.build", lambda *_: (next(made), tmp_path))
+    write_results(tmp_path, ["ulx3s-25f"])
+    figures = read_figures(write_results(tmp_path, ["icebreaker"]))
+    assert [row["board"] for row in figures["builds"]] == ["icebreaker", "ulx3s-25f"]
+    assert [row["unit"] for row in figures["rates"]] == ["dot", "quantizer"]
+    assert figures["checks"] == []
 
 
 def test_rates_are_those_that_were_accepted():
