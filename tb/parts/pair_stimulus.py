@@ -228,6 +228,18 @@ def fine(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> G
     return act, weight, first
 
 
+def dense(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> Groups:
+    """Lanes at the largest magnitude with a few of any other beside them: long sums, last bits."""
+    act, weight, first = extremes(rng, blocks, steps, count)
+    for groups, codes in zip((act, weight), _scales(blocks), strict=True):
+        other = rng.random((steps, count, codes)) < 0.15
+        groups[..., :codes] = np.where(
+            other, rng.integers(0, 256, other.shape), groups[..., :codes]
+        )
+        groups[..., codes + 1 :] = rng.integers(0, 256, groups[..., codes + 1 :].shape, np.uint8)
+    return act, weight, first
+
+
 def _set_ones(
     rng: np.random.Generator,
     blocks: Formats,
@@ -275,6 +287,7 @@ DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, Formats, int, int], Grou
         borrows,
         nans,
         fine,
+        dense,
     )
 }
 
