@@ -165,9 +165,11 @@ def unreached(facts: Facts) -> dict[str, str]:
     }
     codes = [f for f in facts.stream("i").fields if f.name == "operands.act.codes"]
     metadata = block_format(facts.parameters["act"]).metadata
-    if codes and metadata.name == "elem-em" and codes[0].shape[0] == metadata.subgroup:
-        found[r"unit[.].*u_addend[.](normalised_1\[[0-2]|normalised_2\[[01])\]:.*"] = (
-            "a refined element adds last bits only where it is small, and so is all that is added "
-            "with it, of which it is the largest"
+    if codes and metadata.name == "elem-em":
+        alone = codes[0].shape[0] == metadata.subgroup
+        bits_of = r"normalised_1\[[0-2]|normalised_2\[[01]" if alone else r"normalised_1\[0"
+        found[rf"unit[.].*u_addend[.]({bits_of})\]:.*"] = (
+            "a refined element adds last bits only where it is small, and so is the sum of its "
+            "subgroup, of which it is the largest"
         )
     return found
