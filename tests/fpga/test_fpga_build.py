@@ -682,7 +682,7 @@ def test_no_buffer_is_read_while_it_is_written(tmp_path):
     text = verilog.convert(Link(104, 16), name="link", strip_internal_attrs=True)
     writes = {
         memory: name
-        for name, memory in re.findall(r"if \(\\(\S+) \)\s+(requests|results)\[[^]]*\] <=", text)
+        for name, memory in re.findall(r"if \((\\\S+) \)\s+(requests|results)\[.*\] <=", text)
     }
     netlist = flat_netlist.Netlist.of(text, "link", tmp_path)
 
