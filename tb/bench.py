@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from m2xfp.tb.cross import Cross
     from m2xfp.tb.regression import Case
 
-__all__ = ["Arrays", "Bench", "Operands", "bench_of", "find_bench", "golden_of"]
+__all__ = ["Arrays", "Bench", "Cover", "Operands", "bench_of", "find_bench", "golden_of"]
 
 Arrays = dict[str, NDArray[Any]]
 """A user's arrays by name, as they stand in .npy and .npz files."""
@@ -78,15 +78,33 @@ class Bench(Protocol):
     def regression(self, facts: Facts, /, seed: int = 0) -> "Iterator[Case]":
         """Yield what every build of the unit must pass, cheap cases that find much first."""
 
-    def cover(self, vectors: TestVectors, facts: Facts, /) -> "Iterator[Cross]":
-        """Yield which of the cases that its numbers have came up in some vectors."""
 
-    def unreached(self, facts: Facts, /) -> dict[str, str]:
+class Cover:
+    """What a unit's testbench says beside, for coverage (`m2xfp coverage`); both may be left out.
+
+    Parameters
+    ----------
+    unit
+        The unit.
+    """
+
+    def __init__(self, unit: Unit) -> None:
+        self._module: Any = find_bench(unit)
+
+    def cover(self, vectors: TestVectors, facts: Facts) -> "Iterator[Cross]":
+        """Yield which of the cases that the unit's numbers have came up in some vectors."""
+        if hasattr(self._module, "cover"):
+            yield from self._module.cover(vectors, facts)
+
+    def unreached(self, facts: Facts) -> dict[str, str]:
         """Return what nothing legal covers though no proof says so, with the reason.
 
         Regular expressions for whole points as `m2xfp.tb.points.Point` writes them, such as
-        ``unit[.]part[.]wire[.]3[]]:.*``. To cover one of them is an error.
+        ``unit[.]part[.]wire[.]3[]]:.*``, and for combinations of cases. To cover one of them is an
+        error.
         """
+        found: dict[str, str] = getattr(self._module, "unreached", lambda _: {})(facts)
+        return found
 
 
 def find_bench(unit: Unit) -> Bench:

@@ -2,10 +2,12 @@
 
 What is unknown stays unknown there: registers before reset, TDATA and TLAST of a stream that offers
 nothing. A result that depends on any of it is x and so differs from what was expected. Before the
-vectors, the unit gets other traffic and is reset in the midst of it for a single clock.
+vectors, the unit gets other traffic and is reset in the midst of it for a single clock. An
+``if`` of an unknown bit takes its else, so a unit is better played with random registers too.
 """
 
 import random
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +35,7 @@ def run_four_state(
     stall: float = 0.3,
     clocks_before: int = 40,
     reset_clocks: int = 1,
+    random_registers: bool = False,
 ) -> int:
     """Play vectors in Icarus Verilog and return the number of beats that were compared.
 
@@ -53,6 +56,8 @@ def run_four_state(
         what comes out then is compared.
     reset_clocks
         Clocks that the reset lasts.
+    random_registers
+        Let registers and memories begin with random values; else they are unknown.
 
     Raises
     ------
@@ -66,14 +71,16 @@ def run_four_state(
             raise MissingToolError(f"{tool} (Icarus Verilog)", "apt-get install iverilog")
     facts = Facts.load(emitted.json)
     folder.mkdir(parents=True, exist_ok=True)
-    expected = {stream.name: vectors.outputs[stream.name] for stream in facts.outputs}
     for stream in facts.streams:
-        beats = vectors.inputs[stream.name] if stream.is_input else expected[stream.name]
-        (folder / f"{stream.prefix}.hex").write_text(_hex(beats))
-    (folder / "bench.v").write_text(
-        _bench(facts, vectors, seed, stall, clocks_before, reset_clocks)
-    )
-    (folder / "unit.v").write_bytes(emitted.verilog.read_bytes())
+        given = vectors.inputs if stream.is_input else vectors.outputs
+        (folder / f"{stream.prefix}.hex").write_text(_hex(given[stream.name]))
+    if facts.streams:
+        bench = _bench(facts, vectors, seed, stall, clocks_before, reset_clocks)
+    else:
+        bench = _port_bench(facts, vectors, folder)
+    (folder / "bench.v").write_text(bench)
+    text = emitted.verilog.read_text()
+    (folder / "unit.v").write_text(_started(text, seed) if random_registers else text)
     for command in (
         ["iverilog", "-g2005", "-o", "bench.vvp", "-s", "bench", "bench.v", "unit.v"],
         ["vvp", "-n", "bench.vvp"],
@@ -83,7 +90,82 @@ def run_four_state(
             raise FourStateError(f"{facts.top}: {command[0]} failed\n{done.stdout}")
     if "equal\n" not in done.stdout:
         raise FourStateError(f"{facts.top}: {done.stdout.strip() or 'no answer'}")
-    return sum(map(len, expected.values()))
+    return sum(map(len, vectors.outputs.values()))
+
+
+_REGISTER = re.compile(
+    r" *(?:output )?reg +(?:\[(?P<high>\d+):0\] +)?(?P<name>\w+)(?: *\[(?P<last>\d+):0\])?[;,)]?$"
+)
+
+
+def _started(verilog: str, seed: int) -> str:
+    """Return Verilog as it is emitted, with an initial value for every register and memory."""
+    chosen, lines, starts = random.Random(seed), [], []
+    for line in verilog.splitlines():
+        if found := _REGISTER.match(line):
+            bits, last = int(found["high"] or 0) + 1, found["last"]
+            for place in [""] if last is None else [f"[{n}]" for n in range(int(last) + 1)]:
+                value = f"{bits}'h{chosen.getrandbits(bits):x}"
+                starts.append(f"    {found['name']}{place} = {value};")
+        if line == "endmodule" and starts:
+            lines += ["  initial begin", *starts, "  end"]
+            starts = []
+        lines.append(line)
+    return "\n".join([*lines, ""])
+
+
+def _port_bench(facts: Facts, vectors: TestVectors, folder: Path) -> str:
+    """Return the testbench of a unit without streams: all ports' words, one after the other.
+
+    Between two words the inputs are unknown.
+    """
+    count = len(next(iter(vectors.outputs.values())))
+    loads, drives, checks = [], [], []
+    for port in facts.signals:
+        given = (vectors.inputs if port.is_input else vectors.outputs)[port.name]
+        rows = {port.name: given.data}
+        if not port.is_input:
+            mask = vectors.compared.get(port.name, np.full_like(given.data, 0xFF))
+            rows[f"{port.name}_mask"] = mask
+        for name, words in rows.items():
+            (folder / f"{name}.hex").write_text(_hex(Beats(words)))
+            loads.append(f"  reg [{8 * port.bytes + 3}:0] {name}_words [0:{count - 1}];")
+            loads.append(f'  initial $readmemh("{name}.hex", {name}_words);')
+        kind, width = ("reg", "wire")[not port.is_input], port.width
+        loads.append(f"  {kind} [{width - 1}:0] {port.name};")
+        if port.is_input:
+            drives.append((port.name, width))
+        else:
+            wanted, bits = (
+                f"{name}_words[at][{width - 1}:0]" for name in (port.name, f"{port.name}_mask")
+            )
+            checks.append(
+                f"      if (({port.name} & {bits}) !== ({wanted} & {bits})) begin\n"
+                f'        $display("{port.name}: word %0d is %h, expected %h", at, {port.name}, '
+                f"{wanted});\n        $finish(0);\n      end"
+            )
+    ports = ", ".join(f".{port.name}({port.name})" for port in facts.signals)
+    unknown = " ".join(f"{name} = {width}'bx;" for name, width in drives)
+    given_all = " ".join(f"{name} = {name}_words[at][{width - 1}:0];" for name, width in drives)
+    return "\n".join(
+        [
+            "`timescale 1ns/1ns",
+            "module bench;",
+            "  integer at;",
+            *loads,
+            f"  {facts.top} unit ({ports});",
+            "  initial begin",
+            f"    for (at = 0; at < {count}; at = at + 1) begin",
+            f"      {unknown} #1 {given_all} #1",
+            *checks,
+            "    end",
+            '    $display("equal");',
+            "    $finish(0);",
+            "  end",
+            "endmodule",
+            "",
+        ]
+    )
 
 
 def _hex(beats: Beats) -> str:

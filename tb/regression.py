@@ -22,7 +22,9 @@ STALLS = ((0.0, 0.0), (0.25, 0.25), (0.0, 0.9))
 
 # Clocks of traffic that leave something in every register, before a reset in its midst.
 WARM = 100
-RESETS = 16
+# Pauses of both ends of traffic that is reset, each clock later: a slow reader, a slow writer, and
+# both slow for a unit that takes some beats a group.
+RESETS = ((0.8, 0.9), (0.9, 0.5)) * 8 + ((0.85, 0.97),) * 8
 
 Timing = Callable[[Run, Facts], str]
 """What is wrong with the clocks of a run without stalls; nothing if they are as stated."""
@@ -168,5 +170,5 @@ def steady_cases(
             WARM + 5 * number,
         )
     if few is not None and facts.streams:
-        for clock in range(RESETS):
-            yield Case(f"reset {clock}", (few,), (0.5, 0.7), seed + clock, before=WARM + clock)
+        for clock, stall in enumerate(RESETS):
+            yield Case(f"reset {clock}", (few,), stall, seed + clock, before=WARM + clock)

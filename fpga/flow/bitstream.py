@@ -55,6 +55,11 @@ class TimingError(BuildError):
     """No placement meets the clock; the text gives the figures."""
 
 
+# Neither buffer of the link is read in a clock in which it is written (a test proves it), so what
+# would be read does not matter, and no logic is needed around the memories that decides it.
+_BUFFERS = "setparam -set COLLISION_X_MASK 1'1 top.design.link/t:$memrd_v2"
+
+
 @dataclass(frozen=True)
 class Cells:
     """Cells of one kind: used by the design, available in the device."""
@@ -236,7 +241,7 @@ def build(
         }
         abc_device = "u" if "--up5k" in board.device else "hx"
         synthesis = family.synthesis.format(abc_device=abc_device)
-        inputs["synth.ys"] = f"read_rtlil top.il\n{synthesis} -json top.json\n"
+        inputs["synth.ys"] = f"read_rtlil top.il\n{_BUFFERS}\n{synthesis} -json top.json\n"
         yosys, yosys_version = yosys_command()
         nextpnr, nextpnr_version = find_tool(family.nextpnr)
         packer, packer_version = find_tool(family.packer)

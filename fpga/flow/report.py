@@ -86,8 +86,8 @@ def rate_figures(reports: Sequence[BuildReport]) -> list[dict[str, Any]]:
 def write_results(folder: Path, boards: Sequence[str] = tuple(BOARDS)) -> Path:
     """Build boards with default units and ``OTHERS``; write ``fpga.json`` and return its path.
 
-    Checks that lie beside the builds are kept too, if they are of these very builds. Raises what
-    `m2xfp.fpga.flow.bitstream.build` does.
+    Figures of other boards stay as they are. Checks that lie beside the builds are kept too, if
+    they are of these very builds. Raises what `m2xfp.fpga.flow.bitstream.build` does.
     """
     reports, checks = [], []
     chosen = [(name, units) for name in boards for units in (None, *OTHERS.get(name, ()))]
@@ -100,11 +100,17 @@ def write_results(folder: Path, boards: Sequence[str] = tuple(BOARDS)) -> Path:
                 checks.append(check)
         except (M2xfpError, TypeError, KeyError):
             continue  # none, or one that was damaged
-    return write_figures(
-        folder / FILE,
-        {
-            "builds": [asdict(report) for report in reports],
-            "rates": rate_figures(reports),
-            "checks": checks,
-        },
-    )
+    path = folder / FILE
+    known = read_figures(path) if path.exists() else {}
+    kept = {
+        "builds": [row for row in known.get("builds", []) if row["board"] not in boards],
+        "rates": [row for row in known.get("rates", []) if row["board"] not in boards],
+        "checks": [row for row in known.get("checks", []) if row["build"]["board"] not in boards],
+    }
+    kept["builds"] += [asdict(report) for report in reports]
+    kept["rates"] += rate_figures(reports)
+    kept["checks"] += checks
+    order = list(BOARDS)
+    for rows in kept.values():
+        rows.sort(key=lambda row: order.index(row.get("build", row)["board"]))
+    return write_figures(path, kept)

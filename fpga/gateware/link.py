@@ -353,8 +353,7 @@ class Link(Component):
             store.en.eq(receiver.write),
             store.addr.eq(receiver.address),
             store.data.eq(receiver.write_data),
-            # Neither buffer is read while it is written, and synthesis can see it: it would add
-            # logic around the memories for a byte that is read in the clock in which it is written.
+            # Neither buffer is read while it is written: synthesis counts on it.
             drain.en.eq(sender.read & ~active),
             drain.addr.eq(sender.address),
             sender.read_data.eq(drain.data),

@@ -2,18 +2,19 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from m2xfp.facts import EmittedFiles
 from m2xfp.rtl.catalog import Instance
 from m2xfp.rtl.verilog.emit import emit
 from m2xfp.synth.coverage.claims import Reader
 from m2xfp.synth.coverage.unreachable import Netlist, proved
-from m2xfp.tb.bench import find_bench
+from m2xfp.tb.bench import Cover, find_bench
 from m2xfp.tb.bulk.simulator import BulkSimulator, Run
 from m2xfp.tb.cross import Cross, cross, merged
 from m2xfp.tb.points import Point
@@ -53,7 +54,7 @@ class Measured:
 
     def reason(self, what: str) -> str | None:
         """Return why a point, or a combination of cases, is out of reach; None if it is not."""
-        return next((why for text, why in self.reasons.items() if re.fullmatch(text, what)), None)
+        return _reason(self.reasons, what)
 
     @cached_property
     def argued(self) -> dict[Point, str]:
@@ -127,36 +128,59 @@ def measure(
     """
     from m2xfp.progress import track
 
-    bench, facts = find_bench(instance.unit), instance.facts
+    facts, said = instance.facts, Cover(instance.unit)
     files = emit(instance, folder)
     simulator = BulkSimulator(files, coverage=True, build_dir=folder / "sim")
     crosses: list[Cross] = []
-    given = list(bench.regression(facts) if cases is None else cases)
+    given = list(find_bench(instance.unit).regression(facts) if cases is None else cases)
     for case in track(given, desc=instance.top, unit="case", quiet=not progress):
         for vectors, run in zip(case.phases, check_case(simulator, case), strict=True):
-            crosses += [*bench.cover(vectors, facts), *_streams(instance, run)]
-    counts = simulator.counts
+            crosses += [*said.cover(vectors, facts), *_streams(instance, run)]
+    counts, reasons = simulator.counts, said.unreached(facts)
     return Measured(
         instance,
         len(given),
         counts,
-        _proved(files.verilog.read_text(), instance.top, simulator, folder, depth, seconds),
-        bench.unreached(facts),
+        _proved(simulator, files, reasons, folder, depth=depth, seconds=seconds),
+        reasons,
         tuple(merged(crosses).values()),
     )
 
 
+def _reason(reasons: Mapping[str, str], what: str) -> str | None:
+    return next((why for text, why in reasons.items() if re.fullmatch(text, what)), None)
+
+
 def _proved(
-    verilog: str, top: str, simulator: BulkSimulator, folder: Path, depth: int, seconds: float
+    simulator: BulkSimulator,
+    files: EmittedFiles,
+    reasons: Mapping[str, str],
+    folder: Path,
+    *,
+    depth: int,
+    seconds: float,
 ) -> frozenset[Point]:
+    """Return the points that cannot be covered if those cannot that ``reasons`` are given for."""
     missed = [point for point, count in simulator.counts.items() if not count]
     if not missed:
         return frozenset()
-    netlist = Netlist.of(verilog, top, folder)
+    verilog = files.verilog.read_text()
+    netlist = Netlist.of(verilog, files.top, folder)
     reader = Reader(netlist, verilog)
     claims = {point: set(reader.claims(point, simulator.before)) for point in missed}
-    held = proved(netlist, set().union(*claims.values()), folder, depth=depth, seconds=seconds)
-    return frozenset(point for point, those in claims.items() if those and those <= held)
+    argued = {point for point in missed if _reason(reasons, str(point)) is not None}
+    given = set().union(*(claims[point] for point in argued))
+    held = given | proved(
+        netlist,
+        set().union(*claims.values()),
+        folder,
+        given=given,
+        depth=depth,
+        seconds=seconds,
+    )
+    return frozenset(
+        point for point, those in claims.items() if those and those <= held and point not in argued
+    )
 
 
 def _streams(instance: Instance, run: Run) -> Iterator[Cross]:

@@ -83,6 +83,7 @@ def proved(
     claims: Iterable[Claim],
     folder: Path,
     *,
+    given: Iterable[Claim] = (),
     depth: int = 0,
     seconds: float = 120,
 ) -> set[Claim]:
@@ -96,20 +97,23 @@ def proved(
         What a simulation never saw.
     folder
         For the runs of yosys.
+    given
+        What is known to hold.
     depth
         Clocks that claims are looked back at, at most, where one clock does not show them: what a
         stage holds follows from what the stages before it held.
     seconds
         Time that one run of yosys may take; what it has not shown by then is not shown.
     """
-    cut = _Cut(netlist, folder, seconds)
-    held = _fixed(set(claims), lambda those: cut.shown(those, those))
+    cut, given = _Cut(netlist, folder, seconds), set(given)
+    claims = set(claims) - given
+    held = _fixed(claims, lambda those: cut.shown(those, those | given))
     for clocks in range(1, depth + 1):
-        rest = set(claims) - held
+        rest = claims - held
         if not rest:
             break
         try:
-            held |= _fixed(rest, partial(cut.shown, known=held, clocks=clocks))
+            held |= _fixed(rest, partial(cut.shown, known=held | given, clocks=clocks))
         except subprocess.TimeoutExpired:
             break
     return held
@@ -138,7 +142,9 @@ class _Cut:
         }
 
     def shown(self, claims: set[Claim], known: set[Claim], clocks: int = 0) -> set[Claim]:
-        """Return the claims that hold, a clock after those of ``known`` about registers did.
+        """Return the claims that hold, a clock after those of ``known`` about single bits did.
+
+        Of the claims themselves those about registers are assumed, and shown of the next clock.
 
         With ``clocks`` all claims held for so many clocks before, in which the unit was in any
         state that is known to be possible; else those about registers are about the next clock.
@@ -147,7 +153,7 @@ class _Cut:
             bit: 1 - value
             for claim in known
             for bit, value in claim.bits
-            if len(claim.bits) == 1 and bit in self._next
+            if len(claim.bits) == 1 and (bit in self._next or claim not in claims)
         }
         order = list(claims)
         step = self._step(order, constant, ahead=not clocks)
@@ -181,7 +187,8 @@ class _Cut:
         for claim in order:
             terms: list[Net] = []
             for bit, value in claim.bits:
-                now = seen(self._next[bit]) if ahead and bit in constant else seen(bit)
+                known = ahead and bit in constant and bit in self._next
+                now = seen(self._next[bit]) if known else seen(bit)
                 if not value:
                     gates[f"not{fresh}"] = _gate("$_NOT_", {"A": now}, fresh)
                     now, fresh = fresh, fresh + 1

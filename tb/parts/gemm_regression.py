@@ -1,7 +1,7 @@
 """The regression of the GEMM core: products of random sizes, cancellations, and broken packets."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -248,9 +248,8 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
         bad = _bad_sizes(streams, _random_products(rng, streams, 8, 2))
         yield Case("bad sizes", (bad,), stall, seed + number)
     some = _vectors(streams, _random_products(rng, streams, 4, min(2, _most(streams))))
-    for clock in range(RESETS):
-        case = Case(f"reset {clock}", (some,), (0.5, 0.7), seed + clock)
-        yield replace(case, before=WARM + 5 * clock)
+    for clock, stall in enumerate(RESETS):
+        yield Case(f"reset {clock}", (some,), stall, seed + clock, before=WARM + 5 * clock)
     panels = 3
     n = (panels - 1) * streams.columns + 1
     for number, accident in enumerate(_accidents(streams, panels)):

@@ -238,6 +238,39 @@ def nans(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> G
     return act, weight, first
 
 
+def fine(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> Groups:
+    """Large products of all lanes but those of one part, which adds a small element's last bits.
+
+    Refinement reaches furthest down in an element that is small and the largest of its part.
+    """
+    act, weight, first = extremes(rng, blocks, steps, count)
+    lanes, part = blocks[0].group, 8
+    begin = part * rng.integers(0, lanes // part, (steps, count))
+    for groups, codes in zip((act, weight), _scales(blocks), strict=True):
+        # A few lanes less, so that the sum has any length.
+        kept = rng.random((steps, count, codes)) < rng.random((steps, count, 1))
+        groups[..., :codes] *= kept
+        inside = np.arange(codes) // (part // 2) == begin[..., None] // part
+        groups[..., :codes] *= ~inside
+        nibble = rng.integers(1, 4, (steps, count)) | rng.integers(0, 2, (steps, count)) << 3
+        row, column = np.indices((steps, count)).reshape(2, -1)
+        groups[row, column, begin.reshape(-1) // 2] = nibble.reshape(-1)
+        groups[..., codes + 1 :] = rng.integers(0, 256, groups[..., codes + 1 :].shape, np.uint8)
+    return act, weight, first
+
+
+def dense(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> Groups:
+    """Lanes at the largest magnitude with a few of any other beside them: long sums, last bits."""
+    act, weight, first = extremes(rng, blocks, steps, count)
+    for groups, codes in zip((act, weight), _scales(blocks), strict=True):
+        other = rng.random((steps, count, codes)) < 0.15
+        groups[..., :codes] = np.where(
+            other, rng.integers(0, 256, other.shape), groups[..., :codes]
+        )
+        groups[..., codes + 1 :] = rng.integers(0, 256, groups[..., codes + 1 :].shape, np.uint8)
+    return act, weight, first
+
+
 def _set_ones(
     rng: np.random.Generator,
     blocks: Formats,
@@ -294,6 +327,8 @@ DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, Formats, int, int], Grou
         ties,
         borrows,
         nans,
+        fine,
+        dense,
     )
 }
 

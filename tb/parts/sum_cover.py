@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2xfp.facts import Facts
-from m2xfp.formats import window
+from m2xfp.formats import block_format, window
 from m2xfp.tb.cross import Cross, cross
 from m2xfp.tb.parts.accumulation import chains, read_results
 from m2xfp.tb.parts.product_stimulus import Range
@@ -159,7 +159,17 @@ def unreached(facts: Facts) -> dict[str, str]:
     if facts.parameters.get("window"):
         return {}
     bits = Range.of(facts).bound.bit_length()
-    return {
+    found = {
         rf"unit[.].*u_addend[.]t1\[{bits}\]:.*": f"no legal product is -2^{bits}, whose magnitude "
         "alone has that bit"
     }
+    codes = [f for f in facts.stream("i").fields if f.name == "operands.act.codes"]
+    metadata = block_format(facts.parameters["act"]).metadata
+    if codes and metadata.name == "elem-em":
+        alone = codes[0].shape[0] == metadata.subgroup
+        bits_of = r"normalised_1\[[0-2]|normalised_2\[[01]" if alone else r"normalised_1\[0"
+        found[rf"unit[.].*u_addend[.]({bits_of})\]:.*"] = (
+            "a refined element adds last bits only where it is small, and so is the sum of its "
+            "subgroup, of which it is the largest"
+        )
+    return found

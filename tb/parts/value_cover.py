@@ -15,7 +15,7 @@ from m2xfp.tb.parts.groups import elements, planes_of_beats, user_planes
 from m2xfp.tb.parts.value_stimulus import special_magnitudes
 from m2xfp.tb.vectors import TestVectors
 
-__all__ = ["cover", "unreached"]
+__all__ = ["cover", "half_rate"]
 
 SIGNS = ("+", "-")
 SPECIAL = (
@@ -150,17 +150,8 @@ def _rounding(
     )
 
 
-def unreached(facts: Facts) -> dict[str, str]:
-    """Return what follows from how groups go through these units."""
-    beats, clocks = facts.beats_per_group, facts.clocks_per_group
-    found: dict[str, str] = {}
-    if beats > 1:
-        found |= {
-            r"unit[.]u_scale[.]t1\[[89]\]:.*": "the largest exponent of a group begins at 2, so "
-            "that no scale is below 0",
-            rf"beats of i: [1-{min(beats, 10) - 1}], (no ready|both)": "a unit waits before a "
-            "group, for the group before it, and not within one",
-        }
-    if clocks > 1:
-        found["beats of o: 0, (none|no ready)"] = "results are at least two clocks apart"
-    return found
+def half_rate(facts: Facts) -> dict[str, str]:
+    """Return what is out of reach where results are at least two clocks apart."""
+    if facts.clocks_per_group == 1:
+        return {}
+    return {"beats of o: 0, (none|no ready)": "results are at least two clocks apart"}

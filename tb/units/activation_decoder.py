@@ -26,7 +26,6 @@ __all__ = [
     "load",
     "regression",
     "sample",
-    "unreached",
     "vectors",
 ]
 
@@ -181,9 +180,3 @@ def cover(vectors: TestVectors, facts: Facts) -> Iterator[Cross]:
     yield cross(
         "code in each lane", {"code": range(2 * half), "lane": lanes}, codes, np.arange(size)
     )
-
-
-def unreached(facts: Facts) -> dict[str, str]:
-    """Return nothing: all that is not covered is proved to be out of reach."""
-    del facts
-    return {}

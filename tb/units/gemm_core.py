@@ -29,7 +29,6 @@ __all__ = [
     "load",
     "regression",
     "sample",
-    "unreached",
     "vectors",
 ]
 
@@ -214,9 +213,3 @@ def sample(operands: Operands, facts: Facts) -> Arrays:
         return arrays | group_arrays(groups, streams.act, "a_")
     raw = round_to_bits(given["activations"], operands.activations).reshape(-1, streams.act.group)
     return arrays | {"x": raw.take(np.arange(acts), axis=0, mode="wrap")}
-
-
-def unreached(facts: Facts) -> dict[str, str]:
-    """Return nothing: all that is not covered is proved to be out of reach."""
-    del facts
-    return {}

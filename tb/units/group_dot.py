@@ -24,7 +24,6 @@ __all__ = [
     "load",
     "regression",
     "sample",
-    "unreached",
     "vectors",
 ]
 
@@ -96,9 +95,3 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
 def cover(vectors: TestVectors, facts: Facts) -> Iterator[Cross]:
     """Yield what the operands of some pairs were."""
     return cover_operands(vectors, facts)
-
-
-def unreached(facts: Facts) -> dict[str, str]:
-    """Return nothing: all that is not covered is proved to be out of reach."""
-    del facts
-    return {}

@@ -2,7 +2,7 @@
 
 from m2xfp.facts import Facts
 from m2xfp.tb.bench import Arrays, Operands
-from m2xfp.tb.parts.value_cover import cover, unreached
+from m2xfp.tb.parts.value_cover import cover, half_rate
 from m2xfp.tb.parts.values import (
     decode,
     encode,
@@ -29,3 +29,14 @@ __all__ = [
 def sample(operands: Operands, facts: Facts) -> Arrays:
     """Return the weights."""
     return sample_of("weights", operands, facts)
+
+
+def unreached(facts: Facts) -> dict[str, str]:
+    """Return what follows from the bounds of gains, and from the time that a search takes."""
+    return half_rate(facts) | {
+        r"unit[.]coarse_\d+[.](t1\[(19|2[0-4])|t4\[(19|2[0-2])|t6\[(19|2[0-3]))\]:.*": "a sum of "
+        "products less a sum of squares is not negative, and smaller than the two could make it",
+        r"unit[.]gains_\d+[.](t0\[21|t[12]\[2[12])\]:.*": "so are its multiples",
+        r"unit[.]waiting[.]moves_\d+:.*": "a group is chosen in the clock in which its values "
+        "reach the end of the queue",
+    }

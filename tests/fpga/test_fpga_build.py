@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from amaranth.back import verilog
 from click.testing import CliRunner
 
 from m2xfp.cli import cli
@@ -33,10 +34,11 @@ from m2xfp.fpga.flow.bitstream import (
 )
 from m2xfp.fpga.flow.boards import BOARDS, find_board
 from m2xfp.fpga.flow.families import FAMILIES
-from m2xfp.fpga.flow.report import UnitRates, rate_figures, unit_rates
+from m2xfp.fpga.flow.report import UnitRates, rate_figures, unit_rates, write_results
 from m2xfp.fpga.flow.tables import rate_table
 from m2xfp.fpga.flow.tools import BuildError, find_tool
 from m2xfp.fpga.gateware.design import Design
+from m2xfp.fpga.gateware.link import Link
 from m2xfp.fpga.gateware.units import (
     board_instances,
     board_units,
@@ -51,6 +53,7 @@ from m2xfp.golden import get_format
 from m2xfp.golden.bits import from_bits
 from m2xfp.results import read_figures
 from m2xfp.rtl.catalog import find_unit
+from m2xfp.synth.coverage import unreachable as flat_netlist
 from m2xfp.synth.flow import yosys
 from m2xfp.tb.verilator import find_verilator
 
@@ -305,6 +308,16 @@ def test_rates_follow_from_clocks_and_bytes():
         "encoder", pytest.approx(16e6 / 12), pytest.approx(1e6), pytest.approx(1e5 / 68), None
     )
     assert "0.51" in rate_table(rate_figures([report("dot")]))  # 32 * 16 MHz
+
+
+def test_figures_of_other_boards_stay(monkeypatch, tmp_path):
+    made = iter([report("quantizer", board="ulx3s-25f"), report("dot", board="icebreaker")])
+    monkeypatch.setattr("m2xfp.fpga.flow.report.build", lambda *_: (next(made), tmp_path))
+    write_results(tmp_path, ["ulx3s-25f"])
+    figures = read_figures(write_results(tmp_path, ["icebreaker"]))
+    assert [row["board"] for row in figures["builds"]] == ["icebreaker", "ulx3s-25f"]
+    assert [row["unit"] for row in figures["rates"]] == ["dot", "quantizer"]
+    assert figures["checks"] == []
 
 
 def test_rates_are_those_that_were_accepted():
@@ -662,3 +675,20 @@ def test_the_icebreaker_bitstream_computes_and_faults_show(tmp_path):
     assert {survivor.reason for survivor in shown.faults.survivors} <= {"no effect"}
     again = build("icebreaker", folder=Path(tmp_path) / "again")[1] / "top.bin"
     assert again.read_bytes() == (tmp_path / "top.bin").read_bytes()
+
+
+def test_no_buffer_is_read_while_it_is_written(tmp_path):
+    """As builds tell yosys, so that it adds no logic for what would be read then."""
+    text = verilog.convert(Link(104, 16), name="link", strip_internal_attrs=True)
+    writes = {
+        memory: name
+        for name, memory in re.findall(r"if \((\\\S+) \)\s+(requests|results)\[.*\] <=", text)
+    }
+    netlist = flat_netlist.Netlist.of(text, "link", tmp_path)
+
+    def never(*names: str) -> flat_netlist.Claim:
+        return flat_netlist.Claim(tuple((netlist.bits(name)[0], 1) for name in names))
+
+    claims = {never("fetch__en", writes["requests"]), never("drain__en", writes["results"])}
+    assert flat_netlist.proved(netlist, claims, tmp_path) == claims
+    assert not flat_netlist.proved(netlist, {never("fetch__en", writes["results"])}, tmp_path)

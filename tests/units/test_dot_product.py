@@ -55,6 +55,24 @@ def test_values(simulator: BulkSimulator) -> None:
     assert STEPS * COUNT * len(pair_stimulus.DISTRIBUTIONS) * len(USUAL) > 650_000
 
 
+@pytest.mark.parametrize("config", ["m2xfp-fp32"])
+def test_a_last_bit_survives_a_one(simulator: BulkSimulator) -> None:
+    """2^-23, then +1, then -1 in every chain: of a random fault this alone told once."""
+    facts = simulator.facts
+    act, weight = np.zeros((2, 3, 18), np.uint8)
+    act[:, 0], act[:, 16], act[:, 17] = 2, 127, 0x55  # 1, refined by nothing
+    weight[:, 0], weight[:, 16] = [2, 2, 10], [127 - 23, 127, 127]
+    count = 3 * facts.parameters["chains"]
+    groups = [np.repeat(side[:, None], count, axis=1) for side in (act, weight)]
+    first = np.zeros((3, count), bool)
+    first[0] = True
+    vectors = pair_stimulus.pair_vectors(facts, *groups, first)
+    found = simulator.run(vectors.inputs).outputs["o"].data.view("<u4").reshape(-1)
+    sums = [0x34000000, 0x3F800001, 0x34000000]
+    assert sorted(found.tolist()) == sorted(sums * count)
+    check(simulator, vectors, 0.0, seed=0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
 def test_values_at_length(simulator: BulkSimulator) -> None:
