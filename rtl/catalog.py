@@ -445,6 +445,9 @@ UNITS: dict[str, Unit] = {
                 "mxfp4-fp32": {"act": MXFP4, "weight": MXFP4},
                 "nvfp4-fp32": {"act": NVFP4, "weight": NVFP4},
                 "m2nvfp4-fp32": {"act": M2NVFP4_ACT, "weight": M2NVFP4_WEIGHT},
+                "mxfp6-fp32": {"act": MXFP6_E3M2, "weight": MXFP6_E3M2},
+                "mxfp8-mxfp4-fp32": {"act": MXFP8_E4M3, "weight": MXFP4},
+                "mxfp8-fp32": {"act": MXFP8_E4M3, "weight": MXFP8_E4M3},
             },
             sweep=Sweep(
                 axes={
