@@ -253,6 +253,7 @@ class Instance:
             clocks_per_block=getattr(component, "clocks_per_block", clocks),
             groups_per_clock=getattr(component, "groups_per_clock", 1 / clocks),
             macs_per_clock=getattr(component, "macs_per_clock", None),
+            results_per_group=getattr(component, "results_per_group", 1),
             clock="" if combinational else "clk",
             reset="" if combinational else "rst",
         )
