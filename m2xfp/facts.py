@@ -195,6 +195,8 @@ class Facts:
         than its stream.
     clocks_per_block
         Clocks after which a unit that is kept busy has done everything it does, results included.
+    results_per_group
+        Output beats of a group, where a group goes in at one stream and out at another.
     groups_per_clock
         Groups a clock at full rate; of units that multiply, pairs of groups.
     macs_per_clock
@@ -218,6 +220,7 @@ class Facts:
     clocks_per_block: int
     groups_per_clock: float
     macs_per_clock: int | None = None
+    results_per_group: int = 1
     clock: str = "clk"
     reset: str = "rst"
 
@@ -334,7 +337,12 @@ def _check(facts: Facts) -> None:
     for port in facts.signals:
         _choice(port.direction, ("input", "output"))
         _check_word(port.fields, port.width)
-    for number in (facts.beats_per_group, facts.clocks_per_group, facts.clocks_per_block):
+    for number in (
+        facts.beats_per_group,
+        facts.results_per_group,
+        facts.clocks_per_group,
+        facts.clocks_per_block,
+    ):
         _check_range("beats and clocks", number, 1, 1 << 40)
     _check_range("latency", facts.latency, 0, 1 << 40)
     _check_range("groups_per_clock", facts.groups_per_clock, 0, 1 << 20)

@@ -253,6 +253,7 @@ class Instance:
             clocks_per_block=getattr(component, "clocks_per_block", clocks),
             groups_per_clock=getattr(component, "groups_per_clock", 1 / clocks),
             macs_per_clock=getattr(component, "macs_per_clock", None),
+            results_per_group=getattr(component, "results_per_group", 1),
             clock="" if combinational else "clk",
             reset="" if combinational else "rst",
         )
@@ -445,6 +446,9 @@ UNITS: dict[str, Unit] = {
                 "mxfp4-fp32": {"act": MXFP4, "weight": MXFP4},
                 "nvfp4-fp32": {"act": NVFP4, "weight": NVFP4},
                 "m2nvfp4-fp32": {"act": M2NVFP4_ACT, "weight": M2NVFP4_WEIGHT},
+                "mxfp6-fp32": {"act": MXFP6_E3M2, "weight": MXFP6_E3M2},
+                "mxfp8-mxfp4-fp32": {"act": MXFP8_E4M3, "weight": MXFP4},
+                "mxfp8-fp32": {"act": MXFP8_E4M3, "weight": MXFP8_E4M3},
             },
             sweep=Sweep(
                 axes={

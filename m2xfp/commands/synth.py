@@ -58,6 +58,11 @@ def _roles(
     is_flag=True,
     help="Registers of 8 bits or more with an enable get the library's clock gate.",
 )
+@click.option(
+    "--full-adders",
+    is_flag=True,
+    help="Compressor trees of the library's full-adder cells, which abc never takes.",
+)
 @click.option("--hierarchy", is_flag=True, help="Keep submodules instead of flattening.")
 @click.option(
     "--json",
@@ -104,6 +109,7 @@ def command(
     clock_ns: float,
     booth: bool,
     clock_gating: bool,
+    full_adders: bool,
     hierarchy: bool,
     json_file: Path | None,
     markdown_file: Path | None,
@@ -161,6 +167,7 @@ def command(
         clock_ns=clock_ns,
         booth=booth,
         clock_gating=clock_gating,
+        full_adders=full_adders,
     )
     library = pdk_from_liberty(liberty, roles) if liberty else find_pdk(pdk or DEFAULT_PDK)
     known_rows = accepted.load(RESULTS, library, options) if check or accept else []

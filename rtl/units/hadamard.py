@@ -79,8 +79,8 @@ class Hadamard(Component):
     latency
         Clocks from the acceptance of a beat to that of the transform with the same number, when
         nothing stalls.
-    beats_per_group
-        Beats of a block.
+    beats_per_group, results_per_group
+        Beats of a block, and of its transform.
 
     Raises
     ------
@@ -107,7 +107,7 @@ class Hadamard(Component):
         if points % lanes:
             raise InputError(f"lanes={lanes}: must divide the block of {points} points")
         self.points, self.lanes, self.bits, self.levels = points, lanes, bits, levels
-        self.beats_per_group = points // lanes
+        self.beats_per_group = self.results_per_group = points // lanes
         self._doublings = points.bit_length() - 1
         self.latency = 2 * self.beats_per_group + len(self._chunks()) + 1
         values = data.ArrayLayout(value_layout(BF16), lanes)

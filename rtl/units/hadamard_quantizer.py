@@ -49,8 +49,8 @@ class HadamardQuantizer(Component):
         Packed groups; ``last`` on a block's final one.
     latency
         Clocks from the acceptance of a block's last beat to its last group, when nothing stalls.
-    beats_per_group
-        Beats of a block.
+    beats_per_group, results_per_group
+        Beats of a block, and groups that it becomes.
     """
 
     @checked
@@ -74,7 +74,7 @@ class HadamardQuantizer(Component):
             raise InputError(f"block={block.name}: HadamardQuantizer makes groups of 32 values")
         self._hadamard = Hadamard(points=points, lanes=lanes, bits=bits, levels=levels)
         self._quantizer = ActivationQuantizer(lanes=lanes, block=block, stages=stages)
-        self.beats_per_group = points // lanes
+        self.beats_per_group, self.results_per_group = points // lanes, points // block.group
         self.latency = self._hadamard.latency + self._quantizer.latency
         super().__init__(
             {

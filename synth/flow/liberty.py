@@ -289,6 +289,29 @@ class ClockGate:
     test: str = ""
 
 
+# Carry and sum of three bits, which may come in any order.
+_MAJORITY = (0, 0, 0, 1, 0, 1, 1, 1)
+_PARITY = (0, 1, 1, 0, 1, 0, 0, 1)
+
+
+@dataclass(frozen=True)
+class FullAdder:
+    """Outputs of a full adder.
+
+    Members
+    -------
+    carry, carry_inverted
+        The pin of the majority of the three inputs, and whether it is the complement of that.
+    sum, sum_inverted
+        The pin of their parity, likewise.
+    """
+
+    carry: str
+    carry_inverted: bool
+    sum: str
+    sum_inverted: bool
+
+
 def _check_name(name: str) -> None:
     """Raise InputError for a name that yosys, abc or OpenSTA could take for anything else.
 
@@ -362,10 +385,14 @@ class Cell:
         None for cells that are not one combinational output of at most six inputs, and for pads,
         whose output follows a pin that is input and output.
         """
-        if self.is_stateful or len(self.outputs) != 1 or len(self.inputs) > 6:
+        return self.table_of(self.outputs[0]) if len(self.outputs) == 1 else None
+
+    def table_of(self, output: str) -> tuple[int, ...] | None:
+        """Return the values of one output, as ``truth_table`` does of the only one."""
+        if self.is_stateful or len(self.inputs) > 6:
             return None
-        function = self.pins[self.outputs[0]].function
-        if not function or "three_state" in self.pins[self.outputs[0]].group.values:
+        function = self.pins[output].function
+        if not function or "three_state" in self.pins[output].group.values:
             return None
         code, names = compiled_function(function)
         if not set(names) <= set(self.inputs):
@@ -377,6 +404,21 @@ class Cell:
             values = {f"_{i}": pins[name] for i, name in enumerate(names)}
             table.append(eval(code, constants, values) & 1)
         return tuple(table)
+
+    @cached_property
+    def full_adder(self) -> "FullAdder | None":
+        """The outputs of a full adder; None for any other cell."""
+        if len(self.inputs) != 3 or self.is_stateful:
+            return None
+        tables = {self.table_of(name): name for name in self.outputs}
+        found: list[tuple[str, bool]] = []
+        for table in (_MAJORITY, _PARITY):
+            inverse = tuple(1 - value for value in table)
+            name = tables.get(table) or tables.get(inverse)
+            if name is None:
+                return None
+            found.append((name, table not in tables))
+        return FullAdder(*found[0], *found[1])
 
 
 _LOAD_FF = {"ff": 1.0, "pf": 1e3}

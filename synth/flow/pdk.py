@@ -120,6 +120,21 @@ class Pdk:
         return cells[min(found)[1]]
 
     @cached_property
+    def full_adder_cell(self) -> Cell:
+        """The smallest full adder, by its functions; InputError of a library that has none."""
+        found = [
+            (cell.area, cell.name)
+            for cell in self.library.cells.values()
+            if cell.full_adder and not self.bans(cell)
+        ]
+        if not found:
+            raise InputError(
+                f"library {self.library.name!r} has no full adder; map onto it without "
+                "--full-adders"
+            )
+        return self.library.cells[min(found)[1]]
+
+    @cached_property
     def flop_area_um2(self) -> float:
         """Area of the smallest plain flip-flop: one clock edge, data, no set, reset or enable.
 

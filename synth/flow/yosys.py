@@ -1,8 +1,9 @@
 """Map Verilog onto a standard-cell library with yosys, and refuse a netlist that is not whole.
 
-The flow: read, check, flatten, ``synth``, clock gates if asked for, flip-flops, ``abc`` with a
-buffer driving every input and four NAND2 inputs on every output, tie cells, check again. Initial
-values are dropped, since silicon has none: what a unit needs after power-up it gets from reset.
+The flow: read, check, flatten, ``synth``, full adders and clock gates if asked for, flip-flops,
+``abc`` with a buffer driving every input and four NAND2 inputs on every output, tie cells, check
+again. Initial values are dropped, since silicon has none: what a unit needs after power-up it gets
+from reset.
 Wire-load models are removed from the library. A run fails on an unresolved or empty module, a
 latch, a combinational loop, an undriven net or a cell that the library does not have, because each
 of them would otherwise count as no area.
@@ -104,6 +105,9 @@ class FlowOptions:
     clock_gating
         Registers of ``GATED_FLOPS`` bits or more with an enable get a clock gate instead of a
         multiplexer a bit.
+    full_adders
+        Compressor trees are made of the library's full adders. abc never takes a cell of two
+        outputs, and makes each of them of several gates.
     """
 
     flatten: bool = True
@@ -111,6 +115,7 @@ class FlowOptions:
     clock_ns: float = 1.0
     booth: bool = False
     clock_gating: bool = False
+    full_adders: bool = False
 
     def __post_init__(self) -> None:
         """Refuse an abc script that does not exist and a clock that is no period."""
@@ -223,6 +228,63 @@ def _gating(pdk: Pdk) -> str:
     )
 
 
+def _escaped(name: str) -> str:
+    """Return a name as Verilog takes any."""
+    return f"\\{name} "
+
+
+def _adders(pdk: Pdk) -> str:
+    """Return the techmap file that makes yosys' full adders the library's.
+
+    A bit of which an input is constant is less than a full adder, and left to abc.
+    """
+    cell = pdk.full_adder_cell
+    adder = cell.full_adder
+    assert adder is not None
+    inputs = zip(cell.inputs, "ABC", strict=True)
+    pins = [*(f".{_escaped(pin)}({name}[i])" for pin, name in inputs)]
+    pins += [f".{_escaped(adder.carry)}(carry)", f".{_escaped(adder.sum)}(total)"]
+    masks = "ABC"
+    return "\n".join(
+        [
+            '(* techmap_celltype = "$fa" *)',
+            "module library_full_adders (A, B, C, X, Y);",
+            "  parameter WIDTH = 1;",
+            *(f"  parameter [WIDTH-1:0] _TECHMAP_CONSTMSK_{name}_ = 0;" for name in masks),
+            "  input [WIDTH-1:0] A, B, C;",
+            "  output [WIDTH-1:0] X, Y;",
+            "  genvar i;",
+            "  generate for (i = 0; i < WIDTH; i = i + 1) begin : bits",
+            f"    if ({' || '.join(f'_TECHMAP_CONSTMSK_{name}_[i]' for name in masks)}) begin",
+            "      assign X[i] = A[i] & B[i] | C[i] & (A[i] ^ B[i]);",
+            "      assign Y[i] = A[i] ^ B[i] ^ C[i];",
+            "    end else begin",
+            "      wire carry, total;",
+            f"      {_escaped(cell.name)} adder ({', '.join(pins)});",
+            f"      assign X[i] = {'~' * adder.carry_inverted}carry;",
+            f"      assign Y[i] = {'~' * adder.sum_inverted}total;",
+            "    end",
+            "  end endgenerate",
+            "endmodule",
+            "",
+        ]
+    )
+
+
+def _synth(top: str, options: FlowOptions, cells: Sequence[str]) -> list[str]:
+    """Return the passes from registers and sums to gates; ``cells`` are those that read cells."""
+    command = f"synth -top {top}{' -flatten' * options.flatten}{' -booth' * options.booth}"
+    if not options.full_adders:
+        return [command]
+    return [
+        *cells,  # the adders as black boxes
+        f"{command} -run begin:fine",
+        "maccmap",
+        "techmap -map adders.v",
+        f"{command} -run fine:",
+    ]
+
+
 def _script(top: str, pdk: Pdk, options: FlowOptions, sources: Sequence[str], build: Path) -> str:
     """Return the yosys script; it runs in the folder that holds the sources."""
     # Two folders up, because a run takes place in <build>/<scratch>/run.
@@ -234,13 +296,14 @@ def _script(top: str, pdk: Pdk, options: FlowOptions, sources: Sequence[str], bu
         timing += f" -script abc.script -D {1000 * options.clock_ns:g}"
     ties = (("-locell", pdk.tie(0)), ("-hicell", pdk.tie(1)))
     constants = " ".join(" ".join((option, *cell)) for option, cell in ties if cell)
+    cells = [f"read_liberty -lib -ignore_miss_func {file}" for file in files]
     lines = [
         *(f"read_verilog -sv {name}" for name in sources),
         f"hierarchy -check -top {top}",
         "proc",
         "setattr -unset init w:*",
         "check -assert",
-        f"synth -top {top}{' -flatten' * options.flatten}{' -booth' * options.booth}",
+        *_synth(top, options, cells),
         *([_gating(pdk)] if options.clock_gating else []),
         # Flip-flops named after the registers they hold, before inverters come between.
         "rename -wire t:$_*DFF*",
@@ -249,7 +312,7 @@ def _script(top: str, pdk: Pdk, options: FlowOptions, sources: Sequence[str], bu
         *([f"hilomap -singleton {constants}"] if constants else []),
         "opt_clean -purge",
         # The cells as black boxes, for the directions of their pins.
-        *(f"read_liberty -lib -ignore_miss_func {file}" for file in files),
+        *(cells if not options.full_adders else ()),
         "rename -wire",
         "check -mapped -assert",
         # The same short names in the Verilog and in the JSON.
@@ -265,11 +328,18 @@ def _inputs(
 ) -> dict[str, str]:
     """Return all files of a run by name, the script among them."""
     sources = {f"source{i}.v": text for i, text in enumerate(texts)}
-    return sources | {
-        "flow.ys": _script(top, pdk, options, list(sources), build),
-        "abc.script": (ABC_SCRIPTS[options.abc] or "") + "\n",
-        "abc.constr": (f"set_driving_cell {pdk.driver_cell.name}\nset_load {pdk.load_ff:.6g}\n"),
-    }
+    adders = {"adders.v": _adders(pdk)} if options.full_adders else {}
+    return (
+        sources
+        | adders
+        | {
+            "flow.ys": _script(top, pdk, options, list(sources), build),
+            "abc.script": (ABC_SCRIPTS[options.abc] or "") + "\n",
+            "abc.constr": (
+                f"set_driving_cell {pdk.driver_cell.name}\nset_load {pdk.load_ff:.6g}\n"
+            ),
+        }
+    )
 
 
 def _run(folder: Path, command: Sequence[str]) -> None:

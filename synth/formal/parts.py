@@ -2,7 +2,15 @@
 
 from collections.abc import Callable, Iterator
 
-from m2xfp.formats import BlockFormat, FloatElement, InputType, block_format, input_type, window
+from m2xfp.formats import (
+    BlockFormat,
+    FloatElement,
+    InputType,
+    IntElement,
+    block_format,
+    input_type,
+    window,
+)
 from m2xfp.synth.formal import fp32, references
 from m2xfp.synth.formal.design import Design
 from m2xfp.synth.formal.engines import Outcome, never, within
@@ -59,12 +67,34 @@ def _part(design: Design) -> int:
     return act.metadata.subgroup or weight.metadata.subgroup or min(16, act.group)
 
 
+def _places(block: BlockFormat) -> int:
+    """Return the binary places of the smallest value of an element that is not zero."""
+    element = block.element
+    smallest = element.magnitude(1)
+    return smallest.denominator.bit_length() - 1
+
+
+def _largest(block: BlockFormat) -> int:
+    """Return the largest magnitude of an element in units of the smallest; two's complement's."""
+    element = block.element
+    if isinstance(element, IntElement):
+        return element.max_code + 1
+    return int(element.max_value / element.magnitude(1))
+
+
+def _has_usual_addends(design: Design) -> bool:
+    """Whether group products have no more bits than FP32, for which the cases of fp32 are made."""
+    if not _matches("accumulator")(design):
+        return False
+    return all(block.element.bits == 4 for block in _formats(design))
+
+
 def _scaled_product(design: Design, netlist: Flat) -> list[str]:
     act, weight = _formats(design)
     minifloat = act.scale.name == "e4m3"
     part, refined = _part(design), act.metadata.bits > 0
     # Magnitudes of 2x and 2w are 12 at most; of 8x', 48, and of a refined one 56.
-    bound = (48 * (part - 1) + 56) * 12 if refined else 144 * part
+    bound = (48 * (part - 1) + 56) * 12 if refined else _largest(act) * _largest(weight) * part
     exponent = 5 if minifloat else 9
     bits = (2 * bound + 1).bit_length()
     tail = exponent + 1 + 8 * minifloat
@@ -84,9 +114,10 @@ def _addend(design: Design, netlist: Flat) -> list[str]:
     minifloat = act.scale.name == "e4m3"
     exponent = 5 if minifloat else 9
     bits = len(netlist.ports["i"]) - exponent - 2
-    # A product stands for D * 2^(exponent - bias): 2x 2w, the quarters of 8x', those of 4 + k, and
-    # the biases of both scales.
-    bias = 2 + 2 * (act.metadata.bits > 0) + 2 * (weight.metadata.bits > 0)
+    # A product stands for D * 2^(exponent - bias): 2x 2w, or what else elements are multiples of,
+    # the quarters of 8x', those of 4 + k, and the biases of both scales.
+    bias = _places(act) + _places(weight)
+    bias += 2 * (act.metadata.bits > 0) + 2 * (weight.metadata.bits > 0)
     bias += 20 if minifloat else 254
     return references.addend(netlist, bits, exponent, bits - 1 + 127 - bias)
 
@@ -196,7 +227,7 @@ JOBS = (
         "fp32-special",
         "NaN, infinities and zero products leave the accumulator as they must",
         "BMC, any state",
-        _matches("accumulator"),
+        _has_usual_addends,
         _added(lambda netlist: fp32.cases(netlist)[:2]),
         lambda d: d.gate_faults("accumulator"),
     ),
@@ -204,7 +235,7 @@ JOBS = (
         "fp32-add",
         "acc + addend, rounded once as IEEE 754 has it, for all values",
         "BMC, any state",
-        _matches("accumulator"),
+        _has_usual_addends,
         _added(fp32.cases),
         lambda d: d.gate_faults("accumulator"),
         slow=True,

@@ -70,22 +70,29 @@ def silent(facts: Facts, netlist: Flat) -> str:
 
 
 def _groups(facts: Facts, waiting: int) -> list[str]:
-    """Return what follows whole groups in and results out: ``came``, ``went``, ``inside``."""
+    """Return what follows whole groups in and results out: ``came``, ``went``, ``inside``.
+
+    ``ends``: the beat at the output is the last one of its group's result.
+    """
     [i], [o] = facts.inputs, facts.outputs
-    beats = facts.beats_per_group
+    beats, results = facts.beats_per_group, facts.results_per_group
     return [
         # One clock of reset in any state; afterwards reset may come at any time again.
         f"  wire clear = ~started | {facts.reset};",
         f"  wire beat = {i.ports[1]} & {i.ports[2]};",
-        f"  wire went = {o.ports[1]} & {o.ports[2]};",
+        f"  reg [{max(results.bit_length(), 1)}:0] left = 0;",
+        f"  wire ends = left == {results - 1};",
+        f"  wire result = {o.ports[1]} & {o.ports[2]};",
+        "  wire went = result & ends;",
         f"  reg [{max(beats.bit_length(), 1)}:0] filled = 0;",
         f"  wire came = beat & filled == {beats - 1};",
         f"  reg [{waiting.bit_length()}:0] inside = 0;",
         "  always @(posedge clk)",
-        "    if (clear) begin filled <= 0; inside <= 0; end",
+        "    if (clear) begin filled <= 0; inside <= 0; left <= 0; end",
         "    else begin",
         "      if (beat) filled <= came ? 0 : filled + 1'd1;",
         "      inside <= inside + came - went;",
+        "      if (result) left <= ends ? 0 : left + 1'd1;",
         "    end",
     ]
 
@@ -112,7 +119,10 @@ def conserved(facts: Facts, netlist: Flat, waiting: int, patience: int) -> str:
 
 
 def ordered(facts: Facts, netlist: Flat, waiting: int) -> str:
-    """Return: TLAST of a group leaves with its result: of any one group, chosen by ``mark``."""
+    """Return: TLAST of a group leaves with its result: of any one group, chosen by ``mark``.
+
+    Of a result of several beats, with the last one.
+    """
     [i], [o] = facts.inputs, facts.outputs
     body = [
         *_groups(facts, waiting),
@@ -127,7 +137,7 @@ def ordered(facts: Facts, netlist: Flat, waiting: int) -> str:
         "      ahead <= ahead - 1'd1;",
         "    end",
         f"  assign bad = started & ~{facts.reset} & marked & ahead == 0 & {o.ports[1]}",
-        f"    & {o.ports[3]} != expected;",
+        f"    & {o.ports[3]} != (expected & ends);",
     ]
     return harness(netlist, body)
 
@@ -149,10 +159,15 @@ def live(facts: Facts, netlist: Flat, patience: int) -> str:
 
 
 def on_time(facts: Facts, netlist: Flat, waiting: int) -> str:
-    """Return: of a reader always ready, each result is valid ``latency`` clocks after its group."""
+    """Return: of a reader always ready, each result is valid ``latency`` clocks after its group.
+
+    Of a result of several beats the last one is, and the others before it, as far apart as what
+    they are made of.
+    """
     [o] = facts.outputs
     _, valid, ready, _ = o.ports
-    n = facts.latency
+    n, apart = facts.latency, facts.beats_per_group // facts.results_per_group
+    due = " | ".join(f"due[{n - 1 - apart * beat}]" for beat in range(facts.results_per_group))
     body = [
         *_groups(facts, waiting),
         "  reg stalled = 0;",
@@ -160,7 +175,7 @@ def on_time(facts: Facts, netlist: Flat, waiting: int) -> str:
         "  always @(posedge clk)",
         "    if (clear) begin stalled <= 0; due <= 0; end",
         f"    else begin stalled <= stalled | ~{ready}; due <= {{due, came}}; end",
-        f"  assign bad = started & ~{facts.reset} & ~stalled & {valid} != due[{n - 1}];",
+        f"  assign bad = started & ~{facts.reset} & ~stalled & {valid} != ({due});",
     ]
     return harness(netlist, body)
 

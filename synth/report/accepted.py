@@ -2,7 +2,7 @@
 
 One JSON file a library holds the rows of every unit and configuration that were accepted, with the
 flow that measured them; ``m2xfp report`` draws tables and plots from it. Figures with clock gates
-have files of their own, named ``...-gated``.
+or full adders have files of their own, named ``...-gated`` and ``...-adders``.
 """
 
 import json
@@ -69,14 +69,15 @@ class Change:
 
 
 def _name(pdk: Pdk, options: FlowOptions) -> str:
-    return pdk.name + "-gated" * options.clock_gating
+    return pdk.name + "-gated" * options.clock_gating + "-adders" * options.full_adders
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[Row]]:
     """Return the flow and the rows of an accepted file."""
     try:
         figures = read_figures(path)
-        flow, rows = dict(figures["flow"]), [Row(**row) for row in figures["rows"]]
+        flow = {"full_adders": False} | dict(figures["flow"])  # older files do not say
+        rows = [Row(**row) for row in figures["rows"]]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a report of m2xfp synth: {error}") from error
     for row in rows:
@@ -92,7 +93,7 @@ def _read(path: Path) -> tuple[dict[str, Any], list[Row]]:
 
 
 def accepted_files(folder: Path) -> dict[str, tuple[Mapping[str, Any], list[Row]]]:
-    """Return flow and rows of every accepted library, by its name with ``-gated`` where it has.
+    """Return flow and rows of every accepted library, by the name of its file.
 
     Raises InputError for a damaged file.
     """
@@ -182,6 +183,7 @@ def plots(results: Path, output: Path) -> list[Path]:
     drawn = []
     for name, (flow, rows) in accepted_files(results).items():
         library = flow["pdk_title"] + ", clock gates" * flow["clock_gating"]
+        library += ", full adders" * flow["full_adders"]
         for ending, plot in (("area", plot_area), ("tradeoff", plot_tradeoff)):
             path = output / f"synth-{name}-{ending}.svg"
             plot(rows, library, path)

@@ -218,6 +218,7 @@ def flow_facts(pdk: Pdk, options: FlowOptions) -> dict[str, Any]:
         "nand2_area_um2": pdk.nand2_cell.area,
         "flop_area_um2": pdk.flop_area_um2,
         "clock_gate": pdk.clock_gate_cell.name if options.clock_gating else None,
+        "full_adder": pdk.full_adder_cell.name if options.full_adders else None,
         "driver": pdk.driver_cell.name,
         "load_ff": round(pdk.load_ff, 6),
         "dont_use": list(pdk.dont_use),
@@ -277,7 +278,8 @@ def markdown_table(rows: Sequence[Row], flow: Mapping[str, Any]) -> str:
     how = (
         f"{flow['pdk_title']}; {flow['yosys']}, abc script {flow['abc']!r}, "
         f"{'flat' if flow['flatten'] else 'hierarchical'}"
-        f"{', clock gates' * flow['clock_gating']}; no wires, no clock tree; "
+        f"{', clock gates' * flow['clock_gating']}"
+        f"{', full adders' * flow.get('full_adders', False)}; no wires, no clock tree; "
         f"GE = {flow['nand2_area_um2']:g} um2 ({flow['nand2']})."
     )
     return f"{how}\n\n{aligned_table(table)}"

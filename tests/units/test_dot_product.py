@@ -14,7 +14,16 @@ from stream_checks import check
 
 from m2xfp.errors import InputError
 from m2xfp.facts import EmittedFiles, Facts
-from m2xfp.formats import MXFP4, MXFP6_E2M3, NVFP4
+from m2xfp.formats import (
+    AMXFP4,
+    INT4_SYM,
+    M2XFP_WEIGHT,
+    MXFP4,
+    MXFP8_E4M3,
+    NVFP4,
+    SMX4,
+    block_format,
+)
 from m2xfp.rtl.catalog import UNITS
 from m2xfp.rtl.units.dot_product import DotProduct
 from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
@@ -207,7 +216,12 @@ def test_wrong_arrays_are_refused(tmp_path: Path, change: Callable, message: str
 @pytest.mark.parametrize(
     "keywords",
     [
-        {"act": MXFP6_E2M3, "weight": MXFP6_E2M3},
+        {"act": MXFP8_E4M3, "weight": M2XFP_WEIGHT},
+        {"act": MXFP8_E4M3, "weight": NVFP4},
+        {"act": MXFP8_E4M3, "weight": AMXFP4},
+        {"act": MXFP8_E4M3, "weight": block_format("mxfp4:group=16")},
+        {"act": INT4_SYM, "weight": INT4_SYM},
+        {"act": SMX4, "weight": SMX4},
         {"act": MXFP4, "weight": NVFP4},
         {"chains": 4},
         {"chains": 0},
