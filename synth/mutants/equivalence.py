@@ -121,12 +121,12 @@ class Prover:
     def __init__(self, mutated: MutatedUnit, seconds: int = 30) -> None:
         self._seconds, self._folder = seconds, mutated.folder
         self._facts = Facts.load(mutated.unit.json)
-        script = ("memory_map", "opt_expr", "dffunmap", "opt_clean -purge", "write_json whole.json")
+        script = ["memory_map", "opt_expr", "dffunmap", "opt_clean -purge", "write_json whole.json"]
         run_yosys(self._folder, "cut", "\n".join(["read_rtlil mutated.il", *script, ""]))
         (module,) = json.loads((self._folder / "whole.json").read_text())["modules"].values()
         write_atomic(self._folder / "cut.json", json.dumps({"modules": {"cut": _cut(module)}}))
-        script = ("setundef -zero", "proc", "opt_expr", "opt_clean", "techmap", "opt_clean")
-        script = (*script, "aigmap", "opt_clean", "write_aiger -ascii -symbols cut.aag")
+        script = ["setundef -zero", "proc", "opt_expr", "opt_clean", "techmap", "opt_clean"]
+        script += ["aigmap", "opt_clean", "write_aiger -ascii -symbols cut.aag"]
         run_yosys(self._folder, "gates", "\n".join(["read_json cut.json", *script, ""]))
         self._logic: Logic = read_logic(self._folder / "cut.aag")
         self._inputs = {
