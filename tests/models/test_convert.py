@@ -91,8 +91,18 @@ def packed_logits(folder: Path) -> Tensor:
     return logits(open_checkpoint(folder).load())
 
 
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("key", ["m2xfp-weight", "nvfp4:tensor_scale=auto"])
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        *((name, "m2xfp-weight") for name in KINDS),
+        ("mixtral", "nvfp4:tensor_scale=auto"),
+        *(
+            pytest.param(name, "nvfp4:tensor_scale=auto", marks=pytest.mark.slow)
+            for name in KINDS
+            if name != "mixtral"
+        ),
+    ],
+)
 def test_packed_as_if_quantized_in_memory(name: str, key: str, tmp_path: Path) -> None:
     """A packed folder holds what quantize_model makes, experts stacked as the model has them."""
     source = saved(model_of(name), tmp_path / "source")
@@ -266,6 +276,7 @@ def even(folder: Path, layers: int) -> int:
     return (folder / "model.safetensors").stat().st_size
 
 
+@pytest.mark.slow
 def test_memory_holds_a_weight_at_a_time(tmp_path: Path) -> None:
     """Eight layers take no more memory than two, but for what the allocator keeps."""
     even(tmp_path / "two", 2)
