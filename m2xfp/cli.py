@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TextIO, TypeVar, cast
 import click
 
 from m2xfp import __version__
-from m2xfp.errors import M2xfpError, explain
+from m2xfp.errors import M2xfpError, explain, memory_lack
 from m2xfp.extras import missing_package
 from m2xfp.interrupts import leave, orderly_end
 
@@ -22,6 +22,7 @@ T = TypeVar("T")
 # The table stands here so that `m2xfp --help` needs neither torch nor Amaranth.
 COMMANDS = {
     "bench": "Speed and memory of the golden model against a memory copy.",
+    "convert": "A checkpoint folder in another layout or format.",
     "demo": "The main job: real activations through the golden model and the emitted Verilog.",
     "eval": "Perplexity of a language model in number formats.",
     "explore": "Sweep a unit's parameters: area, energy and accuracy, on Dask.",
@@ -29,6 +30,7 @@ COMMANDS = {
     "fpga": "Boards: designs, bitstreams and running arrays on one.",
     "gemm": "Clocks of a GEMM core on the layers of language models.",
     "lint": "Verilator and yosys checks of all emitted Verilog.",
+    "coverage": "What a unit's regression covers, and what nothing can.",
     "mutate": "Faults in a netlist, and whether the unit's regression notices them.",
     "prove": "Proofs about emitted units, each shown to fail with a fault.",
     "report": "Tables and plots of the accepted figures, and those in the pages.",
@@ -149,6 +151,11 @@ def _run() -> int:
         if error.errno is None:
             raise
         message = explain(error)
+    except (MemoryError, RuntimeError) as error:
+        lack = memory_lack(error)
+        if lack is None:
+            raise
+        message = lack
     click.echo(f"Error: {message}", err=True)
     return 2
 

@@ -20,6 +20,7 @@ __all__ = [
     "ToolError",
     "UnknownNameError",
     "explain",
+    "memory_lack",
     "told",
     "tool_failure",
 ]
@@ -103,6 +104,18 @@ class ToolError(M2xfpError, RuntimeError):
 
 class FileError(M2xfpError, OSError):
     """A file or folder that cannot be read or written; the text names it, the cause, the remedy."""
+
+
+def memory_lack(error: BaseException) -> str | None:
+    """Return the message for what says that there is not enough memory; None for other errors.
+
+    Python and numpy have a type for that; torch's for the CPU is any error's.
+    """
+    said = str(error).strip().partition("\n")[0]
+    torch_says = isinstance(error, RuntimeError) and re.search("out of memory|t allocate mem", said)
+    if not (isinstance(error, MemoryError) or torch_says):
+        return None
+    return f"not enough memory ({said or 'no more of it'}); give less at once to work on"
 
 
 _REMEDIES = {

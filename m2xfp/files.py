@@ -25,6 +25,7 @@ __all__ = [
     "atomic_path",
     "cache_environment",
     "is_plain",
+    "is_special",
     "is_whole",
     "plain_folder",
     "put_folder",
@@ -86,21 +87,36 @@ def _is_for(name: object, place: str | os.PathLike[str]) -> bool:
     )
 
 
+def is_special(path: Path) -> bool:
+    """Whether a device, a pipe or an open file of a process stands at a path, as /dev/null does.
+
+    To move a file into that place would take it away from everybody else.
+    """
+    links = path.is_symlink() and os.readlink(path).startswith("/proc/")
+    opened = links or os.path.realpath(path.parent).startswith("/proc/")
+    return path.exists() and (opened or not (path.is_file() or path.is_dir()))
+
+
 @contextmanager
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside ``target`` that replaces it when the block ends well.
 
     The temporary name keeps the suffix of ``target`` (numpy and matplotlib choose by it). If the
     block raises, the temporary file is removed and ``target`` stays as it was. Missing parent
-    folders are made.
+    folders are made. A link stays, and the file that it leads to is replaced.
 
     Raises
     ------
     FileError
-        The folder cannot be made or written, or writing fails, as on a full disk.
+        The folder cannot be made or written, or writing fails, as on a full disk; a device or a
+        pipe is no file.
     """
     path = Path(target)
     with refusals(path):
+        if is_special(path):
+            raise FileError(f"{path.absolute()} is a device or a pipe; choose a file")
+        if path.is_symlink():
+            path = path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():  # found out now, not when the work is done
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from m2xfp.errors import InputError
 
-__all__ = ["check_module_name", "parse_json", "read_json", "typed"]
+__all__ = ["check_module_name", "parse_json", "read_json", "typed", "whole_number"]
 
 _Kind = TypeVar("_Kind")
 
@@ -27,6 +27,16 @@ def check_module_name(name: str) -> None:
             f"name={name!r}: modules and ports are called by letters, digits and underscores, a "
             "letter or an underscore first"
         )
+
+
+def whole_number(text: str) -> int:
+    """Return the number that a text's decimal digits say; InputError for any other text.
+
+    Digits of other scripts are none, nor are more than 18: Python does not read thousands of them.
+    """
+    if not re.fullmatch(r"-?[0-9]{1,18}", text):
+        raise InputError("give a whole number of at most 18 digits")
+    return int(text)
 
 
 def parse_json(text: str | bytes, source: str) -> Any:

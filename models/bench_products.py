@@ -1,16 +1,18 @@
 """Speed of products and of quantized layers, against those of PyTorch in the same run.
 
 On CUDA a CUDA graph of each is timed: Python takes longer to launch small products than they run.
+Layers come several after each other, with weights of their own, as a model has them: a graph of one
+small product measures its launch, and the same weights again come out of the cache.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from m2xfp.golden import get_format, matmul
 from m2xfp.models.bench import seconds
@@ -109,9 +111,11 @@ def _ratio(
     run: Callable[[], object],
     plain: Callable[[], object],
     device: torch.device,
+    count: int = 1,
 ) -> Ratio:
+    """Measure ``run`` and ``plain``, each ``count`` products of that shape."""
     first = _first(run, device)
-    base, mine = (seconds(_repeated(way, device), device) for way in (plain, run))
+    base, mine = (seconds(_repeated(way, device), device) / count for way in (plain, run))
     m, n, k = shape
     kind = str(_reference(device)).removeprefix("torch.")
     return Ratio(what, shape, 2 * m * n * k / mine / 1e12, base / mine, kind, first)
@@ -140,6 +144,16 @@ def bench_products(
         )
 
 
+_FEW = 16  # tokens, up to which layers come in turn
+_WEIGHT_BYTES = 1 << 29
+"""What the weights of the layers that are timed take at least in PyTorch's type, on CUDA."""
+
+
+def _in_turn(layers: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Callable[[], object]:
+    """Return a run of all layers; each gets a view, whose quantized values were not kept."""
+    return lambda: [layer(x[:]) for layer in layers]
+
+
 @torch.no_grad()
 def bench_layers(
     device: torch.device,
@@ -154,21 +168,28 @@ def bench_layers(
     inputs = InputQuantizer(get_format("m2xfp-act"))
     weights = get_format("m2xfp-weight")
     for n, k in layers:
-        layer = nn.Linear(k, n, bias=False, dtype=kind, device=device)
+        count = max(1, _WEIGHT_BYTES // (n * k * kind.itemsize)) if device.type == "cuda" else 1
+        plain = [
+            nn.Linear(k, n, bias=False, dtype=kind, device=device).requires_grad_(False)
+            for _ in range(count)
+        ]
         ways = {
-            "weights alone": QuantLinear.from_linear(layer, weights),
-            "hardware": QuantLinear.from_linear(layer, weights, inputs, "hardware"),
+            "weights alone": [QuantLinear.from_linear(layer, weights) for layer in plain],
+            "hardware": [
+                QuantLinear.from_linear(layer, weights, inputs, "hardware") for layer in plain
+            ],
         }
         for m in tokens:
             x = torch.randn(m, k, dtype=kind, device=device)
-            for name, quant in ways.items():
+            some = count if m <= _FEW else 1
+            for name, quantized in ways.items():
                 yield _ratio(
                     f"layer, {name}",
                     (m, n, k),
-                    # A view is another tensor: its quantized values are not those kept.
-                    lambda quant=quant, x=x: quant(x[:]),  # type: ignore[misc]
-                    lambda layer=layer, x=x: layer(x),  # type: ignore[misc]
+                    _in_turn(quantized[:some], x),
+                    _in_turn(plain[:some], x),
                     device,
+                    some,
                 )
 
 

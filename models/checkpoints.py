@@ -21,10 +21,10 @@ from m2xfp.files import write_atomic
 from m2xfp.golden.formats.tensor_file import read_tensor_header
 from m2xfp.models.layers import listed
 from m2xfp.models.lm import HELD_OUT, WEIGHTS, LanguageModel, as_tokens, load_model
-from m2xfp.models.packed_model import load_quantized, save_quantized
+from m2xfp.models.packed_model import PACKED, load_quantized, packed_files, save_quantized
 from m2xfp.models.quantized import cast_parameters
 
-__all__ = ["DTYPES", "Checkpoint", "dispatch", "open_checkpoint", "read_text"]
+__all__ = ["DTYPES", "Checkpoint", "dispatch", "model_outline", "open_checkpoint", "read_text"]
 
 DTYPES: dict[str, torch.dtype | None] = {
     "auto": None,
@@ -33,7 +33,6 @@ DTYPES: dict[str, torch.dtype | None] = {
     "float16": torch.float16,
 }
 
-QUANTIZED = "m2xfp.safetensors"
 # Nothing from a network, and nothing that a folder brings is executed: no Python of its own.
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 # What transformers raises for configurations and tokenizers that are none, or of other versions.
@@ -167,9 +166,26 @@ def _refuse_other_forms(folder: Path, config: Any) -> None:
         facts = given if isinstance(given, dict) else given.to_dict()
         method = facts.get("quant_method", "another library's")
         raise InputError(
-            f"{os.fspath(folder)!r} is quantized already, as {method}; give the checkpoint that "
-            "it was made from"
+            f"{os.fspath(folder)!r} is quantized already, as {method}; convert it first (m2xfp "
+            "convert), or give the checkpoint that it was made from"
         )
+
+
+def model_outline(folder: Path) -> nn.Module:
+    """Return the model of a Hugging Face folder on the meta device, without its weights.
+
+    InputError if its configuration cannot be used.
+    """
+    hf = _transformers()
+    try:
+        config = hf.AutoConfig.from_pretrained(folder, **_LOCAL)
+        with torch.device("meta"):
+            kind = partial(hf.AutoModelForCausalLM.from_config, config, trust_remote_code=False)
+            model: nn.Module = _with_attention(kind)
+            model.tie_weights()  # type: ignore[operator]
+    except _UNUSABLE as error:
+        raise InputError(f"{os.fspath(folder)!r} cannot be used: {error}") from error
+    return model.eval()
 
 
 def _check_tensors(folder: Path, found: Mapping[str, Any], allow: tuple[str, ...]) -> None:
@@ -206,7 +222,7 @@ def _with_attention(make: Callable[..., Any], **options: Any) -> Any:
 
 def _open_folder(folder: Path, dtype: torch.dtype | None, allow: tuple[str, ...]) -> Checkpoint:
     """Open a Hugging Face model."""
-    quantized = (folder / QUANTIZED).is_file()
+    quantized = bool(packed_files(folder))
     if not (folder / "config.json").is_file():
         raise InputError(
             f"{os.fspath(folder)!r} has no config.json, so it is no Hugging Face model"
@@ -230,7 +246,7 @@ def _open_folder(folder: Path, dtype: torch.dtype | None, allow: tuple[str, ...]
         kind = hf.AutoModelForCausalLM
         if quantized:
             skeleton = _with_attention(partial(kind.from_config, config), trust_remote_code=False)
-            packed = load_quantized(folder / QUANTIZED, skeleton)
+            packed = load_quantized(folder, skeleton)
             return packed if dtype is None else cast_parameters(packed, dtype)
         try:
             model, found = _with_attention(
@@ -252,7 +268,7 @@ def _open_folder(folder: Path, dtype: torch.dtype | None, allow: tuple[str, ...]
             kept = file.suffix in (".json", ".model", ".txt", ".jinja")
             if kept and not file.name.endswith(".index.json"):
                 write_atomic(target / file.name, file.read_bytes())
-        save_quantized(target / QUANTIZED, model)
+        save_quantized(target / PACKED, model)
 
     def tokenize(text: bytes) -> Tensor:
         try:

@@ -41,6 +41,7 @@ __all__ = [
     "check_attention",
     "check_cases",
     "cut_windows",
+    "evenly",
     "head_layers",
     "parse_format",
     "perplexity",
@@ -269,15 +270,19 @@ def cut_windows(tokens: Tensor, context: int) -> Tensor:
     return tokens[: count * context].view(count, context).long()
 
 
-def spread(windows: Tensor, count: int) -> Tensor:
-    """Return ``count`` of the windows, evenly spread, or all of them if there are no more.
+def evenly(total: int, count: int) -> list[int]:
+    """Return ``count`` of the numbers below ``total``, evenly spread, or all if there are no more.
 
-    The text is cut into ``count`` equal parts, and the window in the middle of each is taken. Equal
-    steps of whole windows would leave out the end of the text: 260 of 509 would be the first 260.
+    They are cut into ``count`` equal parts, and the one in the middle of each is taken. Equal whole
+    steps would leave out the end: 260 of 509 would be the first 260.
     """
-    total = len(windows)
     count = min(count, total)
-    return windows[(2 * torch.arange(count) + 1) * total // (2 * count)]
+    return [(2 * part + 1) * total // (2 * count) for part in range(count)]
+
+
+def spread(windows: Tensor, count: int) -> Tensor:
+    """Return ``count`` of the windows, evenly spread, or all of them if there are no more."""
+    return windows[evenly(len(windows), count)]
 
 
 @torch.no_grad()

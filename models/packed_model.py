@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -13,7 +14,8 @@ from m2xfp.errors import InputError, M2xfpError
 from m2xfp.files import atomic_path
 from m2xfp.golden.formats.format import INPUT_DTYPES, Format, get_format
 from m2xfp.golden.formats.packed import PLANES, PackedTensor
-from m2xfp.golden.formats.tensor_file import read_tensors
+from m2xfp.golden.formats.stacked import StackedTensor
+from m2xfp.golden.formats.tensor_file import read_tensor_header, read_tensors
 from m2xfp.models.layers import is_transposed_linear
 from m2xfp.models.lm import LanguageModel, skeleton
 from m2xfp.models.operands import (
@@ -33,14 +35,25 @@ from m2xfp.models.quantized import (
     quant_layers,
     replace_module,
 )
-from m2xfp.plain import parse_json, typed
+from m2xfp.plain import parse_json, read_json, typed
 
-__all__ = ["load_quantized", "save_quantized"]
+__all__ = [
+    "PACKED",
+    "format_facts",
+    "load_quantized",
+    "packed_files",
+    "packed_weights_of",
+    "save_quantized",
+    "take_planes",
+]
 
+PACKED = "m2xfp.safetensors"
+"""Name of the file, in a folder, that holds a packed model."""
 _HEADER = "m2xfp"
 
 
-def _facts(fmt: Format | None) -> dict[str, Any] | None:
+def format_facts(fmt: Format | None) -> dict[str, Any] | None:
+    """Return a format as a header has it."""
     return None if fmt is None else {"format": fmt.name, "options": dict(fmt.options)}
 
 
@@ -76,11 +89,11 @@ def save_quantized(path: str | os.PathLike[str], model: nn.Module) -> None:
     for name, module in watched.items():
         inputs = watched_inputs(module)
         facts["watched"][name] = {
-            "activations": _facts(inputs.format if inputs else None),
+            "activations": format_facts(inputs.format if inputs else None),
             "inputs": list(watched_weights(module)),
             "weights": {
                 own: {
-                    **cast(dict[str, Any], _facts(packed.format)),
+                    **cast(dict[str, Any], format_facts(packed.format)),
                     "shape": list(packed.shape),
                     "dim": dim,
                     "dtype": str(getattr(module, own).dtype).removeprefix("torch."),
@@ -94,8 +107,8 @@ def save_quantized(path: str | os.PathLike[str], model: nn.Module) -> None:
             tensors |= {f"{whole}.{plane}": t.cpu() for plane, t in packed.planes().items()}
     for name, layer in layers.items():
         facts["layers"][name] = {
-            "weights": _facts(layer.packed.format if layer.packed else None),
-            "activations": _facts(layer.inputs.format if layer.inputs else None),
+            "weights": format_facts(layer.packed.format if layer.packed else None),
+            "activations": format_facts(layer.inputs.format if layer.inputs else None),
             "shape": list(layer.shape),
             "dtype": str(layer._like.dtype).removeprefix("torch."),
         }
@@ -115,13 +128,78 @@ def save_quantized(path: str | os.PathLike[str], model: nn.Module) -> None:
         save_file(stored, temporary, {_HEADER: json.dumps(facts, sort_keys=True)})
 
 
+def packed_files(folder: Path) -> list[Path]:
+    """Return the files of a packed folder: one, or those that its index names; none if it is none.
+
+    InputError if one that the index names is missing.
+    """
+    index = folder / f"{PACKED}.index.json"
+    if not index.is_file():
+        return [folder / PACKED] if (folder / PACKED).is_file() else []
+    facts = read_json(index)
+    places = facts.get("weight_map") if isinstance(facts, dict) else None
+    names = sorted({str(name) for name in places.values()}) if isinstance(places, dict) else []
+    lost = [n for n in names if Path(n).name != n or not (folder / n).is_file()]
+    if lost or not names:
+        raise InputError(f"{os.fspath(folder)!r}: {index.name} names {lost or 'no files'}")
+    return [folder / name for name in names]
+
+
+def _read_packed(path: Path) -> tuple[Any, dict[str, Tensor]]:
+    """Return header and tensors of a packed file, or folder."""
+    if not path.is_dir():
+        texts, tensors = read_tensors(path)
+        return parse_json(texts.get(_HEADER, "null"), "the header"), tensors
+    tensors = {}
+    for file in packed_files(path):
+        tensors |= read_tensors(file)[1]
+    return _folder_header(path), tensors
+
+
+def _folder_header(folder: Path) -> Any:
+    """Return the header of a packed folder: its one file's, or what the index has."""
+    index = folder / f"{PACKED}.index.json"
+    if index.is_file():
+        facts = read_json(index).get("metadata")
+        return facts.get(_HEADER) if isinstance(facts, dict) else None
+    files = packed_files(folder)
+    if not files:
+        raise InputError(f"{os.fspath(folder)!r} holds no {PACKED}")
+    return parse_json(read_tensor_header(files[0]).get(_HEADER, "null"), "the header")
+
+
+def packed_weights_of(folder: Path) -> dict[str, tuple[str, Format, tuple[int, ...]]]:
+    """Return the packed weights of a folder by name in the model.
+
+    Returns
+    -------
+    What the names of their planes begin with, their formats, and the shapes that are packed.
+    """
+    facts = typed(_Checkpoint, _folder_header(folder), "header")
+    if facts.attentions:
+        raise InputError(
+            f"{os.fspath(folder)!r} holds {', '.join(facts.attentions)}, each a "
+            "MultiheadAttention in parts, which is not converted"
+        )
+    found: dict[str, tuple[str, Format, tuple[int, ...]]] = {}
+    for layer, told in facts.layers.items():
+        fmt = _from_facts(told.weights)
+        if fmt is not None:
+            found[f"{layer}.weight"] = layer, fmt, told.shape
+    for module, known in facts.watched.items():
+        for own, weight in known.weights.items():
+            name = f"{module}.{own}".lstrip(".")
+            found[name] = name, get_format(weight.format, **weight.options), weight.shape
+    return found
+
+
 def load_quantized(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
-    """Read what ``save_quantized`` wrote; the weights that it was made from are not needed.
+    """Read what ``save_quantized`` or ``m2xfp convert`` wrote; no other weights are needed.
 
     Parameters
     ----------
     path
-        The file.
+        The file, or the folder of a model in several.
     model
         A model of the same architecture with any weights, changed in place; None for the bundled
         architecture, whose shape the file holds.
@@ -135,9 +213,8 @@ def load_quantized(path: str | os.PathLike[str], model: nn.Module | None = None)
     InputError
         The file is not there, is no such file, or belongs to another architecture.
     """
-    texts, tensors = read_tensors(path)
+    header, tensors = _read_packed(Path(path))
     try:
-        header = parse_json(texts.get(_HEADER, "null"), "the header")
         if not isinstance(header, dict) or "layers" not in header:
             raise InputError("it holds no quantized model; save_quantized writes one")
         facts = typed(_Checkpoint, header, "header")
@@ -212,12 +289,17 @@ def _layer_dtype(name: str, dtype: str) -> torch.dtype:
     return _LAYER_DTYPES[dtype]
 
 
-def _take_planes(
+def take_planes(
     name: str, fmt: Format, shape: tuple[int, ...], tensors: dict[str, Tensor]
-) -> PackedTensor:
-    """Take the planes NAME.codes and so on out of ``tensors``, as a packed tensor."""
+) -> PackedTensor | StackedTensor:
+    """Take the planes NAME.codes and so on out of ``tensors``, as a packed tensor.
+
+    Experts that have a tensor scale each come as a stack.
+    """
     planes = {n: tensors.pop(f"{name}.{n}") for n in PLANES if f"{name}.{n}" in tensors}
     try:
+        if len(shape) == 3 and "tensor_scale" in planes and planes["tensor_scale"].ndim:
+            return StackedTensor.from_planes(fmt, planes, shape)
         return PackedTensor.from_planes(fmt, planes, shape)
     except (M2xfpError, TypeError) as error:
         raise InputError(f"layer {name}: {error}") from error
@@ -265,7 +347,7 @@ def _restore(model: nn.Module, facts: _Checkpoint, tensors: dict[str, Tensor]) -
         dtype, fmt = _layer_dtype(name, layer.dtype), _from_facts(layer.weights)
         own = getattr(original, "shape", None) or getattr(original, "weight", torch.empty(0)).shape
         _require_shape(name, layer.shape, own[::-1] if is_transposed_linear(original) else own)
-        packed = None if fmt is None else _take_planes(name, fmt, layer.shape, tensors)
+        packed = None if fmt is None else take_planes(name, fmt, layer.shape, tensors)
         weight = torch.empty(layer.shape, dtype=dtype, device="meta")
         bias = getattr(original, "bias", None)
         restored = QuantLinear(weight, bias, packed, quantizers.of(layer.activations))
@@ -304,7 +386,7 @@ def _restore_watched(
         dtype, fmt = _layer_dtype(whole, told.dtype), get_format(told.format, **told.options)
         if told.dim not in (-1, -2) or len(told.shape) < -told.dim:
             raise InputError(f"layer {whole}: dim {told.dim}; must be -1 or -2")
-        packed = _take_planes(whole, fmt, told.shape, tensors)
+        packed = take_planes(whole, fmt, told.shape, tensors)
         tensors[whole] = decoded(packed, told.dim, dtype)
         _require_shape(whole, tuple(tensors[whole].shape), getattr(module, own).shape)
         forms[own] = told.dim, packed

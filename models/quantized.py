@@ -19,6 +19,7 @@ from m2xfp.errors import InputError
 from m2xfp.golden.formats.format import Format, get_format
 from m2xfp.golden.formats.packed import PLANES, PackedTensor
 from m2xfp.golden.formats.products import packed_linear
+from m2xfp.golden.kernels.products_fused import MOST_ROWS
 from m2xfp.models.arithmetic import FLOAT, Arithmetic
 from m2xfp.models.layers import (
     Coverage,
@@ -244,11 +245,11 @@ class QuantLinear(nn.Module):
         return self.shape[0]
 
     def _reads_packed(self, x: Tensor) -> bool:
-        """Whether to multiply from the packed weight: one or two rows, where reading it is all."""
+        """Whether to multiply from the packed weight: a few rows, where reading it is all."""
         if x.device.type != "cuda" or x.dtype != torch.bfloat16:
             return False
         tracked = x.requires_grad and torch.is_grad_enabled()
-        return not tracked and x.numel() <= 2 * x.shape[-1]
+        return not tracked and x.numel() <= MOST_ROWS * x.shape[-1]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""

@@ -1,12 +1,13 @@
 """Tasks of the lm-evaluation-harness on a quantized Hugging Face model, through its API."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from m2xfp.errors import InputError, MissingToolError, UnknownNameError
+from m2xfp.models.evaluate import evenly
 
 __all__ = ["find_tasks", "run_tasks"]
 
@@ -48,6 +49,24 @@ def find_tasks(names: Sequence[str], folder: Path | None = None) -> Any:
     return manager
 
 
+def _each(tasks: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the tasks of a tree of groups, with their names."""
+    for name, task in tasks.items():
+        if isinstance(task, Mapping):
+            yield from _each(task)
+        else:
+            yield name, task
+
+
+def _documents(manager: Any, names: Sequence[str], most: int) -> dict[str, list[int]]:
+    """Return ``most`` documents of each task, by number, evenly spread over it.
+
+    The harness itself would take the first, which are those of the first subject or year.
+    """
+    tasks = manager.load_task_or_group(list(names))
+    return {name: evenly(len(task.eval_docs), most) for name, task in _each(tasks)}
+
+
 def run_tasks(
     model: nn.Module,
     tokenizer: Any,
@@ -67,7 +86,7 @@ def run_tasks(
     batch
         Sequences a pass.
     limit
-        Documents a task; None for all.
+        Documents a task, evenly spread over it; None for all.
 
     Raises
     ------
@@ -83,7 +102,11 @@ def run_tasks(
         pretrained=model, tokenizer=tokenizer, batch_size=batch
     )
     found = harness.simple_evaluate(
-        model=wrapped, tasks=list(names), task_manager=manager, limit=limit, verbosity="WARNING"
+        model=wrapped,
+        tasks=list(names),
+        task_manager=manager,
+        samples=None if limit is None else _documents(manager, names, limit),
+        verbosity="WARNING",
     )
     return {
         task: {

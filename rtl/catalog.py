@@ -38,6 +38,8 @@ from m2xfp.rtl.units.exact_accumulator import ExactAccumulator
 from m2xfp.rtl.units.fp32_accumulator import Fp32Accumulator
 from m2xfp.rtl.units.gemm_core import GemmCore
 from m2xfp.rtl.units.group_dot import GroupDot
+from m2xfp.rtl.units.hadamard import Hadamard
+from m2xfp.rtl.units.hadamard_quantizer import HadamardQuantizer
 from m2xfp.rtl.units.pe_tile import PeTile
 from m2xfp.rtl.units.weight_encoder import WeightEncoder
 from m2xfp.rtl.verilog.axi import signals_of, streams_of
@@ -361,6 +363,25 @@ UNITS: dict[str, Unit] = {
                 formats=_encoded,
             ),
             board=Board(name="encoder", config="bf16-adaptive-12"),
+        ),
+        Unit(
+            name="hadamard",
+            purpose="blocks of bfloat16 values to their Walsh-Hadamard transform, random signs",
+            component=Hadamard,
+            configs={
+                "32x32": {"points": 32, "lanes": 32},
+                "32x8": {"points": 32, "lanes": 8},
+                "128x32": {"points": 128, "lanes": 32},
+            },
+        ),
+        Unit(
+            name="hadamard_quantizer",
+            purpose="blocks of bfloat16 values, transformed, to packed M2XFP groups (Elem-EM)",
+            component=HadamardQuantizer,
+            configs={
+                "32x32": {"points": 32, "lanes": 32},
+                "32x8": {"points": 32, "lanes": 8},
+            },
         ),
         Unit(
             name="activation_decoder",

@@ -28,6 +28,7 @@ from m2xfp.formats import (
     input_type,
     window,
 )
+from m2xfp.plain import whole_number
 
 __all__ = [
     "Among",
@@ -149,12 +150,6 @@ class _Kind:
     notation: str = ""
 
 
-def _whole(text: str) -> int:
-    if not re.fullmatch(r"-?[0-9]+", text):
-        raise InputError("give a whole number")
-    return int(text)
-
-
 def _flag(text: str) -> bool:
     if text not in {"true", "false"}:
         raise InputError("give true or false")
@@ -163,7 +158,7 @@ def _flag(text: str) -> bool:
 
 _KINDS: dict[type, _Kind] = {
     bool: _Kind("true or false", _flag, ("true", "false")),
-    int: _Kind("whole number", _whole),
+    int: _Kind("whole number", whole_number),
     str: _Kind("text", str),
     BlockFormat: _Kind("format", block_format, tuple(BLOCK_FORMATS)),
     InputType: _Kind("input type", input_type, tuple(INPUT_TYPES)),

@@ -21,6 +21,7 @@ from m2xfp.tb.vectors import Beats, TestVectors
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from m2xfp.tb.cross import Cross
     from m2xfp.tb.regression import Case
 
 __all__ = ["Arrays", "Bench", "Operands", "bench_of", "find_bench", "golden_of"]
@@ -76,6 +77,16 @@ class Bench(Protocol):
 
     def regression(self, facts: Facts, /, seed: int = 0) -> "Iterator[Case]":
         """Yield what every build of the unit must pass, cheap cases that find much first."""
+
+    def cover(self, vectors: TestVectors, facts: Facts, /) -> "Iterator[Cross]":
+        """Yield which of the cases that its numbers have came up in some vectors."""
+
+    def unreached(self, facts: Facts, /) -> dict[str, str]:
+        """Return what nothing legal covers though no proof says so, with the reason.
+
+        Regular expressions for whole points as `m2xfp.tb.points.Point` writes them, such as
+        ``unit[.]part[.]wire[.]3[]]:.*``. To cover one of them is an error.
+        """
 
 
 def find_bench(unit: Unit) -> Bench:

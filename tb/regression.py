@@ -15,10 +15,14 @@ from m2xfp.tb.bench import Arrays
 from m2xfp.tb.bulk.simulator import BulkSimulator, Run
 from m2xfp.tb.vectors import Beats, TestVectors
 
-__all__ = ["Case", "check_case", "steady_cases"]
+__all__ = ["RESETS", "STALLS", "WARM", "Case", "check_case", "steady_cases"]
 
 # None, both sides now and then, and a reader so slow that everything fills up behind it.
 STALLS = ((0.0, 0.0), (0.25, 0.25), (0.0, 0.9))
+
+# Clocks of traffic that leave something in every register, before a reset in its midst.
+WARM = 100
+RESETS = 16
 
 Timing = Callable[[Run, Facts], str]
 """What is wrong with the clocks of a run without stalls; nothing if they are as stated."""
@@ -41,6 +45,8 @@ class Case:
         Of the stalls, and of what registers hold before the reset.
     timing
         Looks at the clocks of a case of one phase without stalls.
+    before
+        Clocks of traffic, the first of the beats, that the reset is in the midst of.
     """
 
     name: str
@@ -48,12 +54,13 @@ class Case:
     stall: tuple[float, float] = (0.0, 0.0)
     seed: int = 0
     timing: Timing | None = None
+    before: int = 0
 
 
 def check_case(
     simulator: BulkSimulator, case: Case, settings: Mapping[str, int] | None = None
-) -> None:
-    """Play a case.
+) -> list[Run]:
+    """Play a case, and return its runs, one a phase.
 
     Parameters
     ----------
@@ -71,7 +78,9 @@ def check_case(
     SimulationError
         A stream rule is broken, or the unit takes no more.
     """
+    runs = []
     for vectors, run in zip(case.phases, _runs(simulator, case, settings or {}), strict=True):
+        runs.append(run)
         for name, wanted in vectors.outputs.items():
             found = run.outputs[name]
             assert len(found) == len(wanted), f"{case.name}: {name} gave {len(found)} beats"
@@ -79,6 +88,7 @@ def check_case(
             assert not len(wrong), f"{case.name}: {name} differs in beat {wrong[0]}"
         if case.timing is not None:
             assert not (complaint := case.timing(run, simulator.facts)), f"{case.name}: {complaint}"
+    return runs
 
 
 def _runs(simulator: BulkSimulator, case: Case, settings: Mapping[str, int]) -> Iterator[Run]:
@@ -101,7 +111,8 @@ def _runs(simulator: BulkSimulator, case: Case, settings: Mapping[str, int]) -> 
             stall=stall,
             seed=case.seed,
             settings=settings,
-            stamps=case.timing is not None,
+            before=case.before,
+            stamps=simulator.coverage or case.timing is not None,
         )
         return
     yield from simulator.run_phases(
@@ -109,6 +120,7 @@ def _runs(simulator: BulkSimulator, case: Case, settings: Mapping[str, int]) -> 
         stalls=[stall if number % 2 == 0 else 0.0 for number in range(len(case.phases))],
         seed=case.seed,
         settings=settings,
+        before=case.before,
     )
 
 
@@ -136,17 +148,25 @@ def steady_cases(
     facts: Facts,
     seed: int,
 ) -> Iterator[Case]:
-    """Yield a case for each of some arrays, with the stalls in turn.
+    """Yield a case for each of some arrays, with the stalls in turn, and resets in their midst.
 
-    Those without stalls of a unit of one input stream look at the clocks too.
+    Those without stalls of a unit of one input stream look at the clocks too. The last cases are of
+    a few groups each, reset in one clock after the other of traffic that pauses at both ends.
     """
     timing = _steady if len(facts.inputs) == 1 else None
+    few: TestVectors | None = None
     for number, (name, arrays) in enumerate(named):
         stall = STALLS[number % len(STALLS)]
+        made = vectors(arrays, facts, seed + number)
+        few = few or made.part(0, min(made.groups, 40))
         yield Case(
             name,
-            (vectors(arrays, facts, seed + number),),
+            (made,),
             stall,
             seed + number,
             None if any(stall) else timing,
+            WARM + 5 * number,
         )
+    if few is not None and facts.streams:
+        for clock in range(RESETS):
+            yield Case(f"reset {clock}", (few,), (0.5, 0.7), seed + clock, before=WARM + clock)

@@ -1,14 +1,16 @@
 """Session helpers: where simulations are built, and units emitted once a session."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from m2xfp.facts import EmittedFiles
-from m2xfp.rtl.catalog import find_unit
-from m2xfp.rtl.verilog.emit import emit
+if TYPE_CHECKING:
+    from m2xfp.facts import EmittedFiles
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +23,12 @@ def sim_dir(pytestconfig: pytest.Config) -> Path:
 
 @pytest.fixture(scope="session")
 def emitted(sim_dir: Path) -> Callable[[str, str], EmittedFiles]:
-    """Return a function from unit and configuration to the emitted files."""
+    """Return a function from unit and configuration to the emitted files.
+
+    Imported here, so that tests of the golden model run where Amaranth is not: on a GPU machine.
+    """
+    from m2xfp.rtl.catalog import find_unit
+    from m2xfp.rtl.verilog.emit import emit
 
     @cache
     def files(unit: str, config: str) -> EmittedFiles:

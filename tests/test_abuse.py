@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from m2xfp import files
 from m2xfp.cli import main
-from m2xfp.errors import FileError, ToolError, explain, tool_failure
+from m2xfp.errors import FileError, ToolError, explain, memory_lack, tool_failure
 from m2xfp.files import (
     SEAL,
     atomic_path,
@@ -191,6 +192,62 @@ def test_an_impossible_output_is_refused_before_any_work(
     assert ended.value.code == 2
     assert "part of the path is a file" in " ".join(capsys.readouterr().err.split())
     assert {path.name for path in tmp_path.iterdir()} == {"file", "docs", "x.npy"}
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "output"])
+def test_what_is_no_file_stays_in_its_place(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file moved onto /dev/null by root takes it away from the whole machine."""
+    path = tmp_path / "x"
+    if kind == "device":
+        path.symlink_to(os.devnull)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path = Path("/dev/stdout")
+        if not path.exists():
+            pytest.skip("no /dev/stdout here")
+    before = path.lstat()
+    with pytest.raises(FileError, match="is a device or a pipe; choose a file"):
+        write_atomic(path, "text")
+    for arguments in (("synth", *UNIT, "--no-power", "--json"), ("verilog", *UNIT, "-o")):
+        monkeypatch.setattr(sys, "argv", ["m2xfp", *arguments, str(path)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert "is a device or a pipe" in said or "is a file" in said, said
+    assert path.lstat() == before
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a/file")
+    for text in ("first", "second"):  # also while it leads nowhere yet
+        write_atomic(tmp_path / "link", text)
+        assert (tmp_path / "a" / "file").read_text() == text
+        assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    "allocate",
+    [lambda: torch.empty(1 << 50), lambda: np.empty(1 << 50), lambda: bytearray(1 << 50)],
+    ids=["torch", "numpy", "python"],
+)
+def test_more_than_the_memory_holds(
+    allocate: Callable[[], object],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("m2xfp.models.quality.measure_sqnr", lambda groups, seed: allocate())
+    monkeypatch.setattr(sys, "argv", ["m2xfp", "study", "sqnr"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "Error: not enough memory" in capsys.readouterr().err
+    assert memory_lack(RuntimeError("shape of [4] is wrong")) is None
 
 
 def test_listing_writes_nothing_and_needs_no_place(

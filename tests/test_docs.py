@@ -223,6 +223,8 @@ def folder(tmp_path: Path, sim_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
         for plane in ("codes", "scales", "meta")
     }
     np.savez(tmp_path / "pairs.npz", **planes, first=np.arange(64) % 8 == 0)
+    signs = rng.integers(0, 2, (64, 32)) > 0
+    np.savez(tmp_path / "blocks.npz", x=np.load(tmp_path / "x.npy"), flips=signs)
     (tmp_path / "build").mkdir()
     (tmp_path / "build" / "sim").symlink_to(sim_dir)  # what other tests have compiled
     (tmp_path / "docs").symlink_to(ROOT / "docs")

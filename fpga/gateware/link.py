@@ -353,7 +353,9 @@ class Link(Component):
             store.en.eq(receiver.write),
             store.addr.eq(receiver.address),
             store.data.eq(receiver.write_data),
-            drain.en.eq(sender.read),
+            # Neither buffer is read while it is written, and synthesis can see it: it would add
+            # logic around the memories for a byte that is read in the clock in which it is written.
+            drain.en.eq(sender.read & ~active),
             drain.addr.eq(sender.address),
             sender.read_data.eq(drain.data),
             sender.start.eq(start),
@@ -362,7 +364,7 @@ class Link(Component):
             sender.header.status.eq(status),
             sender.header.length.eq(Mux(status == Status.OK, count, 0)),
             given_all.eq(given == header.length),
-            fetch.en.eq(~waiting | self.request.ready),
+            fetch.en.eq(active & (~waiting | self.request.ready)),
             fetch.addr.eq(given),
             self.request.payload.eq(fetch.data),
             self.request.valid.eq(waiting),

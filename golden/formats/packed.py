@@ -134,7 +134,12 @@ class PackedTensor:
     def from_planes(
         cls, fmt: "Format", planes: Mapping[str, Tensor], shape: tuple[int, ...]
     ) -> "PackedTensor":
-        """Build from the tensors of ``planes()``; InputError or TypeError if they do not fit."""
+        """Build from the tensors of ``planes()``; InputError or TypeError if they do not fit.
+
+        Planes in PyTorch's own types are taken as their bytes, where the type is the format's:
+        ``float4_e2m1fn_x2``, ``float8_e4m3fn`` and ``float8_e5m2`` codes, ``float8_e8m0fnu`` and
+        ``float8_e4m3fn`` scales.
+        """
         for name in ("codes", "scales"):
             if name not in planes:
                 raise InputError(f"plane {name!r} is missing; there are: {', '.join(planes)}")
@@ -142,8 +147,8 @@ class PackedTensor:
             raise InputError(f"plane {unknown[0]!r} is unknown; there are: {', '.join(PLANES)}")
         packed = cls(
             fmt,
-            planes["codes"],
-            planes["scales"],
+            _as_bytes(planes["codes"], fmt.block.element.name),
+            _as_bytes(planes["scales"], fmt.block.scale.name),
             planes.get("meta"),
             _size(shape),
             planes.get("tensor_scale"),
@@ -275,6 +280,25 @@ class _Facts:
     format: str
     options: dict[str, Any]
     shape: tuple[int, ...]
+
+
+# PyTorch's own types by the element or scale that they hold; older versions lack some.
+_OWN_TYPES = {
+    getattr(torch, name): kind
+    for name, kind in (
+        ("float4_e2m1fn_x2", "e2m1"),
+        ("float8_e4m3fn", "e4m3"),
+        ("float8_e5m2", "e5m2"),
+        ("float8_e8m0fnu", "e8m0"),
+    )
+    if hasattr(torch, name)
+}
+
+
+def _as_bytes(plane: Tensor, kind: str) -> Tensor:
+    """Return a plane of the type that holds ``kind`` as bytes, any other as it is."""
+    own = isinstance(plane, Tensor) and _OWN_TYPES.get(plane.dtype) == kind
+    return plane.view(torch.uint8) if own else plane
 
 
 def _size(shape: tuple[int, ...]) -> torch.Size:

@@ -9,8 +9,9 @@ times powers of two, and so is the sum of their products. What rounds is the acc
 - ``exact``: the exact sum over all of K, rounded once at the end.
 
 Rules of all: a zero addend leaves acc unchanged, bit for bit (``exact``: an exact zero is +0); a
-NaN scale on either side gives the quiet NaN 0x7FC00000; overflow gives infinity, which stays until
-a NaN comes; subnormal results are kept; a non-zero sum that rounds to zero keeps its sign.
+NaN scale on either side, or an element that is NaN or infinity, gives the quiet NaN 0x7FC00000;
+overflow gives infinity, which stays until a NaN comes; subnormal results are kept; a non-zero sum
+that rounds to zero keeps its sign.
 
 Source: M2XFP, arXiv 2601.19213, section 5.4; the definition in docs/format.md.
 """
@@ -37,6 +38,7 @@ from m2xfp.golden.formats.numeric import (
     widen,
 )
 from m2xfp.golden.formats.packed import PackedTensor
+from m2xfp.golden.formats.wide_sums import split_sums
 from m2xfp.golden.kernels.fused import refuse_forced
 from m2xfp.golden.kernels.memory import explained
 from m2xfp.golden.kernels.operators import Dims, define, each, in_front, shielded
@@ -59,6 +61,7 @@ __all__ = [
 
 ACCUMULATORS = ("fp32", "fp32_subgroup", "exact")
 _QUIET_NAN = 0x7FC00000
+_FLOAT64_BITS = 53
 # The matrix product holds this many float64 partial sums at a time.
 _CHUNK_SUMS = 1 << 22
 # So many values of a packed weight are decoded at a time.
@@ -92,6 +95,7 @@ def _operand(packed: PackedTensor) -> _Operand:
     groups = codes.shape[-2]
     rows = prod(codes.shape[:-2])
     elements = coder.refinement.decode(codes.flatten(0, -2), fields.flatten(0, -2))
+    elements = elements.masked_fill(elements.isinf(), float("nan"))
     return _Operand(
         elements.reshape(rows, groups, codes.shape[-1]),
         coder.scale.value(scales).reshape(rows, groups),
@@ -101,6 +105,21 @@ def _operand(packed: PackedTensor) -> _Operand:
 
 def _check(qa: PackedTensor, qw: PackedTensor, accumulator: str) -> int:
     """Return the lanes of one addend; an error says why operands do not go together."""
+    _check_operands(qa, qw, accumulator)
+    a, w = qa.format.block, qw.format.block
+    if accumulator != "fp32_subgroup":
+        return a.group if _fits(a, w, accumulator) else 1
+    sizes = {block.metadata.subgroup for block in (a, w) if block.metadata.bits}
+    if len(sizes) != 1:
+        raise InputError(
+            f"{a.name} and {w.name} have subgroups of {sorted(sizes) or 'no'} values; "
+            "fp32_subgroup needs one size"
+        )
+    return sizes.pop()
+
+
+def _check_operands(qa: PackedTensor, qw: PackedTensor, accumulator: str) -> None:
+    """Raise an error that says why operands do not go together."""
     for name, packed in (("qa", qa), ("qw", qw)):
         if not isinstance(packed, PackedTensor):
             raise TypeError(f"{name} is {type(packed).__name__}; pass a PackedTensor")
@@ -122,18 +141,9 @@ def _check(qa: PackedTensor, qw: PackedTensor, accumulator: str) -> int:
         raise InputError(
             f"qa has K = {qa.shape[-1]}, qw has K = {qw.shape[-1]}; they contract over the same K"
         )
-    if accumulator != "fp32_subgroup":
-        return a.group if _fits(a, w, accumulator) else 1
-    sizes = {block.metadata.subgroup for block in (a, w) if block.metadata.bits}
-    if len(sizes) != 1:
-        raise InputError(
-            f"{a.name} and {w.name} have subgroups of {sorted(sizes) or 'no'} values; "
-            "fp32_subgroup needs one size"
-        )
-    return sizes.pop()
 
 
-def accumulate(acc: Tensor, addend: Tensor) -> Tensor:
+def accumulate(acc: Tensor, addend: Tensor, rest: Tensor | None = None) -> Tensor:
     """Return RNE_fp32(acc + addend), one rounding of the exact sum.
 
     Parameters
@@ -142,9 +152,23 @@ def accumulate(acc: Tensor, addend: Tensor) -> Tensor:
         float32.
     addend
         float64, exact; NaN or a NaN in acc gives the quiet NaN, zero returns acc unchanged.
+    rest
+        float64 of the sign of ``addend``, which is added to it exactly; for sums of more bits.
     """
+    if rest is not None:
+        return _accumulate_wide(acc, addend, rest)
     total = round_once(add_to_odd(widen(acc), addend), torch.float32)
     return _one_nan(torch.where(addend == 0, acc, total))
+
+
+def _accumulate_wide(acc: Tensor, addend: Tensor, rest: Tensor) -> Tensor:
+    """Return RNE_fp32(acc + addend + rest) by way of fixed point."""
+    digits = torch.zeros(_DIGITS, *addend.shape, dtype=torch.int64, device=addend.device)
+    for term in (widen(acc), addend, rest):
+        _add_to_digits(digits, torch.where(term.isfinite(), term, 0.0))
+    total = _rounded(_total(digits), addend.isnan())
+    stays = acc.isinf() & ~addend.isnan() | (addend == 0) & (rest == 0)
+    return _one_nan(torch.where(stays | acc.isnan(), acc, total))
 
 
 def _one_nan(x: Tensor) -> Tensor:
@@ -192,7 +216,7 @@ def product_bias(a: BlockFormat, w: BlockFormat) -> int:
 def _fits(a: BlockFormat, w: BlockFormat, accumulator: str) -> bool:
     """Whether the sum of a group's products is exact in float64; InputError if it has to be."""
     lowest, highest = _places(a, w)
-    if highest - lowest <= 53:
+    if highest - lowest <= _FLOAT64_BITS:
         return True
     if accumulator != "exact":
         raise InputError(
@@ -364,13 +388,30 @@ def dot(
     return found
 
 
-def _addends(a: _Operand, w: _Operand, lanes: int | None) -> Tensor:
-    """Return the sums of ``lanes`` products each, without scales: float64 [rows, groups, parts]."""
+_Blocks = tuple[BlockFormat, BlockFormat]
+
+
+def _split(qa: PackedTensor, qw: PackedTensor) -> _Blocks | None:
+    """Return the formats if their sums of products must be split in two."""
+    blocks = qa.format.block, qw.format.block
+    lowest, highest = _places(*blocks)
+    return blocks if highest - lowest > _FLOAT64_BITS else None
+
+
+def _addends(
+    a: _Operand, w: _Operand, lanes: int | None, split: _Blocks | None
+) -> tuple[Tensor, ...]:
+    """Return the sums of ``lanes`` products each, without scales: float64 [rows, groups, parts].
+
+    One tensor, or two of which each sum is the sum.
+    """
     size = a.elements.shape[2]
     lanes = size if lanes is None else lanes
     if lanes < 1 or size % lanes:
         raise InputError(f"lanes={lanes}: must divide the group of {size}")
-    return (a.elements * w.elements).unflatten(-1, (-1, lanes)).sum(-1)
+    if split is not None:
+        return split_sums(a.elements, w.elements, split, lanes)
+    return ((a.elements * w.elements).unflatten(-1, (-1, lanes)).sum(-1),)
 
 
 @torch.no_grad()
@@ -397,17 +438,20 @@ def running_fp32(
     TypeError, InputError
         As for ``dot``; and for lanes that do not divide the group.
     """
-    _check(qa, qw, "fp32")
+    _check_operands(qa, qw, "fp32")
     if qa.shape != qw.shape:
         raise InputError(f"qa has shape {tuple(qa.shape)}, qw {tuple(qw.shape)}; pass one shape")
     a, w = _operand(qa), _operand(qw)
-    addends = _addends(a, w, lanes) * (a.scales * w.scales).unsqueeze(-1)
+    scales = (a.scales * w.scales).unsqueeze(-1)
+    addends, *rests = (part * scales for part in _addends(a, w, lanes, _split(qa, qw)))
     begins = None if first is None else first.reshape(a.scales.shape)
-    found = running_fp32_sum(addends, begins)
+    found = running_fp32_sum(addends, begins, *rests)
     return found.reshape(*qa.shape[:-1], *addends.shape[1:])
 
 
-def running_fp32_sum(addends: Tensor, first: Tensor | None = None) -> Tensor:
+def running_fp32_sum(
+    addends: Tensor, first: Tensor | None = None, rests: Tensor | None = None
+) -> Tensor:
     """Return the ``fp32`` accumulator after each addend.
 
     Parameters
@@ -416,6 +460,8 @@ def running_fp32_sum(addends: Tensor, first: Tensor | None = None) -> Tensor:
         float64 [rows, steps, parts], exact or NaN; the parts of a step follow one another.
     first
         bool [rows, steps]: start from +0 before that step; by default at step 0 alone.
+    rests
+        What is still to be added to each addend, as ``accumulate`` takes it.
     """
     acc = torch.zeros(len(addends), dtype=torch.float32, device=addends.device)
     found = torch.empty(addends.shape, dtype=torch.float32, device=addends.device)
@@ -423,7 +469,8 @@ def running_fp32_sum(addends: Tensor, first: Tensor | None = None) -> Tensor:
         if first is not None:
             acc = acc.masked_fill(first[:, step], 0.0)
         for part in range(addends.shape[2]):
-            acc = found[:, step, part] = accumulate(acc, addends[:, step, part])
+            rest = None if rests is None else rests[:, step, part]
+            acc = found[:, step, part] = accumulate(acc, addends[:, step, part], rest)
     return found
 
 
@@ -461,9 +508,9 @@ def running_exact(
     Raises
     ------
     TypeError, InputError
-        As for ``dot``; and for scales that are no E8M0 or a product too wide for float64.
+        As for ``dot``; and for scales that are no E8M0.
     """
-    _check(qa, qw, "fp32")
+    _check_operands(qa, qw, "fp32")
     if qa.shape != qw.shape:
         raise InputError(f"qa has shape {tuple(qa.shape)}, qw {tuple(qw.shape)}; pass one shape")
     blocks = qa.format.block, qw.format.block
@@ -474,18 +521,21 @@ def running_exact(
         )
     a, w = _operand(qa), _operand(qw)
     rows, groups = a.scales.shape
-    products = _addends(a, w, lanes)
-    parts = products.shape[2]
-    begins = torch.zeros(rows, groups, parts, dtype=torch.bool, device=a.scales.device)
+    # A sum in two parts is added in two steps. They have one sign, so what lies between has left
+    # the window only if the end has, and both are zero only if the sum is.
+    terms = torch.stack(_addends(a, w, lanes, _split(qa, qw)), -1)
+    parts = terms.shape[2]
+    begins = torch.zeros(terms.shape, dtype=torch.bool, device=a.scales.device)
     if first is not None:
-        begins[..., 0] = first.reshape(rows, groups)
-    acc, inexact = running_exact_sum(
-        products.flatten(1),
-        (a.scales * w.scales).repeat_interleave(parts, dim=1),
+        begins[..., 0, 0] = first.reshape(rows, groups)
+    found = running_exact_sum(
+        terms.flatten(1),
+        (a.scales * w.scales).repeat_interleave(terms[0, 0].numel(), dim=1),
         begins.flatten(1),
         window,
         product_unit(*blocks),
     )
+    acc, inexact = (each[:, terms.shape[3] - 1 :: terms.shape[3]] for each in found)
     shape = (*qa.shape[:-1], groups) if lanes is None else (*qa.shape[:-1], groups, parts)
     return acc.reshape(shape), inexact.reshape(shape)
 
@@ -553,7 +603,7 @@ def _run_on(
     """
     steps = torch.arange(products.shape[1], device=products.device)
     begun = torch.where(first, steps, -1).cummax(-1).values  # the step at which a sum began
-    there = (products != 0) & ~scales.isnan()
+    there = (products != 0) & ~(products * scales).isnan()
     place = exponent(scales) + 2 * E8M0.bias
     below, above = there & (place < window.lowest), there & (place > window.highest)
     value = products.masked_fill(below | above, 0.0) * scales

@@ -1,4 +1,7 @@
-"""Compiled C++ for this machine: built once, kept in the user's cache folder, checked when loaded.
+"""Compiled C++ for a level of processors: built once, kept in the user's cache folder, checked.
+
+The best level that this processor runs is chosen when a library is loaded, and a library is named
+by its level: machines of different kinds may share a cache folder.
 
 A cache entry is one file, moved into place when it is whole: the library, and behind it its hash.
 So processes that build at the same time, or are killed while they do, leave nothing that harms.
@@ -22,7 +25,17 @@ from m2xfp.processes import run
 
 __all__ = ["Library"]
 
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-Wno-psabi", "-fPIC", "-shared")
+_FLAGS = ("-O3", "-std=c++17", "-Wno-psabi", "-fPIC", "-shared")
+_AVX2 = ("avx2", "fma", "f16c", "bmi2")
+_AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
+_LEVELS = (
+    (*_AVX512, "avx512_vnni"),
+    _AVX512,
+    (*_AVX2, "avx_vnni"),
+    _AVX2,
+    (),
+)
+"""Features of x86 processors as Linux names them, the best first; the last level is any."""
 _HASH_BYTES = 32
 # A build takes seconds; what an hour old one has left was killed.
 _ABANDONED_SECONDS = 3600
@@ -40,12 +53,19 @@ class Library:
         Compiler flags beside the usual ones.
     declare
         Gives the types of the functions to the loaded library.
+    headers
+        Files beside the source that it includes.
     """
 
     def __init__(
-        self, source: Path, flags: tuple[str, ...], declare: Callable[[ctypes.CDLL], None]
+        self,
+        source: Path,
+        flags: tuple[str, ...],
+        declare: Callable[[ctypes.CDLL], None],
+        headers: tuple[str, ...] = (),
     ) -> None:
         self.source, self.flags, self.declare = source, (*_FLAGS, *flags), declare
+        self.headers = tuple(source.with_name(name) for name in headers)
         self._found: ctypes.CDLL | NoFusedPathError | None = None
 
     def load(self) -> ctypes.CDLL:
@@ -68,16 +88,19 @@ class Library:
     def _built(self) -> ctypes.CDLL:
         """Compile the library if needed, and load it.
 
-        The name in the cache holds all that the machine code depends on: source, flags, the
-        compiler and its version, and the processor. A library that does not load is built again.
+        The name in the cache holds all that the machine code depends on: source, flags, among them
+        those of the level, the compiler and its version, and the kind of machine. A library that
+        does not load is built again.
         """
         compiler = _compiler()
-        facts = (self.source.read_text(), *self.flags, *compiler, _version(compiler), _processor())
+        flags = (*self.flags, *_level_flags())
+        texts = (path.read_text() for path in (self.source, *self.headers))
+        facts = (*texts, *flags, *compiler, _version(compiler), platform.machine())
         name = hashlib.sha256("\0".join((*facts, sys.byteorder)).encode()).hexdigest()[:24]
         path = _folder() / f"{self.source.stem}-{name}.so"
         for last in (False, True):
             if last or not _is_whole(path):
-                self._compile(compiler, path)
+                self._compile([*compiler, *flags], path)
             try:
                 library = ctypes.CDLL(str(path))
                 self.declare(library)
@@ -96,7 +119,7 @@ class Library:
         """Build the library; NoFusedPathError says what the compiler or the cache folder lacks."""
         try:
             with atomic_path(path) as temporary:
-                command = [*compiler, *self.flags, str(self.source), "-o", str(temporary)]
+                command = [*compiler, str(self.source), "-o", str(temporary)]
                 done = _run(command)
                 if done.returncode:
                     raise _failure(done.stderr)
@@ -163,15 +186,21 @@ def _folder() -> Path:
         raise _no_folder(str(error)) from error
 
 
-def _processor() -> str:
-    """Return what -march=native depends on."""
-    machine = platform.machine()
+def _features() -> frozenset[str]:
+    """Return the features of this processor by their names in Linux; none where it tells none."""
     try:
         text = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:
-        return machine + platform.processor()
-    lines = text.splitlines()
-    return machine + next((line for line in lines if line.startswith(("flags", "Features"))), "")
+        return frozenset()
+    line = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    return frozenset(line.partition(":")[2].split())
+
+
+def _level_flags() -> tuple[str, ...]:
+    """Return the compiler flags of the best level that this processor runs."""
+    here = _features()
+    level = next(level for level in _LEVELS if here.issuperset(level))
+    return tuple("-m" + name.replace("_", "") for name in level)
 
 
 def _is_whole(path: Path) -> bool:

@@ -15,7 +15,10 @@ from m2xfp.errors import InputError, NoFusedPathError
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.kernels.fused import chosen_path, cuda_trouble, refuse_forced, warn_once
 
-__all__ = ["fast_matmul", "fast_rows"]
+__all__ = ["MOST_ROWS", "fast_matmul", "fast_rows"]
+
+MOST_ROWS = 16
+"""Rows of floats from which on a packed weight is decoded first."""
 
 
 def fast_matmul(
@@ -45,7 +48,11 @@ def fast_matmul(
                 f"{accumulator} accumulator on {qa.device.type}; compute it by 'auto' or 'plain'"
             )
         return None
-    product: Tensor = found.matmul(qa, qw, accumulator, lanes, dtype)
+    product: Tensor | None = found.matmul(qa, qw, accumulator, lanes, dtype)
+    if product is None and path == "fused":
+        raise InputError(
+            "no fused product of infinite elements on the CPU; compute it by 'auto' or 'plain'"
+        )
     return product
 
 
@@ -56,11 +63,23 @@ def fast_rows(x: Tensor, weight: PackedTensor) -> Tensor | None:
     """
     if x.device.type != "cuda" or chosen_path() == "plain":
         return None
-    found = _kernels(x.device)
-    if isinstance(found, NoFusedPathError):
+    kernels = _row_kernels(x.device)
+    if kernels is None:
         return None
-    product: Tensor | None = found.few_rows(x, weight)
+    product: Tensor | None = kernels.few_rows(x, weight)
     return product
+
+
+@cache
+def _row_kernels(device: torch.device) -> ModuleType | None:
+    """Return the kernels for a few rows, or None: a Triton without Gluon, or none that runs."""
+    if cuda_trouble(device) is not None:
+        return None
+    try:
+        from m2xfp.golden.kernels import rows_gluon
+    except ImportError:
+        return None
+    return rows_gluon
 
 
 @cache

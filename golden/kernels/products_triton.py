@@ -13,12 +13,10 @@ hardware does it.
   rounded to odd.
 - ``_fixed`` adds up exactly, in windows of fixed point.
 - ``_wide`` cuts wider integers (E4M3 elements) in limbs for int8 tensor cores.
-- ``_one`` multiplies a row of floats by packed weights.
 
 Which kernel computes a tile is decided on the device, so nothing waits for it.
 """
 
-import os
 from functools import cache
 from math import prod
 from types import ModuleType
@@ -30,16 +28,17 @@ from torch import Tensor
 
 from m2xfp.golden.formats.numeric import joint_scale
 from m2xfp.golden.formats.packed import PackedTensor
+from m2xfp.golden.kernels.assembly import ADD_ROUNDED_TO_ODD
 from m2xfp.golden.kernels.products_facts import Operand, describe, limits, sum_bound
 
-__all__ = ["few_rows", "matmul", "serves"]
+__all__ = ["matmul", "serves"]
 
 _ROWS_A_RANGE = 128
 _EMPTY = 1 << 20  # above every exponent
 _NAN_EXPONENT = tl.constexpr(16384)
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Values of an operand that are decoded at a time.
 _WORKSPACE = 1 << 28
+_WIDE_TILE = (32, 64, 4)  # rows, columns and warps of a tile of ``_wide``
 
 
 @triton.jit
@@ -306,18 +305,16 @@ def _to_odd(a, b):
 
 
 @triton.jit
-def _directed(a, b):
-    """Return a + b in float64 rounded to odd: of its two neighbours the odd one."""
-    down, up = tl.inline_asm_elementwise(
-        "add.rm.f64 $0, $2, $3; add.rp.f64 $1, $2, $3;",
-        "=d,=d,d,d",
-        [a, b],
-        (tl.float64, tl.float64),
-        True,
-        1,
+def _added(acc, high, low, power):
+    """Return acc + (2^12 high + low) 2^e rounded once to float32; see ``assembly``."""
+    return tl.inline_asm_elementwise(
+        ADD_ROUNDED_TO_ODD,
+        "=d,d,r,r,r",
+        [acc, high, low, power],
+        dtype=tl.float64,
+        is_pure=True,
+        pack=1,
     )
-    odd = (down.to(tl.int64, bitcast=True) & 1) != 0
-    return tl.where(odd, down, up)
 
 
 @triton.jit
@@ -328,7 +325,7 @@ def _add(a, w, acc):
 @triton.jit
 def _wide(
     a, w, exponents_a, exponents_w, out, M, N, groups, stride, span,
-    GROUP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, DIRECTED: tl.constexpr,
+    GROUP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Multiply one tile of integers in four limbs, for sums of a group up to 2^53."""
     tile_m, tile_n = _place(M, N, BM, BN, 8)
@@ -338,7 +335,8 @@ def _wide(
     wide_m, wide_n = batch * M + tl.minimum(row, M - 1), batch * N + tl.minimum(column, N - 1)
     from_a = a + wide_m[:, None] * (groups * 4 * GROUP) + lane[None, :]
     from_w = w + wide_n[None, :] * (groups * 4 * GROUP) + lane[:, None]
-    acc = tl.zeros((BM, BN), tl.float32)
+    acc = tl.zeros((BM, BN), tl.float64)  # of float32 numbers
+    bad_m, bad_n = tl.zeros((BM,), tl.int32), tl.zeros((BN,), tl.int32)
     for group in range(0, groups):
         a0, a1 = tl.load(from_a), tl.load(from_a + GROUP)
         a2, a3 = tl.load(from_a + 2 * GROUP), tl.load(from_a + 3 * GROUP)
@@ -346,26 +344,32 @@ def _wide(
         w2, w3 = tl.load(from_w + 2 * GROUP), tl.load(from_w + 3 * GROUP)
         from_a += 4 * GROUP
         from_w += 4 * GROUP
-        e = tl.load(exponents_a + wide_m * groups + group).to(tl.int32)[:, None]
-        e = e + tl.load(exponents_w + wide_n * groups + group).to(tl.int32)[None, :]
-        # By Horner's rule, 2^4 a step: the products of limbs 2, 1, 0 and of limbs 6, 5, 4, 3.
-        low = _add(a2, w0, _add(a1, w1, tl.dot(a0, w2, out_dtype=tl.int32)))
-        low = _add(a1, w0, _add(a0, w1, low * 16))
-        low = _add(a0, w0, low * 16)
-        high = tl.dot(a3, w3, out_dtype=tl.int32)
-        high = _add(a3, w2, _add(a2, w3, high * 16))
-        high = _add(a3, w1, _add(a2, w2, _add(a1, w3, high * 16)))
-        high = _add(a3, w0, _add(a2, w1, _add(a1, w2, _add(a0, w3, high * 16))))
-        bad = e >= 8192
-        addend = high.to(tl.float64) * 4096.0 + low.to(tl.float64)
-        addend = addend * _power(tl.where(bad, 0, e))
-        if DIRECTED:
-            total = _directed(acc.to(tl.float64), addend)
-        else:
-            total = _to_odd(acc.to(tl.float64), addend)
-            total = tl.where(tl.abs(acc) == float("inf"), acc.to(tl.float64), total)
-        acc = tl.where(addend == 0.0, acc, total.to(tl.float32))
-        acc = tl.where(bad, float("nan"), acc)
+        # A NaN scale is NaN for the whole row.
+        e_m = tl.load(exponents_a + wide_m * groups + group).to(tl.int32)
+        e_n = tl.load(exponents_w + wide_n * groups + group).to(tl.int32)
+        bad_m |= (e_m == _NAN_EXPONENT).to(tl.int32)
+        bad_n |= (e_n == _NAN_EXPONENT).to(tl.int32)
+        up_m = tl.where(e_m == _NAN_EXPONENT, 0, e_m) << 20
+        up_n = tl.where(e_n == _NAN_EXPONENT, 0, e_n) + 1023 << 20
+        # Limbs i and j weigh 2^(4 (i + j)). Sums of the same weight first, so that no product waits
+        # for another; then by Horner's rule.
+        s6 = tl.dot(a3, w3, out_dtype=tl.int32)
+        s5 = tl.dot(a3, w2, out_dtype=tl.int32)
+        s4 = tl.dot(a3, w1, out_dtype=tl.int32)
+        s3 = tl.dot(a3, w0, out_dtype=tl.int32)
+        s2 = tl.dot(a2, w0, out_dtype=tl.int32)
+        s1 = tl.dot(a1, w0, out_dtype=tl.int32)
+        s0 = tl.dot(a0, w0, out_dtype=tl.int32)
+        s5, s4, s3 = _add(a2, w3, s5), _add(a2, w2, s4), _add(a2, w1, s3)
+        s2, s1 = _add(a1, w1, s2), _add(a0, w1, s1)
+        s4, s3 = _add(a1, w3, s4), _add(a1, w2, s3)
+        s2 = _add(a0, w2, s2)
+        s3 = _add(a0, w3, s3)
+        low = s0 + 16 * (s1 + 16 * s2)
+        high = s3 + 16 * (s4 + 16 * (s5 + 16 * s6))
+        acc = _added(acc, high, low, up_m[:, None] + up_n[None, :])
+    bad = (bad_m[:, None] | bad_n[None, :]) != 0
+    acc = tl.where(bad, float("nan"), acc.to(tl.float32))
     _store(acc, out, out, tile_m, tile_n, M, N, stride, span, False, BM, BN)
 
 
@@ -470,87 +474,6 @@ def _fixed(
     _store(acc, out, tensor_scale, tile_m, tile_n, M, N, stride, span, LEVELS, BM, BN)
 
 
-@triton.jit
-def _along(left, codes, scales, meta, column, at, there, groups, GROUP: tl.constexpr,
-           SCALE: tl.constexpr, META: tl.constexpr):  # fmt: skip
-    """Return the products of words ``at`` of one packed row with ``left`` [words, 8] * 2^63."""
-    wide = column.to(tl.int64)
-    words = (codes + wide * (groups * GROUP // 2)).to(tl.pointer_type(tl.int32))
-    packed = tl.load(words + at, there, 0)[:, None]
-    group = at // (GROUP // 8)
-    stored = tl.load(scales + wide * groups + group, there, 0).to(tl.int32)
-    if SCALE == 0:
-        factor = _float(tl.where(stored == 0, 0x00400000, stored << 23))
-        factor = tl.where(stored == 255, float("nan"), factor)
-    else:
-        factor = _minifloat(stored & 127, 3, 7)
-        factor = tl.where((stored & 127) == 127, float("nan"), factor)
-    if META == 2:
-        field = tl.load(meta + wide * groups + group, there, 0).to(tl.int32)
-        field = field >> (2 * (at % (GROUP // 8))) & 3
-        factor = factor * ((4 + field).to(tl.float32) * 0.25)
-    # E2M1 fields in the place of float32's are the values times 2^-126.
-    high = packed << (28 - 4 * tl.arange(0, 8)[None, :])
-    fields = _float((high & -2147483648) | ((high >> 6) & 0x01C00000))
-    return tl.sum(fields * left, 1) * 9.223372036854775808e18 * factor
-
-
-@triton.jit
-def _one(
-    x, codes, scales, meta, out, N, K, groups,
-    GROUP: tl.constexpr, SCALE: tl.constexpr, META: tl.constexpr, BW: tl.constexpr,
-):  # fmt: skip
-    """Multiply row program_id(1) of x [M, K] by 4 packed rows of E2M1 weights, in float32."""
-    column = tl.program_id(0) * 4
-    row = tl.program_id(1)
-    c1, c2 = tl.minimum(column + 1, N - 1), tl.minimum(column + 2, N - 1)
-    c3 = tl.minimum(column + 3, N - 1)
-    word, lane = tl.arange(0, BW), tl.arange(0, 8)
-    y0, y1 = tl.zeros((BW,), tl.float32), tl.zeros((BW,), tl.float32)
-    y2, y3 = tl.zeros((BW,), tl.float32), tl.zeros((BW,), tl.float32)
-    for start in range(0, groups * GROUP // 8, BW):
-        at = start + word
-        there = at < groups * GROUP // 8
-        k = at[:, None] * 8 + lane[None, :]
-        left = tl.load(x + row.to(tl.int64) * K + k, k < K, 0.0).to(tl.float32)
-        left = left * 9.223372036854775808e18
-        y0 += _along(left, codes, scales, meta, column, at, there, groups, GROUP, SCALE, META)
-        y1 += _along(left, codes, scales, meta, c1, at, there, groups, GROUP, SCALE, META)
-        y2 += _along(left, codes, scales, meta, c2, at, there, groups, GROUP, SCALE, META)
-        y3 += _along(left, codes, scales, meta, c3, at, there, groups, GROUP, SCALE, META)
-    target = out + row.to(tl.int64) * N + column
-    kind: tl.constexpr = out.dtype.element_ty
-    tl.store(target, tl.sum(y0, 0).to(kind))
-    tl.store(target + 1, tl.sum(y1, 0).to(kind), column + 1 < N)
-    tl.store(target + 2, tl.sum(y2, 0).to(kind), column + 2 < N)
-    tl.store(target + 3, tl.sum(y3, 0).to(kind), column + 3 < N)
-
-
-def few_rows(x: Tensor, weight: PackedTensor) -> Tensor | None:
-    """Return x [M, K] in bfloat16 times the rows of a packed weight; None where this is no gain.
-
-    That is with more than two rows, and weights that are not E2M1 elements without Elem-EM. What is
-    read of the weight are its planes. Sums are float32; their order is not that of ``F.linear``.
-    """
-    facts = describe(weight.format.block)
-    m, n = len(x), weight.shape[0]
-    if facts is None or not 0 < m <= 2 or x.dtype != torch.bfloat16 or not n or not x.shape[1]:
-        return None
-    if (facts.bits, facts.mantissa, facts.bias, facts.subgroup) != (4, 1, 1, 8):
-        return None
-    if facts.metadata not in (0, 2) or weight.tensor_scale is not None:
-        return None
-    if facts.scale == 2 or facts.group not in (16, 32):
-        return None
-    codes, scales, meta = (_aligned(plane) for plane in _planes(weight))
-    out = torch.empty(m, n, dtype=x.dtype, device=x.device)
-    _one[triton.cdiv(n, 4), m](
-        x.contiguous(), codes, scales, meta, out, n, x.shape[1], scales.shape[1],
-        GROUP=facts.group, SCALE=facts.scale, META=facts.metadata, BW=128, num_warps=4,
-    )  # fmt: skip
-    return out
-
-
 def _slots(lanes: int) -> int:
     """Return the places that the lanes of an addend take: a tensor core multiplies 16 at least."""
     return max(16, lanes)
@@ -592,13 +515,20 @@ class _Matrices:
         self.blocks = self.batch * -(-self.rows // _ROWS_A_RANGE)
         self.exponents = self.scales
 
-    def decode(self, ranges: Tensor, dtype: torch.dtype, integers: bool) -> Tensor:
-        """Return the operand, rows of all matrices after each other, and note its exponents."""
-        facts, slots = self.facts, _slots(self.lanes)
+    def decode(
+        self, ranges: Tensor, dtype: torch.dtype, integers: bool, pad: bool = True
+    ) -> Tensor:
+        """Return the operand, rows of all matrices after each other, and note its exponents.
+
+        With ``pad`` each addend takes the places that a tensor core multiplies.
+        """
+        facts = self.facts
+        lanes = self.lanes if pad else facts.group
+        slots = _slots(lanes)
         limbs = dtype == torch.int8
-        parts = 4 if limbs else facts.group // self.lanes
+        parts = 4 if limbs else facts.group // lanes
         shape = (self.batch * self.rows, self.groups * parts * slots)
-        make = torch.zeros if slots > self.lanes else torch.empty
+        make = torch.zeros if slots > lanes else torch.empty
         out = make(shape, dtype=dtype, device=self.codes.device)
         if integers:
             self.exponents = torch.empty_like(self.scales, dtype=torch.int16)
@@ -609,7 +539,7 @@ class _Matrices:
         grid = (-(-self.rows // down), -(-self.groups // across), self.batch)
         _decode[grid](
             self.codes, self.scales, self.meta, out, self.exponents, ranges, self.rows,
-            self.groups, F=facts.recipe, UNIT=facts.unit, LANES=self.lanes, SLOTS=slots,
+            self.groups, F=facts.recipe, UNIT=facts.unit, LANES=lanes, SLOTS=slots,
             INTEGERS=integers, LIMBS=limbs, TRACK=not limbs and (integers or not facts.small_range),
             R=down, GROUPS=across, ROWS_A_RANGE=_ROWS_A_RANGE,
         )  # fmt: skip
@@ -679,9 +609,14 @@ def _multiply(
 
     if bits > 24:
         left, right = (side.decode(out, torch.int8, True) for side in (a, w))
-        _wide[grid(64, 64)](
-            left, right, a.exponents, w.exponents, out, *sizes, GROUP=lanes, BM=64, BN=64,
-            DIRECTED=not _INTERPRETED, num_warps=4,
+        hopper = _hopper(out.device) if m > 32 and lanes == 32 else None
+        if hopper is not None:
+            hopper.multiply_limbs(left, right, a.exponents, w.exponents, out)
+            return
+        bm, bn, warps = _WIDE_TILE
+        _wide[grid(bm, bn)](
+            left, right, a.exponents, w.exponents, out, *sizes, GROUP=lanes, BM=bm, BN=bn,
+            num_warps=warps,
         )  # fmt: skip
         return
     ranges = torch.full((a.blocks + w.blocks, 2), _EMPTY, dtype=torch.int32, device=out.device)
@@ -699,7 +634,11 @@ def _multiply(
         return
     dtype = _type(a.facts, w.facts)
     assert dtype is not None
-    left, right = a.decode(ranges_a, dtype, False), w.decode(ranges_w, dtype, False)
+    hopper = _hopper(out.device) if m > 64 and slots <= 64 else None
+    pad = hopper is None
+    left, right = (
+        side.decode(part, dtype, False, pad) for side, part in ((a, ranges_a), (w, ranges_w))
+    )
     bounds = limits(a.facts, w.facts, lanes)
     # The exponents of E4M3 scales and E2M1 elements cannot reach the ends of float32.
     safe = a.facts.small_range and w.facts.small_range
@@ -710,9 +649,8 @@ def _multiply(
         "SLOTS": slots,
         "ROWS_A_RANGE": _ROWS_A_RANGE,
     }
-    hopper = _hopper(out.device)
-    if hopper is not None and m > 64 and slots <= 64:
-        hopper.multiply(left, right, out, ranges_a, ranges_w, scale, common)
+    if hopper is not None:
+        hopper.multiply(left, right, out, ranges_a, ranges_w, scale, lanes, common)
     else:
         bm, bn, warps, stages = _tile(m, slots)
         _scaled[grid(bm, bn)](

@@ -24,10 +24,10 @@ _DTYPES = ("bfloat16", "float16", "float32")
 @click.option("--dtype", type=click.Choice(_DTYPES), default="bfloat16", show_default=True)
 @click.option(
     "--values",
-    type=click.IntRange(4096),
+    type=click.IntRange(4096, 1 << 40),
     help="Values to quantize.  [default: 2^25 on CPU, 2^29 on CUDA]",
 )
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: PyTorch's]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: PyTorch's]")
 @click.option("--path", type=click.Choice(["auto", "plain", "fused"]), default="auto")
 @click.option(
     "--products", is_flag=True, help="Measure products and layers against PyTorch's instead."

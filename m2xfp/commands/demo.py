@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2xfp.commands.options import OUTPUT_FOLDER
+from m2xfp.commands.options import COUNT, OUTPUT_FOLDER
 from m2xfp.extras import require
 from m2xfp.tables import aligned_table
 
@@ -236,14 +236,14 @@ def _pictures(x: Tensor) -> dict[str, NDArray[np.uint8]]:
 )
 @click.option(
     "--windows",
-    type=click.IntRange(1),
+    type=COUNT,
     default=2,
     show_default=True,
     help="Windows of 512 bytes whose activations are compared.",
 )
 @click.option(
     "--perplexity-windows",
-    type=click.IntRange(2),
+    type=click.IntRange(2, 1 << 30),
     default=8,
     show_default=True,
     help="Windows of 512 bytes that the perplexities are measured on.",

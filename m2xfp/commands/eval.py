@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2xfp.commands.options import OUTPUT, OUTPUT_FOLDER
+from m2xfp.commands.options import COUNT, OUTPUT, OUTPUT_FOLDER
 from m2xfp.extras import require
 
 if TYPE_CHECKING:
@@ -27,10 +28,10 @@ def _memory(
     """Split DEVICE=AMOUNT."""
     limits: dict[int | str, str] = {}
     for text in given:
-        device, equals, amount = text.partition("=")
-        if not equals or not amount or not (device == "cpu" or device.isdigit()):
+        device, _, amount = text.partition("=")
+        if not amount or not re.fullmatch(r"cpu|[0-9]{1,4}", device):
             raise click.BadParameter(f"{text!r} is not DEVICE=AMOUNT, such as 0=20GiB or cpu=64GiB")
-        limits[int(device) if device.isdigit() else device] = amount
+        limits["cpu" if device == "cpu" else int(device)] = amount
     return limits
 
 
@@ -91,19 +92,21 @@ def _memory(
     "held-out text.",
 )
 @click.option(
-    "--context", type=int, help="Tokens a window (2048, or what the model is made for if less)."
+    "--context",
+    type=click.IntRange(2, 1 << 30),
+    help="Tokens a window (2048, or what the model is made for if less).",
 )
 @click.option(
     "--stride",
-    type=click.IntRange(1),
+    type=COUNT,
     help="Tokens between the starts of two windows, each of which predicts its last so many; by "
     "default windows do not overlap, and all but the first token are predicted.",
 )
 @click.option(
     "--bos", is_flag=True, help="Start every window with the tokenizer's token for that (BOS)."
 )
-@click.option("--windows", type=click.IntRange(1), help="Use so many windows, evenly spread.")
-@click.option("--batch", type=click.IntRange(1), help="Windows a pass (bundled model 4, others 1).")
+@click.option("--windows", type=COUNT, help="Use so many windows, evenly spread.")
+@click.option("--batch", type=COUNT, help="Windows a pass (bundled model 4, others 1).")
 @click.option(
     "--dtype",
     type=click.Choice(DTYPES),
@@ -133,7 +136,7 @@ def _memory(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder with further tasks (YAML).",
 )
-@click.option("--limit", type=click.IntRange(1), help="Documents a task.")
+@click.option("--limit", type=COUNT, help="Documents a task, evenly spread.")
 @click.option(
     "-o",
     "--output",

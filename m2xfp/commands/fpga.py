@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from m2xfp.commands.fpga_run import command as run
-from m2xfp.commands.options import OUTPUT_FOLDER, parameter_help
+from m2xfp.commands.options import COUNT, OUTPUT_FOLDER, parameter_help
 from m2xfp.extras import require
 
 __all__ = ["command"]
@@ -37,7 +37,7 @@ def _design_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--baud",
-            type=click.IntRange(min=1),
+            type=COUNT,
             help="Rate of the serial link; the board's default if left out.",
         ),
         click.option(
@@ -170,14 +170,14 @@ def build_command(
 @_design_options
 @click.option(
     "--groups",
-    type=click.IntRange(min=12),
+    type=click.IntRange(12, 1 << 30),
     default=240,
     show_default=True,
     help="About how many groups each unit computes.",
 )
 @click.option(
     "--faults",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, 1 << 30),
     default=0,
     show_default=True,
     help="How many wrong LUTs to try, each of which should be noticed.",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from m2xfp.commands.options import OUTPUT_FILE
+from m2xfp.commands.options import COUNT, OUTPUT_FILE
 from m2xfp.extras import require
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ __all__ = ["command"]
 )
 @click.option(
     "--baud",
-    type=click.IntRange(min=1),
+    type=COUNT,
     default=1_000_000,
     show_default=True,
     help="Rate that the design was built for.",
@@ -50,7 +50,7 @@ __all__ = ["command"]
 )
 @click.option(
     "--retries",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, 1 << 30),
     default=3,
     show_default=True,
     help="How often a request is repeated.",

@@ -1,8 +1,10 @@
 """``m2xfp gemm``: clocks and utilisation of a GEMM core on the layers of language models."""
 
+import re
+
 import click
 
-from m2xfp.commands.options import parameter_options_of
+from m2xfp.commands.options import COUNT, parameter_options_of
 
 __all__ = ["command"]
 
@@ -15,18 +17,15 @@ def _sizes(
     """Read NxK."""
     found = []
     for text in given:
-        n, cross, k = text.partition("x")
-        if not (cross and n.isdigit() and k.isdigit()):
+        if not (sizes := re.fullmatch(r"([0-9]{1,18})x([0-9]{1,18})", text)):
             raise click.BadParameter(f"{text!r} is not NxK, such as 4096x11008")
-        found.append((int(n), int(k)))
+        found.append((int(sizes[1]), int(sizes[2])))
     return found
 
 
 @click.command()
 @parameter_options_of(_UNIT)
-@click.option(
-    "--tokens", type=click.IntRange(1), default=2048, show_default=True, help="Activation rows."
-)
+@click.option("--tokens", type=COUNT, default=2048, show_default=True, help="Activation rows.")
 @click.option(
     "--layer",
     "sizes",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from m2xfp.rtl.catalog import Instance
 
 __all__ = [
+    "COUNT",
     "OUTPUT",
     "OUTPUT_FILE",
     "OUTPUT_FOLDER",
@@ -33,20 +34,27 @@ class _Output(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the path; a default one is not looked at, it may not be used."""
         from m2xfp.errors import explain
+        from m2xfp.files import is_special
 
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         given = click.core.ParameterSource.COMMANDLINE
         if ctx is None or param is None or ctx.get_parameter_source(param.name or "") is not given:
             return path
-        there = next(place for place in (path, *path.absolute().parents) if place.exists())
-        if there.is_dir() or there == path:
-            code = 0 if os.access(there, os.W_OK) else errno.EACCES
-        else:
-            code = errno.ENOTDIR
-        if code:
-            self.fail(explain(OSError(code, os.strerror(code)), path), param, ctx)
+        try:
+            there = next(place for place in (path, *path.absolute().parents) if place.exists())
+            if there != path and not there.is_dir():
+                raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            if not os.access(there, os.W_OK):
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+            if is_special(path):
+                self.fail(f"{path} is a device or a pipe; choose a file or a folder", param, ctx)
+        except OSError as error:
+            self.fail(explain(error, path), param, ctx)
         return path
 
+
+COUNT = click.IntRange(1, 1 << 30)
+"""A number of things to work on: more than any machine has room for is refused before any work."""
 
 OUTPUT = _Output(path_type=Path)
 OUTPUT_FILE = _Output(dir_okay=False, path_type=Path)

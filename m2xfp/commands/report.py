@@ -21,6 +21,7 @@ DRAWERS = (
     "m2xfp.models.libraries",
     "m2xfp.models.quality",
     "m2xfp.models.results",
+    "m2xfp.synth.coverage.record",
     "m2xfp.synth.formal.record",
     "m2xfp.synth.mutants.report",
     "m2xfp.synth.report.accepted",
@@ -33,6 +34,12 @@ DRAWERS = (
     "m2xfp.fpga.flow.tables",
 )
 PAGES = Path("docs")
+
+# What drawing may raise over figures that are not those that it was written for.
+_DAMAGE = (
+    *(ArithmeticError, AttributeError, LookupError, RuntimeError, StopIteration),
+    *(TypeError, ValueError),
+)
 
 
 def all_tables(results: Path) -> dict[str, str]:
@@ -59,7 +66,7 @@ def _figures_of(module: str, results: Path) -> Iterator[None]:
         yield
     except M2xfpError:
         raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except _DAMAGE as error:
         raise InputError(
             f"{results}: figures for {module} are damaged ({type(error).__name__}: {error}); "
             f"restore them: git checkout {results}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2xfp.commands.options import OUTPUT_FOLDER, one_instance, parameter_options_of
+from m2xfp.commands.options import COUNT, OUTPUT_FOLDER, one_instance, parameter_options_of
 from m2xfp.extras import require
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def array(pdk: str | None, liberty: tuple[Path, ...], output: Path | None) -> No
     "--groups",
     default=10_000,
     show_default=True,
-    type=click.IntRange(1),
+    type=COUNT,
     help="Groups of each distribution.",
 )
 @click.option("--power/--no-power", default=True, show_default=True, help="Measure energy.")
@@ -145,9 +145,7 @@ def _core(config: str | None, settings: tuple[str, ...]) -> Instance:
 @click.option(
     "--layer", default="layers.0.mlp.gate_proj", show_default=True, help="Layer of the model."
 )
-@click.option(
-    "--tokens", type=click.IntRange(1), default=64, show_default=True, help="Bytes of text."
-)
+@click.option("--tokens", type=COUNT, default=64, show_default=True, help="Bytes of text.")
 @parameter_options_of(_CORE)
 def gemm_layer(layer: str, tokens: int, config: str | None, settings: tuple[str, ...]) -> None:
     r"""Run a linear layer of the bundled model, on held-out text, through a GEMM core's Verilog.
@@ -173,7 +171,7 @@ def gemm_layer(layer: str, tokens: int, config: str | None, settings: tuple[str,
 @command.command("gemm-perplexity", short_help="A language model in the GEMM core's Verilog.")
 @click.option(
     "--windows",
-    type=click.IntRange(1),
+    type=COUNT,
     default=2,
     show_default=True,
     help="Windows of 128 bytes of held-out text; one takes some 20 s.",
@@ -209,10 +207,8 @@ def libraries(output: Path | None) -> None:
 
 @command.command("perplexity", short_help="The bundled model in all formats.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
-@click.option("--windows", type=click.IntRange(1), help="Use so many windows, evenly spread.")
-@click.option(
-    "--batch", type=click.IntRange(1), default=4, show_default=True, help="Windows a pass."
-)
+@click.option("--windows", type=COUNT, help="Use so many windows, evenly spread.")
+@click.option("--batch", type=COUNT, default=4, show_default=True, help="Windows a pass.")
 @_OUTPUT
 def perplexity(device: str, windows: int | None, batch: int, output: Path | None) -> None:
     """Evaluate the bundled model in all formats, rules and subgroup sizes that the pages compare.
@@ -245,8 +241,10 @@ def perplexity(device: str, windows: int | None, batch: int, output: Path | None
 
 
 @command.command("sqnr", short_help="Every format on known distributions.")
-@click.option("--groups", default=4000, show_default=True, type=click.IntRange(1), help="Sample.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Sample.")
+@click.option("--groups", default=4000, show_default=True, type=COUNT, help="Sample.")
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Sample."
+)
 @_OUTPUT
 def sqnr(groups: int, seed: int, output: Path | None) -> None:
     """Measure every format on normal, Laplace, t (3 d.o.f.) and lognormal samples."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from m2xfp.commands.options import OUTPUT_FILE
+from m2xfp.commands.options import COUNT, OUTPUT_FILE
 from m2xfp.extras import require
 
 __all__ = ["command"]
@@ -20,11 +20,9 @@ __all__ = ["command"]
     help="Where the weights go; the state of the run is kept in OUTPUT.state until then.",
 )
 @click.option("--minutes", type=float, help="Budget in wall-clock minutes, compilation included.")
-@click.option("--steps", type=int, help="Budget in steps, for the same weights on every run.")
+@click.option("--steps", type=COUNT, help="Budget in steps, for the same weights on every run.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
-@click.option(
-    "--batch", type=click.IntRange(1), default=256, show_default=True, help="Windows a step."
-)
+@click.option("--batch", type=COUNT, default=256, show_default=True, help="Windows a step.")
 @click.option("--rate", type=float, default=8e-3, show_default=True, help="Peak learning rate.")
 @click.option(
     "--dropout",
@@ -33,7 +31,7 @@ __all__ = ["command"]
     show_default=True,
     help="Share of what a block adds that is dropped.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run OUTPUT.state.")
 @click.option(
     "--corpus",

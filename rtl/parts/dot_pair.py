@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from amaranth.hdl import Shape, signed, unsigned
 from amaranth.lib import data
@@ -13,7 +13,15 @@ from m2xfp.rtl.arith.fixed_point import signed_bits
 from m2xfp.rtl.parameters import Formats
 from m2xfp.rtl.parts.layouts import group_layout
 
-__all__ = ["Activations", "DotPair", "PowerScaledActivations", "PowerScaledWeights", "Weights"]
+__all__ = [
+    "Activations",
+    "AnyActivations",
+    "AnyWeights",
+    "DotPair",
+    "PowerScaledActivations",
+    "PowerScaledWeights",
+    "Weights",
+]
 
 
 _OPTIONS = ("group", "subgroup")
@@ -42,6 +50,18 @@ Activations = Annotated[
 ]
 Weights = Annotated[
     BlockFormat, Formats((*_POWER_SCALED_WEIGHTS, "nvfp4", "m2nvfp4-weight"), _OPTIONS)
+]
+
+
+# Elements other than E2M1 as well, see ``MixedPair``.
+_WIDER = ("mxfp8-e4m3", "mxfp6-e3m2", "mxfp6-e2m3", "mxint8", "mxfp8-e5m2")
+AnyActivations = Annotated[
+    BlockFormat,
+    Formats((*_POWER_SCALED_ACTIVATIONS, "nvfp4", "m2nvfp4-act", *_WIDER), _OPTIONS),
+]
+AnyWeights = Annotated[
+    BlockFormat,
+    Formats((*_POWER_SCALED_WEIGHTS, "nvfp4", "m2nvfp4-weight", *_WIDER), _OPTIONS),
 ]
 
 
@@ -75,6 +95,9 @@ class DotPair:
     act: BlockFormat = M2XFP_ACT
     weight: BlockFormat = M2XFP_WEIGHT
 
+    # Whether D may have more bits than the significand of FP32; the addition is wider then.
+    wide: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         """Refuse what the hardware was not made for."""
         act, weight = self.act, self.weight
@@ -106,7 +129,8 @@ class DotPair:
                 f"lanes={lanes}: must divide the group of {self.group} and be a multiple of the "
                 f"subgroup of {step}"
             )
-        return DotPair(replace(self.act, group=lanes), replace(self.weight, group=lanes))
+        act, weight = replace(self.act, group=lanes), replace(self.weight, group=lanes)
+        return replace(self, act=act, weight=weight)
 
     @property
     def refined(self) -> bool:

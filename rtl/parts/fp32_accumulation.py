@@ -5,7 +5,14 @@ from amaranth.lib.wiring import In, Out
 
 from m2xfp.formats import FP32
 from m2xfp.rtl.parts.dot_pair import DotPair
-from m2xfp.rtl.parts.fp32_addition import Add, Addend, Align, addend_layout, check_addend
+from m2xfp.rtl.parts.fp32_addition import (
+    Add,
+    Addend,
+    Align,
+    addend_layout,
+    check_addend,
+    significand_bits,
+)
 from m2xfp.rtl.parts.fp32_rounding import Normalise, Round
 from m2xfp.rtl.parts.layouts import value_layout
 from m2xfp.rtl.parts.registers import delayed, register
@@ -53,7 +60,7 @@ class Accumulator(Component):
         """Build the ring."""
         m = Module()
         m.submodules.align = align = Align(self.pair)
-        m.submodules.add = add = Add()
+        m.submodules.add = add = Add(significand_bits(self.pair))
         m.submodules.normalise = normalised = Normalise(len(add.o.magnitude))
         m.submodules.round = round_ = Round()
         held = register(m, self.enable, "acc_held", Value.cast(round_.acc))

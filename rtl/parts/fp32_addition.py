@@ -1,6 +1,6 @@
 """The first steps of an FP32 addition: decode the addend, align, add."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
@@ -13,15 +13,19 @@ from m2xfp.rtl.parts.fp32_rounding import summed_layout
 from m2xfp.rtl.parts.layouts import value_layout
 from m2xfp.rtl.verilog.component import Component
 
-__all__ = ["Add", "Addend", "Align", "addend_layout", "check_addend"]
+__all__ = ["Add", "Addend", "Align", "addend_layout", "check_addend", "significand_bits"]
 
-# The significand of an aligned operand: 24 bits, guard, round and sticky. One rounding needs no
-# more, since a cancellation of more than one bit happens only when nothing was shifted out.
+# The significand of an aligned operand: 24 bits, or those of the addend if it has more, guard,
+# round and sticky. One rounding needs no more, since a cancellation of more than one bit happens
+# only when nothing was shifted out.
 _EXTRA = 3
 
 _SIGNIFICAND = FP32.mantissa_bits + 1
 
-_ALIGNED = _SIGNIFICAND + _EXTRA
+
+def significand_bits(pair: DotPair) -> int:
+    """Return the bits in which both operands of the addition are exact."""
+    return max(_SIGNIFICAND, len(Signal(pair.product_shape)) - 1)
 
 
 def addend_layout(pair: DotPair) -> data.StructLayout:
@@ -31,7 +35,8 @@ def addend_layout(pair: DotPair) -> data.StructLayout:
     the n bits of ``significand`` set unless the product is zero.
 
     Exponents: for M2XFP 2^17 * 2^(508 - 260) = 2^265 is the largest power of two, 2^-260 the
-    smallest; with 127 added -133..392 fit 10 bits and a sign for all pairs of formats.
+    smallest, for two E5M2 2^(68 + 508 - 286) = 2^290 and 2^-286; with 127 added -159..417 fit 10
+    bits and a sign for all pairs of formats.
     """
     return data.StructLayout(
         {
@@ -47,7 +52,7 @@ def addend_layout(pair: DotPair) -> data.StructLayout:
 def check_addend(pair: DotPair) -> None:
     """Refuse formats whose products have more bits than the significand of FP32."""
     bits = pair.product_bound.bit_length()
-    if bits > _SIGNIFICAND:
+    if bits > _SIGNIFICAND and not pair.wide:
         raise InputError(
             f"{pair.act.name} x {pair.weight.name}: the products of {pair.group} values have "
             f"{bits} bits and the FP32 accumulation takes {_SIGNIFICAND}; choose a smaller group"
@@ -98,18 +103,18 @@ class Addend(Component):
 
 # Between alignment and addition: the operand of the larger exponent, the other one shifted and, for
 # a subtraction, inverted.
-_aligned_layout = data.StructLayout(
-    {
-        "large": _SIGNIFICAND,
-        "small": _ALIGNED,
-        "subtract": 1,
-        "exponent": 9,
-        "negative": 1,
-        "nan": 1,
-    }
-)
-
-_summed_layout = summed_layout(_ALIGNED + 1)
+def _aligned_layout(bits: int) -> data.StructLayout:
+    """Return the fields of aligned operands of ``bits`` bits."""
+    return data.StructLayout(
+        {
+            "large": bits,
+            "small": bits + _EXTRA,
+            "subtract": 1,
+            "exponent": 9,
+            "negative": 1,
+            "nan": 1,
+        }
+    )
 
 
 class Align(Component):
@@ -133,7 +138,7 @@ class Align(Component):
             {
                 "acc": In(value_layout(FP32)),
                 "addend": In(addend_layout(pair)),
-                "o": Out(_aligned_layout),
+                "o": Out(_aligned_layout(significand_bits(pair))),
             }
         )
 
@@ -145,9 +150,10 @@ class Align(Component):
         special = named(m, "special", acc.exponent.all())
         live = named(m, "live", addend.nonzero & ~special)
         acc_exponent = named(m, "acc_exponent", Cat(acc.exponent[0] | ~hidden, acc.exponent[1:]))
-        acc_significand = named(m, "acc_significand", Cat(acc.mantissa, hidden))
-        bits = len(addend.significand)
-        add_significand = Cat(Const(0, _SIGNIFICAND - bits), addend.significand)
+        acc_significand: Value = named(m, "acc_significand", Cat(acc.mantissa, hidden))
+        width = len(o.large)
+        acc_significand = Cat(Const(0, width - _SIGNIFICAND), acc_significand)
+        add_significand = Cat(Const(0, width - len(addend.significand)), addend.significand)
 
         # addend exponent - acc exponent - 1: its sign says which is larger, and its complement is
         # the distance the other way. Where the addend is larger the distance is one more, which is
@@ -157,8 +163,10 @@ class Align(Component):
         addend_larger = named(m, "addend_larger", ~ahead[-1])
         takes_addend = named(m, "takes_addend", addend_larger & live)
         distance = Mux(addend_larger, ahead[:10], ~ahead[:10])
-        # Beyond 31 nothing is left above the sticky bit.
-        distance, far = named(m, "distance", distance[:5]), named(m, "far", distance[5:].any())
+        # Beyond 31, of wider operands 63 or 127, nothing is left above the sticky bit.
+        near = (width + 1).bit_length()
+        far = named(m, "far", distance[near:].any())
+        distance = named(m, "distance", distance[:near])
         chosen = named(
             m,
             "chosen",
@@ -174,7 +182,7 @@ class Align(Component):
         subtract = named(m, "subtract", (acc.sign ^ addend.negative) & live)
         m.d.comb += [
             o.large.eq(Mux(takes_addend, add_significand, acc_significand)),
-            o.small.eq(Cat(sticky, kept) ^ subtract.replicate(_ALIGNED)),
+            o.small.eq(Cat(sticky, kept) ^ subtract.replicate(len(o.small))),
             o.subtract.eq(subtract),
             o.exponent.eq(Mux(takes_addend, addend.exponent[:9], acc_exponent)),
             o.negative.eq(Mux(takes_addend, addend.negative, acc.sign)),
@@ -190,14 +198,21 @@ class Add(Component):
     difference is negative then, and its complement, one less than its magnitude, goes on; the last
     step makes up for it.
 
+    Parameters
+    ----------
+    bits
+        Of an operand's significand.
+
     Members
     -------
     i : In, o : Out
         Aligned operands, their sum.
     """
 
-    def __init__(self) -> None:
-        super().__init__({"i": In(_aligned_layout), "o": Out(_summed_layout)})
+    def __init__(self, bits: int = _SIGNIFICAND) -> None:
+        super().__init__(
+            {"i": In(_aligned_layout(bits)), "o": Out(summed_layout(bits + _EXTRA + 1))}
+        )
 
     def build(self) -> Module:
         """Build the adder."""
@@ -206,12 +221,12 @@ class Add(Component):
         total = named(
             m,
             "total",
-            (Cat(Const(0, _EXTRA), i.large) + i.small + i.subtract)[: _ALIGNED + 1],
+            (Cat(Const(0, _EXTRA), i.large) + i.small + i.subtract)[: len(i.small) + 1],
         )
         carry = total[-1]
         borrowed = named(m, "borrowed", i.subtract & ~carry)
         m.d.comb += [
-            o.magnitude.eq(Cat(total[:-1] ^ borrowed.replicate(_ALIGNED), carry & ~i.subtract)),
+            o.magnitude.eq(Cat(total[:-1] ^ borrowed.replicate(len(i.small)), carry & ~i.subtract)),
             o.borrowed.eq(borrowed),
             o.subtract.eq(i.subtract),
             o.exponent.eq(i.exponent),

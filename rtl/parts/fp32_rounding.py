@@ -1,10 +1,10 @@
-"""The last two steps to FP32: normalise a sum, and round it to nearest even."""
+"""The last two steps to FP32 or bfloat16: normalise a sum, and round it to nearest even."""
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
-from m2xfp.formats import FP32
+from m2xfp.formats import FP32, InputType
 from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.arith.fixed_point import leading_zeros, normalise
 from m2xfp.rtl.parts.layouts import value_layout
@@ -31,26 +31,31 @@ def summed_layout(bits: int) -> data.StructLayout:
     )
 
 
-# Between normalisation and rounding: FP32 rounded down, and whether it is to be rounded up.
-# The exponent field is not yet limited to 255.
-normalised_layout = data.StructLayout(
-    {"mantissa": FP32.mantissa_bits, "exponent": 9, "sign": 1, "up": 1, "nan": 1}
-)
+def normalised_layout(kind: InputType) -> data.StructLayout:
+    """Return the fields between normalisation and rounding: rounded down, and whether ``up``.
+
+    The exponent field is not yet limited to 255.
+    """
+    return data.StructLayout(
+        {"mantissa": kind.mantissa_bits, "exponent": 9, "sign": 1, "up": 1, "nan": 1}
+    )
 
 
 class Normalise(Component):
-    """Bring a sum to FP32's exponent and mantissa, and decide its rounding; combinational.
+    """Bring a sum to exponent and mantissa, and decide its rounding; combinational.
 
     Parameters
     ----------
     bits
-        Of the magnitude, two more than the 24 of FP32's significand at least.
+        Of the magnitude, two more than those of the type's significand at least.
+    kind
+        FP32 or BF16, which have the same exponents.
 
     Members
     -------
     i : In(summed_layout(bits))
         The sum.
-    o : Out(normalised_layout)
+    o : Out(normalised_layout(kind))
         Its fields rounded down, and ``up``, to nearest even. An exact difference of zero is +0, any
         other sum that is rounded to zero keeps its sign.
 
@@ -62,8 +67,8 @@ class Normalise(Component):
     Source: IEEE 754-2019, 4.3.1, 6.3.
     """
 
-    def __init__(self, bits: int) -> None:
-        super().__init__({"i": In(summed_layout(bits)), "o": Out(normalised_layout)})
+    def __init__(self, bits: int, kind: InputType = FP32) -> None:
+        super().__init__({"i": In(summed_layout(bits)), "o": Out(normalised_layout(kind))})
 
     def build(self) -> Module:
         """Build the leading-zero count, the shift and the decision."""
@@ -74,7 +79,7 @@ class Normalise(Component):
         subnormal = named(m, "subnormal", ~far.any() & (near < zeros))
         shift = named(m, "shift", Mux(subnormal, near, zeros))
         bits = normalise(m, i.magnitude, shift, "normalised", fill=i.borrowed)
-        below = len(bits) - FP32.mantissa_bits - 1
+        below = len(bits) - len(o.mantissa) - 1
         mantissa = bits[below:-1]
         guard, rest, odd = bits[below - 1], bits[: below - 1], mantissa[0]
         m.d.comb += [
@@ -95,22 +100,27 @@ class Round(Component):
     A carry out of the mantissa leaves zeros behind, so the next binade, the smallest normal number
     and infinity come out by themselves. Source: IEEE 754-2019, 4.3.1, 7.4.
 
+    Parameters
+    ----------
+    kind
+        FP32 or BF16.
+
     Members
     -------
-    i : In(normalised_layout)
+    i : In(normalised_layout(kind))
         The sum, rounded down.
-    acc : Out(32)
-        FP32: subnormals kept, overflow to infinity, 0x7FC00000 for a NaN.
+    acc : Out(value_layout(kind))
+        Subnormals kept, overflow to infinity, 0x7FC00000 or 0x7FC0 for a NaN.
     """
 
-    def __init__(self) -> None:
-        super().__init__({"i": In(normalised_layout), "acc": Out(value_layout(FP32))})
+    def __init__(self, kind: InputType = FP32) -> None:
+        super().__init__({"i": In(normalised_layout(kind)), "acc": Out(value_layout(kind))})
 
     def build(self) -> Module:
         """Build the increment."""
         m = Module()
         i = self.i
-        mantissa_bits, exponent = FP32.mantissa_bits, i.exponent
+        mantissa_bits, exponent = len(i.mantissa), i.exponent
         huge = named(m, "huge", exponent[8] | exponent[:8].all())
         rounded = named(m, "rounded", i.mantissa + i.up)
         # Both exponents are ready when the carry of the rounding, which comes last, chooses.

@@ -1,6 +1,8 @@
 """The exact product of two packed groups: lanes, parts, scales, and the pipeline of them."""
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import or_
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, wiring
@@ -9,6 +11,8 @@ from amaranth.lib.wiring import In, Out
 from m2xfp.rtl.arith.datapath import named, one_hot_mux
 from m2xfp.rtl.arith.fixed_point import signed_bits, signed_total
 from m2xfp.rtl.parts.dot_pair import DotPair
+from m2xfp.rtl.parts.mixed_pair import MixedPair
+from m2xfp.rtl.parts.mixed_product import MixedPartSum
 from m2xfp.rtl.parts.registers import register
 from m2xfp.rtl.parts.top_element_decoder import TopElementDecoder, refinement_layout
 from m2xfp.rtl.verilog.component import Component
@@ -170,8 +174,15 @@ class GroupSums(Component):
         m = Module()
         pair = self.pair
         act, weight = self.i.act, self.i.weight
+        specials = []
         for part in range(pair.parts):
-            m.submodules[f"part_{part}"] = total = PartSum(pair)
+            total: PartSum | MixedPartSum
+            if isinstance(pair, MixedPair):
+                total = MixedPartSum(pair)
+                specials.append(total.special)
+            else:
+                total = PartSum(pair)
+            m.submodules[f"part_{part}"] = total
             lanes = range(part * pair.part, (part + 1) * pair.part)
             m.d.comb += [
                 total.x.eq(Cat(act.codes[n] for n in lanes)),
@@ -188,15 +199,20 @@ class GroupSums(Component):
                 ]
             if pair.multiplied:
                 m.d.comb += self.o.multipliers[part].eq(weight.meta[part])
-        m.d.comb += scale_facts(pair, act.scale, weight.scale, self.o.scales)
+        m.d.comb += scale_facts(pair, act.scale, weight.scale, self.o.scales, specials)
         return m
 
 
-def scale_facts(pair: DotPair, act: Value, weight: Value, facts: data.View) -> list:
-    """Return the statements that set ``facts`` (``pair.scale_layout``) for two stored scales."""
+def scale_facts(
+    pair: DotPair, act: Value, weight: Value, facts: data.View, specials: Sequence[Value] = ()
+) -> list:
+    """Return the statements that set ``facts`` (``pair.scale_layout``) for two stored scales.
+
+    Of E8M0 scales ``nan`` is set by ``specials`` too: parts that have an element without a number.
+    """
     scale = pair.act.scale
     if scale.grid is None:
-        nan = (act == scale.nan) | (weight == scale.nan)
+        nan = reduce(or_, specials, (act == scale.nan) | (weight == scale.nan))
         return [facts.nan.eq(nan), facts.exponent.eq(act + weight)]
     # The sign bit of a minifloat scale is not looked at.
     statements = [facts.nan.eq((act[:-1] == scale.nan) | (weight[:-1] == scale.nan))]

@@ -10,11 +10,12 @@ from m2xfp.errors import InputError
 from m2xfp.formats import FP32, M2XFP_ACT, M2XFP_WEIGHT, Window
 from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parameters import Between, checked
-from m2xfp.rtl.parts.dot_pair import Activations, DotPair, Weights
+from m2xfp.rtl.parts.dot_pair import AnyActivations, AnyWeights
 from m2xfp.rtl.parts.exact_accumulation import ExactPipeline, exact_layout
 from m2xfp.rtl.parts.fp32_accumulation import AccumulatorPipeline
 from m2xfp.rtl.parts.group_product import ProductPipeline
 from m2xfp.rtl.parts.layouts import value_layout
+from m2xfp.rtl.parts.mixed_pair import pair_of
 from m2xfp.rtl.parts.registers import delayed
 from m2xfp.rtl.parts.skid_tail import add_skid, feed_skid
 from m2xfp.rtl.parts.slot_arbiter import SlotArbiter
@@ -35,16 +36,20 @@ class DotProduct(Component):
     are under way, one group of each in turn, and each clock finishes one. If the input pauses, the
     next group waits until its chain comes round, ``chains - 1`` clocks at most.
 
+    MX formats of any elements are multiplied with each other (E2M1, E2M3, E3M2, E4M3, E5M2, INT8);
+    an element that is NaN or infinity poisons its group, as a NaN scale does.
+
     With a ``window`` nothing is rounded before the result is: the accumulation is that of
     ``ExactAccumulator``, which has one chain.
 
     Parameters
     ----------
     act
-        Format of the activations: E2M1 elements, with Elem-EM metadata of two bits or without.
+        Format of the activations: E2M1 elements, with Elem-EM metadata of two bits or without, or
+        any MX format.
     weight
-        Format of the weights: E2M1 elements, with Sg-EM metadata of two bits or without. Group,
-        scale and, where both have one, subgroup are those of the activations.
+        Format of the weights: E2M1 elements, with Sg-EM metadata of two bits or without, or any MX
+        format. Group, scale and, where both have one, subgroup are those of the activations.
     lanes
         Products a beat, accumulated with one rounding; none for those of a group. They divide the
         group and are whole subgroups. A group of more values comes in as several beats of one
@@ -84,14 +89,14 @@ class DotProduct(Component):
     def __init__(
         self,
         *,
-        act: Activations = M2XFP_ACT,
-        weight: Weights = M2XFP_WEIGHT,
+        act: AnyActivations = M2XFP_ACT,
+        weight: AnyWeights = M2XFP_WEIGHT,
         lanes: Annotated[int | None, Between(1, usual=(4, 8, 16, 32))] = None,
         depth: Annotated[int, Between(1, 2)] = 2,
         chains: Annotated[int, Between(1, 3)] = 3,
         window: Window | None = None,
     ) -> None:
-        self.pair = DotPair(act, weight)
+        self.pair = pair_of(act, weight)
         if lanes is not None:
             self.pair = self.pair.narrowed(lanes)
         self.depth, self.chains = depth, chains

@@ -24,9 +24,8 @@ PROBES = {
 }
 
 
-# Clocks of the proofs that are bounded, and commands that are inside at most.
+# Clocks of the proof that is bounded.
 CLOCKS = 16
-INSIDE = 16
 
 
 def _applies(design: Design) -> bool:
@@ -78,23 +77,6 @@ def _written(design: Design) -> Outcome:
     )
 
 
-def _answered(design: Design) -> Outcome:
-    return _prove(
-        design,
-        (),
-        ("s_axis_cmd_tready", "m_axis_status_tvalid"),
-        [
-            "  reg [5:0] open = 0;",
-            "  wire came = s_axis_cmd_tvalid & s_axis_cmd_tready;",
-            "  wire went = m_axis_status_tvalid & m_axis_status_tready;",
-            "  always @(posedge clk) open <= clear ? 0 : open + came - went;",
-            "  wire made = m_axis_status_tvalid & open == 0;",
-            f"  assign bad = started & ~rst & (made | open > {INSIDE});",
-        ],
-        CLOCKS,
-    )
-
-
 def _faults(*near: str) -> Callable[[Design], Iterator[Design]]:
     return lambda design: design.probe_faults({name: PROBES.get(name, name) for name in near})
 
@@ -115,15 +97,6 @@ JOBS = (
         _applies,
         _written,
         _faults("read", "write"),
-        slow=True,
-    ),
-    Job(
-        "answered",
-        "a status for each command and no other, at most 16 commands inside",
-        "BMC",
-        _applies,
-        _answered,
-        _faults("m_axis_status_tvalid"),
         slow=True,
     ),
 )

@@ -8,7 +8,7 @@ from itertools import chain, islice
 
 from m2xfp.errors import UnknownNameError
 from m2xfp.rtl.catalog import Instance
-from m2xfp.synth.formal import control, parts, rules, softfloat, written
+from m2xfp.synth.formal import control, gemm, parts, rules, softfloat, written
 from m2xfp.synth.formal.design import Design
 from m2xfp.synth.formal.engines import Outcome
 from m2xfp.synth.formal.job import TRIES, Job
@@ -18,7 +18,7 @@ __all__ = ["JOBS", "find_job", "inject", "jobs_of"]
 
 JOBS: dict[str, Job] = {
     job.name: job
-    for job in chain(rules.JOBS, control.JOBS, parts.JOBS, softfloat.JOBS, written.JOBS)
+    for job in chain(rules.JOBS, control.JOBS, gemm.JOBS, parts.JOBS, softfloat.JOBS, written.JOBS)
 }
 
 

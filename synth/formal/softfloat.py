@@ -136,4 +136,4 @@ def _job(name: str, count: int, slow: bool) -> Job:
     )
 
 
-JOBS = (_job("softfloat", 100_000, slow=False), _job("softfloat-long", 10_000_000, slow=True))
+JOBS = (_job("softfloat", 100_000, slow=False), _job("softfloat-long", 100_000_000, slow=True))

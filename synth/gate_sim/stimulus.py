@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SOURCES", "operands", "vectors_for"]
 
-_WINDOWS = 8  # windows of held-out text that the bundled model reads
+_WINDOWS = 8  # windows that the bundled model reads, evenly spread over the held-out text
 
 
 def _random(groups: int) -> tuple["Tensor", "Tensor"]:
@@ -36,12 +36,12 @@ def _model_rows() -> tuple["Tensor", "Tensor"]:
     import torch
 
     from m2xfp.models.activations import READERS, layer_inputs
-    from m2xfp.models.evaluate import cut_windows
+    from m2xfp.models.evaluate import cut_windows, spread
     from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
 
     model = load_model()
     windows = cut_windows(as_tokens(HELD_OUT.read_bytes()), model.config.context)
-    inputs = layer_inputs(model, windows[:_WINDOWS])
+    inputs = layer_inputs(model, spread(windows, _WINDOWS))
     weights = [
         layer.weight.detach()
         for name, layer in model.named_modules()

@@ -1,29 +1,60 @@
-"""Whether a fault can be seen at all: proofs by SAT for mutants that a regression lets live.
+"""Whether a fault can be seen at all: proofs for mutants that a regression lets live.
 
-The flattened unit is cut at its registers, whose contents become inputs and whose next contents
-become outputs. Two copies of what is left, one with the fault, get the same inputs and the same
-state; the state is what the unit itself reaches from any state whatever in some clocks, with any
-inputs. If then no output and no next state differs, the fault changes nothing in any state that is
-reached so many clocks after any other: the mutant is equivalent. With no clock before it, in any
-state whatever; with some, in the states of a unit that works at full rate, of which pauses only
-keep some for longer. A mutant that no such proof is found for is compared from a reset on, seen
-from its ports, as far as time allows.
+A unit and its mutant run side by side from one state, any state, with the same inputs. They share
+all logic before the fault, and all registers but those that the fault has been seen to change: of
+these the mutant has its own. Two questions are asked, each of every clock:
+
+- ``any state``: from any state whatever, with any inputs;
+- ``after reset``: from any state, with one clock of reset, and inputs that keep the stream rules.
+
+If no output differs and no shared register would take two values, the mutant does nothing that the
+unit does not do: it is equivalent. If a register would, it gets a copy too. If an output differs
+after a reset, the fault can be seen, and the inputs that show it are at hand. ABC answers: SAT
+sweeping where no register differs, IC3 (``pdr``) where some do, so a proof is of any number of
+clocks.
 """
 
 import json
+import random
 import re
-import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from m2xfp.facts import Facts
 from m2xfp.files import write_atomic
+from m2xfp.synth.formal.engines import abc
+from m2xfp.synth.formal.netlist import ProofError
+from m2xfp.synth.mutants.aig import Aig, Logic, read_logic
 from m2xfp.synth.mutants.netlist import PORT, MutatedUnit, YosysError, run_yosys
 
-__all__ = ["Prover"]
+__all__ = ["Prover", "Verdict"]
 
-_PROVED, _DIFFERS = "no model found: SUCCESS", "model found: FAIL"
+_STATE, _NEXT = "state_", "next_"
 _STATEFUL = re.compile(r"ff|sr|latch|mem")
+# Patterns and clocks of the search for registers that differ.
+_WIDTH, _CLOCKS = 2048, 24
+# So often a register that would differ gets a copy.
+_ROUNDS = 40
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known of a mutant.
+
+    Members
+    -------
+    same
+        Whether it is equivalent; None if there was no time to find out.
+    how
+        By which proof; or what shows the fault.
+    trace
+        Values of the inputs by clock that show it after a reset, each a number; by port.
+    """
+
+    same: bool | None
+    how: str
+    trace: tuple[Mapping[str, int], ...] = ()
 
 
 def _cut(module: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,10 +71,38 @@ def _cut(module: Mapping[str, Any]) -> dict[str, Any]:
     ports = dict(module["ports"])
     if contents["Q"]:
         ports |= {
-            "state_": {"direction": "input", "bits": contents["Q"]},
-            "next_": {"direction": "output", "bits": contents["D"]},
+            _STATE: {"direction": "input", "bits": contents["Q"]},
+            _NEXT: {"direction": "output", "bits": contents["D"]},
         }
     return {"attributes": {}, "ports": ports, "cells": logic, "netnames": {}}
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A unit and its mutant side by side.
+
+    Members
+    -------
+    aig
+        The circuit.
+    ports
+        Inputs by port.
+    waits
+        By input stream: a beat was not taken and must stay.
+    seen
+        High where an output differs.
+    apart
+        High where a shared register would take two values, by its number.
+    bad
+        Either, where all went well before.
+    """
+
+    aig: Aig
+    ports: dict[str, list[int]]
+    waits: dict[str, int]
+    seen: int
+    apart: dict[int, int]
+    bad: int
 
 
 class Prover:
@@ -54,7 +113,7 @@ class Prover:
     mutated
         The unit with its faults.
     seconds
-        Time that a proof may take.
+        Time that an engine may take for an answer.
     """
 
     def __init__(self, mutated: MutatedUnit, seconds: int = 30) -> None:
@@ -63,143 +122,208 @@ class Prover:
         script = ("memory_map", "opt_expr", "dffunmap", "opt_clean -purge", "write_json whole.json")
         run_yosys(self._folder, "cut", "\n".join(["read_rtlil mutated.il", *script, ""]))
         (module,) = json.loads((self._folder / "whole.json").read_text())["modules"].values()
-        logic = _cut(module)
-        write_atomic(self._folder / "cut.json", json.dumps({"modules": {"cut": logic}}))
-        self._ports = {
-            name: (port["direction"], len(port["bits"])) for name, port in logic["ports"].items()
+        write_atomic(self._folder / "cut.json", json.dumps({"modules": {"cut": _cut(module)}}))
+        script = ("setundef -zero", "proc", "opt_expr", "opt_clean", "techmap", "opt_clean")
+        script = (*script, "aigmap", "opt_clean", "write_aiger -ascii -symbols cut.aag")
+        run_yosys(self._folder, "gates", "\n".join(["read_json cut.json", *script, ""]))
+        self._logic: Logic = read_logic(self._folder / "cut.aag")
+        self._inputs = {
+            name: len(bits)
+            for name, bits in self._logic.inputs.items()
+            if name not in (PORT, _STATE, self._facts.clock)
         }
+        self._state = len(self._logic.inputs.get(_STATE, []))
 
-    def prove(self, number: int, clocks: int = 0) -> bool | None:
-        """Say whether a mutant equals the unit; None if there was no time to find out.
+    def prove(self, number: int) -> Verdict:
+        """Say whether a mutant equals the unit."""
+        first = self._ask(number, reset=False)
+        if first.same or not self._state:
+            return first
+        return self._ask(number, reset=True)
 
-        Parameters
-        ----------
-        number
-            Of the mutant.
-        clocks
-            Clocks that the unit has run at full rate, without a pause or a reset, when the two are
-            compared; 0 for a comparison in every state, with any input.
+    def _ask(self, number: int, *, reset: bool) -> Verdict:
+        where = "after reset" if reset else "in any state" if self._state else "for any input"
+        own = self._simulated(number, reset)
+        if own is None:
+            return Verdict(False, f"differs {where}", ())
+        for _ in range(_ROUNDS):
+            pair = self._pair(number, own, reset)
+            if pair.bad == 0:
+                return Verdict(True, where)
+            found = self._engine(pair, f"mutant_{number}", bool(own) or reset)
+            if found is None:
+                return Verdict(None, f"no answer {where} in {self._seconds} s")
+            if not found:
+                return Verdict(True, where)
+            values = pair.aig.run(found)
+            if values[pair.seen]:
+                trace = [
+                    {
+                        name: sum(clock[bit] << n for n, bit in enumerate(pair.ports[name]))
+                        for name in self._inputs
+                    }
+                    for clock in found
+                ]
+                return Verdict(False, f"differs {where}", tuple(trace))
+            new = {bit for bit, apart in pair.apart.items() if values[apart]}
+            assert new, "a counterexample in which nothing differs"
+            own |= new
+        return Verdict(None, f"too many registers differ {where}")
+
+    def _simulated(self, number: int, reset: bool) -> set[int] | None:
+        """Return registers that differ in random runs; None if an output does."""
+        rng, own = random.Random(number), set[int]()
+        for _ in range(_ROUNDS):
+            pair = self._pair(number, own, reset)
+            new = set[int]()
+            for values in self._played(pair, rng, _CLOCKS if reset else 2):
+                if bad := values[pair.bad]:
+                    if values[pair.seen] & bad:
+                        return None
+                    new |= {bit for bit, apart in pair.apart.items() if values[apart] & bad}
+            if not new:
+                return own
+            own |= new
+        return own
+
+    def _played(self, pair: _Pair, rng: random.Random, clocks: int) -> Iterator[list[int]]:
+        """Yield the values of random runs, clock by clock; half of them without pauses or resets.
+
+        Beats that are not taken stay.
         """
-        name = f"prove_{number}_{clocks}"
-        write_atomic(self._folder / f"{name}.v", self._bench(number))
-        pins = {stream.ports[1]: 1 for stream in self._facts.inputs}
-        pins |= {stream.ports[2]: 1 for stream in self._facts.outputs} | {self._facts.reset: 0}
-        rate = " ".join(f"-set {pin} {bit}" for pin, bit in pins.items() if pin) if clocks else ""
-        script = (
-            *("read_json cut.json", f"read_verilog {name}.v", "hierarchy -top bench", "proc"),
-            *("flatten", "opt_expr", "opt_merge", "opt_clean"),
-            # Only the last clock is compared: what came before led to the state.
-            f"sat -prove same 1 -prove-skip {clocks} -seq {clocks + 1} {rate} -set-def-inputs "
-            f"-set-init-def -timeout {self._seconds} bench",
-        )
-        return self._same(name, script)
+        state, before = dict.fromkeys(pair.aig.registers, 0), dict[int, int]()
+        steady = ((1 << _WIDTH) - 1) // 3
+        for _ in range(clocks):
+            given = pair.aig.random_inputs(rng, _WIDTH)
+            for stream in self._facts.streams:
+                (bit,) = pair.ports[stream.ports[1 if stream.is_input else 2]]
+                given[bit] |= steady
+            if self._facts.reset:
+                (bit,) = pair.ports[self._facts.reset]
+                given[bit] &= rng.getrandbits(_WIDTH) & ~steady
+            for stream in self._facts.inputs if before else ():
+                waits = state.get(pair.waits.get(stream.name, -1), 0)
+                data, valid, _, last = stream.ports
+                for bit in (*pair.ports[data], *pair.ports[valid], *pair.ports[last]):
+                    given[bit] = before[bit] & waits | given[bit] & ~waits
+            values, state = pair.aig.step(state, given, _WIDTH)
+            before = given
+            yield values
 
-    def seen(self, number: int, clocks: int) -> bool | None:
-        """Say whether a mutant can give something else within some clocks of a reset.
+    def _pair(self, number: int, own: Iterable[int], reset: bool) -> _Pair:
+        """Build unit and mutant, the latter with registers of its own."""
+        mine = sorted(own)
+        aig = Aig()
+        ports = {name: aig.add_inputs(width) for name, width in self._inputs.items()}
+        begin = aig.add_inputs(self._state)
+        offered = self._facts.inputs if reset else ()
+        widths = {stream.name: 3 + stream.tdata_width for stream in offered}
+        sequential = reset or mine
+        if sequential:
+            started, lawful = aig.add_registers(2)
+            held, copies = aig.add_registers(self._state), aig.add_registers(len(mine))
+            offers = {name: aig.add_registers(width) for name, width in widths.items()}
+            state = [aig.choice(started, *two) for two in zip(held, begin, strict=True)]
+            other = list(state)
+            for at, copy in zip(mine, copies, strict=True):
+                other[at] = aig.choice(started, copy, begin[at])
+        else:
+            started, lawful, held, copies, state, other = 1, 1, [], [], begin, begin
+            offers = {}
+        given: dict[str, Sequence[int]] = dict(ports)
+        if self._facts.clock:
+            given[self._facts.clock] = [0]
+        if reset and self._facts.reset:
+            given[self._facts.reset] = [aig.either(started ^ 1, ports[self._facts.reset][0])]
+        given[_STATE] = state
+        results = []
+        for selected, contents in ((0, state), (number, other)):
+            given[PORT] = [selected >> n & 1 for n in range(len(self._logic.inputs[PORT]))]
+            results.append(aig.add(self._logic, given | {_STATE: contents}))
+        right, wrong = results
+        seen = self._seen(aig, right, wrong)
+        differing = {
+            bit: aig.differ(*two)
+            for bit, two in enumerate(zip(right.get(_NEXT, []), wrong.get(_NEXT, []), strict=True))
+        }
+        apart = {bit: one for bit, one in differing.items() if one and bit not in set(mine)}
+        bad = aig.any([seen, *apart.values()])
+        if sequential:
+            aig.following |= dict(zip(held, right[_NEXT], strict=True)) | {started: 1}
+            aig.following |= {copy: wrong[_NEXT][at] for at, copy in zip(mine, copies, strict=True)}
+            law = self._law(aig, offered, offers, given, right, started)
+            fine = aig.both(aig.either(lawful, started ^ 1), law)
+            aig.following[lawful] = fine
+            bad = aig.both(bad, fine)
+        waits = {name: offer[0] for name, offer in offers.items()}
+        return _Pair(aig, ports, waits, seen, apart, bad)
 
-        The reset is in the first of them, and the registers hold anything before it. TDATA and
-        TLAST count where TVALID is high; inputs follow the stream rules. None if there was no time.
-        """
-        name = f"seen_{number}_{clocks}"
-        write_atomic(self._folder / f"{name}.v", self._sequence(number))
-        start = f"-set-at 1 {self._facts.reset} 1 -set-init apart 0" if self._facts.reset else ""
-        start += " -set-init stalled_ 0" if self._facts.inputs else ""
-        script = (
-            *("read_json cut.json", f"read_verilog {name}.v", "hierarchy -top bench", "proc"),
-            *("flatten", "opt_expr", "opt_merge", "opt_clean"),
-            f"sat -prove same 1 -set lawful 1 {start} "
-            f"-seq {clocks} -set-def-inputs -set-init-def -timeout {self._seconds} bench",
-        )
-        same = self._same(name, script)
-        return None if same is None else not same
-
-    def _same(self, name: str, script: Sequence[str]) -> bool | None:
-        """Run a proof; its time does not count what yosys needs to set it up, so there is more."""
-        try:
-            log = run_yosys(self._folder, name, "\n".join([*script, ""]), 3 * self._seconds)
-        except subprocess.TimeoutExpired:
-            return None
-        if _PROVED in log:
-            return True
-        return False if _DIFFERS in log else None
-
-    def _copies(self, number: int) -> tuple[list[str], list[str]]:
-        """Return the head of a bench, and the unit and a mutant in it, whose state is given.
-
-        Outputs of the copies are called ``right_...`` and ``wrong_...``.
-        """
-        special = {PORT, "state_"}
-        sizes = {name: f"[{width - 1}:0]" for name, (_, width) in self._ports.items()}
-        ways = {name: direction for name, (direction, _) in self._ports.items()}
-        inputs = [name for name in ways if ways[name] == "input" and name not in special]
-        outputs = [name for name in ways if ways[name] == "output"]
-        head = ["module bench(input clk_,"]
-        head += [f"  input {sizes[name]} {name}," for name in inputs]
-        head += ["  output same, lawful);"]
-        copies = []
-        for copy, selected in (("right", 0), ("wrong", number)):
-            copies += [f"  wire {sizes[name]} {copy}_{name};" for name in outputs]
-            pins = [f".{name}({name})" for name in inputs]
-            pins += [f".{name}({copy}_{name})" for name in outputs]
-            pins.append(f".{PORT}({self._ports[PORT][1]}'d{selected})")
-            if "state_" in ways:
-                copies.append(f"  wire {sizes['state_']} {copy}_state;")
-                pins.append(f".state_({copy}_state)")
-            copies.append(f"  cut {copy} ({', '.join(pins)});")
-        return head, copies
-
-    def _bench(self, number: int) -> str:
-        """Return Verilog: the unit and a mutant in the state that the unit reaches."""
-        head, copies = self._copies(number)
-        outputs = [name for name, (direction, _) in self._ports.items() if direction == "output"]
-        lines = [*head, *copies, "  assign lawful = 1;"]
-        if "state_" in self._ports:
-            lines += [
-                f"  reg [{self._ports['state_'][1] - 1}:0] held;",
-                "  always @(posedge clk_) held <= right_next_;",
-                "  assign right_state = held;",
-                "  assign wrong_state = held;",
-            ]
-        equal = " & ".join(f"(right_{name} == wrong_{name})" for name in outputs)
-        return "\n".join([*lines, f"  assign same = {equal};", "endmodule", ""])
-
-    def _sequence(self, number: int) -> str:
-        """Return Verilog: the unit and a mutant, each in a state of its own, seen from outside."""
-        head, copies = self._copies(number)
-        lines = [*head, *copies]
-        if "state_" in self._ports:
-            lines += [
-                f"  reg [{self._ports['state_'][1] - 1}:0] held, apart;",
-                "  assign right_state = held;",
-                "  assign wrong_state = held ^ apart;",
-                "  always @(posedge clk_) begin",
-                "    held <= right_next_;",
-                "    apart <= right_next_ ^ wrong_next_;",
-                "  end",
-            ]
-        equal, lawful = [], []
-        inputs = self._facts.inputs
-        if inputs:
-            lines.append(f"  reg [{len(inputs) - 1}:0] stalled_;")
-        for at, stream in enumerate(inputs):
+    def _seen(
+        self, aig: Aig, right: Mapping[str, list[int]], wrong: Mapping[str, list[int]]
+    ) -> int:
+        """Return where outputs differ: TDATA and TLAST count where TVALID is high."""
+        words = {name: aig.any([*map(aig.differ, right[name], wrong[name])]) for name in right}
+        found = [words[port.name] for port in self._facts.signals if port.name in words]
+        for stream in self._facts.streams:
             data, valid, ready, last = stream.ports
-            equal.append(f"(right_{ready} == wrong_{ready})")
-            lines += [
-                f"  reg [{stream.tdata_width}:0] offered_{at};",
-                "  always @(posedge clk_) begin",
-                f"    stalled_[{at}] <= {valid} & ~right_{ready};",
-                f"    offered_{at} <= {{{last}, {data}}};",
-                "  end",
-            ]
-            held = f"{valid} & (offered_{at} == {{{last}, {data}}})"
-            lawful.append(f"(~stalled_[{at}] | ({held}))")
-        for stream in self._facts.outputs:
-            data, valid, _, last = stream.ports
-            alike = " & ".join(f"(right_{name} == wrong_{name})" for name in (data, last))
-            equal.append(f"(right_{valid} == wrong_{valid}) & (~right_{valid} | ({alike}))")
-        for port in self._facts.signals:
-            if not port.is_input:
-                equal.append(f"(right_{port.name} == wrong_{port.name})")
-        lines.append(f"  assign same = {' & '.join(equal)};")
-        lines.append(f"  assign lawful = {' & '.join(lawful) or 1};")
-        return "\n".join([*lines, "endmodule", ""])
+            if stream.is_input:
+                found.append(words[ready])
+            else:
+                payload = aig.either(words[data], words[last])
+                found += [words[valid], aig.both(right[valid][0], payload)]
+        return aig.any(found)
+
+    def _law(
+        self,
+        aig: Aig,
+        offered: Iterable[Any],
+        offers: Mapping[str, list[int]],
+        given: Mapping[str, Sequence[int]],
+        right: Mapping[str, list[int]],
+        started: int,
+    ) -> int:
+        """Return whether inputs stay as they are until they are taken; fill the registers."""
+        broken = []
+        for stream in offered:
+            data, valid, ready, last = stream.ports
+            waits, *was = offers[stream.name]
+            payload = [*given[valid], *given[data], *given[last]]
+            changed = aig.any([*map(aig.differ, was, payload)])
+            broken.append(aig.both(started, aig.both(waits, changed)))
+            running = aig.both(started, given[self._facts.reset][0] ^ 1)
+            waiting = aig.both(aig.both(payload[0], right[ready][0] ^ 1), running)
+            aig.following |= {waits: waiting} | dict(zip(was, payload, strict=True))
+        return aig.any(broken) ^ 1
+
+    def _engine(self, pair: _Pair, name: str, sequential: bool) -> list[dict[int, int]] | None:
+        """Return the inputs of the clocks to a difference, nothing if there is none; None: no time.
+
+        Where nothing has state, the one clock.
+        """
+        file, trace = f"{name}.aig", f"{name}.cex"
+        pair.aig.write(self._folder / file, pair.bad)
+        (self._folder / trace).unlink(missing_ok=True)
+        solve = f"pdr -T {self._seconds}" if sequential else "iprove"
+        try:
+            said = abc(
+                self._folder,
+                f"read_aiger {file}; {solve}; print_status; write_cex -a {trace}",
+                3 * self._seconds,
+            )
+        except ProofError:
+            return None
+        if re.search(r"^Status = *1 |\bUNSATISFIABLE\b", said, re.MULTILINE):
+            return []
+        if not (self._folder / trace).exists():
+            return None
+        return _read_trace((self._folder / trace).read_text(), pair.aig)
+
+
+def _read_trace(text: str, aig: Aig) -> list[dict[int, int]]:
+    """Return the values of the inputs by clock, which follow a line with those of the registers."""
+    rows = [line for line in text.split() if set(line) <= set("01x")]
+    rows = rows[bool(aig.registers) :]
+    return [
+        {literal: int(bit == "1") for literal, bit in zip(aig.inputs, row, strict=True)}
+        for row in rows
+    ]

@@ -13,10 +13,6 @@ from m2xfp.tb.regression import Case, check_case
 
 __all__ = ["Outcome", "killer", "measure"]
 
-# Clocks after a reset, beyond the latency, in which a mutant is looked for that no proof was found
-# for.
-SEEN = 3
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -47,17 +43,10 @@ def killer(simulator: BulkSimulator, cases: Iterable[Case], number: int) -> str:
     return ""
 
 
-def _explain(prover: Prover, number: int, latency: int) -> tuple[str, str]:
+def _explain(prover: Prover, number: int) -> tuple[str, str]:
     """Return fate and reason of a mutant that lives."""
-    for clocks in (0, latency + 1):
-        if prover.prove(number, clocks):
-            return "equivalent", "at full rate" if clocks else "in every state"
-        if not latency:
-            return "alive", "differs for some input"
-    clocks = latency + SEEN
-    seen = prover.seen(number, clocks)
-    found = {True: "seen", False: "not seen", None: "no time to see it"}[seen]
-    return "alive", f"{found} {clocks} clocks from reset"
+    verdict = prover.prove(number)
+    return "equivalent" if verdict.same else "alive", verdict.how
 
 
 def measure(
@@ -113,7 +102,5 @@ def measure(
     if living:
         prover = Prover(mutated, seconds)
         for mutant in track(living, desc="proofs", unit="mutant", quiet=not progress):
-            outcomes.append(
-                Outcome(mutant, *_explain(prover, mutant.number, instance.facts.latency))
-            )
+            outcomes.append(Outcome(mutant, *_explain(prover, mutant.number)))
     return sorted(outcomes, key=lambda outcome: outcome.mutant.number)

@@ -99,7 +99,7 @@ def run_linear(
     layer
         Name of a linear layer of the model.
     tokens
-        Bytes of text.
+        Bytes of text, in windows that are evenly spread over it.
     core
         A GEMM core with any parameters; ``default_core()`` if left out.
 
@@ -108,11 +108,13 @@ def run_linear(
     UnknownNameError
         A layer that the model does not have.
     InputError
-        A layer that the core's buffers do not hold; results that the quantizer does not take.
+        A layer that the core's buffers do not hold; results that the quantizer does not take;
+        more bytes than there are.
     """
     import torch
 
     from m2xfp.golden import get_format
+    from m2xfp.models.evaluate import cut_windows, spread
     from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
     from m2xfp.models.quantized import linear_layers
 
@@ -121,23 +123,30 @@ def run_linear(
     if layer not in layers:
         raise UnknownNameError("linear layer", layer, layers)
     module = layers[layer]
-    seen: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    with torch.no_grad():
-        model(as_tokens(HELD_OUT.read_bytes()[:tokens]).long()[None])
-    handle.remove()
-
     core = core or default_core()
     n, k = module.weight.shape
     given, component = core.facts.parameters, cast(Any, core.component)
     GemmTiming.of(component).check(tokens, n, k)
+    text = cut_windows(as_tokens(HELD_OUT.read_bytes()), model.config.context)
+    if tokens > text.numel():
+        raise InputError(
+            f"tokens={tokens}: the held-out text has {text.numel()}; give at most these"
+        )
+    seen: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0]))
+    with torch.no_grad():
+        for window in spread(text, -(-tokens // text.shape[1])):
+            model(window[None])
+    handle.remove()
+    read = torch.cat(seen)[:tokens]
+
     packed, act = given["results"] == "packed", block_format(given["act"])
     if n % act.group:
         raise InputError(f"{layer}: its {n} outputs are no multiple of the group, {act.group}")
     quantizer = None if packed else _quantizer_of(given["results"], act)
     weight = get_format(given["weight"]).quantize(module.weight.detach())
     simulation = simulate_core(core, build_dir)
-    product = simulation.product(seen[0][0], weight)
+    product = simulation.product(read, weight)
     found, expected = simulation.multiply(product, progress=True), simulation.golden(product)
     wrong = (found != expected).reshape(-1, found.shape[-1] if packed else 1).any(axis=1)
     return LinearRun(

@@ -15,6 +15,9 @@
 
 #include "Vtop.h"
 #include "verilated.h"
+#if VM_COVERAGE
+#include "verilated_cov.h"
+#endif
 #if VM_TRACE_FST
 #include "verilated_fst_c.h"
 #endif
@@ -59,6 +62,21 @@ public:
     bool next() { return threshold && (random.next() >> 32) < threshold; }
 };
 
+// How a beat came: at once, or after clocks without valid, or after clocks without ready, or both.
+struct How {
+    bool paused = false, waited = false;
+    std::vector<uint8_t> seen;
+
+    void clock(bool valid, bool ready, bool stamping) {
+        if (valid && ready) {
+            if (stamping) seen.push_back(paused | waited << 1);
+            paused = waited = false;
+        } else {
+            (valid ? waited : paused) = true;
+        }
+    }
+};
+
 struct Input {
     Port port;
     Stall stall{0, 0};
@@ -69,6 +87,7 @@ struct Input {
     size_t accepted = 0;
     bool presenting = false;
     std::vector<uint64_t> stamps;
+    How how;
 
     // Put the next row on the port; while nothing is presented the payload is noise, so that a unit
     // that looks at it without valid is found out.
@@ -97,6 +116,7 @@ struct Output {
     uint8_t waiting_last = 0;
     size_t accepted = 0;
     std::vector<uint64_t> stamps;
+    How how;
 };
 
 class Simulator {
@@ -151,6 +171,7 @@ class Simulator {
 
 public:
     std::string error;
+    std::vector<uint8_t> at_reset;  // valid and ready of each stream in the clock of the reset
 
     Simulator(uint64_t seed, [[maybe_unused]] const char* wave) {
         // Registers start at random, so that one that reset misses is found out. Verilator takes a
@@ -185,6 +206,7 @@ public:
         quiet = in.accepted = 0;
         in.presenting = false;
         in.stamps.clear();
+        in.how = {};
         in.rows = rows;
         in.lasts = lasts;
         in.count = count;
@@ -200,14 +222,36 @@ public:
     }
     void set_stamping(bool on) { stamping = on; }
 
-    void reset() {
+    void silence() {
         for (Input& in : inputs) *in.port.valid = 0;
         for (Output& out : outputs) *out.port.ready = 0;
+    }
+
+    // Whatever the streams offer in this clock is lost, and what came out is forgotten.
+    void reset() {
         // One clock is enough, so that a register that waits for a second one is found out.
         set_reset(*top, true);
         half(false);
+        at_reset.clear();
+        for (const Input& in : inputs) at_reset.push_back(*in.port.valid | *in.port.ready << 1);
+        for (const Output& out : outputs) at_reset.push_back(*out.port.valid | *out.port.ready << 1);
         half(true);
         set_reset(*top, false);
+        for (Output& out : outputs) out = Output{out.port, out.stall};
+        cycle = quiet = 0;
+    }
+
+    // Counts of what was executed and of bits that changed, in a file; or from here on.
+    void write_coverage([[maybe_unused]] const char* path) {
+#if VM_COVERAGE
+        context.coveragep()->forcePerInstance(true);
+        context.coveragep()->write(path);
+#endif
+    }
+    void zero_coverage() {
+#if VM_COVERAGE
+        context.coveragep()->zero();
+#endif
     }
 
     // Run at most `cycles` clocks. Returns 0 if there is more to do, 1 if nothing has moved for
@@ -220,6 +264,7 @@ public:
             bool moved = false, held = false;
             for (Input& in : inputs) {
                 held |= in.held();
+                in.how.clock(in.presenting, *in.port.ready, stamping);
                 if (in.presenting && *in.port.ready) {
                     if (stamping) in.stamps.push_back(cycle);
                     ++in.accepted;
@@ -229,6 +274,7 @@ public:
             }
             for (Output& out : outputs) {
                 held |= !*out.port.ready;
+                out.how.clock(*out.port.valid, *out.port.ready, stamping);
                 if (!sample(out, moved)) return 2;
             }
             half(true);
@@ -279,7 +325,11 @@ EXPORT void simulator_set_output(Simulator* s, size_t i, double stall, uint64_t 
 EXPORT void simulator_set_signal(Simulator* s, size_t i, const uint8_t* value) { s->set_signal(i, value); }
 EXPORT void simulator_get_signal(Simulator* s, size_t i, uint8_t* value) { s->get_signal(i, value); }
 EXPORT void simulator_set_stamping(Simulator* s, int on) { s->set_stamping(on); }
+EXPORT void simulator_silence(Simulator* s) { s->silence(); }
 EXPORT void simulator_reset(Simulator* s) { s->reset(); }
+EXPORT const uint8_t* simulator_at_reset(Simulator* s) { return s->at_reset.data(); }
+EXPORT void simulator_write_coverage(Simulator* s, const char* path) { s->write_coverage(path); }
+EXPORT void simulator_zero_coverage(Simulator* s) { s->zero_coverage(); }
 EXPORT void simulator_play_ports(Simulator* s, const uint8_t* given, uint8_t* found, size_t clocks) {
     s->play_ports(given, found, clocks);
 }
@@ -294,6 +344,10 @@ EXPORT size_t simulator_output_accepted(Simulator* s, size_t i) { return s->outp
 EXPORT const uint8_t* simulator_output_rows(Simulator* s, size_t i) { return s->output(i).rows.data(); }
 EXPORT const uint8_t* simulator_output_lasts(Simulator* s, size_t i) {
     return s->output(i).lasts.data();
+}
+EXPORT const uint8_t* simulator_input_hows(Simulator* s, size_t i) { return s->input(i).how.seen.data(); }
+EXPORT const uint8_t* simulator_output_hows(Simulator* s, size_t i) {
+    return s->output(i).how.seen.data();
 }
 EXPORT const uint64_t* simulator_output_stamps(Simulator* s, size_t i) {
     return s->output(i).stamps.data();

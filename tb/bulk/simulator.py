@@ -7,9 +7,11 @@ without streams is played clock by clock through its ports.
 
 import ctypes
 import math
+import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,18 @@ from numpy.typing import NDArray
 
 from m2xfp.facts import EmittedFiles, Facts, Port, Stream
 from m2xfp.tb.cache import BUILD_DIR
+from m2xfp.tb.points import Point, read_points
 from m2xfp.tb.shared_library import Signatures, build_library, load_library
 from m2xfp.tb.vectors import Beats
 
-__all__ = ["BulkSimulator", "Run", "SimulationError"]
+__all__ = ["SIGNATURES", "SOURCE", "BulkSimulator", "Run", "SimulationError", "ports_header"]
 
 SOURCE = Path(__file__).with_name("simulator.cpp")
+# Options of Verilator that count; words of any width.
+COVERAGE = (
+    *("--coverage-line", "--coverage-toggle", "--coverage-underscore"),
+    *("--coverage-max-width", str(1 << 20)),
+)
 
 
 class SimulationError(RuntimeError):
@@ -45,12 +53,19 @@ class Run:
         Value of each output port that belongs to no stream, at the end.
     stamps
         With ``stamps=True``: for each stream the clock in which each of its beats was accepted.
+    hows
+        With ``stamps=True``: how each of its beats came: 0 at once, +1 after clocks without valid,
+        +2 after clocks without ready.
+    at_reset
+        For each stream its valid, +2 for its ready, in the clock of the reset.
     """
 
     outputs: dict[str, Beats]
     cycles: int
     signals: dict[str, int]
     stamps: dict[str, NDArray[np.uint64]] = field(default_factory=dict)
+    hows: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    at_reset: dict[str, int] = field(default_factory=dict)
 
 
 class BulkSimulator:
@@ -62,6 +77,11 @@ class BulkSimulator:
         The emitted files.
     trace
         Build it so that it can write waveforms (slower, needs the headers of lz4 and zlib).
+    coverage
+        Build it so that it counts what is executed and which bits change (`m2xfp.tb.points`). What
+        is undefined, or not set by reset, then begins as 0.
+    library
+        A build of another simulator's that has the same functions; None to build one.
     build_dir
         Folder of the build cache. The key is a hash of everything that goes into the build.
 
@@ -73,6 +93,10 @@ class BulkSimulator:
         Whether it can write waveforms.
     build
         Folder of the build.
+    counts
+        With ``coverage``: how often each point was covered, by all runs; in each from the reset on.
+    before
+        With ``coverage``: counts of the last run from its begin, when all was 0, to that reset.
 
     Raises
     ------
@@ -81,16 +105,26 @@ class BulkSimulator:
     """
 
     def __init__(
-        self, emitted: EmittedFiles, *, trace: bool = False, build_dir: Path = BUILD_DIR
+        self,
+        emitted: EmittedFiles,
+        *,
+        trace: bool = False,
+        coverage: bool = False,
+        library: Path | None = None,
+        build_dir: Path = BUILD_DIR,
     ) -> None:
         self.facts = Facts.load(emitted.json)
-        self.trace = trace
-        library = build_library(
+        self.trace, self.coverage = trace, coverage
+        self.counts: Counter[Point] = Counter()
+        self.before: Counter[Point] = Counter()
+        library = library or build_library(
             emitted.verilog,
             self.facts.top,
             [SOURCE],
-            name="bulk",
-            headers={"ports.h": _ports_header(self.facts)},
+            name="coverage" if coverage else "bulk",
+            undefined="0" if coverage else "unique",
+            options=COVERAGE if coverage else (),
+            headers={"ports.h": ports_header(self.facts)},
             trace=trace,
             build_dir=build_dir,
         )
@@ -106,6 +140,7 @@ class BulkSimulator:
         settings: Mapping[str, int] | None = None,
         patience: int = 256,
         cycle_limit: int | None = None,
+        before: int = 0,
         stamps: bool = False,
         waves: Path | None = None,
         progress: bool = False,
@@ -130,8 +165,11 @@ class BulkSimulator:
         cycle_limit
             Clocks after which a unit that still delivers is called hung; the default allows 64 for
             each beat, stalls included.
+        before
+            Clocks of traffic, the first of the beats, before a reset in its midst that the run then
+            begins with.
         stamps
-            Record the clock in which each beat was accepted.
+            Record the clock in which each beat was accepted, and how it came.
         waves
             Write an FST trace to this file; only if built with ``trace``.
         progress
@@ -169,6 +207,7 @@ class BulkSimulator:
 
         with self._model(seed, waves) as model:
             self._set_signals(model, settings)
+            self._begin(model, beats, stalls, seed, before)
             self._prepare(model, beats, stalls, seed, stamps)
             self._library.simulator_reset(model)
             self._advance(model, beats, patience, cycle_limit, progress)
@@ -182,6 +221,7 @@ class BulkSimulator:
         seed: int = 0,
         settings: Mapping[str, int] | None = None,
         patience: int = 256,
+        before: int = 0,
     ) -> list[Run]:
         """Reset a unit with streams once, then play one set of beats after the other.
 
@@ -193,22 +233,53 @@ class BulkSimulator:
         done = dict.fromkeys((stream.name for stream in self.facts.outputs), 0)
         with self._model(seed, None) as model:
             self._set_signals(model, settings or {})
-            self._library.simulator_reset(model)
             for number, inputs in enumerate(phases):
                 beats = _checked(self.facts, inputs)
                 stall = _stalls(self.facts, stalls[number] if stalls else 0.0)
-                self._prepare(model, beats, stall, seed + number, stamps=False)
+                if number == 0:
+                    self._begin(model, beats, stall, seed, before)
+                self._prepare(model, beats, stall, seed + number, stamps=self.coverage)
+                if number == 0:
+                    self._library.simulator_reset(model)
                 total = sum(len(stream) for stream in beats.values())
                 limit = math.ceil((64 * total + 16 * patience) / (1 - max(stall.values())) ** 2)
                 limit += self._library.simulator_cycles(model)
                 self._advance(model, beats, patience, limit, progress=False)
-                run = self._collect(model, stamps=False)
+                run = self._collect(model, stamps=self.coverage)
                 outputs = {
                     name: found.part(done[name], len(found)) for name, found in run.outputs.items()
                 }
                 done = {name: len(found) for name, found in run.outputs.items()}
-                runs.append(Run(outputs, run.cycles, run.signals))
+                runs.append(replace(run, outputs=outputs, stamps={}))
         return runs
+
+    def _begin(
+        self,
+        model: ctypes.c_void_p,
+        beats: dict[str, Beats],
+        stalls: dict[str, float],
+        seed: int,
+        clocks: int,
+    ) -> None:
+        """Reset a model and let traffic begin, for the reset that comes next to end it."""
+        library = self._library
+        library.simulator_silence(model)
+        library.simulator_reset(model)
+        if clocks:
+            self._prepare(model, beats, stalls, seed, stamps=False)
+            if library.simulator_step(model, clocks, clocks + 1) == 2:
+                raise SimulationError(
+                    f"{self.facts.top}: {library.simulator_error(model).decode()}"
+                )
+        if self.coverage:
+            self.before = self._counts(model)
+            library.simulator_zero_coverage(model)
+
+    def _counts(self, model: ctypes.c_void_p) -> Counter[Point]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "coverage.dat")
+            self._library.simulator_write_coverage(model, str(path).encode())
+            return read_points(path)
 
     def _play_ports(self, inputs: Mapping[str, Beats], seed: int, waves: Path | None) -> Run:
         """Give the ports a word in every clock; outputs are those of ``latency`` clocks later."""
@@ -218,7 +289,7 @@ class BulkSimulator:
         outputs = [port for port in facts.signals if not port.is_input]
         found = np.zeros((len(rows), sum(port.bytes for port in outputs)), np.uint8)
         with self._model(seed, waves) as model:
-            self._library.simulator_reset(model)
+            self._begin(model, {}, {}, seed, 0)
             self._library.simulator_play_ports(
                 model, rows.ctypes.data, found.ctypes.data, len(rows)
             )
@@ -239,6 +310,11 @@ class BulkSimulator:
         model = ctypes.c_void_p(self._library.simulator_new(seed, name))
         try:
             yield model
+            if self.coverage:
+                self.counts.update(self._counts(model))
+                # What depends on constants alone is executed once, before any reset.
+                once = {point: n for point, n in self.before.items() if point.kind != "toggle"}
+                self.counts.update(once)
         finally:
             self._library.simulator_delete(model)
 
@@ -271,7 +347,7 @@ class BulkSimulator:
             library.simulator_set_output(
                 model, index, stalls[stream.name], stream_seeds[stream.name]
             )
-        library.simulator_set_stamping(model, stamps)
+        library.simulator_set_stamping(model, stamps or self.coverage)
 
     def _set_signals(self, model: ctypes.c_void_p, settings: Mapping[str, int]) -> None:
         for index, port in enumerate(self.facts.signals):
@@ -318,6 +394,7 @@ class BulkSimulator:
         library, facts = self._library, self.facts
         outputs: dict[str, Beats] = {}
         times: dict[str, NDArray[np.uint64]] = {}
+        hows: dict[str, NDArray[np.uint8]] = {}
         for index, stream in enumerate(facts.outputs):
             count = library.simulator_output_accepted(model, index)
             rows = _copy(
@@ -328,18 +405,27 @@ class BulkSimulator:
             if stamps:
                 address = library.simulator_output_stamps(model, index)
                 times[stream.name] = _copy(address, count, np.uint64)
+                hows[stream.name] = _copy(
+                    library.simulator_output_hows(model, index), count, np.uint8
+                )
         if stamps:
             for index, stream in enumerate(facts.inputs):
                 count = library.simulator_input_accepted(model, index)
                 address = library.simulator_input_stamps(model, index)
                 times[stream.name] = _copy(address, count, np.uint64)
+                hows[stream.name] = _copy(
+                    library.simulator_input_hows(model, index), count, np.uint8
+                )
         signals = {}
         for index, port in enumerate(facts.signals):
             if not port.is_input:
                 buffer = ctypes.create_string_buffer(port.bytes)
                 library.simulator_get_signal(model, index, buffer)
                 signals[port.name] = int.from_bytes(buffer.raw, "little")
-        return Run(outputs, library.simulator_cycles(model), signals, times)
+        order = [stream.name for stream in (*facts.inputs, *facts.outputs)]
+        found = _copy(library.simulator_at_reset(model), len(order), np.uint8).tolist()
+        at_reset = dict(zip(order, found, strict=True))
+        return Run(outputs, library.simulator_cycles(model), signals, times, hows, at_reset)
 
 
 def _checked(facts: Facts, inputs: Mapping[str, Beats]) -> dict[str, Beats]:
@@ -406,7 +492,7 @@ def _copy(address: int, count: int, dtype: Any) -> NDArray[Any]:
     return np.frombuffer(ctypes.string_at(address, count * np.dtype(dtype).itemsize), dtype).copy()
 
 
-def _ports_header(facts: Facts) -> str:
+def ports_header(facts: Facts) -> str:
     """Return ports.h: the tables that tell simulator.cpp the unit's ports."""
 
     def stream(stream: Stream) -> str:
@@ -448,7 +534,11 @@ SIGNATURES: Signatures = {
     "set_signal": (None, _POINTER, _SIZE, _TEXT),
     "get_signal": (None, _POINTER, _SIZE, _TEXT),
     "set_stamping": (None, _POINTER, ctypes.c_int),
+    "silence": (None, _POINTER),
     "reset": (None, _POINTER),
+    "at_reset": (_POINTER, _POINTER),
+    "write_coverage": (None, _POINTER, _TEXT),
+    "zero_coverage": (None, _POINTER),
     "step": (ctypes.c_int, _POINTER, _NUMBER, _NUMBER),
     "play_ports": (None, _POINTER, _POINTER, _POINTER, _SIZE),
     "error": (_TEXT, _POINTER),
@@ -459,4 +549,6 @@ SIGNATURES: Signatures = {
     "output_rows": (_POINTER, _POINTER, _SIZE),
     "output_lasts": (_POINTER, _POINTER, _SIZE),
     "output_stamps": (_POINTER, _POINTER, _SIZE),
+    "input_hows": (_POINTER, _POINTER, _SIZE),
+    "output_hows": (_POINTER, _POINTER, _SIZE),
 }

@@ -11,6 +11,7 @@ from m2xfp.facts import Facts
 from m2xfp.formats import BlockFormat, block_format
 from m2xfp.rtl.catalog import Instance
 from m2xfp.rtl.parts.gemm_cycles import GemmTiming
+from m2xfp.tb.bench import golden_of
 from m2xfp.tb.fields import Bytes, number, pack, read
 from m2xfp.tb.parts.groups import (
     elements,
@@ -21,7 +22,14 @@ from m2xfp.tb.parts.groups import (
 )
 from m2xfp.tb.vectors import Beats
 
-__all__ = ["GemmStreams", "Product", "status_names", "status_tag", "timing_of"]
+__all__ = [
+    "GemmStreams",
+    "Product",
+    "golden_product",
+    "status_names",
+    "status_tag",
+    "timing_of",
+]
 
 
 def timing_of(facts: Facts) -> GemmTiming:
@@ -73,6 +81,11 @@ class Product:
     def sizes(self) -> tuple[int, int, int]:
         """m, n and k."""
         return len(self.acts), len(self.weights), self.k
+
+
+def golden_product(product: Product, facts: Facts) -> NDArray[Any]:
+    """Return what the core must deliver, as ``GemmStreams.results`` gives it."""
+    return golden_of(facts)(product.acts, product.weights)["out"]
 
 
 class GemmStreams:

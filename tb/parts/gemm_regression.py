@@ -1,7 +1,7 @@
 """The regression of the GEMM core: products of random sizes, cancellations, and broken packets."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,23 +9,17 @@ from numpy.typing import NDArray
 
 from m2xfp.facts import Facts
 from m2xfp.formats import BlockFormat
-from m2xfp.tb.bench import golden_of
 from m2xfp.tb.bulk.simulator import Run
 from m2xfp.tb.fields import Bytes, pack
-from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product, timing_of
-from m2xfp.tb.parts.pair_stimulus import cancellations
+from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product, golden_product, timing_of
+from m2xfp.tb.parts.gemm_directed import bad_sizes, far_sizes, hard_sums, large_products
 from m2xfp.tb.parts.value_stimulus import DISTRIBUTIONS, groups
-from m2xfp.tb.regression import STALLS, Case
+from m2xfp.tb.regression import RESETS, STALLS, WARM, Case
 from m2xfp.tb.vectors import Beats, TestVectors
 
-__all__ = ["golden_product", "regression"]
+__all__ = ["regression"]
 
 ROUNDS = 9
-
-
-def golden_product(product: Product, facts: Facts) -> NDArray[Any]:
-    """Return what the core must deliver, as ``GemmStreams.results`` gives it."""
-    return golden_of(facts)(product.acts, product.weights)["out"]
 
 
 def _packed_rows(
@@ -92,22 +86,6 @@ def _on_time(products: list[Product], streams: GemmStreams) -> Any:
         return "" if taken == due else f"results after {taken} clocks, {due} expected"
 
     return timing
-
-
-def _cancelling(rng: np.random.Generator, streams: GemmStreams) -> list[Product]:
-    """Return a product whose rows meet a group at every distance, then take it back."""
-    blocks, count = (streams.act, streams.weight), min(3, _most(streams))
-    rows = 97 if count == 3 else 1
-    act, weight, _ = cancellations(rng, blocks, count, rows)
-    # Every column has the weights of the first row, so the distances are in the activations.
-    columns = np.repeat(weight[:, :1].swapaxes(0, 1), streams.columns, axis=0)
-    act[:, :, : streams.act.group_bytes[0]] = act[:, :1, : streams.act.group_bytes[0]]
-    if streams.act.scale.name == "e8m0" and count == 3:
-        at = streams.act.group_bytes[0]
-        columns[..., streams.weight.group_bytes[0]] = 127
-        act[0, :, at] = 127
-        act[1:, :, at] = 127 + np.arange(rows) - rows // 2
-    return [Product(np.ascontiguousarray(act.swapaxes(0, 1)), columns, count * streams.act.group)]
 
 
 @dataclass(frozen=True)
@@ -197,24 +175,19 @@ def _broken(streams: GemmStreams, products: list[Product], accident: _Accident) 
 
 
 def _bad_sizes(streams: GemmStreams, products: list[Product]) -> TestVectors:
-    """Return a command that cannot be between each two that can, one of them resynchronising."""
-    group, most = streams.act.group, int(streams.facts.parameters["max_k"])
-    bad = [
-        ((0, 3, group), ["bad_m"]),
-        ((3, 0, group), ["bad_n"]),
-        ((3, 3, 0), ["bad_k"]),
-        ((3, 3, group // 2), ["bad_k"]),
-        ((3, 3, group + 1), ["bad_k"]),
-        ((3, 3, most + group), ["bad_k"]),
-        ((3, 3, 1 << 19), ["bad_k"]),
-    ]
-    good = _vectors(streams, products)
+    """Return commands that cannot be between each two that can, one of them resynchronising."""
+    good, bad = _vectors(streams, products), bad_sizes(streams)
     sizes, tags = [products[0].sizes], [0]
     faults: list[list[str]] = [[]]
-    for number, ((wrong, names), product) in enumerate(zip(bad, products[1:], strict=True)):
-        sizes += [wrong, product.sizes]
-        faults += [names, []]
-        tags += [7 - number, number + 1]
+    share = -(-len(bad) // (len(products) - 1))
+    for number, product in enumerate(products[1:]):
+        for wrong, names in bad[number * share : (number + 1) * share]:
+            sizes.append(wrong)
+            tags.append(7 - number)
+            faults.append(names)
+        sizes.append(product.sizes)
+        tags.append(number + 1)
+        faults.append([])
     status = streams.facts.stream("status")
     commands = np.concatenate([streams.resync_beat(5), streams.command_beats(sizes, tags)])
     values = {
@@ -257,12 +230,27 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
         products = _random_products(rng, streams, 5, most)
         stall = STALLS[number % len(STALLS)]
         timing = None if any(stall) else _on_time(products, streams)
-        yield Case("products", (_vectors(streams, products),), stall, seed + number, timing)
+        vectors = (_vectors(streams, products),)
+        yield Case("products", vectors, stall, seed + number, timing, WARM + 7 * number)
     if facts.parameters["activations"] is None:
-        yield Case("cancellations", (_vectors(streams, _cancelling(rng, streams)),))
+        for number, (name, hard) in enumerate(hard_sums(streams, seed)):
+            yield Case(name, (_vectors(streams, [hard]),), STALLS[number % 2], seed + number)
+    large = [_product(rng, streams, m, n, 1, 12) for m, n in large_products(rng, streams)]
+    yield Case("large sizes", (_vectors(streams, large),), timing=_on_time(large, streams))
+    step = _product(rng, streams, streams.rows, streams.columns, 1, 3)
+    far = [
+        vectors
+        for number, sizes in enumerate(far_sizes(streams, step))
+        for vectors in (sizes, _resync(streams, number))
+    ]
+    yield Case("far sizes", tuple(far))
     for number, stall in enumerate(STALLS[:2]):
         bad = _bad_sizes(streams, _random_products(rng, streams, 8, 2))
         yield Case("bad sizes", (bad,), stall, seed + number)
+    some = _vectors(streams, _random_products(rng, streams, 4, min(2, _most(streams))))
+    for clock in range(RESETS):
+        case = Case(f"reset {clock}", (some,), (0.5, 0.7), seed + clock)
+        yield replace(case, before=WARM + 5 * clock)
     panels = 3
     n = (panels - 1) * streams.columns + 1
     for number, accident in enumerate(_accidents(streams, panels)):

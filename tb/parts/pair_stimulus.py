@@ -13,6 +13,14 @@ from numpy.typing import NDArray
 from m2xfp.facts import Facts
 from m2xfp.formats import BlockFormat
 from m2xfp.tb.bench import Arrays
+from m2xfp.tb.parts.element_codes import (
+    largest_code,
+    negated,
+    one_code,
+    packed_codes,
+    unpacked_codes,
+    without_specials,
+)
 from m2xfp.tb.parts.pairs import formats, pairs, vectors
 from m2xfp.tb.regression import Case, steady_cases
 from m2xfp.tb.vectors import TestVectors
@@ -24,9 +32,15 @@ Formats = tuple[BlockFormat, BlockFormat]
 
 
 def _bytes(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> Groups:
+    """Return any bytes; of elements that have NaNs, one group in twenty may hold some."""
     act, weight = (
         rng.integers(0, 256, (steps, count, sum(block.group_bytes)), np.uint8) for block in blocks
     )
+    for groups, codes, block in zip((act, weight), _scales(blocks), blocks, strict=True):
+        if block.element.bits == 8:
+            plane = groups[..., :codes]
+            rare = rng.random((steps, count, 1)) < 0.05
+            groups[..., :codes] = np.where(rare, plane, without_specials(plane, block))
     first = np.zeros((steps, count), bool)
     first[0] = True
     return act, weight, first
@@ -34,6 +48,16 @@ def _bytes(rng: np.random.Generator, blocks: Formats, steps: int, count: int) ->
 
 def _scales(blocks: Formats) -> tuple[int, int]:
     return blocks[0].group_bytes[0], blocks[1].group_bytes[0]
+
+
+def _reach(blocks: Formats) -> int:
+    """Return how far apart accumulator and addend are of interest: all bits of both."""
+    return 48 if all(block.element.bits == 4 for block in blocks) else 110
+
+
+def _raised(blocks: Formats) -> int:
+    """Return the powers of two by which products may be larger than those of E2M1."""
+    return sum(block.element.emax for block in blocks) - 4
 
 
 def _split(rng: np.random.Generator, total: NDArray[np.int64]) -> tuple[NDArray, NDArray]:
@@ -66,11 +90,11 @@ def near(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> G
 
 
 def gaps(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> Groups:
-    """Every distance between accumulator and addend from -48 to 48, in falling and rising order."""
+    """Every distance between accumulator and addend that matters, in falling and rising order."""
     act, weight, first = _bytes(rng, blocks, steps, count)
     a, w = _scales(blocks)
     if blocks[0].scale.name == "e8m0":
-        jumps = rng.integers(-48, 49, (steps, count))
+        jumps = rng.integers(-_reach(blocks), _reach(blocks) + 1, (steps, count))
         total = np.clip(rng.integers(120, 400, count) + np.cumsum(jumps, axis=0), 0, 508)
         act[..., a], weight[..., w] = _split(rng, total)
     _sparse(rng, act, a, 0.3)
@@ -84,7 +108,7 @@ def cancelling(rng: np.random.Generator, blocks: Formats, steps: int, count: int
     w = _scales(blocks)[1]
     odd = np.arange(1, steps, 2)
     act[odd], weight[odd] = act[odd - 1], weight[odd - 1]
-    weight[odd, :, :w] ^= 0x88
+    weight[odd, :, :w] = _turned(weight[odd, :, :w], blocks[1])
     nudge = rng.random((len(odd), count)) < 0.5
     position = rng.integers(0, w, (len(odd), count))
     i, j = np.nonzero(nudge)
@@ -97,7 +121,8 @@ def tiny(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> G
     act, weight, first = _bytes(rng, blocks, steps, count)
     a, w = _scales(blocks)
     if blocks[0].scale.name == "e8m0":
-        act[..., a], weight[..., w] = _split(rng, rng.integers(80, 150, (steps, count)))
+        total = np.maximum(0, rng.integers(80, 150, (steps, count)) - _raised(blocks))
+        act[..., a], weight[..., w] = _split(rng, total)
     _sparse(rng, act, a, 0.15)
     first |= rng.random(first.shape) < 0.2
     return act, weight, first
@@ -108,7 +133,8 @@ def huge(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> G
     act, weight, first = _bytes(rng, blocks, steps, count)
     a, w = _scales(blocks)
     if blocks[0].scale.name == "e8m0":
-        act[..., a], weight[..., w] = _split(rng, rng.integers(355, 385, (steps, count)))
+        total = rng.integers(355, 385, (steps, count)) - _raised(blocks)
+        act[..., a], weight[..., w] = _split(rng, total)
         act[..., a] |= np.where(rng.random((steps, count)) < 0.02, 0xFF, 0).astype(np.uint8)
     else:
         act[..., a] = rng.integers(0x70, 0x80, (steps, count))
@@ -130,8 +156,9 @@ def extremes(rng: np.random.Generator, blocks: Formats, steps: int, count: int) 
     """All lanes at the largest magnitude, one sign: the bounds of the widths."""
     act, weight, first = near(rng, blocks, steps, count)
     a, w = _scales(blocks)
-    act[..., :a] = 0x77
-    weight[..., :w] = np.where(rng.random((steps, count, 1)) < 0.5, 0x77, 0xFF)
+    plus, minus = _largest(blocks[1])
+    act[..., :a] = _largest(blocks[0])[0]
+    weight[..., :w] = np.where(rng.random((steps, count, 1)) < 0.5, plus, minus)
     some = rng.random((steps, count)) < 0.5
     for groups, codes in ((act, a), (weight, w)):
         groups[some, codes + 1 :] = 0xFF
@@ -148,17 +175,20 @@ def cancellations(rng: np.random.Generator, blocks: Formats, steps: int, count: 
     a, w = _scales(blocks)
     at = np.arange(steps) % 3
     lane = rng.integers(0, blocks[0].group, count)
-    for groups, codes in ((act, a), (weight, w)):
-        groups[..., :codes] = 0
-        code = rng.integers(1, 8, (steps, count)) | rng.integers(0, 2, (steps, count)) << 3
-        groups[:, np.arange(count), lane // 2] = code << 4 * (lane % 2)
+    for groups, codes, block in ((act, a, blocks[0]), (weight, w, blocks[1])):
+        lanes = np.zeros((steps, count, block.group), np.int64)
+        code = rng.integers(1, largest_code(block) + 1, (steps, count))
+        sign = rng.integers(0, 2, (steps, count))
+        lanes[:, np.arange(count), lane] = np.where(sign == 1, negated(code, block), code)
+        groups[..., :codes] = packed_codes(lanes, block)
     back = np.flatnonzero(at == 2)
-    gap = (np.arange(count) % 97 - 48) * (at != 0)[:, None]
+    reach = _reach(blocks)
+    gap = (np.arange(count) % (2 * reach + 1) - reach) * (at != 0)[:, None]
     if blocks[0].scale.name == "e8m0":
         total = np.clip(rng.integers(140, 360, count) + gap, 0, 508)
         act[..., a], weight[..., w] = _split(rng, total)
     act[back], weight[back] = act[back - 1], weight[back - 1]
-    weight[back[:, None], np.arange(count), lane // 2] ^= (8 << 4 * (lane % 2)).astype(np.uint8)
+    weight[back, :, :w] = _turned(weight[back, :, :w], blocks[1])
     first[at == 0] = True
     return act, weight, first
 
@@ -197,6 +227,16 @@ def borrows(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -
     return act, weight, first
 
 
+def nans(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> Groups:
+    """NaN scales on either side, on both and on none, and sums that begin with them."""
+    act, weight, first = near(rng, blocks, steps, count)
+    for side, block, place in zip((act, weight), blocks, _scales(blocks), strict=True):
+        side[rng.random((steps, count)) < 0.3, place] = block.scale.nan
+    _sparse(rng, act, _scales(blocks)[0], 0.1)
+    first |= rng.random(first.shape) < 0.4
+    return act, weight, first
+
+
 def _set_ones(
     rng: np.random.Generator,
     blocks: Formats,
@@ -205,15 +245,25 @@ def _set_ones(
 ) -> None:
     """Make chosen groups zeros, but for a 1 in a lane of both and any sign."""
     lane = rng.integers(0, blocks[0].group, chosen.shape)
-    one, sign = 2, 8  # E2M1
     neutral = 0x55, 0  # metadata that leaves activations as they are, and weights
-    for side, codes, meta in zip(groups, _scales(blocks), neutral, strict=True):
-        side[chosen, :codes] = 0
+    for side, codes, meta, block in zip(groups, _scales(blocks), neutral, blocks, strict=True):
         side[chosen, codes + 1 :] = meta
-        code = one | sign * rng.integers(0, 2, chosen.shape)
-        row, column = np.nonzero(chosen)
-        nibble = code << 4 * (lane % 2)
-        side[row, column, lane[chosen] // 2] = nibble[chosen]
+        one = np.full(chosen.shape, one_code(block))
+        one = np.where(rng.integers(0, 2, chosen.shape) == 1, negated(one, block), one)
+        lanes = np.zeros((*chosen.shape, block.group), np.int64)
+        np.put_along_axis(lanes, lane[..., None], one[..., None], -1)
+        side[chosen, :codes] = packed_codes(lanes[chosen], block)
+
+
+def _turned(plane: NDArray[np.uint8], block: BlockFormat) -> NDArray[np.uint8]:
+    """Return planes of codes with all signs turned."""
+    return packed_codes(negated(unpacked_codes(plane, block), block), block)
+
+
+def _largest(block: BlockFormat) -> list[NDArray[np.uint8]]:
+    """Return planes of a group at the largest value, and at the one below zero."""
+    codes = np.full(block.group, largest_code(block))
+    return [packed_codes(each, block) for each in (codes, negated(codes, block))]
 
 
 def _place(
@@ -242,6 +292,7 @@ DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, Formats, int, int], Grou
         cancellations,
         ties,
         borrows,
+        nans,
     )
 }
 

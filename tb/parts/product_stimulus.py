@@ -17,7 +17,7 @@ from m2xfp.formats import window
 from m2xfp.rtl.catalog import Instance
 from m2xfp.tb.bench import Arrays
 
-__all__ = ["DISTRIBUTIONS", "products"]
+__all__ = ["DISTRIBUTIONS", "leaving", "products"]
 
 Numbers = NDArray[np.int64]
 
@@ -255,8 +255,39 @@ def growing(rng: np.random.Generator, of: Range, count: int, steps: int) -> tupl
     return product, np.where(large, of.high, rng.integers(of.low, of.high + 1, shape))
 
 
+def beginnings(
+    rng: np.random.Generator, of: Range, count: int, steps: int
+) -> tuple[Numbers, Numbers]:
+    """Products of which some are zero, for sums that begin often and are NaN now and then."""
+    product, exponent = near(rng, of, count, steps)
+    product[rng.random(product.shape) < 0.3] = 0
+    return product, exponent
+
+
+def leaving(facts: Facts, most: int = 1 << 17) -> Arrays:
+    """Return a sum that grows by the largest products until no bit holds it, and a short one.
+
+    No products, if that takes more than ``most``.
+    """
+    of, room = Range.of(facts), window(facts.parameters["window"])
+    count = 3 + (1 << room.bits - 1) // (of.bound << of.high - of.low)
+    if count > most:
+        count = -4
+    short = 4
+    return {
+        "product": np.full(count + short, of.bound),
+        "exponent": np.full(count + short, of.high),
+        "nan": np.zeros(count + short, bool),
+        "first": np.isin(np.arange(count + short), (0, count)),
+    }
+
+
 # Products from one beginning to the next, where that is what matters.
 _PERIODS = {"cancellations": 3, "ties": 3, "borrows": 3, "underflow": 3, "far_bits": 4}
+
+# Shares of NaN, and of products that begin a sum.
+_NANS = {"walk": 0.002, "anything": 0.002, "beginnings": 0.2}
+_FIRSTS = {"tiny": 0.25, "beginnings": 0.4}
 
 DISTRIBUTIONS: dict[str, Maker] = {
     made.__name__: made
@@ -272,6 +303,7 @@ DISTRIBUTIONS: dict[str, Maker] = {
         underflow,
         huge,
         anything,
+        beginnings,
     )
 }
 
@@ -281,8 +313,8 @@ def products(name: str, facts: Facts, count: int, steps: int, seed: int) -> Arra
     rng = np.random.default_rng([seed, list(DISTRIBUTIONS).index(name)])
     product, exponent = DISTRIBUTIONS[name](rng, Range.of(facts), count, steps)
     shape = (count, steps)
-    nan = rng.random(shape) < (0.002 if name in ("walk", "anything") else 0.0)
-    first = rng.random(shape) < (0.25 if name == "tiny" else 0.02)
+    nan = rng.random(shape) < _NANS.get(name, 0.0)
+    first = rng.random(shape) < _FIRSTS.get(name, 0.02)
     if name in _PERIODS:
         first[:] = np.arange(steps) % _PERIODS[name] == 0
     first[:, 0] = True

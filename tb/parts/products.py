@@ -19,7 +19,7 @@ from m2xfp.tb.parts.accumulation import (
 from m2xfp.tb.parts.files import load_rows
 from m2xfp.tb.parts.pairs import sample as sample_dot_products
 from m2xfp.tb.parts.pairs import sides
-from m2xfp.tb.parts.product_stimulus import DISTRIBUTIONS, products
+from m2xfp.tb.parts.product_stimulus import DISTRIBUTIONS, leaving, products
 from m2xfp.tb.regression import Case, steady_cases
 from m2xfp.tb.vectors import Beats, TestVectors
 
@@ -112,5 +112,7 @@ def sample(operands: Operands, facts: Facts) -> Arrays:
 def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     """Yield all distributions of products."""
     count = 360 if facts.parameters.get("window") else 600  # exact sums are slow in Python
-    named = ((name, products(name, facts, count, 30, seed)) for name in DISTRIBUTIONS)
-    return steady_cases(named, vectors, facts, seed)
+    named = {name: products(name, facts, count, 30, seed) for name in DISTRIBUTIONS}
+    if facts.parameters.get("window") and len((last := leaving(facts))["first"]):
+        named["leaving"] = last
+    return steady_cases(named.items(), vectors, facts, seed)

@@ -17,6 +17,8 @@ __all__ = [
     "groups",
     "lone_values",
     "packed_groups",
+    "special_lanes",
+    "special_magnitudes",
 ]
 
 
@@ -186,19 +188,56 @@ def lone_values(kind: str, amax: float, group: int = 32) -> np.ndarray:
 
     Each value of eight significant bits down to 2^-9 of ``amax`` comes in turn, and the pattern
     above it, in lanes that rotate, with signs that alternate. So each is the largest of its eight,
-    ties of every kind among them.
+    ties of every kind among them. What may round to zero is in the first lane: among equals, that
+    is the top element.
     """
     facts, parts = input_type(kind), group // 8 - 1
     steps = np.ldexp(1 + np.arange(128) / 128, -np.arange(10)[:, None]).ravel() * amax
     values = from_float64(steps[steps < amax], facts).astype(np.int64)
-    values = np.sort(np.concatenate([values, values + 1]))
+    values = np.unique(np.concatenate([values, values + 1]))
+    small = values < from_float64(np.array([amax / 8]), facts)[0]
+    lanes = np.where(small, 0, np.arange(len(values)) // parts % 8)
     values |= (np.arange(len(values)) & 1) << facts.width - 1
-    values = np.pad(values, (0, -len(values) % parts), mode="edge").reshape(-1, parts)
+    values, lanes = (
+        np.pad(each, (0, -len(each) % parts), mode="edge").reshape(-1, parts)
+        for each in (values, lanes)
+    )
     raw = np.zeros((len(values), group), np.int64)
     raw[:, 0] = from_float64(np.array([amax]), facts)[0]
     rows = np.arange(len(values))
     for part in range(parts):
-        raw[rows, 8 * (part + 1) + rows % 8] = values[:, part]
+        raw[rows, 8 * (part + 1) + lanes[:, part]] = values[:, part]
+    return raw.astype(f"uint{facts.width}")
+
+
+def special_magnitudes(kind: InputType) -> list[int]:
+    """Return the magnitudes that a unit may take for others.
+
+    Zero, the smallest and largest subnormal, the smallest normal and largest finite value,
+    infinity, a NaN of one bit and one of all.
+    """
+    fractions = 1 << kind.mantissa_bits
+    infinity = ((1 << kind.exponent_bits) - 1) << kind.mantissa_bits
+    return [
+        *(0, 1, fractions - 1, fractions, infinity - 1),
+        *(infinity, infinity + fractions // 2, infinity + fractions - 1),
+    ]
+
+
+def special_lanes(kind: str, seed: int, group: int = 32) -> np.ndarray:
+    """Return groups with each of ``special_magnitudes`` of both signs in each lane in turn.
+
+    The other values are finite, in every other group small enough to be smaller.
+    """
+    facts = input_type(kind)
+    special = np.array(special_magnitudes(facts))
+    sign = facts.width - 1
+    cases = np.concatenate([special, special | 1 << sign]).repeat(group)
+    rng = np.random.default_rng(seed)
+    rows, lanes = np.arange(len(cases)), np.tile(np.arange(group), 2 * len(special))
+    raw = _finite_bits(rng, facts, len(cases), group).astype(np.int64)
+    raw[::2] = _subnormal(rng, facts, len(cases), group)[::2]
+    raw[rows, lanes] = cases
     return raw.astype(f"uint{facts.width}")
 
 

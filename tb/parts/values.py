@@ -14,7 +14,13 @@ from m2xfp.tb.bench import Arrays, Operands, golden_of
 from m2xfp.tb.fields import Bytes, number, pack
 from m2xfp.tb.parts.files import as_patterns, load_array, type_name
 from m2xfp.tb.parts.groups import group_beats, planes_of_beats, user_planes
-from m2xfp.tb.parts.value_stimulus import DISTRIBUTIONS, all_patterns, groups, lone_values
+from m2xfp.tb.parts.value_stimulus import (
+    DISTRIBUTIONS,
+    all_patterns,
+    groups,
+    lone_values,
+    special_lanes,
+)
 from m2xfp.tb.regression import Case, steady_cases
 from m2xfp.tb.vectors import Beats, TestVectors
 
@@ -125,8 +131,10 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     def stimulus() -> Iterator[tuple[str, Arrays]]:
         for distribution in DISTRIBUTIONS:
             yield distribution, {"x": groups(distribution, name, 1500, seed, group)}
+        yield "special values in each lane", {"x": special_lanes(name, seed, group)}
         smallest = 2.0 ** (1 - input_type(name).bias)  # normal; what is beside it is subnormal
-        for largest in (1.0, 1.25, 1.75, 6.0, *(smallest * x for x in (1.0, 1.75, 3.0, 6.0, 14.0))):
+        low = (smallest * x * 2.0**n for n in range(6) for x in (1.0, 1.25, 1.5, 1.75))
+        for largest in (1.0, 1.25, 1.75, 6.0, *low):
             yield f"each value beside {largest}", {"x": lone_values(name, largest, group)}
         if input_type(name).width == 16:
             for largest in (1.9375, 6.0):

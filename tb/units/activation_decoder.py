@@ -11,13 +11,24 @@ import numpy as np
 from m2xfp.facts import Facts, Port
 from m2xfp.formats import block_format
 from m2xfp.tb.bench import Arrays, Operands, golden_of
+from m2xfp.tb.cross import Cross, cross
 from m2xfp.tb.fields import pack, read, read_plane
 from m2xfp.tb.parts.files import load_rows
 from m2xfp.tb.parts.groups import elements, group_arrays, packed_groups
 from m2xfp.tb.regression import Case, steady_cases
 from m2xfp.tb.vectors import Beats, TestVectors
 
-__all__ = ["decode", "encode", "expected", "load", "regression", "sample", "vectors"]
+__all__ = [
+    "cover",
+    "decode",
+    "encode",
+    "expected",
+    "load",
+    "regression",
+    "sample",
+    "unreached",
+    "vectors",
+]
 
 
 def _port(facts: Facts, name: str) -> Port:
@@ -119,8 +130,60 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     equal = rng.integers(0, 2, below.shape) * (np.arange(size) > place[:, None])
     codes = np.where(equal | (np.arange(size) == place[:, None]), largest[:, None], below)
     codes = (codes | sign * rng.integers(0, 2, codes.shape)).astype(np.uint8)
+    # Any number of the largest, among smaller ones.
+    count = np.tile(np.arange(1, size + 1), 60 * sign)
+    alike = np.arange(len(count)) % (60 * sign) // 60
+    chosen = rng.random((len(count), size)).argsort(1) < count[:, None]
+    smaller = rng.integers(0, 1 << 30, chosen.shape) % np.maximum(alike, 1)[:, None]
+    equals = np.where(chosen, alike[:, None], smaller)
+    equals = (equals | sign * rng.integers(0, 2, equals.shape)).astype(np.uint8)
     named = {
+        "equals": {"codes": equals, "meta": rng.integers(0, metas, len(equals), np.uint8)},
         "random": {"codes": random, "meta": rng.integers(0, metas, len(random), np.uint8)},
         "each largest in each place": {"codes": codes, "meta": meta.astype(np.uint8)},
     }
     return steady_cases(named.items(), vectors, facts, seed)
+
+
+def cover(vectors: TestVectors, facts: Facts) -> Iterator[Cross]:
+    """Yield the largest element of each subgroup, where it is first, and its metadata."""
+    block = block_format(facts.parameters["block"])
+    size, half = block.metadata.subgroup, 1 << block.element.bits - 1
+    codes, meta = (
+        np.asarray(read(_port(facts, name).fields[0], vectors.inputs[name].data), np.int64)
+        for name in ("codes", "meta")
+    )
+    magnitude = codes % half
+    place = magnitude.argmax(1)
+    largest = magnitude.max(1)
+    metas = range(1 << block.metadata.bits)
+    # Of zeros alone the first is the largest.
+    possible = (np.arange(half) > 0)[:, None] | (np.arange(size) == 0)
+    yield cross(
+        "largest, its place and metadata",
+        {"magnitude": range(half), "place": range(size), "metadata": metas},
+        largest,
+        place,
+        meta,
+        possible=possible[..., None],
+    )
+    sign = codes[np.arange(len(codes)), place] // half
+    equals = (magnitude == largest[:, None]).sum(1) - 1
+    yield cross(
+        "sign of the largest, and its equals",
+        {"magnitude": range(half), "sign": ("+", "-"), "equals": range(size)},
+        largest,
+        sign,
+        equals,
+        possible=((np.arange(half) > 0)[:, None] | (np.arange(size) == size - 1))[:, None],
+    )
+    lanes = range(size)
+    yield cross(
+        "code in each lane", {"code": range(2 * half), "lane": lanes}, codes, np.arange(size)
+    )
+
+
+def unreached(facts: Facts) -> dict[str, str]:
+    """Return nothing: all that is not covered is proved to be out of reach."""
+    del facts
+    return {}

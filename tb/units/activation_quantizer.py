@@ -2,6 +2,7 @@
 
 from m2xfp.facts import Facts
 from m2xfp.tb.bench import Arrays, Operands
+from m2xfp.tb.parts.value_cover import cover, unreached
 from m2xfp.tb.parts.values import (
     decode,
     encode,
@@ -12,7 +13,17 @@ from m2xfp.tb.parts.values import (
     vectors,
 )
 
-__all__ = ["decode", "encode", "expected", "load", "regression", "sample", "vectors"]
+__all__ = [
+    "cover",
+    "decode",
+    "encode",
+    "expected",
+    "load",
+    "regression",
+    "sample",
+    "unreached",
+    "vectors",
+]
 
 
 def sample(operands: Operands, facts: Facts) -> Arrays:

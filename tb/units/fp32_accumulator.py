@@ -1,5 +1,6 @@
 """Testbench of the FP32 accumulator: exact products in, accumulators out."""
 
+from m2xfp.tb.parts.product_cover import cover
 from m2xfp.tb.parts.products import (
     decode,
     encode,
@@ -9,5 +10,16 @@ from m2xfp.tb.parts.products import (
     sample,
     vectors,
 )
+from m2xfp.tb.parts.sum_cover import unreached
 
-__all__ = ["decode", "encode", "expected", "load", "regression", "sample", "vectors"]
+__all__ = [
+    "cover",
+    "decode",
+    "encode",
+    "expected",
+    "load",
+    "regression",
+    "sample",
+    "unreached",
+    "vectors",
+]

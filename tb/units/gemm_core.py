@@ -14,12 +14,14 @@ from m2xfp.formats import input_type
 from m2xfp.tb.bench import Arrays, Operands
 from m2xfp.tb.fields import Bytes
 from m2xfp.tb.parts.files import as_patterns, check_names, load_arrays, type_name
-from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product, timing_of
-from m2xfp.tb.parts.gemm_regression import golden_product, regression
+from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product, golden_product, timing_of
+from m2xfp.tb.parts.gemm_cover import cover
+from m2xfp.tb.parts.gemm_regression import regression
 from m2xfp.tb.parts.groups import group_arrays, packed_groups, plane_shapes
 from m2xfp.tb.vectors import Beats, TestVectors
 
 __all__ = [
+    "cover",
     "decode",
     "encode",
     "expected",
@@ -27,6 +29,7 @@ __all__ = [
     "load",
     "regression",
     "sample",
+    "unreached",
     "vectors",
 ]
 
@@ -211,3 +214,9 @@ def sample(operands: Operands, facts: Facts) -> Arrays:
         return arrays | group_arrays(groups, streams.act, "a_")
     raw = round_to_bits(given["activations"], operands.activations).reshape(-1, streams.act.group)
     return arrays | {"x": raw.take(np.arange(acts), axis=0, mode="wrap")}
+
+
+def unreached(facts: Facts) -> dict[str, str]:
+    """Return nothing: all that is not covered is proved to be out of reach."""
+    del facts
+    return {}

@@ -7,14 +7,26 @@ import numpy as np
 
 from m2xfp.facts import Facts
 from m2xfp.tb.bench import Arrays, Operands, golden_of
+from m2xfp.tb.cross import Cross
 from m2xfp.tb.fields import Bytes, pack, read
 from m2xfp.tb.parts.files import load_rows
+from m2xfp.tb.parts.pair_cover import cover_operands
 from m2xfp.tb.parts.pair_stimulus import DISTRIBUTIONS, groups
 from m2xfp.tb.parts.pairs import formats, pair_fields, pairs, sample_pairs, side_values, sides
 from m2xfp.tb.regression import Case, steady_cases
 from m2xfp.tb.vectors import Beats, TestVectors
 
-__all__ = ["decode", "encode", "expected", "load", "regression", "sample", "vectors"]
+__all__ = [
+    "cover",
+    "decode",
+    "encode",
+    "expected",
+    "load",
+    "regression",
+    "sample",
+    "unreached",
+    "vectors",
+]
 
 RESULTS = ("product", "exponent", "nan")
 
@@ -79,3 +91,14 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
             yield name, pairs(acts, weights, facts)
 
     return steady_cases(stimulus(), vectors, facts, seed)
+
+
+def cover(vectors: TestVectors, facts: Facts) -> Iterator[Cross]:
+    """Yield what the operands of some pairs were."""
+    return cover_operands(vectors, facts)
+
+
+def unreached(facts: Facts) -> dict[str, str]:
+    """Return nothing: all that is not covered is proved to be out of reach."""
+    del facts
+    return {}

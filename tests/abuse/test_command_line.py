@@ -89,6 +89,11 @@ WORDS = (
 )
 
 
+def as_given(text: str) -> str:
+    """Return what a shell can give: no NUL, and surrogates only for bytes that are no UTF-8."""
+    return text.replace("\0", "0").replace("\ud800", "\udcff")
+
+
 def value(kind: click.ParamType, rng: random.Random) -> str:
     """Return a value, right as often as not."""
     if isinstance(kind, click.Choice) and rng.random() < 0.7:
@@ -97,7 +102,7 @@ def value(kind: click.ParamType, rng: random.Random) -> str:
         return str(rng.choice((0, 1, 2, 12, 64, 4096, -1, 1 << 31, 1 << 64)))
     if isinstance(kind, (click.types.FloatParamType, click.FloatRange)) and rng.random() < 0.7:
         return rng.choice(("0", "0.5", "1", "-1", "1e-9", "1e300", "nan", "inf", "-inf"))
-    return rng.choice(WORDS) if rng.random() < 0.6 else rng.choice(HOSTILE).replace("\0", "0")
+    return rng.choice(WORDS) if rng.random() < 0.6 else as_given(rng.choice(HOSTILE))
 
 
 def arguments(path: tuple[str, ...], command: click.Command, rng: random.Random) -> list[str]:
@@ -151,6 +156,9 @@ def attempt(path: tuple[str, ...], seed: str) -> str:
             cli.main(given, prog_name="m2xfp", standalone_mode=False)
     except (click.ClickException, M2xfpError):
         return "refused"
+    except OSError as error:  # the command line tells it, see m2xfp.cli.main
+        assert error.errno, f"{seed}: {given}: {error}"
+        return "refused"
     except (ReachedError, click.exceptions.Exit):
         return "taken"
     except Forbidden as error:
@@ -178,6 +186,38 @@ def run(path: tuple[str, ...], count: int, seed: int, place: Path) -> None:
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
 def test_random_options(path: tuple[str, ...], place: Path) -> None:
     run(path, 8, 1, place)
+
+
+LONG = "a" * 300  # no file system takes that as a name
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        *(
+            ((*command.split(), option, LONG), "choose a shorter path")
+            for command, option in (
+                ("demo", "--build-dir"),
+                ("synth --list", "--json"),
+                ("verilog", "-o"),
+                ("study sqnr", "-o"),
+                ("fpga table", "--results"),
+                ("explore x", "--results"),
+                ("simulate x --input x.npy --output y", "--waves"),
+            )
+        ),
+        (("bench", "--threads", "2147483648"), "1<=x<=1024"),
+        (("gemm", "--layer", "\u00b2x5"), "is not NxK"),
+        (("gemm", "--layer", f"{'1' * 5000}x5"), "is not NxK"),
+        (("gemm", "--set", f"max_k={'1' * 5000}"), "at most 18 digits"),
+        (("eval", "x", "--max-memory", "\u00b2=1GiB"), "is not DEVICE=AMOUNT"),
+    ],
+)
+def test_values_that_random_ones_have_found(given: tuple[str, ...], told: str, place: Path) -> None:
+    with pytest.raises((click.ClickException, M2xfpError)) as caught, guarded(place):
+        cli.main([*given], prog_name="m2xfp", standalone_mode=False)
+    assert told in str(getattr(caught.value, "message", caught.value))
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ folder at hand; `fuzzing.guarded` ends the test at the first of these. Seeds cou
 the table, so a failure names the input that made it.
 """
 
+import contextlib
 import copy
 import io
 import json
@@ -251,15 +252,21 @@ def facts(folder: Path) -> Attempt:
     return attempt
 
 
-@reader(200)
-def accepted_figures(folder: Path) -> Attempt:
-    """The tables of a drawer, one of the files that it reads damaged."""
+def _figure_files(folder: Path) -> tuple[Path, dict[str, bytes]]:
+    """Return a copy of the accepted figures, and its files by name."""
     root = Path(__file__).parents[2] / RESULTS
     files = {path.name: path.read_bytes() for path in sorted(root.glob("*.json"))}
     results = folder / "results"
     results.mkdir()
     for name, data in files.items():
         (results / name).write_bytes(data)
+    return results, files
+
+
+@reader(200)
+def accepted_figures(folder: Path) -> Attempt:
+    """The tables of a drawer, one of the files that it reads damaged."""
+    results, files = _figure_files(folder)
     pairs = [
         (drawer, path.name)
         for drawer in DRAWERS
@@ -678,6 +685,31 @@ def _run(name: str, count: int, folder: Path, monkeypatch: pytest.MonkeyPatch, s
 @pytest.mark.parametrize("name", READERS)
 def test_mutated_inputs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet) -> None:
     _run(name, READERS[name].count, tmp_path, monkeypatch, 1)
+
+
+@pytest.mark.parametrize("drawer", DRAWERS)
+def test_figures_that_lack_a_row(drawer: str, tmp_path: Path) -> None:
+    """Each list of each file without its first row, and without any."""
+    results, files = _figure_files(tmp_path)
+
+    def try_all(name: str, whole: Any, part: Any) -> None:
+        for value in part.values() if isinstance(part, dict) else part[:1]:
+            if isinstance(value, (dict, list)):
+                try_all(name, whole, value)
+            if isinstance(value, list):
+                kept = value[:]
+                for left in (kept[1:], []):
+                    value[:] = left
+                    (results / name).write_text(json.dumps(whole))
+                    with contextlib.suppress(M2xfpError):
+                        tables_of(drawer, results)
+                value[:] = kept
+        (results / name).write_bytes(files[name])
+
+    for path in opened(lambda: tables_of(drawer, results)):
+        if path.parent == results:
+            whole = json.loads(files[path.name])
+            try_all(path.name, whole, whole)
 
 
 @pytest.mark.slow

@@ -9,16 +9,19 @@ from functools import partial
 import pytest
 import torch
 from fused_checks import (
+    CASES,
     FORMATS,
     KINDS,
     MAXIMA,
     OPTION_SETS,
     case_differences,
-    check_device,
     differences,
+    plain_differences,
+    product_differences,
 )
 
 from m2xfp.errors import InputError, NoFusedPathError
+from m2xfp.formats import BLOCK_FORMATS
 from m2xfp.golden import computing, get_format
 from m2xfp.golden.kernels import fused, native
 from m2xfp.golden.kernels.fused import kernels
@@ -197,6 +200,18 @@ def _raise(error: Exception, device: torch.device) -> None:
 
 
 @pytest.mark.gpu
-def test_cuda_equals_cpu():
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_cuda_equals_plain_on_the_cpu(name, options):
     pytest.importorskip("triton")
-    assert check_device("cuda") == []
+    assert case_differences(name, options, "cuda", 200, seed=77, maxima=MAXIMA) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", BLOCK_FORMATS)
+def test_plain_on_cuda_equals_plain_on_the_cpu(name):
+    assert plain_differences(name, "cuda") == []
+
+
+@pytest.mark.gpu
+def test_products_on_cuda_equal_those_on_the_cpu():
+    assert product_differences("cuda") == 0

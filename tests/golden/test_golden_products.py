@@ -29,6 +29,7 @@ def fresh(monkeypatch, tmp_path):
 def forget() -> None:
     products_native.LIBRARY.forget()
     products_fused._kernels.cache_clear()
+    products_fused._row_kernels.cache_clear()
     native.forget()
     fused._warn.cache_clear()
 
@@ -200,3 +201,65 @@ def test_a_wide_sum_just_beyond_a_midpoint_rounds_up(device):
     a, w = (PackedTensor.from_groups(fmt, part) for part in (data.clone(), data.clone()))
     a.scales[0, 1] = 127 - 40
     assert matmul(a.to(device), w.to(device)).item() == 1 + 2.0**-23
+
+
+ROWS_OF = ("m2xfp-weight", "mxfp4", "nvfp4", "mxfp4:group=16", "m2xfp-weight:group=16,subgroup=8")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ROWS_OF)
+@pytest.mark.parametrize("m", [1, 2, 7, 8, 9, 16])
+@pytest.mark.parametrize(("n", "k"), [(1, 8), (5, 100), (64, 512), (130, 1000), (200, 4096)])
+def test_a_few_rows_times_packed_weights(name, m, n, k):
+    """Sums are whole numbers of few bits, so that their order is of no matter: bits are equal."""
+    from m2xfp.golden.kernels.rows_gluon import few_rows
+
+    fmt = get_format(name)
+    rng = np.random.default_rng([m, n, k])
+    sizes = fmt.block.group_bytes
+    groups = -(-k // fmt.block.group)
+    data = torch.from_numpy(rng.integers(0, 256, (n, groups, sum(sizes)), dtype=np.uint8))
+    low, high = (126, 129) if fmt.block.scale.name == "e8m0" else (48, 64)
+    data[..., sizes[0]] = torch.from_numpy(rng.integers(low, high, (n, groups), dtype=np.uint8))
+    whole = PackedTensor.from_groups(fmt, data)
+    weight = PackedTensor.from_planes(fmt, whole.planes(), (n, k))
+    x = torch.from_numpy(rng.integers(-3, 4, (m, k))).to(torch.bfloat16)
+    wanted = (x.double() @ weight.dequantize(torch.float32).double().T).to(torch.bfloat16)
+    found = few_rows(x.cuda(), weight.to("cuda"))
+    assert torch.equal(found.cpu(), wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scale", [0, 1, 2, 126, 127, 253, 254, 255])
+@pytest.mark.parametrize("name", ROWS_OF)
+def test_a_few_rows_times_the_ends_of_the_scale(name, scale):
+    """One value of x in each row is not 0, so a result is one product: bits are equal."""
+    from m2xfp.golden.kernels.rows_gluon import few_rows
+
+    fmt = get_format(name)
+    sizes = fmt.block.group_bytes
+    data = torch.from_numpy(
+        np.random.default_rng(scale).integers(0, 256, (70, 3, sum(sizes)), dtype=np.uint8)
+    )
+    data[:, 1, sizes[0]] = scale
+    data[:, ::2, sizes[0]] = 1
+    weight = PackedTensor.from_groups(fmt, data)
+    x = torch.zeros(16, weight.shape[1], dtype=torch.bfloat16)
+    for row in range(16):
+        x[row, fmt.block.group + row % fmt.block.group] = -(2.0 ** (row - 8))
+    decoded = weight.dequantize(torch.bfloat16)
+    wanted = torch.nn.functional.linear(x.float(), decoded.float()).to(torch.bfloat16)
+    found = few_rows(x.cuda(), weight.to("cuda")).cpu()
+    assert torch.equal(found.isnan(), wanted.isnan())
+    assert torch.equal(found.nan_to_num(0, 1, -1), wanted.nan_to_num(0, 1, -1))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lanes", [4, 8])
+def test_subgroups_on_tensor_cores(lanes):
+    """Tiles of 128 rows take another kernel than the small ones of the random products."""
+    names = ("m2nvfp4-act", "m2nvfp4-weight") if lanes == 4 else M2XFP
+    assert get_format(names[0]).block.metadata.subgroup == lanes
+    for seed in range(4):
+        case = Case(names, "fp32_subgroup", 130 + 64 * seed, 150, 5, spread=3, seed=seed)
+        assert differences(case, "cuda") == 0, case

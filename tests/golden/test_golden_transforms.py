@@ -2,14 +2,17 @@
 
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import reference
 import torch
 
 from m2xfp.errors import InputError
-from m2xfp.golden.bits import to_bits
+from m2xfp.golden import get_format
+from m2xfp.golden.bits import from_bits, to_bits
 from m2xfp.golden.formats.mixed import Split, micromix_split, mixed_matmul, mxquant_splits
-from m2xfp.golden.formats.rotation import Rotation, hadamard
+from m2xfp.golden.formats.rotation import Rotation, hadamard, rotate_blocks
+from m2xfp.tb.parts import value_stimulus
 
 
 def generator(seed: int) -> torch.Generator:
@@ -162,3 +165,100 @@ def test_wrong_splits():
         mxquant_splits([torch.ones(1, 128)], share=2)
     with pytest.raises(InputError, match="empty"):
         mxquant_splits([])
+
+
+# --- the hardware's rotation, against fractions ---------------------------------------------------
+
+
+def reference_rotation(block: list[int], flips: list[bool], bits: int, shift: int) -> list[int]:
+    """Return the transform of bfloat16 patterns by its definition in docs/rotation.md."""
+    largest = max(1, *(raw >> 7 & 0xFF for raw in block))
+    if largest == 0xFF:
+        return [0x7FC0] * len(block)
+    unit = reference.pow2(largest - 127 - (bits - 1))
+    cut = []
+    for raw, flip in zip(block, flips, strict=True):
+        sign, magnitude = reference.from_bits("bf16", raw)
+        steps = magnitude // unit
+        cut.append(-steps * unit if sign ^ flip else steps * unit)
+    results = []
+    for column in range(len(block)):
+        signs = ((row & column).bit_count() & 1 for row in range(len(block)))
+        total = sum(-x if sign else x for x, sign in zip(cut, signs, strict=True))
+        result = total / reference.pow2(shift)
+        results.append(reference.to_bits("bf16", (int(result < 0), abs(result))))
+    return results
+
+
+DRAWS = ("normal", "lognormal", "subnormal", "huge", "zero", "equal", "one-hot", "special", "wide")
+
+
+@pytest.mark.parametrize(
+    ("points", "bits", "shift"), [(2, 8, 1), (32, 16, 3), (64, 9, 3), (128, 24, 4)]
+)
+def test_rotated_blocks_equal_the_reference(points: int, bits: int, shift: int) -> None:
+    rng = np.random.default_rng(points)
+    for name in (*DRAWS, "finite-bits"):
+        raw = value_stimulus.groups(name, "bf16", 4, 11, points)
+        flips = rng.random(raw.shape) < 0.5
+        found = to_bits(rotate_blocks(from_bits("bf16", raw), torch.from_numpy(flips), bits))
+        for row, flipped, results in zip(raw.tolist(), flips.tolist(), found, strict=True):
+            assert results.tolist() == reference_rotation(row, flipped, bits, shift), name
+
+
+def test_rotated_blocks_are_the_rotation() -> None:
+    """Of 64 points the two definitions differ by roundings alone, of 32 by sqrt 2 besides."""
+    x = torch.randn(50, 64, generator=generator(12)).bfloat16()
+    for block, factor in ((64, 1.0), (32, 2**-0.5)):
+        rotation = Rotation(64, block=block)
+        wanted = rotation(x.double()).unflatten(-1, (-1, block)) * factor
+        flips = (rotation.signs < 0).unflatten(-1, (-1, block))
+        found = rotate_blocks(x.unflatten(-1, (-1, block)), flips, bits=24).double()
+        assert ((found - wanted).abs() <= 2**-8 * wanted.abs() + 2**-20).all()
+
+
+def test_rotated_weights_take_the_other_half() -> None:
+    """The two shifts add up to log2 of the points, and the product is that of x and w."""
+    x = torch.randint(-8, 9, (5, 32), generator=generator(13)).bfloat16()
+    w = torch.randint(-8, 9, (7, 32), generator=generator(14)).bfloat16()
+    flips = torch.rand(32, generator=generator(15)) < 0.5
+    rotated = rotate_blocks(x, flips, 24).double() @ rotate_blocks(w, flips, 24, shift=2).double().T
+    assert torch.equal(rotated, x.double() @ w.double().T)
+
+
+@pytest.mark.parametrize("points", [32, 128])
+@pytest.mark.parametrize("outlier", [1.0, 50.0])
+def test_twelve_bits_are_enough_for_four(points: int, outlier: float) -> None:
+    """What docs/rotation.md says of the bits of the fixed point."""
+    x = torch.randn(64_000 // points, points, generator=generator(16))
+    at = torch.randint(0, points, (len(x),), generator=generator(17))
+    x[torch.arange(len(x)), at] *= outlier
+    x, flips = x.bfloat16(), torch.rand(x.shape, generator=generator(18)) < 0.5
+    exact = rotate_blocks(x, flips, 32).double()
+
+    def quality(bits: int, name: str) -> tuple[float, float]:
+        """Return the share of other results, and the SQNR after quantization in dB."""
+        rotated = rotate_blocks(x, flips, bits)
+        groups = get_format(name).fake_quantize(rotated.float().reshape(-1, 32)).double()
+        error = groups.reshape(x.shape) - exact
+        ratio = (exact.square().sum() / error.square().sum()).log10().item()
+        return (rotated.double() != exact).double().mean().item(), 10 * ratio
+
+    for name in ("m2xfp-act", "mxfp4"):
+        best = quality(32, name)[1]
+        differ, ratio = quality(12, name)
+        assert 0.01 < differ < 0.3
+        assert abs(ratio - best) < 0.02
+        assert quality(9, name)[1] > best - 0.35
+        assert quality(16, name)[0] < 0.01
+
+
+def test_wrong_blocks() -> None:
+    flips = torch.zeros(32, dtype=torch.bool)
+    with pytest.raises(TypeError, match="float32"):
+        rotate_blocks(torch.ones(32), flips)
+    for points in (1, 24):
+        with pytest.raises(InputError, match=f"shape \\({points},\\)"):
+            rotate_blocks(torch.ones(points).bfloat16(), flips[:points])
+    with pytest.raises(InputError, match="bits=7"):
+        rotate_blocks(torch.ones(32).bfloat16(), flips, bits=7)

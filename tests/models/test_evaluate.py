@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -36,6 +37,7 @@ from m2xfp.models.evaluate import (
 )
 from m2xfp.models.lm import HELD_OUT, LanguageModel, ModelConfig, save_model
 from m2xfp.models.quantized import QuantLinear, linear_layers, quantize_model
+from m2xfp.models.tasks import _documents
 from m2xfp.results import write_figures
 
 SHAPE = ModelConfig(width=64, layers=2, heads=2, hidden=96, context=32)
@@ -671,6 +673,17 @@ def test_device_map_with_offload_changes_nothing(
         dispatch(model, {"cpu": 1000}, tmp_path)
 
 
+def test_some_documents_are_from_the_whole_task() -> None:
+    """Nested groups, as the harness gives them, and more documents than there are."""
+    tasks = {
+        "group": {"a": SimpleNamespace(eval_docs=range(100))},
+        "b": SimpleNamespace(eval_docs=range(3)),
+    }
+    manager = SimpleNamespace(load_task_or_group=lambda names: tasks)
+    found = _documents(manager, ["group", "b"], 4)
+    assert found == {"a": [12, 37, 62, 87], "b": [0, 1, 2]}
+
+
 TASK = """
 task: copying
 dataset_path: json
@@ -699,5 +712,13 @@ def test_tasks_of_the_harness(
     assert done.exit_code == 0, done.output
     for outcome in figures(tmp_path / "out")["results"]:
         assert outcome["tasks"]["copying"]["acc"] == 0.5  # one answer to one question
+    rows = [{"text": "a b a b", "answer": n // 3} for n in range(6)]
+    (tmp_path / "sorted.json").write_text("\n".join(map(json.dumps, rows)))
+    text = TASK.format(data=tmp_path / "sorted.json").replace("copying", "sorted")
+    (tmp_path / "sorted.yaml").write_text(text)
+    done = run(folders("Llama"), *common, "--tasks", "sorted", "--limit", 2, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    (outcome,) = figures(tmp_path / "out")["results"]
+    assert outcome["tasks"]["sorted"]["acc"] == 0.5  # of the first two all or none are right
     missing = run(folders("Llama"), *common, "--tasks", "copyin")
     assert isinstance(missing.exception, UnknownNameError)

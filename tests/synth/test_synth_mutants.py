@@ -11,9 +11,10 @@ from m2xfp.errors import InputError
 from m2xfp.rtl.catalog import find_unit
 from m2xfp.synth.mutants import report
 from m2xfp.synth.mutants.equivalence import Prover
-from m2xfp.synth.mutants.kill import measure
+from m2xfp.synth.mutants.kill import killer, measure
 from m2xfp.synth.mutants.netlist import MutatedUnit, mutate
 from m2xfp.tb.bench import find_bench
+from m2xfp.tb.bulk.simulator import BulkSimulator
 from m2xfp.tb.regression import Case
 
 UNIT = find_unit("activation_decoder")
@@ -70,14 +71,24 @@ def test_regression_kills(folder: Path) -> None:
 def test_proofs(mutated: MutatedUnit) -> None:
     """The unit equals itself, and no mutant that is killed is proved equal."""
     prover = Prover(mutated)
-    assert prover.prove(0) is True
-    assert prover.prove(0, 2) is True
-    assert prover.seen(0, 1) is False
+    assert prover.prove(0).same
     outcomes = measure(INSTANCE, COUNT, SEED, mutated.folder)
     killed = [each.mutant.number for each in outcomes if each.fate == "killed"][:4]
     for number in killed:
-        assert prover.prove(number) is False
-        assert prover.seen(number, 1) is True
+        assert prover.prove(number).same is False
+
+
+def test_proofs_with_state(tmp_path: Path) -> None:
+    """In a unit with registers, no mutant that is killed is proved equal, and others are."""
+    unit = find_unit("fp32_accumulator").instance("m2xfp-single")
+    mutated = mutate(unit, 40, 5, tmp_path)
+    prover, simulator = Prover(mutated, 2), BulkSimulator(mutated.emitted, build_dir=tmp_path)
+    cases = list(find_bench(unit.unit).regression(unit.facts))[:4]
+    noticed = {each.number: killer(simulator, cases, each.number) for each in mutated.mutants}
+    alive = [number for number, by in noticed.items() if not by]
+    assert "in any state" in [prover.prove(number).how for number in alive]
+    killed = [number for number, by in noticed.items() if by][:3]
+    assert not [number for number in killed if prover.prove(number).same]
 
 
 def test_no_mutants_are_refused(tmp_path: Path) -> None:

@@ -213,6 +213,27 @@ def test_an_unknown_stimulus_is_refused():
         operands("noise", 64, 1)
 
 
+def test_stimulus_comes_from_the_whole_text(monkeypatch):
+    import torch
+
+    from m2xfp.models.evaluate import cut_windows
+    from m2xfp.models.lm import HELD_OUT, as_tokens
+    from m2xfp.synth.gate_sim import stimulus
+
+    read = []
+
+    def layer_inputs(model, tokens):
+        read.append(tokens)
+        return {"layer": torch.zeros(1, 32)}
+
+    monkeypatch.setattr("m2xfp.models.activations.layer_inputs", layer_inputs)
+    stimulus._model_rows.__wrapped__()
+    windows = cut_windows(as_tokens(HELD_OUT.read_bytes()), read[0].shape[1])
+    total = len(windows)
+    places = [(windows == window).all(1).nonzero()[0].item() for window in read[0]]
+    assert [place * 8 // total for place in places] == [*range(8)]  # one in each eighth
+
+
 def test_stimulus_is_what_it_says():
     import torch
 

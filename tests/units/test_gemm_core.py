@@ -583,6 +583,8 @@ def test_layers_that_no_core_takes(sim_dir: Path) -> None:
         run_linear(sim_dir, layer="layers.0.self_attn.q_proj", tokens=5, core=core)
     with pytest.raises(UnknownNameError, match="linear layer 'head'"):
         run_linear(sim_dir, layer="head")
+    with pytest.raises(InputError, match="tokens=300000: the held-out text has 2"):
+        run_linear(sim_dir, tokens=300_000)
 
 
 def test_layer_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,116 @@
+"""The testbench of units that transform blocks of bfloat16 values with random signs."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2xfp.facts import Facts
+from m2xfp.tb.bench import Arrays, Operands
+from m2xfp.tb.fields import Bytes, number, pack
+from m2xfp.tb.parts.files import load_rows
+from m2xfp.tb.parts.value_stimulus import DISTRIBUTIONS, groups, lone_values
+from m2xfp.tb.regression import Case, steady_cases
+from m2xfp.tb.vectors import Beats, TestVectors
+
+__all__ = ["block_arrays", "block_beats", "encode", "load", "regression_of", "sample", "vectors_of"]
+
+Vectors = Callable[[Arrays, Facts, int], TestVectors]
+
+
+def load(path: Path, facts: Facts) -> Arrays:
+    """Read an .npz file: ``x``, bfloat16 patterns, and ``flips``, which of them to negate first.
+
+    Raises InputError unless both have a row of a block's points for each of n blocks.
+    """
+    points = (facts.parameters["points"],)
+    return load_rows(path, facts, {"x": (np.uint16, points), "flips": (np.bool_, points)})
+
+
+def block_arrays(x: NDArray[np.uint16], seed: int) -> Arrays:
+    """Return blocks with random signs."""
+    return {"x": x, "flips": np.random.default_rng(seed).random(x.shape) < 0.5}
+
+
+def block_beats(arrays: Arrays, facts: Facts) -> Bytes:
+    """Cut blocks into beats: lane 0 lowest, first beat the block's first values."""
+    stream = facts.stream("i")
+    patterns = number(stream, "values.")
+    (flips,) = (field for field in stream.fields if field.name == "flips")
+    return pack(
+        stream,
+        {
+            patterns: arrays["x"].reshape(-1, *patterns.shape),
+            flips: arrays["flips"].reshape(-1, *flips.shape),
+        },
+    )
+
+
+def encode(arrays: Arrays, facts: Facts) -> dict[str, Beats]:
+    """Turn the blocks into one stream with TLAST on its very last beat."""
+    data = block_beats(arrays, facts)
+    return {"i": Beats(data, np.arange(len(data)) == len(data) - 1)}
+
+
+def vectors_of(results: Bytes, arrays: Arrays, facts: Facts, seed: int) -> TestVectors:
+    """Return beats, and the beats that must come out, a piece a block.
+
+    TLAST is random in every beat: that of a block's last beat must come out with the last one of
+    the block's results, the others must have no effect.
+    """
+    data = block_beats(arrays, facts)
+    last = np.random.default_rng(seed).random(len(data)) < 0.5
+    blocks = len(arrays["x"])
+    out = np.zeros((blocks, len(results) // blocks), np.bool_)
+    out[:, -1] = last[facts.beats_per_group - 1 :: facts.beats_per_group]
+    return TestVectors({"i": Beats(data, last)}, {"o": Beats(results, out.reshape(-1))}, blocks)
+
+
+def sample(operands: Operands, facts: Facts) -> Arrays:
+    """Return the activations, rounded to bfloat16, with random signs.
+
+    Of blocks of more values than they have, they come over again.
+    """
+    from m2xfp.golden.bits import round_to_bits
+
+    raw = round_to_bits("bf16", operands.activations).reshape(-1)
+    points = facts.parameters["points"]
+    blocks = np.resize(raw, (operands.lanes * operands.depth, points)).astype(np.uint16)
+    return block_arrays(blocks, seed=1)
+
+
+def regression_of(vectors: Vectors, facts: Facts, seed: int = 0) -> Iterator[Case]:
+    """Yield blocks of all distributions, cancellations, and values beside much larger ones."""
+    points = facts.parameters["points"]
+
+    def stimulus() -> Iterator[tuple[str, Arrays]]:
+        for name in DISTRIBUTIONS:
+            yield name, block_arrays(groups(name, "bf16", 32_000 // points, seed, points), seed)
+        for largest in (1.0, 1.9921875, 2.0**-126):
+            raw = lone_values("bf16", largest, points)
+            yield f"each value beside {largest}", block_arrays(raw, seed)
+        yield "near cancellations", block_arrays(_cancelling(points, seed), seed)
+        yield "rows of the matrix", _rows(points)
+
+    return steady_cases(stimulus(), vectors, facts, seed)
+
+
+def _cancelling(points: int, seed: int, count: int = 500) -> NDArray[np.uint16]:
+    """Return blocks of values that are nearly alike, so that most sums are small differences."""
+    rng = np.random.default_rng(seed)
+    raw = np.repeat(groups("finite-bits", "bf16", count, seed, 1), points, axis=1).astype(np.int64)
+    raw += rng.integers(0, 3, raw.shape) * (rng.random((count, 1)) < 0.7)
+    raw -= rng.integers(0, 0x80, raw.shape) * (rng.random(raw.shape) < 0.02)
+    return (raw.clip(0, 0xFF80) % 0xFF80).astype(np.uint16)
+
+
+def _rows(points: int) -> Arrays:
+    """Return each row of the matrix as signs of ones: one result is whole, the others are 0.
+
+    A wrong sign anywhere shows; +0 must come out of every cancellation.
+    """
+    bits = np.arange(points)
+    parity = np.array([[bin(row & column).count("1") & 1 for column in bits] for row in bits])
+    ones = np.full((points, points), 0x3F80, np.uint16)
+    return {"x": ones, "flips": parity.astype(bool)}

@@ -1,0 +1,122 @@
+"""Directed cases of the GEMM core: sums that are hard to round, and sizes that count far."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
+from m2xfp.tb.fields import Bytes, pack
+from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product, golden_product
+from m2xfp.tb.parts.pair_stimulus import DISTRIBUTIONS, groups
+from m2xfp.tb.vectors import Beats, TestVectors
+
+__all__ = ["bad_sizes", "far_sizes", "hard_sums", "large_products"]
+
+# Rows of a product of hard sums: each distance of ``cancellations`` some times.
+ROWS = 6 * 97
+# Each second bit of a counter, and the others when it has counted down.
+LARGE = 0b1010101010101
+# Sizes from here on only begin.
+FIRST_FAR = 4
+
+
+def hard_sums(streams: GemmStreams, seed: int) -> Iterator[tuple[str, Product]]:
+    """Yield a product for each distribution of pairs, a dot product a row.
+
+    The pair's groups are in the activations, signs of both sides included; weights are ones, and
+    minus ones in every other column. What is far from 1 in both scales is in the weights' one.
+    """
+    most = int(streams.facts.parameters["max_k"]) // streams.act.group
+    steps = min(12, most // 3 * 3 or most)
+    for name in DISTRIBUTIONS:
+        act, weight, _ = groups(name, (streams.act, streams.weight), steps, ROWS, seed)
+        yield name, _with_ones(streams, act, weight)
+
+
+def _with_ones(streams: GemmStreams, act: NDArray[np.uint8], weight: NDArray[np.uint8]) -> Product:
+    """Return a product of pairs [steps, rows, bytes]."""
+    at, codes = streams.act.group_bytes[0], streams.weight.group_bytes[0]
+    ones = np.zeros((streams.columns, len(act), weight.shape[2]), np.uint8)
+    ones[0::2, :, :codes] = 0x22  # E2M1
+    ones[1::2, :, :codes] = 0xAA
+    act[..., :at] ^= weight[..., :codes] & 0x88
+    if streams.act.scale.name == "e8m0":
+        total = act[..., at].astype(np.int64) + weight[..., codes]
+        lost = (act[..., at] == 255) | (weight[..., codes] == 255)
+        shared = int(np.clip(np.median(total) - 127, 0, 254))
+        act[..., at] = np.where(lost, 255, np.clip(total - shared, 0, 254))
+    else:
+        shared = 0x38  # 1.0 in E4M3
+    ones[..., codes] = shared
+    return Product(np.ascontiguousarray(act.swapaxes(0, 1)), ones, len(act) * streams.act.group)
+
+
+def large_products(rng: np.random.Generator, streams: GemmStreams) -> Iterator[tuple[int, int]]:
+    """Yield m and n that count through each bit of the lower thirteen, with one group of k."""
+    small = int(rng.integers(1, 4))
+    yield LARGE * streams.rows, streams.columns + 1
+    yield small, LARGE * streams.columns
+    yield LARGE >> 6, (LARGE >> 7) * streams.columns
+
+
+def bad_sizes(streams: GemmStreams) -> list[tuple[tuple[int, int, int], list[str]]]:
+    """Return sizes that are refused, and their faults: zeros, and each bit of k that is wrong."""
+    group, most = streams.act.group, int(streams.facts.parameters["max_k"])
+    alone = [1 << bit for bit in range(SIZE_BITS)]
+    wrong = [0, group + 1, *(k for k in alone if k % group or k > most)]
+    wrong += [most + group, *(most | k for k in alone if k > most)]
+    return [
+        ((0, 3, group), ["bad_m"]),
+        ((3, 0, group), ["bad_n"]),
+        ((0, 0, group // 2), ["bad_m", "bad_n", "bad_k"]),
+        *(((3, 3, k), ["bad_k"]) for k in wrong),
+    ]
+
+
+def far_sizes(streams: GemmStreams, first: Product) -> Iterator[TestVectors]:
+    """Yield commands of each power of two rows and columns more than one step, cut short by TLAST.
+
+    The step after the first one has TLAST, so the core reports it misframed: a core that has lost
+    the size's upper bit would have ended with the first step. ``first`` is a step's product: all
+    rows, columns, and one group.
+    """
+    rows, columns, group = streams.rows, streams.columns, streams.act.group
+    for bit in range(FIRST_FAR, SIZE_BITS):
+        more = 1 << bit
+        if more > rows:
+            acts = np.concatenate([first.acts, first.acts])
+            cut = Product(acts, first.weights, group)
+            yield _cut_short(streams, first, cut, (rows + more, columns, group))
+        if more > 1:
+            weights = np.concatenate([first.weights, first.weights[:1]])
+            cut = Product(first.acts, weights, group)
+            yield _cut_short(streams, first, cut, (rows, columns + more, group))
+
+
+def _cut_short(
+    streams: GemmStreams, first: Product, given: Product, sizes: tuple[int, int, int]
+) -> TestVectors:
+    """Return a command of some sizes with the operands of a smaller one."""
+    facts = streams.facts
+    inputs = streams.inputs([given])
+    zero = Product(first.acts[:1] * 0, first.weights[:1] * 0, first.k)
+    result, closing = (
+        streams.outputs([golden_product(product, facts)])["o"] for product in (first, zero)
+    )
+    last = np.arange(len(result) + 1) == len(result)
+    status = facts.stream("status")
+    report: Bytes = pack(status, {status.field("misframed"): np.ones(1, bool)})
+    acts = inputs["acts"]
+    if len(given.weights) > streams.columns:
+        # The panel that begins is not wanted any more: only the first one's step, which is not the
+        # last.
+        acts = Beats(acts.data[:1], np.zeros(1, bool))
+    return TestVectors(
+        {**inputs, "acts": acts, "cmd": Beats(streams.command_beats([sizes]))},
+        {
+            "o": Beats(np.concatenate([result.data, closing.data]), last),
+            "status": Beats(report, np.ones(1, bool)),
+        },
+        1,
+    )
