@@ -118,7 +118,7 @@ void unpack_as(const Recipe& r, const Rows& to) {
             odd |= scale[2];
             special |= odd;
             // A group of zeros counts for nothing, whatever its scale; a NaN in it is one of the scale.
-            const int factor = odd ? -1 : any ? scale[0] : 1;
+            const int factor = odd ? -1 : scale[0];
             const bool counts = any && factor > 0;
             const int exponent = counts ? scale[1] + r.unit : NOWHERE;
             if (counts) low = exponent < low ? exponent : low, high = exponent > high ? exponent : high;

@@ -61,8 +61,11 @@ def directed() -> list[tuple[PackedTensor, PackedTensor, str]]:
     """Return products that random bytes do not make."""
     names = ("m2nvfp4-act:group=64", "m2nvfp4-weight:group=64")
     large = operands(Case(names, m=9, n=40, groups=6, seed=20))  # sums of over 24 bits with scales
-    for packed in large:
+    for field, packed in enumerate(large):
         packed.codes.bitwise_and_(0x11).bitwise_or_(0x66)
+        groups = packed.codes.unflatten(-1, (-1, 32)), packed.meta.unflatten(-1, (-1, 2))
+        groups[0][..., :4] = 0x11  # whose products make the sums odd
+        groups[1][..., 0].bitwise_and_(0xFC).bitwise_or_(field)
         packed.scales.bitwise_and_(0x77).bitwise_or_(7)
     empty = operands(Case(M2XFP, m=3, n=35, groups=4, seed=21))
     empty[0].scales[1, 2], empty[1].scales[:, 2] = 250, 250  # but infinity times nothing is nothing
@@ -203,8 +206,8 @@ FAULTS = {
                                   "d[4] - d[0] - d[2]"),
     "NaN scales forgotten": ("products_unpack.h", "odd |= scale[2];", ""),
     "NaN elements forgotten": ("products_unpack.h", "odd |= r.special[codes[i]]", "odd |= 0"),
-    "empty groups keep their scale": ("products_unpack.h", "odd ? -1 : any ? scale[0] : 1",
-                                      "odd ? -1 : scale[0]"),
+    "empty groups keep their scale": ("products_unpack.h", "counts ? scale[1] + r.unit : NOWHERE",
+                                      "odd ? NOWHERE : scale[1] + r.unit"),
     "no corrections": ("products_unpack.h", "-r.is_right * sum", "0"),
     "the last of equals is refined": ("products_unpack.h", "<< 8 | (255 - i);\n", "<< 8 | i;\n"),
     "fields mixed up": ("products_unpack.h", "(s * r.field_bits % 8) & mask", "0 & mask"),
