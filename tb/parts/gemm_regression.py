@@ -237,12 +237,12 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     large = [_product(rng, streams, m, n, 1, 12) for m, n in large_products(rng, streams)]
     yield Case("large sizes", (_vectors(streams, large),), timing=_on_time(large, streams))
     tile = _product(rng, streams, streams.rows, streams.columns, min(2, _most(streams)), 3)
-    phases = [
+    far = [
         vectors
-        for number, far in enumerate(far_sizes(streams, tile))
-        for vectors in (far, _resync(streams, number))
+        for number, cut in enumerate(far_sizes(streams, tile))
+        for vectors in (cut, _resync(streams, number))
     ]
-    yield Case("far sizes", tuple(phases))
+    yield Case("far sizes", tuple(far))
     for number, stall in enumerate(STALLS[:2]):
         bad = _bad_sizes(streams, _random_products(rng, streams, 8, 2))
         yield Case("bad sizes", (bad,), stall, seed + number)
