@@ -121,13 +121,15 @@ class Prover:
     def __init__(self, mutated: MutatedUnit, seconds: int = 30) -> None:
         self._seconds, self._folder = seconds, mutated.folder
         self._facts = Facts.load(mutated.unit.json)
-        script = ["memory_map", "opt_expr", "dffunmap", "opt_clean -purge", "write_json whole.json"]
-        run_yosys(self._folder, "cut", "\n".join(["read_rtlil mutated.il", *script, ""]))
+        registers = ("memory_map", "opt_expr", "dffunmap", "opt_clean -purge")
+        script = ["read_rtlil mutated.il", *registers, "write_json whole.json", ""]
+        run_yosys(self._folder, "cut", "\n".join(script))
         (module,) = json.loads((self._folder / "whole.json").read_text())["modules"].values()
         write_atomic(self._folder / "cut.json", json.dumps({"modules": {"cut": _cut(module)}}))
-        script = ["setundef -zero", "proc", "opt_expr", "opt_clean", "techmap", "opt_clean"]
-        script += ["aigmap", "opt_clean", "write_aiger -ascii -symbols cut.aag"]
-        run_yosys(self._folder, "gates", "\n".join(["read_json cut.json", *script, ""]))
+        gates = ("setundef -zero", "proc", "opt_expr", "opt_clean", "techmap", "opt_clean")
+        script = ["read_json cut.json", *gates, "aigmap", "opt_clean"]
+        script += ["write_aiger -ascii -symbols cut.aag", ""]
+        run_yosys(self._folder, "gates", "\n".join(script))
         self._logic: Logic = read_logic(self._folder / "cut.aag")
         self._inputs = {
             name: len(bits)

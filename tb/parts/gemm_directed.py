@@ -25,7 +25,8 @@ def hard_sums(streams: GemmStreams, seed: int) -> Iterator[tuple[str, Product]]:
     """Yield a product for each distribution of pairs, a dot product a row.
 
     The pair's groups are in the activations, signs of both sides included; weights are ones, and
-    minus ones in every other column. What is far from 1 in both scales is in the weights' one.
+    minus ones in every other column, with any metadata. What is far from 1 in both scales is in
+    the weights' one.
     """
     most = int(streams.facts.parameters["max_k"]) // streams.act.group
     steps = min(12, most // 3 * 3 or most)
@@ -49,6 +50,8 @@ def _with_ones(streams: GemmStreams, act: NDArray[np.uint8], weight: NDArray[np.
     else:
         shared = 0x38  # 1.0 in E4M3
     ones[..., codes] = shared
+    # Any multipliers, the same in all steps, so that what is added can be taken back.
+    ones[..., codes + 1 :] = weight[0, 0, codes + 1 :]
     return Product(np.ascontiguousarray(act.swapaxes(0, 1)), ones, len(act) * streams.act.group)
 
 
@@ -81,13 +84,16 @@ def far_sizes(streams: GemmStreams, first: Product) -> Iterator[TestVectors]:
     the size's upper bit would have ended with the first one. ``first`` is a tile's product: all
     rows and columns of the array, and some groups.
     """
-    rows, columns, k = streams.rows, streams.columns, first.k
+    rows, columns, k, group = streams.rows, streams.columns, first.k, streams.act.group
+    # Of one group, so that the first tile ends with the first beat, whatever the chains.
+    one = Product(
+        first.acts[:, : group if first.acts.ndim == 2 else 1], first.weights[:, :1], group
+    )
     for bit in range(FIRST_FAR, SIZE_BITS):
         more = 1 << bit
         if more > rows:
-            acts = np.concatenate([first.acts, first.acts])
-            cut = Product(acts, first.weights, k)
-            yield _cut_short(streams, first, cut, (rows + more, columns, k))
+            cut = Product(np.concatenate([one.acts, one.acts]), one.weights, group)
+            yield _cut_short(streams, one, cut, (rows + more, columns, group))
         if more > 1:
             weights = np.concatenate([first.weights, first.weights[:1]])
             cut = Product(first.acts, weights, k)

@@ -240,8 +240,8 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     tile = _product(rng, streams, streams.rows, streams.columns, min(2, _most(streams)), 3)
     far = [
         vectors
-        for number, sizes in enumerate(far_sizes(streams, tile))
-        for vectors in (sizes, _resync(streams, number))
+        for number, cut in enumerate(far_sizes(streams, tile))
+        for vectors in (cut, _resync(streams, number))
     ]
     yield Case("far sizes", tuple(far))
     for number, stall in enumerate(STALLS[:2]):
