@@ -117,10 +117,6 @@ def _totals(addends: NDArray[np.float64], first: NDArray[np.bool_], turns: int) 
         chain = number % turns
         running[chain] = (0 if begins else running[chain]) + Fraction(addend)
         found.append(running[chain])
-        found[r"unit[.]accumulator[.]accumulator[.]normalise[.]t1[04]\[9\]:.*"] = (
-            "proved of the FP32 accumulator, which is the same from the addend on; here the proof "
-            "does not end in its time"
-        )
     return found
 
 
