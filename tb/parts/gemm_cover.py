@@ -34,7 +34,8 @@ def cover(vectors: TestVectors, facts: Facts) -> Iterator[Cross]:
         yield cross(f"report of {name}", {"reported": ("no", "yes")}, seen)
     for side, fmt, path in (("acts", streams.act, "rows"), ("weights", streams.weight, "group")):
         fields = {field.name: field for field in facts.stream(side).fields}
-        if f"{path}.codes" not in fields:  # values that the core quantizes itself
+        none = not len(vectors.inputs[side])
+        if none or f"{path}.codes" not in fields:  # values that the core quantizes itself
             continue
         data, bits = vectors.inputs[side].data, fmt.element.bits
         codes = np.asarray(read(fields[f"{path}.codes"], data), np.int64)

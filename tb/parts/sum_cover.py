@@ -167,9 +167,17 @@ def unreached(facts: Facts) -> dict[str, str]:
     metadata = block_format(facts.parameters["act"]).metadata
     if codes and metadata.name == "elem-em":
         alone = codes[0].shape[0] == metadata.subgroup
-        bits_of = r"normalised_1\[[0-2]|normalised_2\[[01]" if alone else r"normalised_1\[0"
-        found[rf"unit[.].*u_addend[.]({bits_of})\]:.*"] = (
+        last = (
+            r"normalised_1\[[0-2]|normalised_2\[[01]|normalised_4\[0"
+            if alone
+            else (r"normalised_1\[0")
+        )
+        found[rf"unit[.].*u_addend[.]({last})\]:.*"] = (
             "a refined element adds last bits only where it is small, and so is the sum of its "
             "subgroup, of which it is the largest"
+        )
+        found[r"unit[.]accumulator[.]accumulator[.]normalise[.]t1[04]\[9\]:.*"] = (
+            "proved of the FP32 accumulator, which is the same from the addend on; here the proof "
+            "does not end in its time"
         )
     return found
