@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2xfp.commands.options import COUNT, OUTPUT, OUTPUT_FOLDER
+from m2xfp.commands.options import COUNT, OUTPUT, OUTPUT_FOLDER, InputPath
 from m2xfp.extras import require
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def _memory(
 
 
 @click.command()
-@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.argument("model", required=False, type=InputPath(path_type=Path))
 @click.option(
     "--weights", multiple=True, metavar="FORMAT", help="Format of the weights; repeat to sweep."
 )
@@ -138,7 +138,7 @@ def _memory(
 )
 @click.option(
     "--task-folder",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=InputPath(exists=True, file_okay=False, path_type=Path),
     help="Folder with further tasks (YAML).",
 )
 @click.option("--limit", type=COUNT, help="Documents a task, evenly spread.")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from m2xfp.commands.options import OUTPUT_FOLDER, parameter_options
+from m2xfp.commands.options import OUTPUT_FOLDER, InputPath, Number, parameter_options
 from m2xfp.extras import require
 
 __all__ = ["command"]
@@ -24,12 +24,16 @@ __all__ = ["command"]
 @click.option(
     "--liberty",
     multiple=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=InputPath(exists=True, dir_okay=False, path_type=Path),
     help="One more library, by its Liberty files.",
 )
 @click.option("--abc", default="default", show_default=True, help="abc script, as for synth.")
 @click.option(
-    "--clock-ns", default=1.0, show_default=True, help="Clock target of the speed script."
+    "--clock-ns",
+    type=Number(),
+    default=1.0,
+    show_default=True,
+    help="Clock target of the speed script.",
 )
 @click.option("--clock-gating", is_flag=True, help="Clock gates, as for synth.")
 @click.option(
@@ -44,7 +48,13 @@ __all__ = ["command"]
     help="Dask scheduler, such as tcp://host:8786, whose workers see the same files; workers are "
     "started on this machine if left out.",
 )
-@click.option("--workers", default=2, show_default=True, help="Processes on this machine.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 1024),
+    default=2,
+    show_default=True,
+    help="Processes on this machine.",
+)
 @click.option(
     "-o",
     "--output",

@@ -185,7 +185,13 @@ def build_command(
 @click.option(
     "--bits", is_flag=True, help="Invert one bit of a LUT's table each, instead of whole LUTs."
 )
-@click.option("--seed", default=0, show_default=True, help="Of the values and the faults.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Of the values and the faults.",
+)
 def check_command(
     board: str,
     units: tuple[str, ...],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from m2xfp.commands.options import COUNT, OUTPUT_FILE
+from m2xfp.commands.options import COUNT, OUTPUT_FILE, InputPath, Number
 from m2xfp.extras import require
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ __all__ = ["command"]
 
 
 @click.command("run")
-@click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("source", metavar="FILE", type=InputPath(path_type=Path))
 @click.option("--port", required=True, help="Serial port of the board, like /dev/ttyUSB1.")
 @click.option(
     "-o",
@@ -43,7 +43,7 @@ __all__ = ["command"]
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     default=1.0,
     show_default=True,
     help="Seconds of silence after which an answer is not waited for.",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from m2xfp.commands.options import one_instance, parameter_options
+from m2xfp.commands.options import COUNT, OUTPUT_FOLDER, one_instance, parameter_options
 from m2xfp.extras import require
 
 __all__ = ["command"]
@@ -13,14 +13,24 @@ __all__ = ["command"]
 @click.command()
 @click.argument("unit", is_eager=True)
 @parameter_options
-@click.option("--count", default=300, show_default=True, help="Number of mutants.")
-@click.option("--seed", default=1, show_default=True, help="Seed of their places.")
+@click.option("--count", type=COUNT, default=300, show_default=True, help="Number of mutants.")
 @click.option(
-    "--seconds", default=20, show_default=True, help="Time that a proof may take, in seconds."
+    "--seed",
+    type=click.IntRange(0, 2**31 - 1),
+    default=1,
+    show_default=True,
+    help="Seed of their places.",
+)
+@click.option(
+    "--seconds",
+    type=COUNT,
+    default=20,
+    show_default=True,
+    help="Time that a proof may take, in seconds.",
 )
 @click.option(
     "--build-dir",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OUTPUT_FOLDER,
     default=Path("build/mutants"),
     show_default=True,
     help="Folder for netlists and simulations.",
@@ -28,7 +38,7 @@ __all__ = ["command"]
 @click.option("--accept", "accepted", is_flag=True, help="Write the counts into the figures.")
 @click.option(
     "--results",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OUTPUT_FOLDER,
     default=Path("docs/results"),
     show_default=True,
     help="Folder of the figures.",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from textwrap import wrap
@@ -20,6 +22,8 @@ __all__ = [
     "OUTPUT",
     "OUTPUT_FILE",
     "OUTPUT_FOLDER",
+    "InputPath",
+    "Number",
     "chosen",
     "one_instance",
     "parameter_help",
@@ -51,6 +55,29 @@ class _Output(click.Path):
         except OSError as error:
             self.fail(explain(error, path), param, ctx)
         return path
+
+
+class InputPath(click.Path):
+    """What a command reads: a file, a folder or a pipe, but no device, which has no end."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        with suppress(OSError):  # what cannot be looked at is told when it is read
+            if path.is_char_device() or path.is_block_device():
+                self.fail(f"{path} is a device; give a file", param, ctx)
+        return path
+
+
+class Number(click.FloatRange):
+    """A number that is one: neither infinity nor NaN, which no range keeps out."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
 
 
 COUNT = click.IntRange(1, 1 << 30)

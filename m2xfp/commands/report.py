@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from m2xfp.commands.options import OUTPUT_FOLDER
+from m2xfp.commands.options import OUTPUT_FOLDER, InputPath
 from m2xfp.extras import require
 from m2xfp.results import RESULTS
 
@@ -84,7 +84,7 @@ def pages(folder: Path, tables: dict[str, str]) -> dict[Path, str]:
 @click.command()
 @click.option(
     "--results",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=InputPath(exists=True, file_okay=False, path_type=Path),
     default=RESULTS,
     show_default=True,
     help="Folder of the figures.",

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import click
 
-from m2xfp.commands.options import OUTPUT_FILE, OUTPUT_FOLDER, one_instance, parameter_options
+from m2xfp.commands.options import (
+    OUTPUT_FILE,
+    OUTPUT_FOLDER,
+    InputPath,
+    Number,
+    one_instance,
+    parameter_options,
+)
 from m2xfp.extras import require
 
 __all__ = ["command"]
@@ -18,7 +25,7 @@ __all__ = ["command"]
     "--input",
     "source",
     required=True,
-    type=click.Path(path_type=Path),
+    type=InputPath(path_type=Path),
     help="What goes in (.npy or .npz).",
 )
 @click.option(
@@ -35,7 +42,7 @@ __all__ = ["command"]
 )
 @click.option(
     "--stall",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=Number(0, 1, max_open=True),
     default=0.0,
     show_default=True,
     help="Probability that a stream pauses in a clock. The result does not depend on it.",

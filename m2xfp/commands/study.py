@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2xfp.commands.options import COUNT, OUTPUT_FOLDER, one_instance, parameter_options_of
+from m2xfp.commands.options import (
+    COUNT,
+    OUTPUT_FOLDER,
+    InputPath,
+    one_instance,
+    parameter_options_of,
+)
 from m2xfp.extras import require
 
 if TYPE_CHECKING:
@@ -37,7 +43,7 @@ def _library_options(function: _Function) -> _Function:
     function = click.option(
         "--liberty",
         multiple=True,
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        type=InputPath(exists=True, dir_okay=False, path_type=Path),
         help="A library by its Liberty file; repeat for one in several files.",
     )(function)
     return click.option(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from m2xfp.commands.options import OUTPUT_FILE, chosen, parameter_options
+from m2xfp.commands.options import OUTPUT_FILE, InputPath, Number, chosen, parameter_options
 from m2xfp.extras import require
 
 __all__ = ["command"]
@@ -30,7 +30,7 @@ def _roles(
 @click.option(
     "--liberty",
     multiple=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=InputPath(exists=True, dir_okay=False, path_type=Path),
     help="A library by its Liberty file, plain or gzipped; repeat for one in several files.",
 )
 @click.option(
@@ -50,7 +50,11 @@ def _roles(
     help="default (smallest area) or speed (gates sized for --clock-ns).",
 )
 @click.option(
-    "--clock-ns", default=1.0, show_default=True, help="Clock target, for slack and for speed."
+    "--clock-ns",
+    type=Number(),
+    default=1.0,
+    show_default=True,
+    help="Clock target, for slack and for speed.",
 )
 @click.option("--booth", is_flag=True, help="Booth-encode multipliers.")
 @click.option(

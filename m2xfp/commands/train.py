@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from m2xfp.commands.options import COUNT, OUTPUT_FILE
+from m2xfp.commands.options import COUNT, OUTPUT_FILE, InputPath, Number
 from m2xfp.extras import require
 
 __all__ = ["command"]
@@ -19,14 +19,24 @@ __all__ = ["command"]
     show_default=True,
     help="Where the weights go; the state of the run is kept in OUTPUT.state until then.",
 )
-@click.option("--minutes", type=float, help="Budget in wall-clock minutes, compilation included.")
+@click.option(
+    "--minutes",
+    type=Number(0, min_open=True),
+    help="Budget in wall-clock minutes, compilation included.",
+)
 @click.option("--steps", type=COUNT, help="Budget in steps, for the same weights on every run.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--batch", type=COUNT, default=256, show_default=True, help="Windows a step.")
-@click.option("--rate", type=float, default=8e-3, show_default=True, help="Peak learning rate.")
+@click.option(
+    "--rate",
+    type=Number(0, min_open=True),
+    default=8e-3,
+    show_default=True,
+    help="Peak learning rate.",
+)
 @click.option(
     "--dropout",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=Number(0, 1, max_open=True),
     default=0.1,
     show_default=True,
     help="Share of what a block adds that is dropped.",
@@ -35,7 +45,7 @@ __all__ = ["command"]
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run OUTPUT.state.")
 @click.option(
     "--corpus",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=InputPath(exists=True, dir_okay=False, path_type=Path),
     help="Training text; by default collected from this installation.",
 )
 @click.option(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from m2xfp.commands.options import OUTPUT_FOLDER, chosen, parameter_options
+from m2xfp.commands.options import OUTPUT_FOLDER, InputPath, chosen, parameter_options
 
 __all__ = ["command"]
 
@@ -15,7 +15,7 @@ __all__ = ["command"]
 @click.option(
     "--from",
     "chip",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=InputPath(dir_okay=False, path_type=Path),
     help="A TOML file of instances, to emit a chip's worth of them at once.",
 )
 @click.option(

@@ -17,6 +17,7 @@ import pytest
 from fuzzing import HOSTILE, Forbidden, guarded
 
 from m2xfp.cli import cli
+from m2xfp.commands.options import OUTPUT, InputPath, Number
 from m2xfp.errors import M2xfpError
 from m2xfp.formats import BLOCK_FORMATS
 from m2xfp.fpga.flow.boards import BOARDS
@@ -189,6 +190,20 @@ def test_random_options(path: tuple[str, ...], place: Path) -> None:
     run(path, 8, 1, place)
 
 
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_number_is_bounded_and_every_path_looked_at(path: tuple[str, ...]) -> None:
+    """By the types of `m2xfp.commands.options`, or a range with both ends."""
+    for parameter in COMMANDS[path].params:
+        kind, name = parameter.type, parameter.name
+        if isinstance(kind, click.types.FloatParamType):
+            assert isinstance(kind, Number), name
+        elif isinstance(kind, click.types.IntParamType):
+            assert isinstance(kind, click.IntRange), name
+            assert None not in (kind.min, kind.max), name
+        elif isinstance(kind, click.Path):
+            assert isinstance(kind, (InputPath, type(OUTPUT))), name
+
+
 LONG = "a" * 300  # no file system takes that as a name
 
 
@@ -211,6 +226,9 @@ LONG = "a" * 300  # no file system takes that as a name
         (("bench", "--threads", "2147483648"), "1<=x<=1024"),
         (("gemm", "--layer", "\u00b2x5"), "is not NxK"),
         (("gemm", "--layer", f"{'1' * 5000}x5"), "is not NxK"),
+        (("train", "--rate", "nan", "--steps", "1"), "not a finite number"),
+        (("synth", "--clock-ns", "inf", "--list"), "not a finite number"),
+        (("verilog", "--from", "/dev/zero"), "/dev/zero is a device; give a file"),
         (("gemm", "--set", f"max_k={'1' * 5000}"), "at most 18 digits"),
         (("eval", "x", "--max-memory", "\u00b2=1GiB"), "is not DEVICE=AMOUNT"),
     ],
