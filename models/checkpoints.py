@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
@@ -178,12 +179,21 @@ def _transformers() -> Any:
     return transformers
 
 
+def _method(config: Any) -> str | None:
+    """Return by which library's method a checkpoint is quantized, by its configuration."""
+    given = getattr(config, "quantization_config", None)
+    if given is None:
+        return None
+    facts = given if isinstance(given, dict) else given.to_dict()
+    return str(facts.get("quant_method", "another library's"))
+
+
 def _refuse_other_forms(folder: Path, config: Any) -> None:
     """Refuse a checkpoint that another library has quantized."""
-    given = getattr(config, "quantization_config", None)
-    if given is not None:
+    method = _method(config)
+    if method is not None:
+        given = config.quantization_config
         facts = given if isinstance(given, dict) else given.to_dict()
-        method = facts.get("quant_method", "another library's")
         known = layout_of(facts) is not None or method == "torchao"
         remedy = f"convert it first (m2xfp convert {folder} NEW --to FORMAT), or " if known else ""
         raise InputError(
@@ -253,11 +263,15 @@ def _open_folder(folder: Path, dtype: torch.dtype | None, allow: tuple[str, ...]
             f"{os.fspath(folder)!r} holds no weights; it needs files {' or '.join(_WEIGHT_FILES)}"
         )
     config, tokenizer = _described(folder)
-    if not quantized:
+    # As `save_pretrained` writes a model with an M2xfpConfig, whose module registers it.
+    registered = _method(config) == "m2xfp"
+    if registered:
+        import_module("m2xfp.models.huggingface")
+    elif not quantized:
         _refuse_other_forms(folder, config)
 
     def load() -> nn.Module:
-        if quantized:
+        if quantized and not registered:
             kind = _transformers().AutoModelForCausalLM
             skeleton = _with_attention(partial(kind.from_config, config), trust_remote_code=False)
             packed = load_quantized(folder, skeleton)
@@ -272,7 +286,8 @@ def _open_folder(folder: Path, dtype: torch.dtype | None, allow: tuple[str, ...]
                 write_atomic(target / file.name, file.read_bytes())
         save_quantized(target / PACKED, model)
 
-    return _checkpoint(folder.resolve().name, config, tokenizer, quantized, load, save)
+    whole = quantized or registered
+    return _checkpoint(folder.resolve().name, config, tokenizer, whole, load, save)
 
 
 def _open_gguf(path: Path, dtype: torch.dtype | None, allow: tuple[str, ...]) -> Checkpoint:

@@ -608,6 +608,31 @@ def test_packed_models_keep_their_buffers(folders: Callable[[str], Path], tmp_pa
     assert torch.equal(window_nats(packed, windows), expected)
 
 
+def test_a_folder_that_transformers_saved_packed(
+    folders: Callable[[str], Path], sample: Path, tmp_path: Path
+) -> None:
+    """With an M2xfpConfig, through ``save_pretrained``: the figures of the command's own way."""
+    import transformers
+
+    from m2xfp.models.huggingface import M2xfpConfig
+
+    whole, packed = folders("Llama"), tmp_path / "packed"
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        whole, quantization_config=M2xfpConfig("m2xfp-weight", "m2xfp-act")
+    )
+    model.save_pretrained(packed)
+    transformers.AutoTokenizer.from_pretrained(whole).save_pretrained(packed)
+    common = ("--text", sample, "--context", 40, "--windows", 2)
+    formats = ("--weights", "m2xfp-weight", "--activations", "m2xfp-act")
+    for folder, options in ((whole, formats), (packed, ())):
+        done = run(folder, *options, *common, "-o", tmp_path / f"{folder.name}-figures")
+        assert done.exit_code == 0, done.output
+    mine = figures(tmp_path / f"{whole.name}-figures")["results"][1]
+    read = figures(tmp_path / "packed-figures")["results"][0]
+    assert read["perplexity"] == mine["perplexity"]
+    assert (read["weights"], read["activations"]) == (mine["weights"], mine["activations"])
+
+
 @pytest.mark.parametrize("name", ["GPT2", "OPT"])
 def test_a_context_beyond_the_model(name: str, folders: Callable[[str], Path]) -> None:
     refused = run(folders(name), "--context", 64)
