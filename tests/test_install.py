@@ -88,6 +88,7 @@ WORKS = [
 NEEDS = {
     ("bench",): "golden",
     ("convert", "x", "y", "--to", "mxfp4"): "golden,hf",
+    ("coverage", "pe_tile"): "golden,sim,synth",
     ("demo",): "golden,sim",
     ("eval",): "golden",
     ("eval", "--tasks", "x"): "golden",

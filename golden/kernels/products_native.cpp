@@ -319,6 +319,7 @@ void m2xfp_multiply(const Job* job, int mode, int bytes, int planes) {
 
 // Rows of packed planes as integers and scales; see `Rows`.
 void m2xfp_unpack(const Recipe* recipe, const Rows* rows, int mode) {
+    const UsualArithmetic usual;  // scales below 2^-126 are subnormal
     if (mode == SINGLE) unpack<float>(*recipe, *rows);
     if (mode == DOUBLE) unpack<double>(*recipe, *rows);
     if (mode == EXACT) unpack<Shift>(*recipe, *rows);

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from m2xfp.commands.options import OUTPUT_FOLDER
+from m2xfp.commands.options import OUTPUT_FOLDER, InputPath
 from m2xfp.extras import require
 
 __all__ = ["command"]
@@ -23,7 +23,7 @@ def _bytes(_context: click.Context, _option: click.Parameter, text: str) -> int:
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=InputPath(path_type=Path))
 @click.argument("target", type=OUTPUT_FOLDER)
 @click.option(
     "--to",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from m2xfp.commands.options import one_instance, parameter_options
+from m2xfp.commands.options import OUTPUT_FOLDER, one_instance, parameter_options
 from m2xfp.extras import require
 from m2xfp.results import RESULTS
 
@@ -15,14 +15,22 @@ __all__ = ["command"]
 @click.argument("units", nargs=-1, is_eager=True)
 @parameter_options
 @click.option(
-    "--depth", default=3, show_default=True, help="Clocks that proofs look back, at most."
+    "--depth",
+    type=click.IntRange(1, 64),
+    default=3,
+    show_default=True,
+    help="Clocks that proofs look back, at most.",
 )
 @click.option(
-    "--seconds", default=120, show_default=True, help="Time that a step of a proof may take."
+    "--seconds",
+    type=click.IntRange(1, 1 << 20),
+    default=120,
+    show_default=True,
+    help="Time that a step of a proof may take.",
 )
 @click.option(
     "--build-dir",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OUTPUT_FOLDER,
     default=Path("build/coverage"),
     show_default=True,
     help="Folder for netlists and simulations.",
@@ -30,7 +38,7 @@ __all__ = ["command"]
 @click.option("--accept", "accepted", is_flag=True, help="Write the counts into the figures.")
 @click.option(
     "--results",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OUTPUT_FOLDER,
     default=RESULTS,
     show_default=True,
     help="Folder of the figures.",
