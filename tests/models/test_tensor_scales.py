@@ -19,7 +19,8 @@ from m2xfp.models.quantized import QuantAttention, QuantLinear, quantize_model, 
 
 def activations(*shape: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(4)
-    return torch.randn(*shape, generator=generator) * torch.rand(*shape[:-1], 1, generator=generator).exp2()
+    sizes = torch.rand(*shape[:-1], 1, generator=generator).exp2()
+    return torch.randn(*shape, generator=generator) * sizes
 
 
 @pytest.mark.parametrize("name", ["nvfp4", "m2nvfp4-act", "m2nvfp4-weight"])
