@@ -180,11 +180,6 @@ class SubgroupScale:
     fraction_bits: int | None = None
     octaves: bool = False
 
-    def is_exact(self, source: torch.dtype) -> bool:
-        """Whether the search equals the exact one: its view holds every |x| above scale / 8."""
-        bits = self.fraction_bits
-        return self.search == "exact" or bits is None or bits >= _EQUAL_FROM[source]
-
     def encode(
         self, x: Tensor, stored: Tensor, unit: Tensor, source: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor]:

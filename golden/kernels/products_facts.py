@@ -10,7 +10,10 @@ from functools import cache
 
 from m2xfp.formats import BlockFormat, FloatElement
 
-__all__ = ["Operand", "describe", "limits", "sum_bound"]
+__all__ = ["NAN_EXPONENT", "Operand", "describe", "limits", "sum_bound"]
+
+NAN_EXPONENT = 16384
+"""What CUDA kernels note as the exponent of a group whose scale is NaN: above every other."""
 
 _SCALES = {"e8m0": 0, "e4m3": 1, "e4m3-480": 2}
 _METADATA = {"none": 0, "elem-em": 1, "sg-em": 2, "pair": 3}

@@ -23,6 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from m2xfp.golden.kernels.assembly import ADD_ROUNDED_TO_ODD
+from m2xfp.golden.kernels.products_facts import NAN_EXPONENT
 
 __all__ = ["multiply", "multiply_limbs"]
 
@@ -32,7 +33,7 @@ _STAGES = {True: (64, 4), False: (128, 3)}
 _WARPS = 8
 _LIMB_TILE = (64, 32, 3, 4)  # rows, columns, stages and warps of a tile of ``_limbs``
 _LIMB_GROUP = 32
-_NAN_EXPONENT = gl.constexpr(16384)
+_NAN_EXPONENT = gl.constexpr(NAN_EXPONENT)
 
 
 @gluon.jit

@@ -29,13 +29,13 @@ from torch import Tensor
 from m2xfp.golden.formats.numeric import joint_scale
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.kernels.assembly import ADD_ROUNDED_TO_ODD
-from m2xfp.golden.kernels.products_facts import Operand, describe, limits, sum_bound
+from m2xfp.golden.kernels.products_facts import NAN_EXPONENT, Operand, describe, limits, sum_bound
 
 __all__ = ["matmul", "serves"]
 
 _ROWS_A_RANGE = 128
 _EMPTY = 1 << 20  # above every exponent
-_NAN_EXPONENT = tl.constexpr(16384)
+_NAN_EXPONENT = tl.constexpr(NAN_EXPONENT)
 # Values of an operand that are decoded at a time.
 _WORKSPACE = 1 << 28
 _WIDE_TILE = (32, 64, 4)  # rows, columns and warps of a tile of ``_wide``

@@ -21,10 +21,9 @@ from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.kernels.products_facts import Operand, describe
+from m2xfp.golden.kernels.products_fused import MOST_ROWS
 
 __all__ = ["few_rows"]
-
-_MOST_ROWS = 16
 
 
 @gluon.jit
@@ -171,7 +170,7 @@ def few_rows(x: Tensor, weight: PackedTensor) -> Tensor | None:
     m, n = len(x), weight.shape[0]
     if facts is None or not _serves(facts) or weight.tensor_scale is not None:
         return None
-    if not 0 < m <= _MOST_ROWS or x.dtype != torch.bfloat16 or not n or not x.shape[1]:
+    if not 0 < m <= MOST_ROWS or x.dtype != torch.bfloat16 or not n or not x.shape[1]:
         return None
     codes, scales = (_aligned(plane) for plane in (weight.codes, weight.scales))
     meta = scales if weight.meta is None else weight.meta.contiguous()

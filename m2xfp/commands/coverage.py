@@ -4,9 +4,8 @@ from pathlib import Path
 
 import click
 
-from m2xfp.commands.options import OUTPUT_FOLDER, one_instance, parameter_options
+from m2xfp.commands.options import figure_options, one_instance, parameter_options
 from m2xfp.extras import require
-from m2xfp.results import RESULTS
 
 __all__ = ["command"]
 
@@ -28,21 +27,7 @@ __all__ = ["command"]
     show_default=True,
     help="Time that a step of a proof may take.",
 )
-@click.option(
-    "--build-dir",
-    type=OUTPUT_FOLDER,
-    default=Path("build/coverage"),
-    show_default=True,
-    help="Folder for netlists and simulations.",
-)
-@click.option("--accept", "accepted", is_flag=True, help="Write the counts into the figures.")
-@click.option(
-    "--results",
-    type=OUTPUT_FOLDER,
-    default=RESULTS,
-    show_default=True,
-    help="Folder of the figures.",
-)
+@figure_options("build/coverage")
 def command(
     units: tuple[str, ...],
     config: str | None,

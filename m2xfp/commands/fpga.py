@@ -11,6 +11,7 @@ import click
 from m2xfp.commands.fpga_run import command as run
 from m2xfp.commands.options import COUNT, OUTPUT_FOLDER, parameter_help
 from m2xfp.extras import require
+from m2xfp.results import RESULTS
 
 __all__ = ["command"]
 
@@ -240,7 +241,7 @@ def check_command(
 @click.option(
     "--results",
     type=OUTPUT_FOLDER,
-    default=Path("docs/results"),
+    default=RESULTS,
     show_default=True,
     help="Folder for fpga.json.",
 )

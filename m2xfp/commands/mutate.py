@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from m2xfp.commands.options import COUNT, OUTPUT_FOLDER, one_instance, parameter_options
+from m2xfp.commands.options import COUNT, figure_options, one_instance, parameter_options
 from m2xfp.extras import require
 
 __all__ = ["command"]
@@ -28,21 +28,7 @@ __all__ = ["command"]
     show_default=True,
     help="Time that a proof may take, in seconds.",
 )
-@click.option(
-    "--build-dir",
-    type=OUTPUT_FOLDER,
-    default=Path("build/mutants"),
-    show_default=True,
-    help="Folder for netlists and simulations.",
-)
-@click.option("--accept", "accepted", is_flag=True, help="Write the counts into the figures.")
-@click.option(
-    "--results",
-    type=OUTPUT_FOLDER,
-    default=Path("docs/results"),
-    show_default=True,
-    help="Folder of the figures.",
-)
+@figure_options("build/mutants")
 def command(
     unit: str,
     config: str | None,

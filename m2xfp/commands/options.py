@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from m2xfp.results import RESULTS
+
 if TYPE_CHECKING:
     from m2xfp.rtl.catalog import Instance
 
@@ -25,6 +27,7 @@ __all__ = [
     "InputPath",
     "Number",
     "chosen",
+    "figure_options",
     "one_instance",
     "parameter_help",
     "parameter_options",
@@ -137,6 +140,29 @@ def parameter_help(unit: str) -> str:
 
 
 _Function = Callable[..., Any]
+
+
+def figure_options(build_dir: str) -> Callable[[_Function], _Function]:
+    """Add the options of commands that measure a unit and accept what they found.
+
+    These are ``build_dir``, ``accepted`` and ``results``, Path, bool and Path.
+    """
+    places = (
+        ("--build-dir", Path(build_dir), "Folder for netlists and simulations."),
+        ("--results", RESULTS, "Folder of the figures."),
+    )
+
+    def decorate(function: _Function) -> _Function:
+        build, results = (
+            click.option(name, type=OUTPUT_FOLDER, default=place, show_default=True, help=text)
+            for name, place, text in places
+        )
+        accept = click.option(
+            "--accept", "accepted", is_flag=True, help="Write the counts into the figures."
+        )
+        return build(accept(results(function)))
+
+    return decorate
 
 
 def parameter_options_of(unit: str | None) -> Callable[[_Function], _Function]:
