@@ -38,6 +38,7 @@ COMMANDS = {
     "study": "Measure again what the pages show, by name.",
     "synth": "Area, timing and power of units on a standard-cell library.",
     "train": "Train the bundled language model again.",
+    "vectors": "A unit's test vectors, with a testbench that runs in any simulator.",
     "verilog": "Emit Verilog, a JSON description and a FuseSoC core for units.",
 }
 

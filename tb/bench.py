@@ -24,7 +24,16 @@ if TYPE_CHECKING:
     from m2xfp.tb.cross import Cross
     from m2xfp.tb.regression import Case
 
-__all__ = ["Arrays", "Bench", "Cover", "Operands", "bench_of", "find_bench", "golden_of"]
+__all__ = [
+    "Arrays",
+    "Bench",
+    "Cover",
+    "Operands",
+    "bench_of",
+    "find_bench",
+    "golden_of",
+    "random_operands",
+]
 
 Arrays = dict[str, NDArray[Any]]
 """A user's arrays by name, as they stand in .npy and .npz files."""
@@ -46,6 +55,33 @@ class Operands:
     depth: int
     activations: "Tensor"
     weights: "Tensor"
+
+
+def random_operands(lanes: int, depth: int, seed: int) -> Operands:
+    """Return normal values, each group at a power of two of its own, with what is rare among them.
+
+    Every tenth value is zero; of 32 groups about one is all zeros, one has a single value, and one
+    is at the lower end of float32's range.
+
+    Parameters
+    ----------
+    lanes, depth
+        Independent runs, and groups that each gets.
+    seed
+        Of all values.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    shape = (2, lanes * depth, 32)
+    values = torch.randn(shape, generator=generator)
+    exponents = torch.randint(-12, 13, (*shape[:2], 1), generator=generator)
+    kind = torch.randint(0, 32, (*shape[:2], 1), generator=generator)
+    values *= 2.0 ** torch.where(kind == 0, exponents - 120, exponents)
+    values *= torch.rand(shape, generator=generator) > 0.1
+    values[..., 1:] *= kind[..., :] != 1  # one value of a group at most
+    values *= kind != 2
+    return Operands(lanes, depth, *values)
 
 
 class Bench(Protocol):

@@ -9,15 +9,13 @@ vectors, the unit gets other traffic and is reset in the midst of it for a singl
 import random
 import re
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from m2xfp.errors import MissingToolError
-from m2xfp.facts import EmittedFiles, Facts, Stream
+from m2xfp.facts import EmittedFiles, Facts
 from m2xfp.processes import run
-from m2xfp.tb.vectors import Beats, TestVectors
+from m2xfp.tb.portable import PASSED, Pauses, bench_name, write_bench
+from m2xfp.tb.vectors import TestVectors
 
 __all__ = ["FourStateError", "run_four_state"]
 
@@ -71,24 +69,19 @@ def run_four_state(
             raise MissingToolError(f"{tool} (Icarus Verilog)", "apt-get install iverilog")
     facts = Facts.load(emitted.json)
     folder.mkdir(parents=True, exist_ok=True)
-    for stream in facts.streams:
-        given = vectors.inputs if stream.is_input else vectors.outputs
-        (folder / f"{stream.prefix}.hex").write_text(_hex(given[stream.name]))
-    if facts.streams:
-        bench = _bench(facts, vectors, seed, stall, clocks_before, reset_clocks)
-    else:
-        bench = _port_bench(facts, vectors, folder)
-    (folder / "bench.v").write_text(bench)
+    bench = bench_name(facts)
+    pauses = Pauses(stall, seed, before=clocks_before, reset=reset_clocks)
+    write_bench(facts, vectors, folder, pauses)
     text = emitted.verilog.read_text()
     (folder / "unit.v").write_text(_started(text, seed) if random_registers else text)
     for command in (
-        ["iverilog", "-g2005", "-o", "bench.vvp", "-s", "bench", "bench.v", "unit.v"],
+        ["iverilog", "-g2005", "-o", "bench.vvp", "-s", bench, f"{bench}.v", "unit.v"],
         ["vvp", "-n", "bench.vvp"],
     ):
         done = run(command, cwd=folder)
         if done.returncode:
             raise FourStateError(f"{facts.top}: {command[0]} failed\n{done.stdout}")
-    if "equal\n" not in done.stdout:
+    if not re.search(f"^{PASSED}: ", done.stdout, re.MULTILINE):
         raise FourStateError(f"{facts.top}: {done.stdout.strip() or 'no answer'}")
     return sum(map(len, vectors.outputs.values()))
 
@@ -112,173 +105,3 @@ def _started(verilog: str, seed: int) -> str:
             starts = []
         lines.append(line)
     return "\n".join([*lines, ""])
-
-
-def _port_bench(facts: Facts, vectors: TestVectors, folder: Path) -> str:
-    """Return the testbench of a unit without streams: all ports' words, one after the other.
-
-    Between two words the inputs are unknown.
-    """
-    count = len(next(iter(vectors.outputs.values())))
-    loads, drives, checks = [], [], []
-    for port in facts.signals:
-        given = (vectors.inputs if port.is_input else vectors.outputs)[port.name]
-        rows = {port.name: given.data}
-        if not port.is_input:
-            mask = vectors.compared.get(port.name, np.full_like(given.data, 0xFF))
-            rows[f"{port.name}_mask"] = mask
-        for name, words in rows.items():
-            (folder / f"{name}.hex").write_text(_hex(Beats(words)))
-            loads.append(f"  reg [{8 * port.bytes + 3}:0] {name}_words [0:{count - 1}];")
-            loads.append(f'  initial $readmemh("{name}.hex", {name}_words);')
-        kind, width = ("reg", "wire")[not port.is_input], port.width
-        loads.append(f"  {kind} [{width - 1}:0] {port.name};")
-        if port.is_input:
-            drives.append((port.name, width))
-        else:
-            wanted, bits = (
-                f"{name}_words[at][{width - 1}:0]" for name in (port.name, f"{port.name}_mask")
-            )
-            checks.append(
-                f"      if (({port.name} & {bits}) !== ({wanted} & {bits})) begin\n"
-                f'        $display("{port.name}: word %0d is %h, expected %h", at, {port.name}, '
-                f"{wanted});\n        $finish(0);\n      end"
-            )
-    ports = ", ".join(f".{port.name}({port.name})" for port in facts.signals)
-    unknown = " ".join(f"{name} = {width}'bx;" for name, width in drives)
-    given_all = " ".join(f"{name} = {name}_words[at][{width - 1}:0];" for name, width in drives)
-    return "\n".join(
-        [
-            "`timescale 1ns/1ns",
-            "module bench;",
-            "  integer at;",
-            *loads,
-            f"  {facts.top} unit ({ports});",
-            "  initial begin",
-            f"    for (at = 0; at < {count}; at = at + 1) begin",
-            f"      {unknown} #1 {given_all} #1",
-            *checks,
-            "    end",
-            '    $display("equal");',
-            "    $finish(0);",
-            "  end",
-            "endmodule",
-            "",
-        ]
-    )
-
-
-def _hex(beats: Beats) -> str:
-    """Return beats as words {last, data} in hexadecimal, for $readmemh."""
-    last = np.zeros(len(beats), bool) if beats.last is None else beats.last
-    return "".join(
-        f"{int(end):x}{row[::-1].tobytes().hex()}\n"
-        for row, end in zip(beats.data, last, strict=True)
-    )
-
-
-def _driver(stream: Stream, count: int, threshold: int) -> str:
-    """Return the Verilog that offers the beats of an input: x while it offers nothing."""
-    p, width = stream.prefix, stream.tdata_width
-    return f"""
-  reg [{width + 3}:0] {p}_beats [0:{count - 1}];
-  initial $readmemh("{p}.hex", {p}_beats);
-  integer {p}_sent;
-  reg {p}_tvalid;
-  wire {p}_tready;
-  wire [{width - 1}:0] {p}_tdata = {p}_tvalid ? {p}_beats[{p}_sent][{width - 1}:0] : {width}'bx;
-  wire {p}_tlast = {p}_tvalid ? {p}_beats[{p}_sent][{width}] : 1'bx;
-  always @(posedge clk) begin
-    if (restart) begin {p}_sent <= 0; {p}_tvalid <= 0; end
-    else begin
-      if ({p}_tvalid && {p}_tready === 1) {p}_sent <= {p}_sent + 1;
-      if (!{p}_tvalid || {p}_tready === 1)
-        {p}_tvalid <= {p}_sent + {p}_tvalid < {count} && $urandom(seed) % 1000 >= {threshold};
-    end
-  end
-"""
-
-
-def _checker(stream: Stream, count: int, threshold: int) -> str:
-    """Return the Verilog that takes the beats of an output and compares them."""
-    p, width = stream.prefix, stream.tdata_width
-    return f"""
-  reg [{width + 3}:0] {p}_beats [0:{max(count, 1) - 1}];
-  initial $readmemh("{p}.hex", {p}_beats);
-  integer {p}_found;
-  reg {p}_tready;
-  wire {p}_tvalid, {p}_tlast;
-  wire [{width - 1}:0] {p}_tdata;
-  always @(posedge clk) begin
-    {p}_tready <= $urandom(seed) % 1000 >= {threshold};
-    if (restart) {p}_found <= 0;
-    else if (compare) begin
-      if ({p}_tvalid !== 0 && {p}_tvalid !== 1) fail("{p}: tvalid is unknown", {p}_found);
-      if ({p}_tvalid === 1 && {p}_tready) begin
-        if ({p}_found >= {count}) fail("{p}: more beats than expected", {p}_found);
-        else if ({{{p}_tlast, {p}_tdata}} !== {p}_beats[{p}_found][{width}:0]) begin
-          $display("{p}: beat %0d is %h, expected %h", {p}_found, {{{p}_tlast, {p}_tdata}},
-                   {p}_beats[{p}_found][{width}:0]);
-          $finish(0);
-        end
-        {p}_found <= {p}_found + 1;
-      end
-    end
-  end
-"""
-
-
-def _bench(
-    facts: Facts,
-    vectors: TestVectors,
-    seed: int,
-    stall: float,
-    clocks_before: int,
-    reset_clocks: int,
-) -> str:
-    """Return the testbench."""
-    counts: Mapping[str, int] = {
-        name: len(beats) for name, beats in (*vectors.inputs.items(), *vectors.outputs.items())
-    }
-    threshold = round(1000 * stall)
-    parts = [
-        (_driver if stream.is_input else _checker)(stream, counts[stream.name], threshold)
-        for stream in facts.streams
-    ]
-    ports = [f".{facts.clock}(clk)", f".{facts.reset}(rst)"]
-    ports += [f".{port}({port})" for stream in facts.streams for port in stream.ports]
-    done = " && ".join(f"{x.prefix}_found == {counts[x.name]}" for x in facts.outputs)
-    patience = 400 + int(64 * max(counts.values()) / (1 - stall))
-    start = random.Random(seed).getrandbits(31)
-    return f"""`timescale 1ns/1ns
-module bench;
-  reg clk = 0, rst = 0, restart = 1, compare = 0;
-  integer seed = {start};
-  always #1 clk = ~clk;
-  task fail(input [8*80-1:0] text, input integer beat);
-    begin
-      $display("%0s, beat %0d", text, beat);
-      $finish(0);
-    end
-  endtask
-{"".join(parts)}
-  {facts.top} unit ({", ".join(ports)});
-  integer clocks;
-  initial begin
-    rst = 1;
-    @(posedge clk); #1 rst = 0; restart = 0;
-    repeat ({clocks_before}) @(posedge clk);
-    #1 rst = 1; restart = 1;
-    repeat ({reset_clocks}) @(posedge clk);
-    #1 rst = 0; restart = 0; compare = 1;
-    clocks = 0;
-    while (!({done}) && clocks < {patience}) begin
-      @(posedge clk); #1 clocks = clocks + 1;
-    end
-    repeat (64) @(posedge clk);
-    if ({done}) $display("equal");
-    else $display("beats are missing after %0d clocks", clocks);
-    $finish(0);
-  end
-endmodule
-"""
