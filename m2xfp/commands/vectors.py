@@ -71,8 +71,8 @@ def command(
 
     The testbench is plain Verilog: it reads the beats from hexadecimal files, pauses the streams,
     resets the unit in the midst of other traffic, compares every bit with the golden model's, and
-    prints PASS or FAIL. Its first lines say how to run it. The pauses are the same in every
-    simulator.
+    prints PASS or FAIL. Its first lines say how to run it, and the FuseSoC core has a target "sim"
+    that does. The pauses are the same in every simulator.
 
     \b
     m2xfp vectors activation_quantizer --config bf16x32 --count 1000 -o vectors/
@@ -82,7 +82,8 @@ def command(
     require("torch", "safetensors")
     from m2xfp.commands.options import one_instance
     from m2xfp.errors import InputError
-    from m2xfp.rtl.verilog.emit import emit
+    from m2xfp.files import write_atomic
+    from m2xfp.rtl.verilog.emit import core_text, emit
     from m2xfp.tb.bench import find_bench, random_operands
     from m2xfp.tb.portable import Pauses, write_bench
 
@@ -99,6 +100,7 @@ def command(
         arrays = bench.sample(random_operands(-(-count // _DEPTH), _DEPTH, seed), facts)
     vectors = bench.vectors(arrays, facts, seed)
     written = write_bench(facts, vectors, output, pauses)
+    write_atomic(emitted.core, core_text(facts, [path.name for path in written]))
     beats = sum(map(len, vectors.outputs.values()))
     click.echo(
         f"{emitted.top}: {beats} expected beats, {len(written)} files beside the Verilog in "

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import click
 
-from m2xfp.commands.options import OUTPUT_FOLDER, InputPath, chosen, parameter_options
+from m2xfp.commands.options import (
+    OUTPUT_FOLDER,
+    InputPath,
+    Number,
+    chosen,
+    parameter_options,
+)
 
 __all__ = ["command"]
 
@@ -32,6 +38,35 @@ __all__ = ["command"]
     help="Write <module>_rules.sv too: the stream rules as assertions, for simulation.",
 )
 @click.option(
+    "--with",
+    "kinds",
+    multiple=True,
+    metavar="KIND",
+    help="Another file of each module, repeatable: sdc, xdc, lpf, pcf, package, ip-xact, wrapper, "
+    "or all of them.",
+)
+@click.option(
+    "--clock-ns",
+    type=Number(0, 1e6, min_open=True, max_open=True),
+    default=10.0,
+    show_default=True,
+    help="Period that the constraints ask for.",
+)
+@click.option(
+    "--input-delay",
+    type=Number(0, 1, max_open=True),
+    default=0.3,
+    show_default=True,
+    help="Share of the period that is gone before inputs arrive.",
+)
+@click.option(
+    "--output-delay",
+    type=Number(0, 1, max_open=True),
+    default=0.3,
+    show_default=True,
+    help="Share of the period that outputs need after they leave.",
+)
+@click.option(
     "--list", "listing", is_flag=True, help="List units and configurations, write nothing."
 )
 def command(
@@ -42,6 +77,10 @@ def command(
     chip: Path | None,
     output: Path,
     rules: bool,
+    kinds: tuple[str, ...],
+    clock_ns: float,
+    input_delay: float,
+    output_delay: float,
     listing: bool,
 ) -> None:
     r"""Write UNIT, or every unit, as Verilog with a JSON description and a FuseSoC core.
@@ -65,20 +104,33 @@ def command(
     With --rules a testbench that drops or changes a beat before it is taken, or a unit that does,
     ends the simulation at that clock: compile the file beside the unit's, it binds itself to it.
 
+    --with adds what an integrator needs: timing constraints (.sdc; .xdc for Vivado, .lpf and .pcf
+    for nextpnr), a SystemVerilog package with the fields of every stream as packed structures
+    (_pkg.sv), IP-XACT (.xml), and a wrapper with aclk, aresetn and TKEEP (_axis.v).
+
     \b
     m2xfp verilog --list
     m2xfp verilog gemm_core --help-parameters
     m2xfp verilog activation_quantizer --config bf16x32 -o rtl/
     m2xfp verilog gemm_core --set rows=1 --set columns=32 --set max_k=4096 --name array
+    m2xfp verilog dot_product --config m2xfp-fp32 --with all --clock-ns 2 -o ip/
     m2xfp verilog --from chip.toml -o rtl/
     """
+    from m2xfp.errors import UnknownNameError
     from m2xfp.files import write_atomic
     from m2xfp.progress import track
     from m2xfp.rtl.catalog import UNITS
     from m2xfp.rtl.chip import read_chip
+    from m2xfp.rtl.verilog.beside.constraints import TimingBudget
+    from m2xfp.rtl.verilog.beside.files import KINDS, write_beside
     from m2xfp.rtl.verilog.emit import emit
     from m2xfp.tb.protocol.rules import rules_text
 
+    budget = TimingBudget(clock_ns, input_delay, output_delay)
+    for kind in kinds:
+        if kind != "all" and kind not in KINDS:
+            raise UnknownNameError("kind of file", kind, ["all", *KINDS])
+    wanted = list(KINDS) if "all" in kinds else list(dict.fromkeys(kinds))
     if chip is not None:
         if unit or config or settings or name:
             raise click.UsageError("--from takes units and parameters from its file alone")
@@ -94,4 +146,5 @@ def command(
         emitted = emit(instance, output)
         if rules:
             write_atomic(output / f"{emitted.top}_rules.sv", rules_text(instance.facts))
+        write_beside(instance.facts, output, wanted, budget)
     click.echo(f"{len(instances)} module{'s'[: len(instances) - 1]} written to {output}")

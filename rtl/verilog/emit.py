@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from m2xfp.errors import tool_failure
@@ -108,29 +109,36 @@ def _field_lines(fields: tuple[Field, ...], width: int) -> list[str]:
     return lines
 
 
-def core_text(facts: Facts, verilog: str) -> str:
-    """Return the FuseSoC description (CAPI2)."""
-    return (
-        "CAPI=2:\n"
-        f"name: ::{facts.top}:{facts.version}\n"
-        f"description: {json.dumps(facts.purpose)}\n"
-        "filesets:\n"
-        "  rtl:\n"
-        "    files:\n"
-        f"      - {verilog}\n"
-        "    file_type: verilogSource\n"
-        "targets:\n"
-        "  default:\n"
-        "    filesets: [rtl]\n"
-        f"    toplevel: {facts.top}\n"
-        "  lint:\n"
-        "    default_tool: verilator\n"
-        "    filesets: [rtl]\n"
-        "    tools:\n"
-        "      verilator:\n"
-        "        mode: lint-only\n"
-        f"    toplevel: {facts.top}\n"
-    )
+def core_text(facts: Facts, bench: Sequence[str] = ()) -> str:
+    """Return the FuseSoC description (CAPI2): targets to take the unit, and to lint it.
+
+    ``bench`` names a testbench's Verilog and then the files that it reads, for a target ``sim``
+    that runs it in Icarus, or in Verilator (``--tool verilator``). With FuseSoC 2.4 or newer.
+    """
+    lines = [
+        "CAPI=2:",
+        f"name: ::{facts.top}:{facts.version}",
+        f"description: {json.dumps(facts.purpose)}",
+        "filesets:",
+        "  rtl:",
+        "    files:",
+        f"      - {facts.top}.v",
+        "    file_type: verilogSource",
+    ]
+    if bench:
+        lines += ["  bench:", "    files:", f"      - {bench[0]}", "    file_type: verilogSource"]
+        lines += ["  words:", "    files:"]
+        lines += [f"      - {name}: {{copyto: {name}}}" for name in bench[1:]]
+        lines += ["    file_type: user"]
+    lines += ["targets:", "  default:", "    filesets: [rtl]", f"    toplevel: {facts.top}"]
+    lines += ["  lint:", "    flow: lint", "    flow_options: {tool: verilator}"]
+    lines += ["    filesets: [rtl]", f"    toplevel: {facts.top}"]
+    if bench:
+        lines += ["  sim:", "    flow: sim", "    flow_options:", "      tool: icarus"]
+        lines += ["      iverilog_options: [-g2005]", "      mode: binary"]
+        lines += ["      verilator_options: [--timing, -Wno-fatal]"]
+        lines += ["    filesets: [rtl, bench, words]", f"    toplevel: {Path(bench[0]).stem}"]
+    return "\n".join(lines) + "\n"
 
 
 def emit(instance: Instance, directory: str | Path) -> EmittedFiles:
@@ -144,5 +152,5 @@ def emit(instance: Instance, directory: str | Path) -> EmittedFiles:
         facts.top,
         write_atomic(folder / f"{facts.top}.v", text),
         write_atomic(folder / f"{facts.top}.json", facts.to_json()),
-        write_atomic(folder / f"{facts.top}.core", core_text(facts, f"{facts.top}.v")),
+        write_atomic(folder / f"{facts.top}.core", core_text(facts)),
     )

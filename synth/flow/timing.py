@@ -10,12 +10,15 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from m2xfp.errors import MissingToolError
 from m2xfp.files import read_sealed, write_atomic, write_sealed
 from m2xfp.processes import run
+from m2xfp.rtl.verilog.beside.constraints import TimingBudget, sdc_of_ports
 from m2xfp.synth.flow.pdk import Pdk
 from m2xfp.synth.flow.yosys import BUILD, Netlist, SynthesisError, prepared_liberty
 
@@ -81,10 +84,15 @@ def tcl_word(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_./-]", r"\\\g<0>", text)
 
 
-def _script(netlist: Netlist, pdk: Pdk, build: Path, clock: str | None) -> str:
+def _constraints(netlist: Netlist, ports: Mapping[str, Any], clock: str | None) -> str:
+    """Return the SDC of a netlist: its clock, and no delays outside of it."""
+    words = ((name, port["direction"], len(port["bits"])) for name, port in ports.items())
+    budget = TimingBudget(netlist.options.clock_ns, 0, 0)
+    return sdc_of_ports(words, clock, budget)
+
+
+def _script(netlist: Netlist, pdk: Pdk, build: Path, clock: str | None, sdc: str) -> str:
     """Return the script; it runs in the netlist's folder, so no path of the user is in it."""
-    period = netlist.options.clock_ns
-    source = f"[get_ports {clock}]" if clock else ""
     lines = [
         *(
             f"read_liberty {os.path.relpath(prepared_liberty(path, build), netlist.folder)}"
@@ -93,13 +101,11 @@ def _script(netlist: Netlist, pdk: Pdk, build: Path, clock: str | None) -> str:
         f"read_verilog {netlist.verilog.name}",
         f"link_design {tcl_word(netlist.top)}",
         "set_cmd_units -time ns -capacitance fF",
-        f"create_clock -name clk -period {period} {source}",
+        f"read_sdc {sdc}",
         "set inputs {}",
         "foreach port [all_inputs] {",
         f'  if {{[get_full_name $port] ne "{clock or ""}"}} {{lappend inputs $port}}',
         "}",
-        "set_input_delay 0 -clock clk $inputs",
-        "set_output_delay 0 -clock clk [all_outputs]",
         f"set_driving_cell -lib_cell {tcl_word(pdk.driver_cell.name)} $inputs",
         f"set_load {pdk.load_ff:.6g} [all_outputs]",
         "report_worst_slack -digits 6",
@@ -147,10 +153,11 @@ def time_netlist(netlist: Netlist, pdk: Pdk, build: Path = BUILD) -> Timing:
     build = Path(build).absolute()
     ports = json.loads(netlist.json.read_text())["modules"][netlist.top]["ports"]
     clock = "clk" if "clk" in ports and netlist.flops else None
-    script = _script(netlist, pdk, build, clock)
     log = netlist.folder / f"timing-{netlist.options.clock_ns!r}.log"
     kept = read_sealed(log)
     if kept is None:
+        sdc = write_atomic(log.with_suffix(".sdc"), _constraints(netlist, ports, clock))
+        script = _script(netlist, pdk, build, clock, sdc.name)
         source = write_atomic(log.with_suffix(".tcl"), script)
         done = run([program, "-exit", "-no_splash", source.name], cwd=netlist.folder)
         complaints = [
