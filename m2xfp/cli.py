@@ -22,6 +22,7 @@ T = TypeVar("T")
 # The table stands here so that `m2xfp --help` needs neither torch nor Amaranth.
 COMMANDS = {
     "bench": "Speed and memory of the golden model against a memory copy.",
+    "check": "What every build of a unit must pass: lint, regression, streams, Icarus.",
     "convert": "A checkpoint folder in another layout or format.",
     "demo": "The main job: real activations through the golden model and the emitted Verilog.",
     "eval": "Perplexity of a language model in number formats.",
@@ -35,6 +36,7 @@ COMMANDS = {
     "prove": "Proofs about emitted units, each shown to fail with a fault.",
     "report": "Tables and plots of the accepted figures, and those in the pages.",
     "simulate": "Run a tensor through the emitted Verilog of a unit.",
+    "status": "What has been done for each unit, and its stage of verification.",
     "study": "Measure again what the pages show, by name.",
     "synth": "Area, timing and power of units on a standard-cell library.",
     "train": "Train the bundled language model again.",

@@ -17,11 +17,18 @@ from m2xfp.processes import run
 from m2xfp.tb.portable import PASSED, Pauses, bench_name, write_bench
 from m2xfp.tb.vectors import TestVectors
 
-__all__ = ["FourStateError", "run_four_state"]
+__all__ = ["FourStateError", "find_icarus", "run_four_state"]
 
 
 class FourStateError(AssertionError):
     """A beat differs, is unknown or did not come; the text says which."""
+
+
+def find_icarus() -> None:
+    """Raise MissingToolError unless Icarus Verilog is installed."""
+    for tool in ("iverilog", "vvp"):
+        if shutil.which(tool) is None:
+            raise MissingToolError(f"{tool} (Icarus Verilog)", "apt-get install iverilog")
 
 
 def run_four_state(
@@ -64,9 +71,7 @@ def run_four_state(
     MissingToolError
         Icarus Verilog is not installed.
     """
-    for tool in ("iverilog", "vvp"):
-        if shutil.which(tool) is None:
-            raise MissingToolError(f"{tool} (Icarus Verilog)", "apt-get install iverilog")
+    find_icarus()
     facts = Facts.load(emitted.json)
     folder.mkdir(parents=True, exist_ok=True)
     bench = bench_name(facts)

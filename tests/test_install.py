@@ -84,9 +84,11 @@ WORKS = [
     ("explore", "activation_quantizer", "--list"),
     ("prove", "--list"),
     ("fpga", "boards"),
+    ("status", "--results", "."),
 ]
 NEEDS = {
     ("bench",): "golden",
+    ("check", "pe_tile"): "golden,sim,synth",
     ("convert", "x", "y", "--to", "mxfp4"): "golden,hf",
     ("coverage", "pe_tile"): "golden,sim,synth",
     ("demo",): "golden,sim",

@@ -21,6 +21,7 @@ DRAWERS = (
     "m2xfp.models.libraries",
     "m2xfp.models.quality",
     "m2xfp.models.results",
+    "m2xfp.synth.checks.status",
     "m2xfp.synth.coverage.record",
     "m2xfp.synth.formal.record",
     "m2xfp.synth.mutants.report",
