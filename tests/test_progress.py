@@ -82,7 +82,7 @@ def test_a_reader_of_the_log_may_leave() -> None:
 
 
 def test_every_bar_is_one_of_these() -> None:
-    for folder in ("m2xfp", "golden", "models", "rtl", "tb", "synth", "fpga"):
+    for folder in ("m2xfp", "golden", "models", "rtl", "tb", "synth", "fpga", "manual"):
         for path in (ROOT / folder).rglob("*.py"):
             if path.name != "progress.py":
                 assert "tqdm" not in path.read_text(), f"{path}: use m2xfp.progress.track"

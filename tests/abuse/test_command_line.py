@@ -39,6 +39,7 @@ WORK = (
     "m2xfp.fpga.check.bitstream_check.check_bitstream",
     "m2xfp.fpga.flow.report.write_results",
     "m2xfp.fpga.host.link._open",
+    "m2xfp.manual.site.build",
     "m2xfp.models.activations.layer_inputs",
     "m2xfp.models.bench.bench",
     "m2xfp.models.bench_products.bench_products",

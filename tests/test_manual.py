@@ -1,0 +1,158 @@
+"""The documentation site: its drawings are the unit's, its links lead somewhere, it builds."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from m2xfp.errors import InputError
+from m2xfp.manual import site, unit_page
+from m2xfp.manual.drawings import block, counted, packet
+from m2xfp.manual.waves import waves_of
+from m2xfp.rtl.catalog import UNITS, Instance, find_unit
+from m2xfp.tb.bench import find_bench, random_operands
+
+ROOT = Path(__file__).parent.parent
+CLOCKED = [unit.instance() for unit in UNITS.values() if unit.instance().facts.clock]
+
+
+def texts(svg: str) -> list[str]:
+    return re.findall(r"<text [^>]*>([^<]*)</text>", svg)
+
+
+@pytest.mark.parametrize("unit", UNITS.values(), ids=list(UNITS))
+def test_drawings_say_what_the_facts_say(unit: Any) -> None:
+    facts = unit.instance().facts
+    drawn = texts(block(facts))
+    for stream in facts.streams:
+        assert f"{stream.prefix} [{counted(stream.data_width, 'bit')}]" in drawn
+        fields = texts(packet(stream.prefix, stream.fields, stream.tdata_width))
+        for field in stream.fields:
+            assert field.title in fields
+            assert any(text.endswith(str(field.offset)) for text in fields)
+        assert ("zero" in fields) == (stream.data_width < stream.tdata_width)
+
+
+def beats(waves: dict[str, Any], port: str) -> list[int]:
+    """Return the clocks in which a port's data is taken."""
+    groups = [each for each in waves["signal"] if isinstance(each, list)]
+    (signal,) = (x for group in groups for x in group[1:] if x["name"] == port)
+    return [clock for clock, letter in enumerate(signal["wave"]) if letter == "="]
+
+
+@pytest.mark.parametrize(
+    "instance",
+    [
+        pytest.param(
+            each,
+            id=each.top,
+            marks=[] if each.unit.name == "fp32_accumulator" else [pytest.mark.slow],
+        )
+        for each in CLOCKED
+    ],
+)
+def test_timing_is_the_units(instance: Instance) -> None:
+    """The first result comes the stated latency after its last beat; beats are those that went."""
+    waves: Any = waves_of(instance)
+    facts, bench = instance.facts, find_bench(instance.unit)
+    vectors = bench.vectors(bench.sample(random_operands(1, 4, 1), facts), facts)
+    if len(facts.inputs) > 1:  # which moves when follows from the sizes in the data
+        assert all(beats(waves, f"{x.prefix}_tdata") for x in facts.inputs)
+        return
+    went, came = (beats(waves, f"{x.prefix}_tdata") for x in facts.streams)
+    shown = len(waves["signal"][0]["wave"])
+    assert len(went) <= len(vectors.inputs["i"])
+    assert len(came) <= len(vectors.outputs["o"])
+    assert came[0] - went[facts.beats_per_group - 1] == facts.latency
+    if shown < 24:
+        assert len(came) == len(vectors.outputs["o"])
+
+
+class Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets: list[str] = []
+        self.names: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.names.add(given.get("id") or "")
+        if tag == "a" and given.get("href"):
+            self.targets.append(given["href"] or "")
+
+
+def built(folder: Path) -> Path:
+    return site.build(ROOT, folder / "site").parent
+
+
+def test_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It builds without a warning, and every link within it leads to a file and a place there.
+
+    Diagrams are left out, since each is a simulation: the slow set has them.
+    """
+    monkeypatch.setattr(unit_page, "timing_diagram", lambda _: "<svg></svg>")
+    folder = built(tmp_path)
+    pages = {path: Links() for path in folder.rglob("*.html")}
+    for path, page in pages.items():
+        page.feed(path.read_text())
+    assert {f"{name}.html" for name in UNITS} < {path.name for path in folder.glob("units/*")}
+    count = 0
+    for path, page in pages.items():
+        for target in page.targets:
+            name, _, anchor = target.partition("#")
+            if re.match(r"[a-z]+:", target) or "_modules" in path.parts or "genindex" in path.name:
+                continue
+            there = (path.parent / name).resolve() if name else path
+            assert there.exists(), f"{path}: {target}"
+            if anchor and there in pages:
+                assert anchor in pages[there].names, f"{path}: {target}"
+            count += 1
+    assert count > 500
+    text = (folder / "commands.html").read_text()
+    assert all(f"m2xfp {name}" in text for name in ("verilog", "vectors", "check", "docs"))
+    assert "get_format" in (folder / "api.html").read_text()
+
+
+@pytest.mark.slow
+def test_site_with_diagrams(tmp_path: Path) -> None:
+    folder = built(tmp_path)
+    for instance in CLOCKED:
+        assert "WaveDrom" in (folder / "units" / f"{instance.unit.name}.html").read_text()
+
+
+def copy_of_docs(folder: Path) -> Path:
+    for name in ("docs", "README.md", "m2xfp", "rtl", "CHANGELOG.md"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def test_a_page_in_no_part_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    for path in (ROOT / "docs").glob("*"):
+        (tmp_path / "docs" / path.name).symlink_to(path)
+    (tmp_path / "README.md").write_text("")
+    (tmp_path / "docs" / "odd.md").write_text("# Odd\n")
+    with pytest.raises(InputError, match="odd must stand both"):
+        site.assemble(tmp_path, tmp_path / "source")
+    (tmp_path / "docs" / "odd.md").unlink()
+    (tmp_path / "docs" / "mac.md").unlink()
+    (tmp_path / "docs" / "mac.md").write_text("[there](nowhere.py)\n")
+    with pytest.raises(InputError, match=r"nowhere.py leads nowhere|leads nowhere"):
+        site.assemble(tmp_path, tmp_path / "source")
+
+
+def test_another_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no clone of m2xfp"):
+        site.assemble(tmp_path, tmp_path / "source")
+
+
+def test_a_warning_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(site, "UNITS", {"pe_tile": find_unit("pe_tile")})
+    monkeypatch.setattr(site, "_MODULES", ())
+    monkeypatch.setattr(
+        unit_page, "timing_diagram", lambda _: "```\n\n[there](nowhere.md)\n\n```{raw} html"
+    )
+    with pytest.raises(Exception, match="sphinx failed"):
+        site.build(ROOT, tmp_path / "site")
