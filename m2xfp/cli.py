@@ -69,6 +69,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         loaded: click.Command = importlib.import_module(f"m2xfp.commands.{cmd_name}").command
+        loaded.name = cmd_name
         return _with_marks(loaded)
 
     def resolve_command(

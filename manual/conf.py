@@ -1,5 +1,6 @@
 """Sphinx's configuration of the site; the sources get a copy of this file."""
 
+import re
 from typing import Any
 
 from m2xfp import __version__
@@ -14,6 +15,7 @@ extensions = [
 html_theme = "furo"
 html_title = f"m2xfp {release}"
 html_show_copyright = False
+smartquotes = False  # two hyphens are an option's
 myst_heading_anchors = 6
 napoleon_google_docstring = False
 napoleon_custom_sections = [("Members", "Attributes")]
@@ -28,7 +30,18 @@ def _as_text(_app: Any, _context: Any, lines: list[str]) -> None:
     lines[:] = [line.replace("*", "\\*") for line in lines]
 
 
+def _as_prose(_app: Any, _what: str, _name: str, _of: Any, _options: Any, lines: list[str]) -> None:
+    """Take what stands under Returns for a text where it names no types."""
+    text = "\n".join(lines)
+    found = re.search(r"^Returns\n-+\n((?:\S.*\n?)+)(?=\n|\Z)", text, re.MULTILINE)
+    if found:
+        prose = " ".join(found[1].split())
+        text = f"{text[: found.start()]}:returns: {prose}\n\n{text[found.end() :]}"
+        lines[:] = text.split("\n")
+
+
 def setup(app: Any) -> None:
-    """Register what changes the command line's texts."""
+    """Register what changes texts of the command line and of docstrings."""
+    app.connect("autodoc-process-docstring", _as_prose, priority=100)
     for part in ("description", "options", "arguments", "epilog"):
         app.connect(f"sphinx-click-process-{part}", _as_text)

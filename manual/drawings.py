@@ -75,11 +75,10 @@ def packet(name: str, fields: Sequence[Field], width: int) -> str:
     for field in sorted(fields, key=lambda x: x.offset, reverse=True):
         count = prod(field.shape)
         times = f"{count} x " if field.shape else ""
-        bits = (
-            f"{field.last_bit}:{field.offset}"
-            if field.last_bit > field.offset
-            else str(field.offset)
-        )
+        last = f"{field.last_bit}:{field.offset}" if field.last_bit > field.offset else ""
+        # Values that lie among those of other fields have no range of their own.
+        apart = len(field.shape) > 1 and field.strides[0] != field.shape[-1] * field.width
+        bits = field.formula.strip("[]") if apart else last or str(field.offset)
         boxes.append((field.title, times + counted(field.width, "bit"), bits))
     used = max((field.last_bit + 1 for field in fields), default=0)
     if used < width:
