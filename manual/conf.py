@@ -18,7 +18,7 @@ html_show_copyright = False
 smartquotes = False  # two hyphens are an option's
 myst_heading_anchors = 6
 napoleon_google_docstring = False
-napoleon_custom_sections = [("Members", "Attributes")]
+napoleon_custom_sections = [("Members", "Attributes"), ("Result", "notes_style")]
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_class_signature = "separated"
@@ -33,11 +33,9 @@ def _as_text(_app: Any, _context: Any, lines: list[str]) -> None:
 def _as_prose(_app: Any, _what: str, _name: str, _of: Any, _options: Any, lines: list[str]) -> None:
     """Take what stands under Returns for a text where it names no types."""
     text = "\n".join(lines)
-    found = re.search(r"^Returns\n-+\n((?:\S.*\n?)+)(?=\n|\Z)", text, re.MULTILINE)
-    if found:
-        prose = " ".join(found[1].split())
-        text = f"{text[: found.start()]}:returns: {prose}\n\n{text[found.end() :]}"
-        lines[:] = text.split("\n")
+    # A heading of another name is a section of plain text to napoleon.
+    prose = r"^Returns\n-+\n(?=(?:\S.*\n?)+(?:\n|\Z))"
+    lines[:] = re.sub(prose, "Result\n------\n", text, flags=re.MULTILINE).split("\n")
 
 
 def setup(app: Any) -> None:
