@@ -16,6 +16,7 @@ from m2xfp.errors import InputError
 from m2xfp.extras import require
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.models.exchange.gguf import BLOCKS, from_blocks
+from m2xfp.models.exchange.gguf_check import check_gguf
 from m2xfp.models.exchange.record import Planes, Quantized
 from m2xfp.models.exchange.shards import Stored
 from m2xfp.models.exchange.source import Entry, Source
@@ -45,6 +46,7 @@ def open_gguf(path: Path, folder: Path) -> Source:
     import gguf
     import transformers
 
+    check_gguf(path)
     told = f"{os.fspath(path)!r} is no GGUF file that transformers reads"
     how: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
     try:
@@ -54,8 +56,13 @@ def open_gguf(path: Path, folder: Path) -> Source:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **how)
         tokenizer.save_pretrained(folder)
         architecture = str(reader.fields["general.architecture"].contents())
+        layers = config.num_hidden_layers  # 32 and so on where the file says nothing
+        if layers > len(reader.tensors):
+            raise ValueError(f"{layers} layers, and it holds {len(reader.tensors)} tensors")
         names, process = _names(config, architecture)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # neither has a class of its own for what is wrong with a file
         raise InputError(f"{told}: {error}") from error
     facts = {**read_json(folder / "config.json"), "dtype": "float32"}
     stored = {tensor.name: _stored(path, tensor) for tensor in reader.tensors}
@@ -96,9 +103,12 @@ def _names(config: Any, architecture: str) -> tuple[dict[str, str], Callable[[An
     names = get_gguf_hf_weights_map(model, processor)
 
     def process(values: Any, name: str) -> Any:
-        found = processor.process(
-            weights=values, name=name, tensor_key_mapping=names, parsed_parameters={}
-        )
+        try:
+            found = processor.process(
+                weights=values, name=name, tensor_key_mapping=names, parsed_parameters={}
+            )
+        except (ValueError, LookupError, TypeError) as error:
+            raise InputError(f"{name} does not fit the model's configuration: {error}") from error
         return found.weights
 
     return names, process
