@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoint_files import as_gguf
 from fuzzing import Attempt, json_text, mutate_bytes, mutate_json, mutate_safetensors, reader
-from gguf_files import as_gguf
 
 from m2xfp.golden import PackedTensor, get_format
 from m2xfp.models.checkpoints import open_checkpoint

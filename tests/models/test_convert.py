@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoint_files import as_gguf, even
 from click.testing import CliRunner
-from gguf_files import as_gguf
 from torch import Tensor, nn
 
 from m2xfp.cli import cli
 from m2xfp.errors import InputError, UnknownNameError
-from m2xfp.models.checkpoints import model_outline, open_checkpoint
+from m2xfp.models.checkpoints import open_checkpoint
+from m2xfp.models.exchange import convert
 from m2xfp.models.exchange.convert import convert_folder, find_target
 from m2xfp.models.exchange.shards import open_shard, write_shard
 from m2xfp.models.exchange.source import open_source
@@ -254,25 +255,30 @@ def test_another_conversion_begins_anew(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is there already"):
         convert_folder(folder, tmp_path / "t", find_target("mxfp4"))
     (tmp_path / "u.part").mkdir()
+    (tmp_path / "u.part" / "notes").touch()
     with pytest.raises(InputError, match="no conversion that was begun"):
         convert_folder(folder, tmp_path / "u", find_target("mxfp4"))
 
 
-def even(folder: Path, layers: int) -> int:
-    """Write a llama with weights of 4 MiB, all 0.25; return the bytes of its file."""
-    config = {
-        **{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"},
-        **{"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": layers},
-        **{"num_attention_heads": 8, "num_key_value_heads": 1, "vocab_size": 128},
-    }
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    state = model_outline(folder).state_dict()
-    outlines = {name: (torch.bfloat16, tuple(tensor.shape)) for name, tensor in state.items()}
-    with write_shard(folder / "model.safetensors", outlines, {"format": "pt"}) as writer:
-        for name, (dtype, shape) in outlines.items():
-            writer.put(name, torch.full(shape, 0.25, dtype=dtype))
-    return (folder / "model.safetensors").stat().st_size
+@pytest.mark.parametrize("stroke", ["write_atomic", "remove", "rename"])
+def test_killed_between_two_strokes(
+    stroke: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the begin, with a folder that is still empty, and at the end, when all is written."""
+
+    def killed(*_given: object) -> None:
+        raise SystemExit
+
+    owner = Path if stroke == "rename" else convert
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, stroke, killed)
+        with pytest.raises(SystemExit):
+            convert_folder(folder, tmp_path / "t", find_target("mxfp4"))
+    assert (tmp_path / "t").exists() == (stroke == "remove")  # its last stroke
+    if stroke != "remove":
+        convert_folder(folder, tmp_path / "t", find_target("mxfp4"))
+    packed_logits(tmp_path / "t")
+    assert not (tmp_path / "t.part").exists()
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
-"""A small GGUF file, as llama.cpp would write it."""
+"""Small checkpoints: a GGUF file as llama.cpp would write it, and a folder."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,9 @@ import torch
 from torch import Tensor
 
 from m2xfp.golden import get_format
+from m2xfp.models.checkpoints import model_outline
 from m2xfp.models.exchange.gguf import blocks_of
+from m2xfp.models.exchange.shards import write_shard
 
 
 def as_gguf(path: Path, kind: str) -> dict[str, Tensor]:
@@ -65,3 +68,20 @@ def as_gguf(path: Path, kind: str) -> dict[str, Tensor]:
     writer.write_tensors_to_file()
     writer.close()
     return found
+
+
+def even(folder: Path, layers: int) -> int:
+    """Write a llama with weights of 4 MiB, all 0.25; return the bytes of its file."""
+    config = {
+        **{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"},
+        **{"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": layers},
+        **{"num_attention_heads": 8, "num_key_value_heads": 1, "vocab_size": 128},
+    }
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    state = model_outline(folder).state_dict()
+    outlines = {name: (torch.bfloat16, tuple(tensor.shape)) for name, tensor in state.items()}
+    with write_shard(folder / "model.safetensors", outlines, {"format": "pt"}) as writer:
+        for name, (dtype, shape) in outlines.items():
+            writer.put(name, torch.full(shape, 0.25, dtype=dtype))
+    return (folder / "model.safetensors").stat().st_size
