@@ -152,7 +152,7 @@ def _run() -> int:
         if error.errno is None:
             raise
         message = explain(error)
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ImportError) as error:
         lack = memory_lack(error)
         if lack is None:
             raise

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from m2xfp.errors import InputError, M2xfpError, MissingToolError
+from m2xfp.errors import InputError, M2xfpError, MissingToolError, unreadable
 from m2xfp.files import write_atomic
 from m2xfp.golden.formats.tensor_file import read_tensor_header
 from m2xfp.models.exchange.gguf_check import check_gguf
@@ -67,7 +67,7 @@ def _answered(place: Path, verb: str = "used") -> Iterator[None]:
     except (M2xfpError, MemoryError):
         raise
     except Exception as error:
-        raise InputError(f"{os.fspath(place)!r} cannot be {verb}: {error}") from error
+        raise unreadable(place, f"cannot be {verb}", error) from error
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from m2xfp.errors import InputError, M2xfpError
+from m2xfp.errors import InputError, M2xfpError, unreadable
 from m2xfp.files import atomic_path
 from m2xfp.golden.formats.format import INPUT_DTYPES, Format, get_format
 from m2xfp.golden.formats.packed import PLANES, PackedTensor
@@ -229,7 +229,7 @@ def load_quantized(path: str | os.PathLike[str], model: nn.Module | None = None)
         model = _restore(model, facts, tensors)
     except (M2xfpError, AttributeError, RuntimeError, TypeError) as error:
         fits = type(model).__name__ if model is not None else "the bundled architecture"
-        raise InputError(f"{os.fspath(path)!r} does not fit {fits}: {error}") from error
+        raise unreadable(path, f"does not fit {fits}", error) from error
     return model.eval()
 
 

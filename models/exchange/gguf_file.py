@@ -4,7 +4,6 @@ Configuration, tokenizer and names come from transformers' reader. MXFP4 and NVF
 their bytes; all other types are decoded by the package gguf, as plain float32.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from m2xfp.errors import InputError
+from m2xfp.errors import InputError, unreadable
 from m2xfp.extras import require
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.models.exchange.gguf import BLOCKS, from_blocks
@@ -47,7 +46,6 @@ def open_gguf(path: Path, folder: Path) -> Source:
     import transformers
 
     check_gguf(path)
-    told = f"{os.fspath(path)!r} is no GGUF file that transformers reads"
     how: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
     try:
         reader = gguf.GGUFReader(path)
@@ -63,7 +61,8 @@ def open_gguf(path: Path, folder: Path) -> Source:
     except MemoryError:
         raise
     except Exception as error:  # neither has a class of its own for what is wrong with a file
-        raise InputError(f"{told}: {error}") from error
+        verdict = "is no GGUF file that transformers reads"
+        raise unreadable(path, verdict, error) from error
     facts = {**read_json(folder / "config.json"), "dtype": "float32"}
     stored = {tensor.name: _stored(path, tensor) for tensor in reader.tensors}
     kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}

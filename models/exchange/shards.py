@@ -132,12 +132,14 @@ def open_shard(path: Path) -> Shard:
 def _stored(path: Path, name: str, facts: object, base: int, whole: int, told: str) -> Stored:
     """Return a tensor of a header, held against the size of the file."""
     try:
-        assert isinstance(facts, dict)
+        if not isinstance(facts, dict):
+            raise TypeError
         kind, shape = facts["dtype"], tuple(facts["shape"])
         begin, end = facts["data_offsets"]
-        assert isinstance(kind, str)
-        assert all(type(n) is int and n >= 0 for n in (*shape, begin, end))
-    except (AssertionError, LookupError, TypeError, ValueError) as error:
+        numbers = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+        if not (isinstance(kind, str) and numbers):
+            raise TypeError
+    except (LookupError, TypeError, ValueError) as error:
         raise InputError(f"{told}: what it says of {name} is not understood") from error
     if kind not in _TYPES:
         raise InputError(f"{told} that can be read: {name} is {kind}; known: {', '.join(_TYPES)}")
