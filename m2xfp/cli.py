@@ -13,6 +13,7 @@ from m2xfp import __version__
 from m2xfp.errors import M2xfpError, explain, memory_lack
 from m2xfp.extras import missing_package
 from m2xfp.interrupts import leave, orderly_end
+from m2xfp.progress import bars_of_libraries
 
 __all__ = ["cli", "main"]
 
@@ -156,7 +157,7 @@ def _run() -> int:
         if error.errno is None:
             raise
         message = explain(error)
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ImportError) as error:
         lack = memory_lack(error)
         if lack is None:
             raise
@@ -191,6 +192,7 @@ def main() -> NoReturn:
     installed. Anything else is a defect and keeps its traceback. SIGINT and SIGTERM end it in
     order, with status 130 and 143.
     """
+    bars_of_libraries()
     received: list[int] = []
     try:
         with orderly_end() as received:

@@ -23,6 +23,7 @@ __all__ = [
     "memory_lack",
     "told",
     "tool_failure",
+    "unreadable",
 ]
 
 
@@ -109,13 +110,26 @@ class FileError(M2xfpError, OSError):
 def memory_lack(error: BaseException) -> str | None:
     """Return the message for what says that there is not enough memory; None for other errors.
 
-    Python and numpy have a type for that; torch's for the CPU is any error's.
+    Python and numpy have a type for that. Of torch's allocator, of a library that cannot be loaded
+    and of a file that cannot be mapped, only the text tells.
     """
     said = str(error).strip().partition("\n")[0]
-    torch_says = isinstance(error, RuntimeError) and re.search("out of memory|t allocate mem", said)
-    if not (isinstance(error, MemoryError) or torch_says):
+    if not (isinstance(error, MemoryError) or re.search(_SAYS_MEMORY, said)):
         return None
     return f"not enough memory ({said or 'no more of it'}); give less at once to work on"
+
+
+_SAYS_MEMORY = "out of memory|(n't|[Cc]annot) allocate memory|failed to map segment"
+
+
+def unreadable(path: str | os.PathLike[str], verdict: str, error: BaseException) -> InputError:
+    """Return the error for a file that could not be read: ``verdict`` on it, or no memory."""
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    lack = next(filter(None, map(memory_lack, causes)), None)
+    said = f"cannot be read: {lack}" if lack else f"{verdict}: {error}"
+    return InputError(f"{os.fspath(path)!r} {said}")
 
 
 _REMEDIES = {

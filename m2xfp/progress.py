@@ -5,6 +5,7 @@ and half bars. Where the standard error is no terminal there is a line every hal
 and one at the end.
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -12,7 +13,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Generic, TypeVar, overload
 
-__all__ = ["Progress", "track"]
+__all__ = ["Progress", "bars_of_libraries", "on_terminal", "track"]
 
 T = TypeVar("T")
 
@@ -44,7 +45,7 @@ class Progress(Generic[T]):
         self._note, self._leave = "", leave
         self._began = self._told = time.monotonic()
         self._bar = None
-        self._logs = not quiet and not _on_terminal()
+        self._logs = not quiet and not on_terminal()
         if not quiet and not self._logs:
             from tqdm import tqdm
 
@@ -102,11 +103,22 @@ class Progress(Generic[T]):
         self.close()
 
 
-def _on_terminal() -> bool:
+def on_terminal() -> bool:
+    """Whether the standard error is a terminal."""
     try:
         return sys.stderr.isatty()
     except (AttributeError, ValueError):  # closed
         return False
+
+
+def bars_of_libraries() -> None:
+    """Let libraries draw their own bars on a terminal alone, as this module does.
+
+    For a command at its start: transformers, gguf, datasets and others draw with tqdm, which reads
+    this variable when it is imported. One that is set already stays.
+    """
+    if not on_terminal():
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 @overload

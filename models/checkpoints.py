@@ -5,22 +5,23 @@ tokenizer and weights; a quantized one has ``m2xfp.safetensors`` in place of the
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from m2xfp.errors import InputError, MissingToolError
+from m2xfp.errors import InputError, M2xfpError, MissingToolError, unreadable
 from m2xfp.files import write_atomic
 from m2xfp.golden.formats.tensor_file import read_tensor_header
+from m2xfp.models.exchange.gguf_check import check_gguf
 from m2xfp.models.exchange.layouts import layout_of
 from m2xfp.models.layers import listed
 from m2xfp.models.lm import WEIGHTS, LanguageModel, as_tokens, load_model
@@ -49,15 +50,24 @@ DTYPES: dict[str, torch.dtype | None] = {
 
 # Nothing from a network, and nothing that a folder brings is executed: no Python of its own.
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-# What transformers raises for configurations and tokenizers that are none, or of other versions.
-_UNUSABLE = (
-    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
-    *(RecursionError, ImportError),
-)
-# And for weights; pickles are read without the code in them.
-_UNLOADABLE = (*_UNUSABLE, RuntimeError, EOFError, UnpicklingError)
 _WEIGHT_FILES = ("*.safetensors", "*.bin")
 _USUAL_CONTEXT = 2048
+_LEAST_LAYER = 64  # bytes: what a safetensors file needs to name a tensor
+
+
+@contextmanager
+def _answered(place: Path, verb: str = "used") -> Iterator[None]:
+    """Within the block, whatever transformers raises over a checkpoint is an InputError.
+
+    It has no class of its own for what is wrong with a file, and the tokenizers raise plain
+    ``Exception``. Too little memory, and what is said here, stay what they are.
+    """
+    try:
+        yield
+    except (M2xfpError, MemoryError):
+        raise
+    except Exception as error:
+        raise unreadable(place, f"cannot be {verb}", error) from error
 
 
 @dataclass(frozen=True)
@@ -202,21 +212,32 @@ def _refuse_other_forms(folder: Path, config: Any) -> None:
         )
 
 
+def _check_layers(place: Path, config: Any) -> None:
+    """Refuse a configuration of more layers than the weight files can hold: they would be made."""
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    files = [file for pattern in _WEIGHT_FILES for file in place.glob(pattern)] or [place]
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    if size and isinstance(layers, int) and layers * _LEAST_LAYER > size:
+        raise InputError(
+            f"{os.fspath(place)!r}: its configuration says num_hidden_layers {layers}, and its "
+            f"weights have {size} bytes"
+        )
+
+
 def model_outline(folder: Path) -> nn.Module:
     """Return the model of a Hugging Face folder on the meta device, without its weights.
 
     InputError if its configuration cannot be used.
     """
     hf = _transformers()
-    try:
+    with _answered(folder):
         config = hf.AutoConfig.from_pretrained(folder, **_LOCAL)
+        _check_layers(folder, config)
         with torch.device("meta"):
             kind = partial(hf.AutoModelForCausalLM.from_config, config, trust_remote_code=False)
             model: nn.Module = _with_attention(kind)
             model.tie_weights()  # type: ignore[operator]
-    except _UNUSABLE as error:
-        raise InputError(f"{os.fspath(folder)!r} cannot be used: {error}") from error
-    return model.eval()
+        return model.eval()
 
 
 def _check_tensors(folder: Path, found: Mapping[str, Any], allow: tuple[str, ...]) -> None:
@@ -296,6 +317,7 @@ def _open_gguf(path: Path, dtype: torch.dtype | None, allow: tuple[str, ...]) ->
         raise MissingToolError(
             "the Python package gguf, for files of llama.cpp", 'pip install "m2xfp[hf]"'
         )
+    check_gguf(path)
     config, tokenizer = _described(path.parent, gguf_file=path.name)
 
     def save(model: nn.Module, target: Path) -> None:
@@ -334,12 +356,11 @@ def smollm2_file() -> Path:
 def _described(folder: Path, **file: str) -> tuple[Any, Any]:
     """Return configuration and tokenizer of a Hugging Face folder, or of a GGUF file in it."""
     hf = _transformers()
-    try:
+    place = folder / file.get("gguf_file", "")
+    with _answered(place):
         config = hf.AutoConfig.from_pretrained(folder, **file, **_LOCAL)
+        _check_layers(place, config)
         return config, hf.AutoTokenizer.from_pretrained(folder, **file, **_LOCAL)
-    except _UNUSABLE as error:
-        place = os.fspath(folder / file.get("gguf_file", ""))
-        raise InputError(f"{place!r} cannot be used: {error}") from error
 
 
 def _loaded(
@@ -347,7 +368,7 @@ def _loaded(
 ) -> nn.Module:
     """Load weights on the CPU: layers are quantized before the model is spread over devices."""
     place = folder / file.get("gguf_file", "")
-    try:
+    with _answered(place, "loaded"):
         model, found = _with_attention(
             partial(_transformers().AutoModelForCausalLM.from_pretrained, folder),
             dtype=dtype or "auto",
@@ -356,8 +377,6 @@ def _loaded(
             **file,
             **_LOCAL,
         )
-    except _UNLOADABLE as error:
-        raise InputError(f"{os.fspath(place)!r} cannot be loaded: {error}") from error
     _check_tensors(place, found, allow)
     ready: nn.Module = model.eval()
     return ready

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name PyTorch's documentation uses
 
-from m2xfp.errors import InputError
+from m2xfp.errors import InputError, unreadable
 from m2xfp.files import atomic_path
 from m2xfp.golden.formats.tensor_file import read_tensors
 from m2xfp.plain import parse_json, typed
@@ -235,7 +235,5 @@ def load_model(
             {name: tensor.float() for name, tensor in tensors.items()}, assign=True
         )
     except (InputError, RuntimeError) as error:
-        raise InputError(
-            f"{os.fspath(path)!r} holds no language model of `m2xfp train`: {error}"
-        ) from error
+        raise unreadable(path, "holds no language model of `m2xfp train`", error) from error
     return model.to(device).eval()

@@ -10,13 +10,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from m2xfp.errors import InputError, M2xfpError
+from m2xfp.errors import InputError, M2xfpError, unreadable
 from m2xfp.files import atomic_path
 from m2xfp.golden.formats.format import INPUT_DTYPES, Format, get_format
 from m2xfp.golden.formats.packed import PLANES, PackedTensor
 from m2xfp.golden.formats.stacked import StackedTensor
 from m2xfp.golden.formats.tensor_file import read_tensor_header, read_tensors
-from m2xfp.models.layers import is_transposed_linear
+from m2xfp.models.layers import is_transposed_linear, listed
 from m2xfp.models.lm import LanguageModel, skeleton
 from m2xfp.models.operands import (
     QuantMultiheadAttention,
@@ -139,9 +139,11 @@ def packed_files(folder: Path) -> list[Path]:
     facts = read_json(index)
     places = facts.get("weight_map") if isinstance(facts, dict) else None
     names = sorted({str(name) for name in places.values()}) if isinstance(places, dict) else []
-    lost = [n for n in names if Path(n).name != n or not (folder / n).is_file()]
+    there = {path.name for path in folder.iterdir()}  # a name may be too long to ask for
+    lost = [name for name in names if name not in there]
     if lost or not names:
-        raise InputError(f"{os.fspath(folder)!r}: {index.name} names {lost or 'no files'}")
+        told = f"{listed(lost)}, not there" if lost else "no files"
+        raise InputError(f"{os.fspath(folder)!r}: {index.name} names {told}")
     return [folder / name for name in names]
 
 
@@ -227,7 +229,7 @@ def load_quantized(path: str | os.PathLike[str], model: nn.Module | None = None)
         model = _restore(model, facts, tensors)
     except (M2xfpError, AttributeError, RuntimeError, TypeError) as error:
         fits = type(model).__name__ if model is not None else "the bundled architecture"
-        raise InputError(f"{os.fspath(path)!r} does not fit {fits}: {error}") from error
+        raise unreadable(path, f"does not fit {fits}", error) from error
     return model.eval()
 
 

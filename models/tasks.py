@@ -1,6 +1,7 @@
 """Tasks of the lm-evaluation-harness on a quantized Hugging Face model, through its API."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import nn
 
 from m2xfp.errors import InputError, MissingToolError, UnknownNameError
 from m2xfp.models.evaluate import evenly
+from m2xfp.progress import on_terminal
 
 __all__ = ["find_tasks", "run_tasks"]
 
@@ -101,6 +103,9 @@ def run_tasks(
     wrapped = harness.models.huggingface.HFLM(
         pretrained=model, tokenizer=tokenizer, batch_size=batch
     )
+    if not on_terminal():  # the harness switches its bars itself
+        for name in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
+            setattr(wrapped, name, partial(getattr(wrapped, name), disable_tqdm=True))
     found = harness.simple_evaluate(
         model=wrapped,
         tasks=list(names),

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name PyTorch's documentation uses
 
-from m2xfp.errors import InputError
+from m2xfp.errors import InputError, unreadable
 from m2xfp.files import atomic_path
 from m2xfp.models.evaluate import cut_windows, window_nats
 from m2xfp.models.lm import LanguageModel, ModelConfig, as_tokens
@@ -273,9 +273,8 @@ def _read_state(path: Path, identity: dict[str, Any], device: str) -> dict[str, 
         saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         known = saved["identity"]
     except (RuntimeError, EOFError, UnpicklingError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{str(path)!r} is no state of an interrupted run; start anew without --resume"
-        ) from error
+        verdict = "is no state of an interrupted run; start anew without --resume"
+        raise unreadable(path, verdict, error) from error
     if known != identity:
         raise InputError(
             f"{str(path)!r} is a run of {known}, not of {identity}; "

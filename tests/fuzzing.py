@@ -7,19 +7,27 @@ import struct
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from m2xfp.errors import M2xfpError
+
 __all__ = [
     "HOSTILE",
+    "READERS",
+    "Attempt",
     "Forbidden",
+    "Reader",
     "fuzz",
     "guarded",
+    "json_text",
     "mutate_bytes",
     "mutate_json",
     "mutate_safetensors",
     "mutate_text",
     "opened",
+    "reader",
 ]
 
 HOSTILE = (
@@ -318,3 +326,40 @@ def mutate_safetensors(data: bytes, rng: random.Random) -> bytes:
             rest = mutate_bytes(rest, rng, 1) if rng.random() < 0.3 else rest
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + rest
+
+
+def json_text(value: Any, rng: random.Random) -> bytes:
+    """Return a changed value as JSON, or now and then a text that is none."""
+    text = json.dumps(mutate_json(value, rng))
+    if rng.random() < 0.15:
+        return mutate_bytes(text.encode(), rng)
+    if rng.random() < 0.02:
+        return rng.choice((b"", b"[" * 100_000, b'{"a":' * 50_000, b"\xff\xfe", b"9" * 10_000))
+    return text.encode()
+
+
+Attempt = Callable[[random.Random], object]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A loader: makes an attempt for a folder, and what it may raise."""
+
+    make: Callable[[Path], Attempt]
+    count: int = 200
+    errors: tuple[type[Exception], ...] = (M2xfpError,)
+
+
+READERS: dict[str, Reader] = {}
+
+
+def reader(
+    count: int = 200, *errors: type[Exception]
+) -> Callable[[Callable[[Path], Attempt]], Callable[[Path], Attempt]]:
+    """Add a loader to the table: inputs in the normal run, and errors beside the project's own."""
+
+    def add(make: Callable[[Path], Attempt]) -> Callable[[Path], Attempt]:
+        READERS[make.__name__] = Reader(make, count, (M2xfpError, *errors))
+        return make
+
+    return add

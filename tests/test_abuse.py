@@ -17,7 +17,15 @@ import torch
 
 from m2xfp import files
 from m2xfp.cli import main
-from m2xfp.errors import FileError, ToolError, explain, memory_lack, tool_failure
+from m2xfp.errors import (
+    FileError,
+    InputError,
+    ToolError,
+    explain,
+    memory_lack,
+    tool_failure,
+    unreadable,
+)
 from m2xfp.files import (
     SEAL,
     atomic_path,
@@ -248,6 +256,27 @@ def test_more_than_the_memory_holds(
         main()
     assert ended.value.code == 2
     assert "Error: not enough memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        OSError("Cannot allocate memory (os error 12)"),
+    ],
+)
+def test_memory_is_not_the_files_fault(error: Exception) -> None:
+    """A model that finds no room is not one that is damaged."""
+    assert str(memory_lack(error)).startswith("not enough memory")
+    inner = InputError("within")
+    inner.__cause__ = error
+    for each in (error, inner):
+        told = str(unreadable("m", "holds no model", each))
+        assert "'m' cannot be read: not enough memory" in told
+        assert "holds no" not in told
+    assert str(unreadable("m", "holds no model", KeyError("x"))) == "'m' holds no model: 'x'"
     assert memory_lack(RuntimeError("shape of [4] is wrong")) is None
 
 

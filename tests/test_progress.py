@@ -11,6 +11,7 @@ import termios
 from pathlib import Path
 
 import pytest
+from checkpoint_files import as_gguf
 
 from m2xfp import progress
 from m2xfp.progress import track
@@ -81,8 +82,31 @@ def test_a_reader_of_the_log_may_leave() -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.parametrize("given", ["m.gguf", pytest.param("plain", marks=pytest.mark.slow)])
+def test_libraries_draw_no_bars_in_a_log(given: str, tmp_path: Path) -> None:
+    """transformers writes weights, and reads those of llama.cpp, with a bar of its own."""
+    pytest.importorskip("transformers")
+    pytest.importorskip("gguf")
+    as_gguf(tmp_path / "m.gguf", "MXFP4")
+    (tmp_path / "text").write_text("t0 t 0 " * 40)
+    environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
+    call = [sys.executable, "-c", "from m2xfp.cli import main; main()"]
+    commands = [("eval", given, "--text", "text", "--context", "16", "--weights", "mxfp4")]
+    if given == "plain":
+        commands.insert(0, ("convert", "m.gguf", given, "--to", "bfloat16"))
+    for words in commands:
+        done = subprocess.run(
+            [*call, *words], cwd=tmp_path, env=environment, capture_output=True, check=False
+        )
+        told = done.stderr.decode()
+        assert done.returncode == 0, told
+        assert "\r" not in told, told
+        assert "|" not in told, told
+
+
 def test_every_bar_is_one_of_these() -> None:
     for folder in ("m2xfp", "golden", "models", "rtl", "tb", "synth", "fpga", "manual"):
         for path in (ROOT / folder).rglob("*.py"):
             if path.name != "progress.py":
-                assert "tqdm" not in path.read_text(), f"{path}: use m2xfp.progress.track"
+                text = path.read_text()
+                assert not re.search(r"\btqdm\b", text), f"{path}: use m2xfp.progress.track"

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from m2xfp.errors import InputError
+from m2xfp.errors import InputError, unreadable
 
 __all__ = ["read_tensor_header", "read_tensors"]
 
@@ -36,7 +36,7 @@ def read_tensors(
             texts = file.metadata() or {}
             return texts, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, *_UNREADABLE) as error:
-        raise InputError(f"{os.fspath(path)!r} is no safetensors file: {error}") from error
+        raise unreadable(path, "is no safetensors file", error) from error
 
 
 def read_tensor_header(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -48,7 +48,7 @@ def read_tensor_header(path: str | os.PathLike[str]) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
     except (SafetensorError, *_UNREADABLE) as error:
-        raise InputError(f"{os.fspath(path)!r} is no safetensors file: {error}") from error
+        raise unreadable(path, "is no safetensors file", error) from error
 
 
 def _require_file(path: str | os.PathLike[str]) -> None:

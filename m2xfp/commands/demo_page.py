@@ -35,10 +35,12 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1c2630; background: #fbfcfd
 h1 { font-size: 1.7rem; margin-bottom: .25rem; }
 h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; }
 p { max-width: 46rem; }
-table { border-collapse: collapse; margin: .75rem 0; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; margin: .75rem 0; font-variant-numeric: tabular-nums;
+        display: block; max-width: 100%; overflow-x: auto; }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid #d5dce2; text-align: right; }
 th { font-weight: 600; color: #5c6b78; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th:not(:first-child), td:not(:first-child) { white-space: nowrap; }
 .verdict { font-size: 1.1rem; padding: .7rem 1rem; background: #e8f3ec;
            border-left: 4px solid #2c8a52; }
 .quiet { color: #5c6b78; font-size: .9rem; }
@@ -49,7 +51,7 @@ figcaption { color: #5c6b78; font-size: .9rem; }
 img { image-rendering: pixelated; width: 18rem; border: 1px solid #d5dce2; display: block; }
 svg { max-width: 100%; height: auto; }
 svg text { font: 12px system-ui, sans-serif; fill: #5c6b78; }
-code { font-size: .92em; }
+code { font-size: .92em; overflow-wrap: anywhere; }
 .key { display: inline-block; width: .8em; height: .8em; margin: 0 .35em 0 .9em; }
 """
 

@@ -238,6 +238,9 @@ def command(
     cases = sweep_cases(columns, checkpoint.quantized, how)
     if save is not None and (len(cases) != 2 or not (cases[1].weights or cases[1].activations)):
         raise click.UsageError("--save goes with one format of weights or activations, or of both")
+    if save is not None and save.exists() and save.is_dir() != (checkpoint.tokenizer is not None):
+        has, needs = ("folder", "file") if save.is_dir() else ("file", "folder")
+        raise click.UsageError(f"--save {save} is a {has}; {checkpoint.name} needs a {needs}")
     names = tasks.split(",") if tasks else []
     if names and checkpoint.tokenizer is None:
         raise click.UsageError("--tasks needs a Hugging Face model; the bundled one reads bytes")

@@ -95,7 +95,8 @@ def command(
     from m2xfp.fpga.host.device import Device
 
     if not source.is_file():
-        raise InputError(f"{source}: there is no such file")
+        what = "this is a folder" if source.is_dir() else "there is no such file"
+        raise InputError(f"{source}: {what}")
     if source.resolve() == target.resolve():
         raise InputError(f"--output {target}: must not be the input")
     with Device(port, baud=baud, timeout=timeout, retries=retries) as device:

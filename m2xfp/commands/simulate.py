@@ -108,7 +108,8 @@ def command(
     instance = one_instance(unit, config, settings, name)
     bench, facts = find_bench(instance.unit), instance.facts
     if not source.is_file():
-        raise InputError(f"--input {source}: there is no such file")
+        what = "this is a folder" if source.is_dir() else "there is no such file"
+        raise InputError(f"--input {source}: {what}")
     if len({path.resolve() for path in (source, target, waves) if path}) < 2 + bool(waves):
         raise InputError("--input, --output and --waves must be different files")
     arrays = bench.load(source, facts)

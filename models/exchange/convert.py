@@ -119,8 +119,8 @@ def _converted(
         header = header_of(plan, model) if own else None
         _write(part, shards, own, header, quiet)
         _write_side_files(part, found, model, to, plan)
-        remove(part / _PLAN)
-        part.rename(place)
+        part.rename(place)  # with its plan: without one it could not go on from here
+        remove(place / _PLAN)
     return covered
 
 
@@ -128,9 +128,10 @@ def _begin(part: Path, facts: dict[str, Any]) -> None:
     """Make the folder to work in, or take one in which the same conversion was begun."""
     if part.exists():
         plan = part / _PLAN
-        if not plan.is_file():
+        begun = plan.is_file()
+        if not begun and any(not path.name.startswith(".tmp") for path in part.iterdir()):
             raise InputError(f"{os.fspath(part)!r} is no conversion that was begun; remove it")
-        if read_json(plan) == facts:
+        if begun and read_json(plan) == facts:
             for left in part.glob(".tmp*"):
                 remove(left)
             return
@@ -202,6 +203,7 @@ def _write_side_files(part: Path, source: Source, model: Skeleton, to: Target, p
         own = file.name.endswith(".index.json") or file.name in (
             "config.json",
             "hf_quant_config.json",
+            _PLAN,
         )
         if file.suffix in _SIDE_FILES and file.is_file() and not own:
             write_atomic(part / file.name, file.read_bytes())

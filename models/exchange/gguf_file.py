@@ -4,7 +4,6 @@ Configuration, tokenizer and names come from transformers' reader. MXFP4 and NVF
 their bytes; all other types are decoded by the package gguf, as plain float32.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from m2xfp.errors import InputError
+from m2xfp.errors import InputError, unreadable
 from m2xfp.extras import require
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.models.exchange.gguf import BLOCKS, from_blocks
+from m2xfp.models.exchange.gguf_check import check_gguf
 from m2xfp.models.exchange.record import Planes, Quantized
 from m2xfp.models.exchange.shards import Stored
 from m2xfp.models.exchange.source import Entry, Source
@@ -45,7 +45,7 @@ def open_gguf(path: Path, folder: Path) -> Source:
     import gguf
     import transformers
 
-    told = f"{os.fspath(path)!r} is no GGUF file that transformers reads"
+    check_gguf(path)
     how: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
     try:
         reader = gguf.GGUFReader(path)
@@ -54,9 +54,15 @@ def open_gguf(path: Path, folder: Path) -> Source:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **how)
         tokenizer.save_pretrained(folder)
         architecture = str(reader.fields["general.architecture"].contents())
+        layers = config.num_hidden_layers  # 32 and so on where the file says nothing
+        if layers > len(reader.tensors):
+            raise ValueError(f"{layers} layers, and it holds {len(reader.tensors)} tensors")
         names, process = _names(config, architecture)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise InputError(f"{told}: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # neither has a class of its own for what is wrong with a file
+        verdict = "is no GGUF file that transformers reads"
+        raise unreadable(path, verdict, error) from error
     facts = {**read_json(folder / "config.json"), "dtype": "float32"}
     stored = {tensor.name: _stored(path, tensor) for tensor in reader.tensors}
     kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
@@ -96,9 +102,12 @@ def _names(config: Any, architecture: str) -> tuple[dict[str, str], Callable[[An
     names = get_gguf_hf_weights_map(model, processor)
 
     def process(values: Any, name: str) -> Any:
-        found = processor.process(
-            weights=values, name=name, tensor_key_mapping=names, parsed_parameters={}
-        )
+        try:
+            found = processor.process(
+                weights=values, name=name, tensor_key_mapping=names, parsed_parameters={}
+            )
+        except (ValueError, LookupError, TypeError) as error:
+            raise InputError(f"{name} does not fit the model's configuration: {error}") from error
         return found.weights
 
     return names, process

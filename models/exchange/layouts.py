@@ -66,8 +66,9 @@ def _is_compressed(config: Mapping[str, Any], name: str) -> bool:
     """Whether all groups of a configuration of compressed-tensors are of this format."""
     groups = config.get("config_groups")
     groups = groups.values() if isinstance(groups, dict) else []
-    found = {g.get("format") or config.get("format") for g in groups if isinstance(g, dict)}
-    return config.get("quant_method") == "compressed-tensors" and found == {name}
+    found = [g.get("format") or config.get("format") for g in groups if isinstance(g, dict)]
+    known = bool(found) and all(each == name for each in found)
+    return config.get("quant_method") == "compressed-tensors" and known
 
 
 def _compressed(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from m2xfp.errors import InputError
 from m2xfp.files import atomic_path
+from m2xfp.models.layers import listed
 from m2xfp.plain import parse_json, read_json
 
 __all__ = ["Outline", "Shard", "Stored", "find_shards", "open_shard", "write_shard"]
@@ -119,21 +120,26 @@ def open_shard(path: Path) -> Shard:
     if not isinstance(header, dict):
         raise InputError(f"{told}: its header is no table")
     texts = header.pop("__metadata__", None) or {}
+    if not isinstance(texts, dict):
+        raise InputError(f"{told}: its __metadata__ is no table")
     found = {}
     for name, facts in header.items():
         found[name] = _stored(path, name, facts, 8 + size, whole, told)
     tensors = dict(sorted(found.items(), key=lambda item: item[1].begin))
-    return Shard(tensors, {str(name): str(text) for name, text in dict(texts).items()})
+    return Shard(tensors, {str(name): str(text) for name, text in texts.items()})
 
 
 def _stored(path: Path, name: str, facts: object, base: int, whole: int, told: str) -> Stored:
     """Return a tensor of a header, held against the size of the file."""
     try:
-        assert isinstance(facts, dict)
+        if not isinstance(facts, dict):
+            raise TypeError
         kind, shape = facts["dtype"], tuple(facts["shape"])
         begin, end = facts["data_offsets"]
-        assert all(type(n) is int and n >= 0 for n in (*shape, begin, end))
-    except (AssertionError, LookupError, TypeError, ValueError) as error:
+        numbers = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+        if not (isinstance(kind, str) and numbers):
+            raise TypeError
+    except (LookupError, TypeError, ValueError) as error:
         raise InputError(f"{told}: what it says of {name} is not understood") from error
     if kind not in _TYPES:
         raise InputError(f"{told} that can be read: {name} is {kind}; known: {', '.join(_TYPES)}")
@@ -159,13 +165,12 @@ def find_shards(folder: Path, stem: str = "model") -> list[Path]:
         names = sorted(set(places.values()))
         if strange := [name for name in names if Path(name).name != name]:
             raise InputError(f"{os.fspath(index)!r} names {strange[0]!r}, which is no file of it")
-        paths = [folder / name for name in names]
-    else:
-        single = folder / f"{stem}.safetensors"
-        paths = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
-    if lost := [path.name for path in paths if not path.is_file()]:
-        raise InputError(f"{os.fspath(folder)!r} lacks {', '.join(lost)}, which its index names")
-    return paths
+        there = {path.name for path in folder.iterdir()}  # a name may be too long to ask for
+        if lost := [name for name in names if name not in there]:
+            raise InputError(f"{os.fspath(folder)!r} lacks {listed(lost)}, which its index names")
+        return [folder / name for name in names]
+    single = folder / f"{stem}.safetensors"
+    return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
 
 
 @contextmanager

@@ -100,6 +100,8 @@ def open_source(folder: Path) -> Source:
         form that is not known here, or a weight's tensors do not fit together.
     """
     told = repr(os.fspath(folder))
+    if not folder.is_dir():
+        raise InputError(f"there is no checkpoint {told}; give a folder, or a file NAME.gguf")
     if not (folder / "config.json").is_file():
         raise InputError(f"{told} has no config.json, so it is no Hugging Face model")
     config = read_json(folder / "config.json")

@@ -170,7 +170,8 @@ def stored_torchao(texts: Mapping[str, str]) -> dict[str, tuple[Format, dict[str
         data = data if isinstance(data, dict) else {}
         element = data.get("elem_dtype")
         element = element.get("_data") if isinstance(element, dict) else element
-        planes = facts.get("_tensor_data_names") or []
+        planes = facts.get("_tensor_data_names")
+        planes = planes if isinstance(planes, list) else []
         layer, _, own = weight.rpartition(".")
         names = {
             plane: f"{layer}._{own}_{part}"

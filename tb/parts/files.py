@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any
+from typing import Any, BinaryIO
 from zipfile import BadZipFile
 
 import numpy as np
@@ -45,7 +45,10 @@ def load_array(path: Path) -> NDArray[Any]:
     """Return the array of a .npy file, in native byte order; InputError for any other file."""
     try:
         with path.open("rb") as file:  # numpy would leave the file of an archive open
+            _check_beginning(file, path, "npy")
             array = np.load(file, allow_pickle=False)
+    except InputError:
+        raise
     except _UNREADABLE as error:
         raise InputError(f"input {path}: not a readable .npy file ({error})") from error
     if not isinstance(array, np.ndarray):
@@ -57,6 +60,7 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Return the arrays of an .npz file; InputError for any other file."""
     try:
         with path.open("rb") as opened:
+            _check_beginning(opened, path, "npz")
             file = np.load(opened, allow_pickle=False)
             if isinstance(file, np.ndarray):
                 raise InputError(
@@ -69,6 +73,13 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise
     except _UNREADABLE as error:
         raise InputError(f"input {path}: not a readable .npz file ({error})") from error
+
+
+def _check_beginning(file: BinaryIO, path: Path, kind: str) -> None:
+    """Refuse what is neither: numpy takes any other file for a pickle, and advises to allow it."""
+    if not file.read(6).startswith((b"\x93NUMPY", b"PK")):
+        raise InputError(f"input {path}: not a readable .{kind} file (it does not begin as one)")
+    file.seek(0)
 
 
 def type_name(array: NDArray[Any]) -> str:

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoint_files import as_gguf, even
 from click.testing import CliRunner
 from torch import Tensor, nn
 
 from m2xfp.cli import cli
 from m2xfp.errors import InputError, UnknownNameError
-from m2xfp.golden import get_format
-from m2xfp.models.checkpoints import model_outline, open_checkpoint
+from m2xfp.models.checkpoints import open_checkpoint
+from m2xfp.models.exchange import convert
 from m2xfp.models.exchange.convert import convert_folder, find_target
-from m2xfp.models.exchange.gguf import blocks_of
 from m2xfp.models.exchange.shards import open_shard, write_shard
 from m2xfp.models.exchange.source import open_source
 from m2xfp.models.packed_model import load_quantized, save_quantized
@@ -255,25 +255,30 @@ def test_another_conversion_begins_anew(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is there already"):
         convert_folder(folder, tmp_path / "t", find_target("mxfp4"))
     (tmp_path / "u.part").mkdir()
+    (tmp_path / "u.part" / "notes").touch()
     with pytest.raises(InputError, match="no conversion that was begun"):
         convert_folder(folder, tmp_path / "u", find_target("mxfp4"))
 
 
-def even(folder: Path, layers: int) -> int:
-    """Write a llama with weights of 4 MiB, all 0.25; return the bytes of its file."""
-    config = {
-        **{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"},
-        **{"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": layers},
-        **{"num_attention_heads": 8, "num_key_value_heads": 1, "vocab_size": 128},
-    }
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    state = model_outline(folder).state_dict()
-    outlines = {name: (torch.bfloat16, tuple(tensor.shape)) for name, tensor in state.items()}
-    with write_shard(folder / "model.safetensors", outlines, {"format": "pt"}) as writer:
-        for name, (dtype, shape) in outlines.items():
-            writer.put(name, torch.full(shape, 0.25, dtype=dtype))
-    return (folder / "model.safetensors").stat().st_size
+@pytest.mark.parametrize("stroke", ["write_atomic", "remove", "rename"])
+def test_killed_between_two_strokes(
+    stroke: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the begin, with a folder that is still empty, and at the end, when all is written."""
+
+    def killed(*_given: object) -> None:
+        raise SystemExit
+
+    owner = Path if stroke == "rename" else convert
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, stroke, killed)
+        with pytest.raises(SystemExit):
+            convert_folder(folder, tmp_path / "t", find_target("mxfp4"))
+    assert (tmp_path / "t").exists() == (stroke == "remove")  # its last stroke
+    if stroke != "remove":
+        convert_folder(folder, tmp_path / "t", find_target("mxfp4"))
+    packed_logits(tmp_path / "t")
+    assert not (tmp_path / "t.part").exists()
 
 
 @pytest.mark.slow
@@ -439,64 +444,6 @@ def test_a_folder_of_torchao(folder: Path, tiled: bool, tmp_path: Path) -> None:
     assert covered.wanted == 1.0
 
 
-def as_gguf(path: Path, kind: str) -> dict[str, Tensor]:
-    """Write a small llama as llama.cpp would, with one type of blocks; return what they decode to.
-
-    Its rows of queries and keys are in llama.cpp's order, and are given in the model's.
-    """
-    import gguf
-    import numpy as np
-
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name("small")
-    writer.add_context_length(64)
-    writer.add_embedding_length(64)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(128)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_rope_dimension_count(16)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(128)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(["t", "0", "t0", *(f"x{at}" for at in range(125))])
-    writer.add_token_types([1] * 128)
-    writer.add_token_merges(["t 0"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    generator = np.random.default_rng(0)
-    found: dict[str, Tensor] = {}
-    shapes = {"attn_q": 64, "attn_k": 32, "attn_v": 32, "attn_output": 64, "ffn_gate": 128}
-    names = {
-        **{"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj"},
-        **{"attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj"},
-        **{"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"},
-    }
-    for name, rows in {**shapes, "ffn_up": 128, "ffn_down": 64}.items():
-        width = 128 if name == "ffn_down" else 64
-        x = generator.standard_normal((rows, width)).astype(np.float32) / 8
-        key, raw = blocks_of(get_format(kind.lower()).quantize(torch.from_numpy(x)))
-        quant = gguf.GGMLQuantizationType[key]
-        writer.add_tensor(f"blk.0.{name}.weight", raw.numpy(), raw_dtype=quant)
-        values = torch.from_numpy(gguf.dequantize(raw.numpy(), quant))
-        if kind == "NVFP4":
-            writer.add_tensor(f"blk.0.{name}.scale", np.array([0.5], np.float32))
-            values = values * 0.5
-        if name in ("attn_q", "attn_k"):
-            values = values.reshape(rows // 16, 8, 2, width).transpose(1, 2).reshape(rows, width)
-        found[f"model.layers.0.{names[name]}.weight"] = values
-    for name, size in (("blk.0.attn_norm", 64), ("blk.0.ffn_norm", 64), ("output_norm", 64)):
-        writer.add_tensor(f"{name}.weight", np.ones(size, np.float32))
-    for name in ("token_embd", "output"):
-        x = generator.standard_normal((128, 64)).astype(np.float16)
-        writer.add_tensor(f"{name}.weight", x)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return found
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("kind", "key"), [("MXFP4", "mxfp4"), ("NVFP4", "nvfp4:tensor_scale=auto")]
@@ -516,3 +463,51 @@ def test_a_file_of_llama_cpp(kind: str, key: str, tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(40))
     with pytest.raises(InputError, match="is no GGUF file that transformers reads"):
         convert_folder(tmp_path / "bad.gguf", tmp_path / "none", find_target(key))
+
+
+@pytest.mark.parametrize(
+    ("where", "number", "told"),
+    [
+        (8, 1 << 60, "counts 1152921504606846976 entries, more than it holds"),
+        (16, 1 << 60, "counts 1152921504606846976 entries, more than it holds"),
+        (24, 1 << 62, "it ends within its header, or a length in it is damaged"),
+        ("block_count", 1 << 31, "block_count is 2147483648, and it holds 12 tensors"),
+        ("tokenizer.ggml.tokens", 1 << 60, "more than it holds"),
+        ("tokenizer.ggml.token_type", 1 << 60, "it ends within its header"),
+    ],
+)
+def test_a_gguf_file_that_counts_too_much(
+    where: int | str, number: int, told: str, tmp_path: Path
+) -> None:
+    """The readers that come after believe every number, and would go on for ever."""
+    pytest.importorskip("gguf")
+    path = tmp_path / "m.gguf"
+    as_gguf(path, "MXFP4")
+    data = bytearray(path.read_bytes())
+    if isinstance(where, str):  # behind the name: type, for a list type and count, and the value
+        at = data.index(where.encode()) + len(where) + 4
+        where, size = (at, 4) if where == "block_count" else (at + 4, 8)
+    else:
+        size = 8
+    data[where : where + size] = number.to_bytes(size, "little")
+    path.write_bytes(data)
+    for read in (open_checkpoint, lambda path: convert_folder(path, "x", find_target("mxfp4"))):
+        with pytest.raises(InputError, match=told):
+            read(path)
+
+
+def test_a_configuration_of_more_layers_than_weights(folder: Path, tmp_path: Path) -> None:
+    """A model of 2^31 layers would be made first."""
+    config = json.loads((folder / "config.json").read_text())
+    for number in (1 << 31, 1 << 62):
+        (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": number}))
+        for read in (open_checkpoint, lambda path: convert_folder(path, "x", find_target("mxfp4"))):
+            with pytest.raises(InputError, match=f"num_hidden_layers {number}, and its weights"):
+                read(folder)
+
+
+def test_a_tokenizer_that_is_none(folder: Path) -> None:
+    """The tokenizers raise Exception itself."""
+    (folder / "tokenizer.json").write_text('{"model": 1}')
+    with pytest.raises(InputError, match="cannot be used"):
+        open_checkpoint(folder)

@@ -401,6 +401,7 @@ ERRORS = [
     (["--context", "300000"], "context 300000: bundled was made for 512 tokens"),
     (["--device", "warp"], "--device warp"),
     (["--save", "x"], "--save goes with one format"),
+    (["--weights", "mxfp4", "--save", "."], "--save . is a folder; bundled needs a file"),
     (["--tasks", "arc_easy"], "--tasks needs a Hugging Face model"),
     (["--offload", "x"], "go with --device-map"),
     (["--device-map", "--max-memory", "gpu0=1GiB"], "'gpu0=1GiB' is not DEVICE=AMOUNT"),
