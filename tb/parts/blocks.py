@@ -10,8 +10,8 @@ from m2xfp.facts import Facts
 from m2xfp.tb.bench import Arrays, Operands
 from m2xfp.tb.fields import Bytes, number, pack
 from m2xfp.tb.parts.files import load_rows
-from m2xfp.tb.parts.value_stimulus import DISTRIBUTIONS, groups, lone_values
-from m2xfp.tb.regression import Case, steady_cases
+from m2xfp.tb.parts.value_stimulus import DISTRIBUTIONS, groups, lone_values, special_lanes
+from m2xfp.tb.regression import WARM, Case, steady_cases
 from m2xfp.tb.vectors import Beats, TestVectors
 
 __all__ = ["block_arrays", "block_beats", "encode", "load", "regression_of", "sample", "vectors_of"]
@@ -90,10 +90,23 @@ def regression_of(vectors: Vectors, facts: Facts, seed: int = 0) -> Iterator[Cas
         for largest in (1.0, 1.9921875, 2.0**-126):
             raw = lone_values("bf16", largest, points)
             yield f"each value beside {largest}", block_arrays(raw, seed)
+        special = special_lanes("bf16", seed, points)
+        yield "special values in each lane", block_arrays(special, seed)
         yield "near cancellations", block_arrays(_cancelling(points, seed), seed)
         yield "rows of the matrix", _rows(points)
+        yield "rows in the lowest binades", _low_rows(points, seed)
+        yield "small sums", _small_sums(points, facts.parameters["bits"], seed)
 
-    return steady_cases(stimulus(), vectors, facts, seed)
+    yield from steady_cases(stimulus(), vectors, facts, seed)
+    if facts.beats_per_group > 1:
+        # Blocks as far apart as it happens, so that the unit has to wait at any beat of one.
+        late = block_arrays(groups("wide", "bf16", 60, seed, points), seed)
+        for number, pauses in enumerate((0.1, 0.3, 0.6)):
+            made = vectors(late, facts, seed + number)
+            yield Case(f"late reader {number}", (made,), (pauses, 0.95), seed + number)
+            # Nearly as slow as the reader, so that it pauses while all is full; reset then.
+            stall, before = (0.8, 0.96), 9 * WARM + 13 * number
+            yield Case(f"late reset {number}", (made,), stall, seed + number, before=before)
 
 
 def _cancelling(points: int, seed: int, count: int = 500) -> NDArray[np.uint16]:
@@ -108,9 +121,48 @@ def _cancelling(points: int, seed: int, count: int = 500) -> NDArray[np.uint16]:
 def _rows(points: int) -> Arrays:
     """Return each row of the matrix as signs of ones: one result is whole, the others are 0.
 
-    A wrong sign anywhere shows; +0 must come out of every cancellation.
+    A wrong sign anywhere shows; +0 must come out of every cancellation. Then each with its signs
+    turned, and both with the largest finite values: the one result is infinite.
     """
     bits = np.arange(points)
     parity = np.array([[bin(row & column).count("1") & 1 for column in bits] for row in bits])
-    ones = np.full((points, points), 0x3F80, np.uint16)
-    return {"x": ones, "flips": parity.astype(bool)}
+    flips = np.tile(np.concatenate([parity, 1 - parity]), (2, 1)).astype(bool)
+    x = np.repeat(np.array([0x3F80, 0x7F7F], np.uint16), 2 * points)
+    return {"x": np.repeat(x[:, None], points, axis=1), "flips": flips}
+
+
+def _low_rows(points: int, seed: int) -> Arrays:
+    """Return rows of the matrix as signs of values of the lowest binades that are nearly alike.
+
+    One result is of a low binade, and the others are subnormals.
+    """
+    rng = np.random.default_rng(seed)
+    rows = np.repeat(_rows(points)["flips"][:points], 6, axis=0)
+    binade = np.tile(np.arange(6), points)[:, None]
+    return {"x": (binade << 7 | rng.integers(0, 4, rows.shape)).astype(np.uint16), "flips": rows}
+
+
+def _small_sums(points: int, bits: int, seed: int) -> Arrays:
+    """Return for each result blocks in which its sum is one value of each length, of both signs.
+
+    Two of the largest cancel in it, so that the value, alone, may be any number of last places.
+    """
+    rng = np.random.default_rng(seed)
+    lengths, results = np.meshgrid(np.arange(1, bits), np.arange(points).repeat(2))
+    length, result = lengths.ravel(), results.ravel()
+    rows = np.arange(len(length))
+    lanes = np.argsort(rng.random((len(rows), points)), axis=1)[:, :3]
+    value, one, other = lanes.T
+    largest = rng.integers(bits, 0xFE, len(rows))
+    raw = np.zeros((len(rows), points), np.int64)
+    # Of a value of a few last places, no more bits than it has.
+    fraction = rng.integers(0, 0x80, len(rows)) & ~(0x7F >> np.minimum(length - 1, 7))
+    raw[rows, value] = (largest - bits + length) << 7 | fraction
+    raw[rows, one] = raw[rows, other] = largest << 7
+    parity = np.array([[bin(k & n).count("1") & 1 for n in range(points)] for k in range(points)])
+    flips = rng.random(raw.shape) < 0.5
+    flips[rows, other] = flips[rows, one] ^ parity[result, one] ^ parity[result, other] ^ 1
+    # Of each two rows of a result, one has a negative sum.
+    half = np.arange(len(rows)) // (bits - 1) % 2
+    flips[rows, value] = parity[result, value] ^ half
+    return {"x": raw.astype(np.uint16), "flips": flips}
