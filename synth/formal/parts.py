@@ -152,7 +152,7 @@ def _refined(block: BlockFormat) -> FloatElement | None:
 
 
 def _is_quantizer(design: Design) -> bool:
-    return "element_rounder" in design.modules and len(design.facts.inputs) == 1
+    return "element_rounder" in design.modules and "input_type" in design.facts.parameters
 
 
 def _kind(design: Design) -> tuple[InputType, BlockFormat]:

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from m2xfp.cli import cli
 from m2xfp.formats import block_format
 from m2xfp.rtl.catalog import UNITS, find_unit
-from m2xfp.synth.formal import fp32, gemm, rules
+from m2xfp.synth.formal import fp32, gemm, rules, transforms
 from m2xfp.synth.formal.design import Design
 from m2xfp.synth.formal.engines import within
 from m2xfp.synth.formal.jobs import JOBS, find_job, inject, jobs_of
@@ -29,6 +29,7 @@ CASES = [
     (("activation_decoder", "m2xfp", {}), "mapped"),
     (("pe_tile", "nvfp4", {}), "lane-product"),
     (("exact_accumulator", "m2xfp", {}), "carries"),
+    *((("hadamard", "32x8", {}), job.name) for job in transforms.JOBS),
     (("gemm_core", "m2xfp-2x2", {"rows": 1, "columns": 1, "max_k": 64}), "buffers"),
     *(
         (("gemm_core", "m2xfp-2x2", {"rows": 1, "columns": 2, "max_k": 64, "chains": 1}), job.name)
