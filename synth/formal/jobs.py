@@ -8,7 +8,17 @@ from itertools import chain, islice
 
 from m2xfp.errors import UnknownNameError
 from m2xfp.rtl.catalog import Instance
-from m2xfp.synth.formal import control, gemm, mapped, parts, rules, softfloat, transforms, written
+from m2xfp.synth.formal import (
+    control,
+    gemm,
+    mapped,
+    parts,
+    rules,
+    search,
+    softfloat,
+    transforms,
+    written,
+)
 from m2xfp.synth.formal.design import Design
 from m2xfp.synth.formal.engines import Outcome
 from m2xfp.synth.formal.job import TRIES, Job
@@ -24,6 +34,7 @@ JOBS: dict[str, Job] = {
         gemm.JOBS,
         parts.JOBS,
         transforms.JOBS,
+        search.JOBS,
         softfloat.JOBS,
         written.JOBS,
         mapped.JOBS,

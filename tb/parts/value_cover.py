@@ -196,4 +196,4 @@ def half_rate(facts: Facts) -> dict[str, str]:
     """Return what is out of reach where results are at least two clocks apart."""
     if facts.clocks_per_group == 1:
         return {}
-    return {"beats of o: 0, (none|no ready)": "results are at least two clocks apart"}
+    return {"beats of o: 0, (none|no ready)": "results are at least two clocks apart (job apart)"}
