@@ -34,7 +34,7 @@ from m2xfp.synth.mutants.netlist import PORT, MutatedUnit, YosysError, run_yosys
 
 __all__ = ["Prover", "Verdict"]
 
-RESET, ZEROS = "after reset", "after reset, from zeros"
+ANY, RESET, ZEROS = "in any state", "after reset", "after reset, from zeros"
 _STATE, _NEXT = "state_", "next_"
 _STATEFUL = re.compile(r"ff|sr|latch|mem")
 # Patterns and clocks of the search for registers that differ.
@@ -144,9 +144,11 @@ class Prover:
         self._starts = {0: self._start(0)}
 
     def prove(self, number: int) -> Verdict:
-        """Say whether a mutant equals the unit."""
-        verdict = self._ask(number, "in any state" if self._state else "for any input")
-        for begin in (ZEROS, RESET) if self._state else ():
+        """Say whether a mutant equals the unit, what is found soonest first."""
+        if not self._state:
+            return self._ask(number, "for any input")
+        verdict = self._ask(number, ANY, registers=False)
+        for begin in (ZEROS, ANY, RESET):
             if not verdict.same:
                 verdict = self._ask(number, begin)
         return verdict
@@ -162,12 +164,15 @@ class Prover:
         following = aig.add(self._logic, given).get(_NEXT, [])
         return {bit: value for bit, value in enumerate(following) if value < 2}
 
-    def _ask(self, number: int, where: str) -> Verdict:
+    def _ask(self, number: int, where: str, *, registers: bool = True) -> Verdict:
+        """Ask from some states; without ``registers`` only whether none differs, in any of them."""
         reset, zeros = where in (RESET, ZEROS), where == ZEROS
         own = self._simulated(number, reset, zeros)
         if own is None:
             return Verdict(False, f"differs {where}", ())
         for turn in range(_ROUNDS):
+            if own and not registers:
+                return Verdict(None, f"registers differ {where}")
             pair = self._pair(number, own, reset, zeros)
             if pair.bad == 0:
                 return Verdict(True, where)
