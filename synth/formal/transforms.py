@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 from m2xfp.synth.formal.design import Design
 from m2xfp.synth.formal.engines import Outcome, never
@@ -143,7 +144,7 @@ def _all_butterflies(design: Design) -> Outcome:
     seconds, modules = 0.0, _lane_butterflies(design)
     lanes = design.facts.parameters["lanes"]
     for name, distances in modules:
-        outcome = _prove(design, name, lambda netlist, d=distances: _butterflies(netlist, lanes, d))
+        outcome = _prove(design, name, partial(_butterflies, lanes=lanes, distances=distances))
         seconds += outcome.seconds
         if not outcome.holds:
             return outcome
