@@ -279,6 +279,24 @@ def dense(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> 
     return act, weight, first
 
 
+def uppers(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> Groups:
+    """Add two groups to a sum of all bits, then one of any length that is larger by some binades.
+
+    Where their difference has a bit less, what was shifted out decides the rounding; an addend that
+    is not normalised has shifted out a bit more.
+    """
+    act, weight, first = fine(rng, blocks, steps, count)
+    at = np.arange(steps) % 3
+    for side, other in zip((act, weight), _bytes(rng, blocks, steps, count)[:2], strict=True):
+        side[at != 2] = other[at != 2]
+    apart = rng.integers(1, 9, (steps, count))
+    larger = rng.integers(-6, 9, (steps, count))
+    move = np.where((at == 1)[:, None], -apart, np.where((at == 2)[:, None], larger, 0))
+    _place(rng, blocks, (act, weight), rng.integers(180, 300, (steps, count))[0] + move)
+    first[at == 0] = True
+    return act, weight, first
+
+
 def _set_ones(
     rng: np.random.Generator,
     blocks: Formats,
@@ -344,6 +362,7 @@ DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, Formats, int, int], Grou
         nans,
         fine,
         dense,
+        uppers,
     )
 }
 
