@@ -8,7 +8,17 @@ from itertools import chain, islice
 
 from m2xfp.errors import UnknownNameError
 from m2xfp.rtl.catalog import Instance
-from m2xfp.synth.formal import control, gemm, mapped, parts, rules, softfloat, written
+from m2xfp.synth.formal import (
+    control,
+    gemm,
+    mapped,
+    parts,
+    rules,
+    search,
+    softfloat,
+    transforms,
+    written,
+)
 from m2xfp.synth.formal.design import Design
 from m2xfp.synth.formal.engines import Outcome
 from m2xfp.synth.formal.job import TRIES, Job
@@ -19,7 +29,15 @@ __all__ = ["JOBS", "find_job", "inject", "jobs_of"]
 JOBS: dict[str, Job] = {
     job.name: job
     for job in chain(
-        rules.JOBS, control.JOBS, gemm.JOBS, parts.JOBS, softfloat.JOBS, written.JOBS, mapped.JOBS
+        rules.JOBS,
+        control.JOBS,
+        gemm.JOBS,
+        parts.JOBS,
+        transforms.JOBS,
+        search.JOBS,
+        softfloat.JOBS,
+        written.JOBS,
+        mapped.JOBS,
     )
 }
 

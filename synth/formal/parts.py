@@ -11,9 +11,9 @@ from m2xfp.formats import (
     input_type,
     window,
 )
-from m2xfp.synth.formal import fp32, references
+from m2xfp.synth.formal import fp32, references, streams
 from m2xfp.synth.formal.design import Design
-from m2xfp.synth.formal.engines import Outcome, never, within
+from m2xfp.synth.formal.engines import Outcome, always, never, within
 from m2xfp.synth.formal.job import LIMIT, Job
 from m2xfp.synth.formal.netlist import Flat, from_any_state, simple
 from m2xfp.synth.formal.streams import harness
@@ -152,7 +152,7 @@ def _refined(block: BlockFormat) -> FloatElement | None:
 
 
 def _is_quantizer(design: Design) -> bool:
-    return "element_rounder" in design.modules and len(design.facts.inputs) == 1
+    return "element_rounder" in design.modules and "input_type" in design.facts.parameters
 
 
 def _kind(design: Design) -> tuple[InputType, BlockFormat]:
@@ -263,5 +263,21 @@ JOBS = (
         _quantized,
         lambda d: d.gate_faults("", [stream.ports[0] for stream in d.facts.outputs]),
         slow=True,
+    ),
+    Job(
+        "apart",
+        "results of a unit of several clocks a group are at least two clocks apart",
+        "IC3",
+        _matches("half_rate_register"),
+        lambda d: always(d.control.text, streams.apart(d.facts, d.control), LIMIT),
+        lambda d: d.register_faults([stream.ports[1] for stream in d.facts.outputs]),
+    ),
+    Job(
+        "taken-whole",
+        "a quantizer that has taken a group's first beat takes the others as they come",
+        "IC3",
+        lambda d: _is_quantizer(d) and d.facts.beats_per_group > 1,
+        lambda d: always(d.control.text, streams.taken_whole(d.facts, d.control), LIMIT),
+        lambda d: d.register_faults([stream.ports[2] for stream in d.facts.inputs]),
     ),
 )

@@ -9,7 +9,18 @@ from collections.abc import Sequence
 from m2xfp.facts import Facts
 from m2xfp.synth.formal.netlist import ANY_STATE, Flat
 
-__all__ = ["conserved", "forgotten", "harness", "held", "live", "on_time", "ordered", "silent"]
+__all__ = [
+    "apart",
+    "conserved",
+    "forgotten",
+    "harness",
+    "held",
+    "live",
+    "on_time",
+    "ordered",
+    "silent",
+    "taken_whole",
+]
 
 
 def harness(netlist: Flat, body: Sequence[str], more: Sequence[str] = ()) -> str:
@@ -138,6 +149,35 @@ def ordered(facts: Facts, netlist: Flat, waiting: int) -> str:
         "    end",
         f"  assign bad = started & ~{facts.reset} & marked & ahead == 0 & {o.ports[1]}",
         f"    & {o.ports[3]} != (expected & ends);",
+    ]
+    return harness(netlist, body)
+
+
+def apart(facts: Facts, netlist: Flat) -> str:
+    """Return: in the clock after a result was taken none is valid."""
+    [o] = facts.outputs
+    _, valid, ready, _ = o.ports
+    body = [
+        f"  wire clear = ~started | {facts.reset};",
+        "  reg went = 0;",
+        f"  always @(posedge clk) went <= {valid} & {ready} & ~clear;",
+        f"  assign bad = started & went & {valid};",
+    ]
+    return harness(netlist, body)
+
+
+def taken_whole(facts: Facts, netlist: Flat) -> str:
+    """Return: a unit that has taken a group's first beat takes the others as they come."""
+    [i] = facts.inputs
+    _, valid, ready, _ = i.ports
+    beats = facts.beats_per_group
+    body = [
+        f"  wire clear = ~started | {facts.reset};",
+        f"  reg [{beats.bit_length()}:0] filled = 0;",
+        "  always @(posedge clk)",
+        "    if (clear) filled <= 0;",
+        f"    else if ({valid} & {ready}) filled <= filled == {beats - 1} ? 0 : filled + 1'd1;",
+        f"  assign bad = started & ~{facts.reset} & filled != 0 & ~{ready};",
     ]
     return harness(netlist, body)
 

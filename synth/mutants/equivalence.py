@@ -6,7 +6,10 @@ these the mutant has its own. Two questions are asked, each of every clock:
 
 - ``in any state``: from any state whatever, with any inputs;
 - ``after reset``: from any state in which the registers that have a reset hold its value, with
-  inputs that keep the stream rules.
+  inputs that keep the stream rules;
+- ``after reset, from zeros``: from the one of these in which all other registers hold zero, with
+  any inputs. What a register never holds, such as a large value with a last place, is out of reach
+  there from the first clock on, and need not be shown to be harmless where no beat is.
 
 If no output differs and no shared register would take two values, the mutant does nothing that the
 unit does not do: it is equivalent. If a register would, it gets a copy too. If an output differs
@@ -31,6 +34,7 @@ from m2xfp.synth.mutants.netlist import PORT, MutatedUnit, YosysError, run_yosys
 
 __all__ = ["Prover", "Verdict"]
 
+ANY, RESET, ZEROS = "in any state", "after reset", "after reset, from zeros"
 _STATE, _NEXT = "state_", "next_"
 _STATEFUL = re.compile(r"ff|sr|latch|mem")
 # Patterns and clocks of the search for registers that differ.
@@ -140,11 +144,14 @@ class Prover:
         self._starts = {0: self._start(0)}
 
     def prove(self, number: int) -> Verdict:
-        """Say whether a mutant equals the unit."""
-        first = self._ask(number, reset=False)
-        if first.same or not self._state:
-            return first
-        return self._ask(number, reset=True)
+        """Say whether a mutant equals the unit, what is found soonest first."""
+        if not self._state:
+            return self._ask(number, "for any input")
+        verdict = self._ask(number, ANY, registers=False)
+        for begin in (ZEROS, ANY, RESET):
+            if not verdict.same:
+                verdict = self._ask(number, begin)
+        return verdict
 
     def _start(self, number: int) -> dict[int, int]:
         """Return what a reset puts into the registers that have one."""
@@ -157,21 +164,26 @@ class Prover:
         following = aig.add(self._logic, given).get(_NEXT, [])
         return {bit: value for bit, value in enumerate(following) if value < 2}
 
-    def _ask(self, number: int, *, reset: bool) -> Verdict:
-        where = "after reset" if reset else "in any state" if self._state else "for any input"
-        own = self._simulated(number, reset)
+    def _ask(self, number: int, where: str, *, registers: bool = True) -> Verdict:
+        """Ask from some states; without ``registers`` only whether none differs, in any of them."""
+        reset, zeros = where in (RESET, ZEROS), where == ZEROS
+        own = self._simulated(number, reset, zeros)
         if own is None:
             return Verdict(False, f"differs {where}", ())
         for turn in range(_ROUNDS):
-            pair = self._pair(number, own, reset)
+            if own and not registers:
+                return Verdict(None, f"registers differ {where}")
+            pair = self._pair(number, own, reset, zeros)
             if pair.bad == 0:
                 return Verdict(True, where)
-            found = self._engine(pair, f"mutant_{number}", bool(own) or reset)
+            found = self._engine(pair, f"mutant_{number}", where, bool(own) or reset)
             if found is None:
                 return Verdict(None, f"no answer {where} in {self._seconds} s")
             if not found:
                 return Verdict(True, where)
             values = pair.aig.run(found)
+            if values[pair.seen] and zeros:
+                return Verdict(None, f"no answer {where}: inputs may break the rules of streams")
             if values[pair.seen]:
                 trace = [
                     {
@@ -187,7 +199,7 @@ class Prover:
             own |= new if turn < _PATIENT else set(pair.apart)
         return Verdict(None, f"too many registers differ {where}")
 
-    def _simulated(self, number: int, reset: bool) -> set[int] | None:
+    def _simulated(self, number: int, reset: bool, zeros: bool) -> set[int] | None:
         """Return registers that differ in random runs; None if an output does."""
         rng, own = random.Random(number), set[int]()
         if reset:
@@ -195,7 +207,7 @@ class Prover:
             right = self._starts[0]
             own |= {bit for bit in begin.keys() | right.keys() if begin.get(bit) != right.get(bit)}
         for _ in range(_ROUNDS):
-            pair = self._pair(number, own, reset)
+            pair = self._pair(number, own, reset, zeros)
             new = set[int]()
             for values in self._played(pair, rng, _CLOCKS if reset else 2):
                 if bad := values[pair.bad]:
@@ -231,13 +243,14 @@ class Prover:
             before = given
             yield values
 
-    def _pair(self, number: int, own: Iterable[int], reset: bool) -> _Pair:
+    def _pair(self, number: int, own: Iterable[int], reset: bool, zeros: bool) -> _Pair:
         """Build unit and mutant, the latter with registers of its own."""
         mine = sorted(own)
         aig = Aig()
         ports = {name: aig.add_inputs(width) for name, width in self._inputs.items()}
-        begin = aig.add_inputs(self._state)
-        offered = self._facts.inputs if reset else ()
+        begin = [0] * self._state if zeros else aig.add_inputs(self._state)
+        # Rules make a circuit larger, and are not needed for what no input reaches.
+        offered = self._facts.inputs if reset and not zeros else ()
         widths = {stream.name: 3 + stream.tdata_width for stream in offered}
         sequential = reset or mine
         if sequential:
@@ -277,7 +290,7 @@ class Prover:
         if sequential:
             aig.following |= dict(zip(held, right[_NEXT], strict=True)) | {started: 1}
             aig.following |= {copy: wrong[_NEXT][at] for at, copy in zip(mine, copies, strict=True)}
-            law = self._law(aig, offered, offers, given, right)
+            law = self._law(aig, offered, offers, given, right) if offered else 1
             fine = aig.both(aig.either(lawful, started ^ 1), law)
             aig.following[lawful] = fine
             bad = aig.both(bad, fine)
@@ -320,18 +333,23 @@ class Prover:
             aig.following |= {waits: waiting} | dict(zip(was, payload, strict=True))
         return aig.any(broken) ^ 1
 
-    def _engine(self, pair: _Pair, name: str, sequential: bool) -> list[dict[int, int]] | None:
+    def _engine(
+        self, pair: _Pair, name: str, where: str, sequential: bool
+    ) -> list[dict[int, int]] | None:
         """Return the inputs of the clocks to a difference, nothing if there is none; None: no time.
 
         Where nothing has state, the one clock.
         """
         file, trace = f"{name}.aig", f"{name}.cex"
         pair.aig.write(self._folder / file, pair.bad)
-        (self._folder / trace).unlink(missing_ok=True)
         tries = ["iprove"]
         if sequential:
             less = "scorr; dc2; scorr -F 2; dc2"
             tries = ["bmc3 -F 8 -T 3", f"{less}; dprove", f"scorr; dc2; pdr -T {self._seconds}"]
+        if where == ZEROS:
+            # Most often the first removes all registers, and the question is answered.
+            less = "scleanup; dc2; scorr; dc2"
+            tries = ["bmc3 -F 8 -T 3", f"{less}; iprove", f"{less}; pdr -T {self._seconds}"]
         for solve in tries:
             commands = f"read_aiger {file}; {solve}; print_status; write_cex -a {trace}"
             (self._folder / trace).unlink(missing_ok=True)
@@ -343,7 +361,8 @@ class Prover:
             if proved:
                 return []
             # What dprove finds is of a circuit that it has retimed.
-            if "dprove" not in solve and (self._folder / trace).exists():
+            moved = "dprove" in solve or "scorr; dc2; iprove" in solve
+            if not moved and (self._folder / trace).exists():
                 return _read_trace((self._folder / trace).read_text(), pair.aig)
         return None
 

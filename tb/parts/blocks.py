@@ -7,11 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2xfp.facts import Facts
+from m2xfp.formats import BF16
 from m2xfp.tb.bench import Arrays, Operands
 from m2xfp.tb.fields import Bytes, number, pack
 from m2xfp.tb.parts.files import load_rows
-from m2xfp.tb.parts.value_stimulus import DISTRIBUTIONS, groups, lone_values
-from m2xfp.tb.regression import Case, steady_cases
+from m2xfp.tb.parts.value_stimulus import (
+    DISTRIBUTIONS,
+    from_float64,
+    groups,
+    lone_values,
+    special_lanes,
+)
+from m2xfp.tb.regression import WARM, Case, steady_cases
 from m2xfp.tb.vectors import Beats, TestVectors
 
 __all__ = ["block_arrays", "block_beats", "encode", "load", "regression_of", "sample", "vectors_of"]
@@ -90,10 +97,25 @@ def regression_of(vectors: Vectors, facts: Facts, seed: int = 0) -> Iterator[Cas
         for largest in (1.0, 1.9921875, 2.0**-126):
             raw = lone_values("bf16", largest, points)
             yield f"each value beside {largest}", block_arrays(raw, seed)
+        special = special_lanes("bf16", seed, points)
+        yield "special values in each lane", block_arrays(special, seed)
         yield "near cancellations", block_arrays(_cancelling(points, seed), seed)
         yield "rows of the matrix", _rows(points)
+        yield "rows in the lowest binades", _low_rows(points, seed)
+        yield "two results", _two_results(points, seed)
+        yield "two values", _two_values(points, seed)
+        yield "small sums", _small_sums(points, facts.parameters["bits"], seed)
 
-    return steady_cases(stimulus(), vectors, facts, seed)
+    yield from steady_cases(stimulus(), vectors, facts, seed)
+    if facts.beats_per_group > 1:
+        # Blocks as far apart as it happens, so that the unit has to wait at any beat of one.
+        late = block_arrays(groups("wide", "bf16", 60, seed, points), seed)
+        for number, pauses in enumerate((0.1, 0.3, 0.6)):
+            made = vectors(late, facts, seed + number)
+            yield Case(f"late reader {number}", (made,), (pauses, 0.95), seed + number)
+            # Nearly as slow as the reader, so that it pauses while all is full; reset then.
+            stall, before = (0.8, 0.96), 9 * WARM + 13 * number
+            yield Case(f"late reset {number}", (made,), stall, seed + number, before=before)
 
 
 def _cancelling(points: int, seed: int, count: int = 500) -> NDArray[np.uint16]:
@@ -108,9 +130,92 @@ def _cancelling(points: int, seed: int, count: int = 500) -> NDArray[np.uint16]:
 def _rows(points: int) -> Arrays:
     """Return each row of the matrix as signs of ones: one result is whole, the others are 0.
 
-    A wrong sign anywhere shows; +0 must come out of every cancellation.
+    A wrong sign anywhere shows; +0 must come out of every cancellation. Then each with its signs
+    turned, and both with the largest finite values: the one result is infinite.
     """
-    bits = np.arange(points)
-    parity = np.array([[bin(row & column).count("1") & 1 for column in bits] for row in bits])
-    ones = np.full((points, points), 0x3F80, np.uint16)
-    return {"x": ones, "flips": parity.astype(bool)}
+    parity = _parity(points)
+    flips = np.tile(np.concatenate([parity, 1 - parity]), (2, 1)).astype(bool)
+    x = np.repeat(np.array([0x3F80, 0x7F7F], np.uint16), 2 * points)
+    return {"x": np.repeat(x[:, None], points, axis=1), "flips": flips}
+
+
+def _low_rows(points: int, seed: int) -> Arrays:
+    """Return rows of the matrix as signs of values of the lowest binades that are nearly alike.
+
+    One result is of a low binade, and the others are subnormals.
+    """
+    rng = np.random.default_rng(seed)
+    rows = np.repeat(_rows(points)["flips"][:points], 6, axis=0)
+    binade = np.tile(np.arange(6), points)[:, None]
+    return {"x": (binade << 7 | rng.integers(0, 4, rows.shape)).astype(np.uint16), "flips": rows}
+
+
+def _parity(points: int) -> NDArray[np.int64]:
+    """Return which signs of the matrix are negative, [points, points]."""
+    lanes = range(points)
+    return np.array([[(row & column).bit_count() & 1 for column in lanes] for row in lanes])
+
+
+def _two_results(points: int, seed: int, count: int = 1500) -> Arrays:
+    """Return blocks of which two results are not zero: any, and any smaller one beside it.
+
+    They are whole numbers whose sum has as many bits as a significand, so that values are exact.
+    """
+    rng = np.random.default_rng(seed)
+    large = rng.integers(64, 128, (count, 1))
+    small = rng.integers(0, 1 << rng.integers(1, 8, (count, 1)))
+    one, other = np.argsort(rng.random((count, points)), axis=1)[:, :2].T
+    signs = 1 - 2 * _parity(points)
+    sums = large * signs[one] + np.minimum(small, 255 - large) * signs[other]
+    # One in four so low that results are subnormals.
+    scale = np.where(np.arange(count) % 4 > 0, rng.integers(-110, 100, count), -137)[:, None]
+    values = np.ldexp(np.abs(sums).astype(float), scale + rng.integers(0, 8, (count, 1)))
+    flips = (sums < 0) ^ (rng.random((count, 1)) < 0.5)
+    return {"x": from_float64(values, BF16), "flips": flips}
+
+
+def _two_values(points: int, seed: int, count: int = 1500) -> Arrays:
+    """Return blocks of two values that are nearly alike, some with a third one of last places.
+
+    Half of the results are small, and the others as small as they can be beside those.
+    """
+    rng = np.random.default_rng(seed)
+    rows = np.arange(count)
+    one = rng.integers(0, points, count)
+    other = one ^ 1 << rng.integers(0, points.bit_length() - 1, count)
+    third = (one + 1 + rng.integers(0, points - 1, count)) % points
+    values = np.zeros((count, points))
+    # In units of the fixed point of 12 bits; what is below the largest binade may be odd eights.
+    apart = rng.integers(0, 1 << rng.integers(1, 8, count))
+    values[rows, third] = rng.integers(0, 16, count) * (rng.random(count) < 0.5)
+    values[rows, one] = 2048
+    values[rows, other] = 2048 - 8 * apart
+    scale = rng.integers(-100, 100, (count, 1))
+    flips = rng.random((count, points)) < 0.5
+    return {"x": from_float64(np.ldexp(values, scale), BF16), "flips": flips}
+
+
+def _small_sums(points: int, bits: int, seed: int) -> Arrays:
+    """Return for each result blocks in which its sum is one value of each length, of both signs.
+
+    Two of the largest cancel in it, so that the value, alone, may be any number of last places.
+    """
+    rng = np.random.default_rng(seed)
+    lengths, results = np.meshgrid(np.arange(1, bits), np.arange(points).repeat(2))
+    length, result = lengths.ravel(), results.ravel()
+    rows = np.arange(len(length))
+    lanes = np.argsort(rng.random((len(rows), points)), axis=1)[:, :3]
+    value, one, other = lanes.T
+    largest = rng.integers(bits, 0xFE, len(rows))
+    raw = np.zeros((len(rows), points), np.int64)
+    # Of a value of a few last places, no more bits than it has.
+    fraction = rng.integers(0, 0x80, len(rows)) & ~(0x7F >> np.minimum(length - 1, 7))
+    raw[rows, value] = (largest - bits + length) << 7 | fraction
+    raw[rows, one] = raw[rows, other] = largest << 7
+    parity = _parity(points)
+    flips = rng.random(raw.shape) < 0.5
+    flips[rows, other] = flips[rows, one] ^ parity[result, one] ^ parity[result, other] ^ 1
+    # Of each two rows of a result, one has a negative sum.
+    half = np.arange(len(rows)) // (bits - 1) % 2
+    flips[rows, value] = parity[result, value] ^ half
+    return {"x": raw.astype(np.uint16), "flips": flips}

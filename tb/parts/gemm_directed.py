@@ -33,6 +33,9 @@ def hard_sums(streams: GemmStreams, seed: int) -> Iterator[tuple[str, Product]]:
     for name in DISTRIBUTIONS:
         act, weight, _ = groups(name, (streams.act, streams.weight), steps, ROWS, seed)
         yield name, _with_ones(streams, act, weight)
+    for name in ("extremes", "dense"):
+        act, weight, _ = groups(name, (streams.act, streams.weight), steps, ROWS // 4, seed)
+        yield f"{name} of both", _with_both(streams, act, weight[:, : streams.columns])
 
 
 def _with_ones(streams: GemmStreams, act: NDArray[np.uint8], weight: NDArray[np.uint8]) -> Product:
@@ -53,6 +56,16 @@ def _with_ones(streams: GemmStreams, act: NDArray[np.uint8], weight: NDArray[np.
     # Any multipliers, the same in all steps, so that what is added can be taken back.
     ones[..., codes + 1 :] = weight[0, 0, codes + 1 :]
     return Product(np.ascontiguousarray(act.swapaxes(0, 1)), ones, len(act) * streams.act.group)
+
+
+def _with_both(streams: GemmStreams, act: NDArray[np.uint8], weight: NDArray[np.uint8]) -> Product:
+    """Return a product of all rows and columns of two sides, scales near one."""
+    for side, block in ((act, streams.act), (weight, streams.weight)):
+        if block.scale.name == "e8m0":
+            at = block.group_bytes[0]
+            side[..., at] = block.scale.bias + side[..., at] % 4
+    acts, weights = (np.ascontiguousarray(side.swapaxes(0, 1)) for side in (act, weight))
+    return Product(acts, weights, len(act) * streams.act.group)
 
 
 def large_products(rng: np.random.Generator, streams: GemmStreams) -> Iterator[tuple[int, int]]:

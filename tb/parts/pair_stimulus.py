@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from m2xfp.facts import Facts
 from m2xfp.formats import BlockFormat
 from m2xfp.tb.bench import Arrays
-from m2xfp.tb.parts.accumulation import from_reset
+from m2xfp.tb.parts.accumulation import chains, from_reset
 from m2xfp.tb.parts.element_codes import (
     largest_code,
     negated,
@@ -26,7 +26,15 @@ from m2xfp.tb.parts.pairs import formats, pairs, vectors
 from m2xfp.tb.regression import Case, steady_cases
 from m2xfp.tb.vectors import TestVectors
 
-__all__ = ["DISTRIBUTIONS", "cancellations", "groups", "pair_arrays", "pair_vectors", "regression"]
+__all__ = [
+    "DISTRIBUTIONS",
+    "cancellations",
+    "groups",
+    "last_places",
+    "pair_arrays",
+    "pair_vectors",
+    "regression",
+]
 
 Groups = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]
 Formats = tuple[BlockFormat, BlockFormat]
@@ -271,19 +279,44 @@ def dense(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> 
     return act, weight, first
 
 
+def uppers(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> Groups:
+    """Add two groups to a sum of all bits, then one of any length that is larger by some binades.
+
+    Where their difference has a bit less, what was shifted out decides the rounding; an addend that
+    is not normalised has shifted out a bit more.
+    """
+    act, weight, first = fine(rng, blocks, steps, count)
+    at = np.arange(steps) % 3
+    for side, other in zip((act, weight), _bytes(rng, blocks, steps, count)[:2], strict=True):
+        side[at != 2] = other[at != 2]
+    apart = rng.integers(1, 9, (steps, count))
+    larger = rng.integers(-6, 9, (steps, count))
+    move = np.where((at == 1)[:, None], -apart, np.where((at == 2)[:, None], larger, 0))
+    _place(rng, blocks, (act, weight), rng.integers(180, 300, (steps, count))[0] + move)
+    first[at == 0] = True
+    return act, weight, first
+
+
 def _set_ones(
     rng: np.random.Generator,
     blocks: Formats,
     groups: tuple[NDArray[np.uint8], NDArray[np.uint8]],
     chosen: NDArray[np.bool_],
+    signs: NDArray[np.int64] | None = None,
 ) -> None:
-    """Make chosen groups zeros, but for a 1 in a lane of both and any sign."""
+    """Make chosen groups zeros, but for a 1 in a lane of both.
+
+    ``signs`` are those of the products, 1 for a negative one; None for any.
+    """
     lane = rng.integers(0, blocks[0].group, chosen.shape)
     neutral = 0x55, 0  # metadata that leaves activations as they are, and weights
     for side, codes, meta, block in zip(groups, _scales(blocks), neutral, blocks, strict=True):
         side[chosen, codes + 1 :] = meta
         one = np.full(chosen.shape, one_code(block))
-        one = np.where(rng.integers(0, 2, chosen.shape) == 1, negated(one, block), one)
+        turned = rng.integers(0, 2, chosen.shape)
+        if signs is not None:
+            turned = signs * (side is groups[0]) + np.zeros_like(turned)
+        one = np.where(turned == 1, negated(one, block), one)
         lanes = np.zeros((*chosen.shape, block.group), np.int64)
         np.put_along_axis(lanes, lane[..., None], one[..., None], -1)
         side[chosen, :codes] = packed_codes(lanes[chosen], block)
@@ -329,6 +362,7 @@ DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, Formats, int, int], Grou
         nans,
         fine,
         dense,
+        uppers,
     )
 }
 
@@ -358,6 +392,20 @@ def pair_vectors(
     return vectors(pair_arrays(facts, act, weight, first), facts, seed)
 
 
+def last_places(facts: Facts) -> Arrays:
+    """Return 2^-23, then +1, then -1, in every chain: the last place of a one is left.
+
+    Of formats whose scales are powers of two; of a random fault this alone told once.
+    """
+    blocks, count = formats(facts), 2 * chains(facts)
+    rng = np.random.default_rng(0)
+    act, weight, first = _bytes(rng, blocks, 3, count)
+    _set_ones(rng, blocks, (act, weight), np.ones((3, count), bool), np.array([[0], [0], [1]]))
+    exponents = np.repeat([[-23], [0], [0]], count, axis=1)
+    _place(rng, blocks, (act, weight), 2 * blocks[0].scale.bias + exponents)
+    return pair_arrays(facts, act, weight, first)
+
+
 def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     """Yield all distributions of pairs, as dot products."""
     blocks = formats(facts)
@@ -365,6 +413,7 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     def stimulus() -> Iterator[tuple[str, Arrays]]:
         for name in DISTRIBUTIONS:
             yield name, pair_arrays(facts, *groups(name, blocks, 12, 300, seed))
+        yield "last places", last_places(facts)
 
     yield from steady_cases(stimulus(), vectors, facts, seed)
     if any(field.name == "first" for field in facts.stream("i").fields):

@@ -1,6 +1,6 @@
 """What the values of units that quantize groups have gone through."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -8,14 +8,22 @@ from numpy.typing import NDArray
 
 from m2xfp.facts import Facts
 from m2xfp.formats import BlockFormat, InputType, block_format, input_type
-from m2xfp.tb.bench import golden_of
+from m2xfp.tb.bench import Arrays, golden_of
 from m2xfp.tb.cross import Cross, cross
 from m2xfp.tb.fields import number, read
 from m2xfp.tb.parts.groups import elements, planes_of_beats, user_planes
 from m2xfp.tb.parts.value_stimulus import special_magnitudes
 from m2xfp.tb.vectors import TestVectors
 
-__all__ = ["cover", "half_rate"]
+__all__ = [
+    "GAPS",
+    "SIGNS",
+    "binades_below",
+    "cover",
+    "cover_groups",
+    "cover_specials",
+    "half_rate",
+]
 
 SIGNS = ("+", "-")
 SPECIAL = (
@@ -35,19 +43,47 @@ def cover(vectors: TestVectors, facts: Facts) -> Iterator[Cross]:
     values = read(number(facts.stream("i")), vectors.inputs["i"].data)
     patterns = values.reshape(-1, block.group).astype(np.int64)
     planes = planes_of_beats(facts.stream("o"), vectors.outputs["o"].data, block)
+    yield from cover_specials(patterns, kind)
+    yield from cover_groups(patterns, planes, block, kind, golden_of(facts))
+
+
+def cover_specials(patterns: NDArray[np.int64], kind: InputType) -> Iterator[Cross]:
+    """Yield in which lanes of [n, lanes] patterns special values of each sign were."""
+    magnitude, sign = patterns & (1 << kind.width - 1) - 1, patterns >> kind.width - 1
+    lane = np.arange(patterns.shape[1])
+    for at, special in enumerate(special_magnitudes(kind)):
+        yield cross(
+            f"{SPECIAL[at]} in each lane",
+            {"sign": SIGNS, "lane": lane.tolist()},
+            sign,
+            lane,
+            where=magnitude == special,
+        )
+
+
+def cover_groups(
+    patterns: NDArray[np.int64],
+    planes: dict[str, NDArray[Any]],
+    block: BlockFormat,
+    kind: InputType,
+    quantize: Callable[..., Arrays],
+) -> Iterator[Cross]:
+    """Yield what groups of values became.
+
+    Parameters
+    ----------
+    patterns, kind
+        The values, [n, group], and their type.
+    planes, block
+        The packed groups, and their format.
+    quantize
+        The golden function that makes planes of patterns.
+    """
     codes = elements(planes["codes"], block.element.bits, block.group).astype(np.int64)
     scales = planes["scales"].astype(np.int64)
     magnitude, sign = patterns & (1 << kind.width - 1) - 1, patterns >> kind.width - 1
     lanes = range(block.group)
     lane = np.arange(block.group)
-    for at, special in enumerate(special_magnitudes(kind)):
-        yield cross(
-            f"{SPECIAL[at]} in each lane",
-            {"sign": SIGNS, "lane": lanes},
-            sign,
-            lane,
-            where=magnitude == special,
-        )
     largest = 1 << block.element.bits - 1
     yield cross(
         "code in each lane",
@@ -66,25 +102,31 @@ def cover(vectors: TestVectors, facts: Facts) -> Iterator[Cross]:
             np.arange(block.subgroups),
             where=(scales != block.scale.nan)[:, None],
         )
-    yield cross("scale", {"byte": range(256)}, scales, possible=_possible_scales(facts))
-    exponent = np.maximum(magnitude >> kind.mantissa_bits, 1)
-    gap = np.minimum(exponent.max(1, keepdims=True) - exponent, GAPS - 1)
+    yield cross(
+        "scale", {"byte": range(256)}, scales, possible=_possible_scales(block, kind, quantize)
+    )
     yield cross(
         "binades below the largest",
         {"gap": range(GAPS), "sign": SIGNS},
-        gap,
+        binades_below(magnitude, kind),
         sign,
         where=(magnitude > 0) & (scales != block.scale.nan)[:, None],
     )
     yield _rounding(block, kind, magnitude, sign, planes)
 
 
-def _possible_scales(facts: Facts) -> NDArray[np.bool_]:
+def binades_below(magnitudes: NDArray[np.int64], kind: InputType) -> NDArray[np.int64]:
+    """Return how far below the largest of its row each value is, ``GAPS - 1`` for all beyond."""
+    exponent = np.maximum(magnitudes >> kind.mantissa_bits, 1)
+    return np.minimum(exponent.max(1, keepdims=True) - exponent, GAPS - 1)
+
+
+def _possible_scales(
+    block: BlockFormat, kind: InputType, quantize: Callable[..., Arrays]
+) -> NDArray[np.bool_]:
     """Return which scales a group can have: those of groups of equal values, and of lone ones."""
-    key = facts.to_json()
+    key = (block.name, kind.name, repr(quantize))
     if key not in _SCALES:
-        block = block_format(facts.parameters["block"])
-        kind = input_type(facts.parameters["input_type"])
         step = max(kind.mantissa_bits - 4, 0)
         lone = np.arange(1 << kind.exponent_bits + min(kind.mantissa_bits, 4)) << step
         low = np.arange(1 << min(kind.mantissa_bits, 10))  # subnormals below those
@@ -92,14 +134,14 @@ def _possible_scales(facts: Facts) -> NDArray[np.bool_]:
         groups = np.zeros((2 * len(raw), block.group), raw.dtype)
         groups[: len(raw), 0] = raw
         groups[len(raw) :] = raw[:, None]
-        found = user_planes(golden_of(facts)(groups), block)["scales"]
+        found = user_planes(quantize(groups), block)["scales"]
         possible = np.zeros(256, bool)
         possible[found] = True
         _SCALES[key] = possible
     return _SCALES[key]
 
 
-_SCALES: dict[str, NDArray[np.bool_]] = {}
+_SCALES: dict[tuple[str, str, str], NDArray[np.bool_]] = {}
 
 
 def _rounding(
@@ -154,4 +196,4 @@ def half_rate(facts: Facts) -> dict[str, str]:
     """Return what is out of reach where results are at least two clocks apart."""
     if facts.clocks_per_group == 1:
         return {}
-    return {"beats of o: 0, (none|no ready)": "results are at least two clocks apart"}
+    return {"beats of o: 0, (none|no ready)": "results are at least two clocks apart (job apart)"}

@@ -40,5 +40,5 @@ def unreached(facts: Facts) -> dict[str, str]:
         r"unit[.]u_scale[.]t1\[[89]\]:.*": "the largest exponent of a group begins at 2, so that "
         "no scale is below 0",
         f"beats of i: [1-{beats - 1}], (no ready|both)": "the unit waits before a group, for the "
-        "group before it, and not within one",
+        "group before it, and not within one (job taken-whole)",
     }

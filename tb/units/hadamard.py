@@ -6,12 +6,23 @@ import numpy as np
 
 from m2xfp.facts import Facts
 from m2xfp.tb.bench import Arrays, golden_of
+from m2xfp.tb.cross import Cross
 from m2xfp.tb.fields import number, pack, read
+from m2xfp.tb.parts.block_cover import cover_blocks, cover_sums
 from m2xfp.tb.parts.blocks import encode, load, regression_of, sample, vectors_of
 from m2xfp.tb.regression import Case
 from m2xfp.tb.vectors import Beats, TestVectors
 
-__all__ = ["decode", "encode", "expected", "load", "regression", "sample", "vectors"]
+__all__ = [
+    "cover",
+    "decode",
+    "encode",
+    "expected",
+    "load",
+    "regression",
+    "sample",
+    "vectors",
+]
 
 
 def decode(beats: Mapping[str, Beats], arrays: Arrays, facts: Facts) -> Arrays:
@@ -36,3 +47,12 @@ def vectors(arrays: Arrays, facts: Facts, seed: int = 0) -> TestVectors:
 def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     """Yield blocks of all distributions, and what is hard for the rounding."""
     return regression_of(vectors, facts, seed)
+
+
+def cover(vectors: TestVectors, facts: Facts) -> Iterator[Cross]:
+    """Yield what the values, sums and results of some blocks were."""
+    patterns = read(number(facts.stream("o")), vectors.outputs["o"].data)
+    yield from cover_blocks(vectors, facts)
+    yield from cover_sums(
+        vectors, facts, patterns.reshape(-1, facts.parameters["points"]).astype(np.int64)
+    )

@@ -1,16 +1,34 @@
 """Testbench of the Hadamard unit with the quantizer: blocks and signs in, packed groups out."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
+
+import numpy as np
 
 from m2xfp.facts import Facts
-from m2xfp.formats import BlockFormat, block_format
+from m2xfp.formats import BF16, BlockFormat, block_format
+from m2xfp.golden.units.activation_quantizer import activation_quantizer
+from m2xfp.golden.units.hadamard import hadamard
 from m2xfp.tb.bench import Arrays, golden_of
+from m2xfp.tb.cross import Cross
+from m2xfp.tb.parts.block_cover import block_operands, cover_blocks, cover_sums
 from m2xfp.tb.parts.blocks import encode, load, regression_of, sample, vectors_of
 from m2xfp.tb.parts.groups import group_beats, planes_of_beats, user_planes
+from m2xfp.tb.parts.value_cover import cover_groups, half_rate
 from m2xfp.tb.regression import Case
 from m2xfp.tb.vectors import Beats, TestVectors
 
-__all__ = ["decode", "encode", "expected", "load", "regression", "sample", "vectors"]
+__all__ = [
+    "cover",
+    "decode",
+    "encode",
+    "expected",
+    "load",
+    "regression",
+    "sample",
+    "unreached",
+    "vectors",
+]
 
 
 def _block(facts: Facts) -> BlockFormat:
@@ -36,3 +54,26 @@ def vectors(arrays: Arrays, facts: Facts, seed: int = 0) -> TestVectors:
 def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     """Yield blocks of all distributions, and what is hard for the rounding."""
     return regression_of(vectors, facts, seed)
+
+
+def cover(vectors: TestVectors, facts: Facts) -> Iterator[Cross]:
+    """Yield what the values and sums of some blocks were, and the groups that these became."""
+    block = _block(facts)
+    x, flips = block_operands(vectors, facts)
+    y = hadamard(x.astype(np.uint16), flips.astype(bool), bits=facts.parameters["bits"])["y"]
+    planes = planes_of_beats(facts.stream("o"), vectors.outputs["o"].data, block)
+    quantize = partial(activation_quantizer, input_type=BF16.name, block=block.name)
+    yield from cover_blocks(vectors, facts)
+    yield from cover_sums(vectors, facts, y.astype(np.int64))
+    groups = y.reshape(-1, block.group).astype(np.int64)
+    yield from cover_groups(groups, planes, block, BF16, quantize)
+
+
+def unreached(facts: Facts) -> dict[str, str]:
+    """Return what follows from how blocks go through the unit."""
+    if facts.beats_per_group == 1:
+        return {}
+    # Registers wake up with such a peak now and then, so the way back is seen.
+    below = r"unit[.]quantizer[.]u_scale[.]t1\[[89]\]:0->1"
+    why = "the largest exponent of a group begins at 2, so that no scale is below 0"
+    return half_rate(facts) | {below: why}

@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from m2xfp.cli import cli
-from m2xfp.formats import block_format
+from m2xfp.formats import M2XFP_WEIGHT, block_format
 from m2xfp.rtl.catalog import UNITS, find_unit
-from m2xfp.synth.formal import fp32, gemm, rules
+from m2xfp.synth.formal import fp32, gemm, rules, transforms
 from m2xfp.synth.formal.design import Design
 from m2xfp.synth.formal.engines import within
 from m2xfp.synth.formal.jobs import JOBS, find_job, inject, jobs_of
@@ -24,11 +24,16 @@ CASES = [
         (("fp32_accumulator", "m2xfp-single", {}), job)
         for job in [*(each.name for each in rules.JOBS), "addend", "fp32-special", "softfloat"]
     ),
-    (("activation_quantizer", "bf16x8", {}), "conserved"),
+    *(
+        (("activation_quantizer", "bf16x8", {}), job)
+        for job in ("conserved", "apart", "taken-whole")
+    ),
+    (("weight_encoder", "bf16-fixed-4", {}), "queue-moves"),
     (("activation_decoder", "m2xfp", {}), "decoder"),
     (("activation_decoder", "m2xfp", {}), "mapped"),
     (("pe_tile", "nvfp4", {}), "lane-product"),
     (("exact_accumulator", "m2xfp", {}), "carries"),
+    *((("hadamard", "32x8", {}), job.name) for job in transforms.JOBS),
     (("gemm_core", "m2xfp-2x2", {"rows": 1, "columns": 1, "max_k": 64}), "buffers"),
     *(
         (("gemm_core", "m2xfp-2x2", {"rows": 1, "columns": 2, "max_k": 64, "chains": 1}), job.name)
@@ -36,6 +41,7 @@ CASES = [
     ),
 ]
 SLOW = [
+    (("weight_encoder", "bf16-fixed-4", {}), "lane-gains"),
     (("fp32_accumulator", "m2xfp-single", {}), "mapped"),
     (("pe_tile", "m2xfp", {}), "part-sum"),
     (("group_dot", "m2xfp", {}), "scaled-product"),
@@ -67,6 +73,16 @@ def test_a_job_holds_and_can_fail(
     fault, outcome = inject(job, about)
     assert fault
     assert not outcome.holds
+
+
+def test_the_encoders_gains_leave_upper_bits_out() -> None:
+    """What coverage leaves out of its sums follows from the job lane-gains: eight lanes' most."""
+    u = (1 << 13) - 1
+    steps = [int(2 * M2XFP_WEIGHT.element.magnitude(n)) for n in range(8)]
+    most = {m: 8 * max(c * u - 64 * m * c * c for c in steps) for m in range(4, 8)}
+    assert max(most[4], most[5], most[6]) < 1 << 19
+    assert 7 * most[7] < 1 << 21 > 5 * most[5]
+    assert 3 * most[6] < 1 << 20
 
 
 @pytest.mark.parametrize("case", ["special", "nothing", "above", "below", "-32", "-1", "0", "32"])

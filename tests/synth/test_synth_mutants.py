@@ -1,5 +1,6 @@
 """Mutants: a fault that shows is killed, a poor regression lets it live, and proofs tell which."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,12 @@ from click.testing import CliRunner
 
 from m2xfp.cli import cli
 from m2xfp.errors import InputError
+from m2xfp.facts import EmittedFiles, Port
 from m2xfp.rtl.catalog import find_unit
 from m2xfp.synth.mutants import report
-from m2xfp.synth.mutants.equivalence import Prover
+from m2xfp.synth.mutants.equivalence import Prover, Verdict
 from m2xfp.synth.mutants.kill import killer, measure
-from m2xfp.synth.mutants.netlist import MutatedUnit, mutate
+from m2xfp.synth.mutants.netlist import MutatedUnit, mutate, run_yosys
 from m2xfp.tb.bench import find_bench
 from m2xfp.tb.bulk.simulator import BulkSimulator
 from m2xfp.tb.regression import Case
@@ -105,3 +107,33 @@ def test_command(folder: Path, tmp_path: Path) -> None:
     assert "of 5 killed" in done.output
     tables = report.tables(tmp_path)
     assert "| `activation_decoder` | m2xfp" in tables["mutants"]
+
+
+HELD = """
+module unit(input clk, input rst, input [3:0] i, input [1:0] mutant, output [3:0] o, output s);
+  reg [3:0] held;
+  reg sum;
+  wire [3:0] wrong = mutant == 1 ? {3'b0, held[0]} : mutant == 2 ? {3'b0, held[1]} : 4'b0;
+  assign o = held ^ wrong;
+  assign s = sum;
+  always @(posedge clk) begin
+    if (i[0]) held <= {i[3:1], 1'b0};
+    sum <= rst & mutant != 3 ? 1'b0 : sum ^ i[1];
+  end
+endmodule
+"""
+
+
+def test_proofs_from_zeros(tmp_path: Path) -> None:
+    """What no register ever holds makes no difference; what one does, and a lost reset, do."""
+    unit = find_unit("fp32_accumulator").instance("m2xfp-single")
+    ports = [Port("i", "input", 4), Port("o", "output", 4), Port("s", "output", 1)]
+    (tmp_path / "unit.json").write_text(
+        replace(unit.facts, streams=(), signals=tuple(ports)).to_json()
+    )
+    (tmp_path / "unit.v").write_text(HELD)
+    run_yosys(tmp_path, "read", "read_verilog unit.v\nproc\nopt_clean\nwrite_rtlil mutated.il\n")
+    files = EmittedFiles("unit", *(tmp_path / f"unit{suffix}" for suffix in (".v", ".json", "")))
+    prover = Prover(MutatedUnit(files, files, [], tmp_path), 5)
+    assert prover.prove(1) == Verdict(True, "after reset, from zeros")
+    assert [prover.prove(number).same for number in (2, 3)] == [False, False]

@@ -1,6 +1,7 @@
 """The dot product's Verilog against the golden model and exact rationals, and on its streams."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from m2xfp.tb.parts import pair_stimulus
 from m2xfp.tb.parts.accumulation import schedule
 from m2xfp.tb.parts.pairs import decode, encode, expected, formats, load, pairs
 from m2xfp.tb.protocol.harness import TestbenchError, run_testbench
+from m2xfp.tb.regression import check_case
 from m2xfp.tb.vectors import Beats, TestVectors
 
 UNIT = "dot_product"
@@ -64,22 +66,36 @@ def test_values(simulator: BulkSimulator) -> None:
     assert STEPS * COUNT * len(pair_stimulus.DISTRIBUTIONS) * len(USUAL) > 650_000
 
 
-@pytest.mark.parametrize("config", ["m2xfp-fp32"])
-def test_a_last_bit_survives_a_one(simulator: BulkSimulator) -> None:
-    """2^-23, then +1, then -1 in every chain: of a random fault this alone told once."""
-    facts = simulator.facts
-    act, weight = np.zeros((2, 3, 18), np.uint8)
-    act[:, 0], act[:, 16], act[:, 17] = 2, 127, 0x55  # 1, refined by nothing
-    weight[:, 0], weight[:, 16] = [2, 2, 10], [127 - 23, 127, 127]
-    count = 3 * facts.parameters["chains"]
-    groups = [np.repeat(side[:, None], count, axis=1) for side in (act, weight)]
-    first = np.zeros((3, count), bool)
-    first[0] = True
-    vectors = pair_stimulus.pair_vectors(facts, *groups, first)
-    found = simulator.run(vectors.inputs).outputs["o"].data.view("<u4").reshape(-1)
-    sums = [0x34000000, 0x3F800001, 0x34000000]
-    assert sorted(found.tolist()) == sorted(sums * count)
-    check(simulator, vectors, 0.0, seed=0)
+def sums_of_last_places(files: EmittedFiles, build_dir: Path) -> list[int]:
+    """Return what is left of 2^-23 after +1 and -1, in every chain, as patterns of FP32."""
+    simulator = BulkSimulator(files, build_dir=build_dir)
+    arrays = pair_stimulus.last_places(simulator.facts)
+    outputs = simulator.run(encode(arrays, simulator.facts)).outputs
+    sums = decode(outputs, arrays, simulator.facts)["acc"]
+    assert {*sums[1::3].tolist()} == {0x3F800001}
+    return sums[2::3].tolist()
+
+
+def test_a_last_place_survives_a_one(emitted: Emit, sim_dir: Path) -> None:
+    files = emitted(UNIT, "m2xfp-fp32")
+    facts = Facts.load(files.json)
+    assert sums_of_last_places(files, sim_dir) == [0x34000000] * 2 * facts.parameters["chains"]
+
+
+def test_the_regression_notices_a_last_place_misplaced(emitted: Emit, tmp_path: Path) -> None:
+    """A mutant that lived once: 2^-23, then +1, then -1 left 2^-25, and nothing else told it."""
+    files = emitted(UNIT, "m2xfp-fp32")
+    right, wrong = "assign zeros_4_4[1] = ~zeros_any_6_2;", "assign zeros_4_4[1] = 1'h1;"
+    verilog = files.verilog.read_text()
+    assert verilog.count(right) == 1
+    (tmp_path / "fault.v").write_text(verilog.replace(right, wrong))
+    fault = replace(files, verilog=tmp_path / "fault.v")
+    assert {*sums_of_last_places(fault, tmp_path)} == {0x33000000}
+    simulator = BulkSimulator(fault, build_dir=tmp_path)
+    cases = pair_stimulus.regression(simulator.facts)
+    [case] = [case for case in cases if case.name == "last places"]
+    with pytest.raises(AssertionError, match="last places: o differs"):
+        check_case(simulator, case)
 
 
 @pytest.mark.slow
