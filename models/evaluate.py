@@ -22,15 +22,10 @@ from m2xfp.errors import InputError
 from m2xfp.files import read_sealed, sources_digest, write_sealed
 from m2xfp.golden.formats.format import Format, get_format
 from m2xfp.models.arithmetic import FLOAT, Arithmetic
+from m2xfp.models.attention import QuantAttention
+from m2xfp.models.inputs import input_quantizer, weight_format
 from m2xfp.models.lm import WEIGHTS, load_model
-from m2xfp.models.quantized import (
-    QuantAttention,
-    check_layers,
-    input_quantizer,
-    quantize_model,
-    set_arithmetic,
-    weight_format,
-)
+from m2xfp.models.quantized import check_layers, quantize_model, set_arithmetic
 from m2xfp.models.split import is_split
 
 __all__ = [

@@ -16,7 +16,9 @@ from m2xfp.golden.formats.format import INPUT_DTYPES, Format, get_format
 from m2xfp.golden.formats.packed import PLANES, PackedTensor
 from m2xfp.golden.formats.stacked import StackedTensor
 from m2xfp.golden.formats.tensor_file import read_tensor_header, read_tensors
+from m2xfp.models.inputs import InputQuantizer, input_quantizer
 from m2xfp.models.layers import is_transposed_linear
+from m2xfp.models.linear import QuantLinear, quant_layers
 from m2xfp.models.lm import LanguageModel, skeleton
 from m2xfp.models.operands import (
     QuantMultiheadAttention,
@@ -27,14 +29,7 @@ from m2xfp.models.operands import (
     watched_inputs,
     watched_weights,
 )
-from m2xfp.models.quantized import (
-    InputQuantizer,
-    QuantLinear,
-    input_projections,
-    input_quantizer,
-    quant_layers,
-    replace_module,
-)
+from m2xfp.models.quantized import input_projections, replace_module
 from m2xfp.plain import parse_json, read_json, typed
 
 __all__ = [

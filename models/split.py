@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, distributed, nn
 
 from m2xfp.golden.formats.parallel import Share, gather_columns
-from m2xfp.models.quantized import QuantLinear, replace_module
+from m2xfp.models.linear import QuantLinear
+from m2xfp.models.quantized import replace_module
 
 __all__ = ["SplitLinear", "is_split", "split_model"]
 

@@ -35,8 +35,9 @@ from m2xfp.models.evaluate import (
     spread,
     window_nats,
 )
+from m2xfp.models.linear import QuantLinear
 from m2xfp.models.lm import HELD_OUT, LanguageModel, ModelConfig, save_model
-from m2xfp.models.quantized import QuantLinear, linear_layers, quantize_model
+from m2xfp.models.quantized import linear_layers, quantize_model
 from m2xfp.models.tasks import _documents
 from m2xfp.models.texts import read_text
 from m2xfp.results import write_figures
