@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from m2xfp.golden.formats.format import Format, get_format
 from m2xfp.models.arithmetic import FLOAT, Arithmetic
 from m2xfp.models.inputs import on_the_fly, per_token
+from m2xfp.models.rotations import InputRotation, online_block
 
 __all__ = ["QuantAttention"]
 
@@ -29,6 +30,9 @@ class QuantAttention(TorchFunctionMode):
         Formats, by name or as made by ``get_format``.
     arithmetic
         How to multiply, as for ``QuantLinear``.
+    seed
+        Rotate queries and keys by Hadamard blocks with signs of this seed before they are
+        quantized: the width of a head must be a multiple of 32. None for no rotation.
 
     Members
     -------
@@ -44,8 +48,10 @@ class QuantAttention(TorchFunctionMode):
         cache: Format | str = "m2xfp-weight",
         operands: Format | str = "m2xfp-act",
         arithmetic: Arithmetic | str = FLOAT,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
+        self.seed = seed
         self.cache = per_token(get_format(cache) if isinstance(cache, str) else cache, "cache")
         self.operands = on_the_fly(operands, "operands")
         if isinstance(arithmetic, str):
@@ -76,6 +82,9 @@ class QuantAttention(TorchFunctionMode):
     ) -> Tensor:
         """Compute softmax(Q' K'^T scale + mask)' V', the softmax in float32; no dropout."""
         factor = query.shape[-1] ** -0.5 if scale is None else scale
+        if self.seed is not None:
+            query, key, rest = self._rotated(query, key, self.seed)
+            factor *= rest
         scores = self._product(query, key, enable_gqa).float() * factor
         if is_causal:
             hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
@@ -88,6 +97,13 @@ class QuantAttention(TorchFunctionMode):
         # A query that sees no key at all (padding) gives zero, as the original does.
         probabilities = scores.softmax(-1).nan_to_num(0.0).to(query.dtype)
         return self._product(probabilities, value.transpose(-1, -2), enable_gqa)
+
+    def _rotated(self, query: Tensor, key: Tensor, seed: int) -> tuple[Tensor, Tensor, float]:
+        """Return queries and keys rotated, and what their products are to be multiplied by."""
+        width = query.shape[-1]
+        rotation = InputRotation(width, online_block(width), seed)
+        rotate = rotation.as_hardware if self.arithmetic.hardware else rotation.values
+        return rotate(query), rotate(key), rotation.product_factor
 
     def _product(self, left: Tensor, right: Tensor, shared: bool) -> Tensor:
         """Return left' [..., H, M, K] times the rows of right' [..., h, N, K].

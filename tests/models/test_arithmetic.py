@@ -13,12 +13,13 @@ from m2xfp.errors import InputError
 from m2xfp.golden import computing, dot, get_format, matmul
 from m2xfp.models.arithmetic import Arithmetic
 from m2xfp.models.attention import QuantAttention
-from m2xfp.models.evaluate import Case, cut_windows, quantized, window_nats
+from m2xfp.models.evaluate import Case, quantized, window_nats
 from m2xfp.models.inputs import InputQuantizer
 from m2xfp.models.linear import QuantLinear
 from m2xfp.models.lm import HELD_OUT, LanguageModel, as_tokens, load_model
 from m2xfp.models.packed_model import load_quantized, save_quantized
 from m2xfp.models.quantized import quantize_model, set_arithmetic
+from m2xfp.models.windows import cut_windows
 from m2xfp.synth.studies.linear_layers import linear_layers_by
 from m2xfp.tb.linear import golden_linear
 

@@ -1,0 +1,189 @@
+"""Scales of channels as a step: what is hard to quantize moves between inputs and weights.
+
+The inputs of layers are divided by s and their weights multiplied, channel by channel, so that the
+model stays what it is. The division goes into the norm in front, or into the layer that makes the
+values (``up_proj`` of ``down_proj``). ``smooth`` is SmoothQuant (arXiv 2211.10438): s from the
+largest magnitudes of both. ``awq`` is AWQ's search (arXiv 2306.00978): s is the mean magnitude to a
+power, and of several powers the one that changes the layers' outputs least, here with weights and
+inputs quantized as they will be, and together with a factor on all channels, since a shared scale
+that is a power of two holds values best that lie well between two of these.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+from m2xfp.errors import InputError
+from m2xfp.golden.formats.format import Format
+from m2xfp.models.recipes.recipe import Awq, Smooth
+from m2xfp.models.recipes.structure import Norm, Structure, logits, observe, watching
+from m2xfp.models.rotations import input_rotations, stream_rotation
+from m2xfp.models.windows import evenly
+
+__all__ = ["scale_channels"]
+
+
+@dataclass
+class _Site:
+    """Layers that read the same values, and what makes these.
+
+    Members
+    -------
+    readers
+        Names of the layers.
+    norm, maker
+        The norm that they read, or the name of the layer whose results reach them channel by
+        channel.
+    uniform
+        Whether all channels must have one scale: a rotation or heads that share values lie between.
+    """
+
+    readers: list[str]
+    norm: Norm | None
+    maker: str | None
+    uniform: bool
+
+
+_MAKERS = {"down_proj": "up_proj", "o_proj": "v_proj"}
+"""Layers by their own names, as Llama has them, whose inputs are linear in another's results."""
+
+
+def _sites(model: nn.Module, structure: Structure, names: list[str]) -> Iterator[_Site]:
+    """Yield where scales can go in between."""
+    rotated, modules = input_rotations(model), dict(model.named_modules())
+    turned = rotated or stream_rotation(model) is not None
+    for norm in structure.norms:
+        yield _Site(norm.readers, norm, None, any(name in rotated for name in norm.readers))
+    for writer in structure.writers:
+        parent, _, own = writer.rpartition(".")
+        maker = f"{parent}.{_MAKERS.get(own)}"
+        if writer in names and maker in modules:
+            whole = _weight(model, maker).shape[0] == _weight(model, writer).shape[1]
+            heads = own == "o_proj" and turned
+            yield _Site([writer], None, maker, writer in rotated or heads or not whole)
+
+
+@torch.no_grad()
+def scale_channels(
+    model: nn.Module,
+    windows: Tensor,
+    names: list[str],
+    step: Awq | Smooth,
+    weights: Format | None,
+    inputs: Format | None,
+) -> None:
+    """Scale the channels that layers read, in place; the model's outputs stay up to rounding.
+
+    Parameters
+    ----------
+    model
+        With RMS norms; computed with in float32.
+    windows
+        Calibration tokens [n, length].
+    names
+        Layers that will be quantized.
+    step
+        How to choose the scales.
+    weights, inputs
+        Formats that the search of ``awq`` quantizes with.
+
+    Raises
+    ------
+    InputError
+        A model of another structure, or no format for ``awq`` to search with.
+    """
+    if isinstance(step, Awq) and weights is None and inputs is None:
+        raise InputError("awq: the search needs a format of the weights or of the activations")
+    structure = observe(model, windows[:1])
+    sites = list(_sites(model, structure, names))
+    if not sites:
+        raise InputError(
+            f"{type(model).__name__} has no place for scales of channels: no layer reads a norm"
+        )
+    seen: dict[str, list[Tensor]] = {}
+    a_window = -(-step.rows // len(windows))
+
+    def see(name: str, given: Tensor, _: object) -> None:
+        rows = given.flatten(0, -2)
+        seen.setdefault(name, []).append(rows[evenly(len(rows), a_window)])
+
+    firsts = {site.readers[0]: model.get_submodule(site.readers[0]) for site in sites}
+    with watching(firsts, see):
+        for window in windows:
+            logits(model, window[None])
+    for site in sites:
+        x = torch.cat(seen.pop(site.readers[0])).float()
+        held = [_weight(model, name) for name in site.readers]
+        if isinstance(step, Smooth):
+            scale = _smooth(x, held, 0.0 if site.uniform else step.strength)
+        else:
+            grid = 0 if site.uniform else step.grid
+            scale = _searched(x, held, grid, step.octave, weights, inputs)
+        _apply(model, site, scale)
+
+
+def _weight(model: nn.Module, name: str) -> Tensor:
+    weight = model.get_submodule(name).weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _centred(scale: Tensor) -> Tensor:
+    """Return scales around 1; channels that are always zero keep theirs."""
+    scale = torch.where(scale > 0, scale, 1.0)
+    return (scale / (scale.amax() * scale.amin()).sqrt()).clamp(2.0**-10, 2.0**10)
+
+
+def _smooth(x: Tensor, weights: list[Tensor], strength: float) -> Tensor:
+    if not strength:
+        return torch.ones_like(x[0])
+    inputs = x.abs().amax(0)
+    largest = torch.stack([w.float().abs().amax(0) for w in weights]).amax(0)
+    both = (inputs > 0) & (largest > 0)
+    found = inputs.pow(strength) / largest.clamp(min=1e-20).pow(1 - strength)
+    return _centred(torch.where(both, found, 0.0))
+
+
+def _searched(
+    x: Tensor,
+    weights: list[Tensor],
+    grid: int,
+    octave: int,
+    fmt: Format | None,
+    inputs: Format | None,
+) -> Tensor:
+    """Return the scales under which the outputs change least."""
+    mean = x.abs().mean(0)
+    target = [x @ w.float().T for w in weights]
+    best, least = torch.ones_like(mean), torch.inf
+    for part, step in product(range(grid + 1), range(octave)):
+        power = _centred(mean.pow(part / grid)) if part else torch.ones_like(mean)
+        scale = power * 2.0 ** (-step / octave)
+        given = x / scale
+        given = given if inputs is None else inputs.fake_quantize(given)
+        loss = 0.0
+        for weight, wanted in zip(weights, target, strict=True):
+            scaled = weight.float() * scale
+            held = scaled if fmt is None else fmt.fake_quantize(scaled)
+            loss += float((given @ held.T - wanted).square().sum())
+        if loss < least:
+            best, least = scale, loss
+    return best
+
+
+def _apply(model: nn.Module, site: _Site, scale: Tensor) -> None:
+    if site.norm is not None:
+        site.norm.set_gain(site.norm.gain() / scale)
+    if site.maker is not None:
+        layer = model.get_submodule(site.maker)
+        weight = _weight(model, site.maker)
+        made = scale[:1].expand(len(weight)) if site.uniform else scale
+        weight.copy_(weight / made[:, None])
+        if isinstance(bias := getattr(layer, "bias", None), Tensor):
+            bias.copy_(bias / made)
+    for name in site.readers:
+        weight = _weight(model, name)
+        weight.copy_(weight * scale)
