@@ -107,6 +107,11 @@ class InputRotation:
         factor = 2.0**self._shift / math.sqrt(self.block)
         return round_once(self._rotation(widen(weight)) * factor, weight.dtype)
 
+    def unrotated(self, weight: Tensor) -> Tensor:
+        """Return the weight [out, width] of which ``weight`` makes this one, up to rounding."""
+        factor = math.sqrt(self.block) * 2.0**-self._shift
+        return round_once(self._rotation.inverse(widen(weight)) * factor, weight.dtype)
+
     def as_hardware(self, x: Tensor) -> Tensor:
         """Return what the hardware makes of x, which it reads as bfloat16; in the type of x."""
         blocks = x.to(torch.bfloat16).unflatten(-1, (-1, self.block))

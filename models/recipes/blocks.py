@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from m2xfp.errors import InputError
 from m2xfp.golden.formats.format import Format
+from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.models.arithmetic import Arithmetic
 from m2xfp.models.inputs import InputQuantizer
 from m2xfp.models.layers import is_plain_linear
@@ -24,6 +25,10 @@ from m2xfp.models.recipes.structure import find_blocks, logits, watching
 from m2xfp.progress import track
 
 __all__ = ["quantize_blocks"]
+
+
+_BATCH = 8
+"""Windows a pass."""
 
 
 class _StopError(Exception):
@@ -51,7 +56,7 @@ class _Call:
 
 
 def _calls(model: nn.Module, block: nn.Module, windows: Tensor) -> list[_Call]:
-    """Return the calls of the first block, one for each window."""
+    """Return the calls of the first block, one for a few windows."""
     found: list[_Call] = []
 
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -62,9 +67,9 @@ def _calls(model: nn.Module, block: nn.Module, windows: Tensor) -> list[_Call]:
 
     handle = block.register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        for window in windows:
+        for part in windows.split(_BATCH):
             try:
-                logits(model, window[None])
+                logits(model, part)
             except _StopError:
                 continue
             raise InputError(f"{type(model).__name__} does not call its blocks one by one")
@@ -73,7 +78,7 @@ def _calls(model: nn.Module, block: nn.Module, windows: Tensor) -> list[_Call]:
     return found
 
 
-def _stages(block: nn.Module, call: _Call, own: dict[str, nn.Module]) -> list[list[str]]:
+def _stages(block: nn.Module, call: _Call, own: Mapping[str, nn.Module]) -> list[list[str]]:
     """Return layers in the order in which they run, those together that read one tensor."""
     stages: list[list[str]] = []
     last: list[Tensor] = []
@@ -165,31 +170,45 @@ def quantize_blocks(
     for index, block in track(list(enumerate(blocks)), desc="gptq", quiet=not progress):
         prefix = f"{place}.{index}."
         own = {
-            name.removeprefix(prefix): model.get_submodule(name)
+            name.removeprefix(prefix): cast(nn.Linear, model.get_submodule(name))
             for name in names
             if name.startswith(prefix) and is_plain_linear(model.get_submodule(name))
         }
         before = deepcopy(block) if step.original else None
         for stage in _stages(block, calls[0], own) if own else []:
             moments = _moments(block, before, stage[0], calls, originals, inputs, attention)
-            for name in stage:
-                layer = own[name]
-                assert isinstance(layer, nn.Linear)
+            # Layers that read the same have one Hessian: their rows are those of one weight, but
+            # where a tensor scale is that of each.
+            parts = [[name] for name in stage] if weights.level == "auto" else [stage]
+            for part in parts:
+                layers = [own[name] for name in part]
+                whole = torch.cat([layer.weight for layer in layers])
                 packed = compensated(
-                    layer.weight,
+                    whole,
                     moments,
                     weights,
                     step.damping,
                     step.order,
                     step.shrink,
-                    prefix + name,
+                    prefix + part[0],
                 )
-                new = QuantLinear(layer.weight, layer.bias, packed, inputs, arithmetic)
-                replace_module(model, layer, new)
+                for layer, rows in zip(layers, _row_parts(packed, layers), strict=True):
+                    new = QuantLinear(layer.weight, layer.bias, rows, inputs, arithmetic)
+                    replace_module(model, layer, new)
         for at, call in enumerate(calls):
             with attention():
                 calls[at] = call.after(call.of(block))
             originals[at] = originals[at].after(originals[at].of(before)) if before else calls[at]
+
+
+def _row_parts(packed: PackedTensor, layers: list[nn.Linear]) -> Iterator[PackedTensor]:
+    """Yield the rows of a packed weight that are each layer's."""
+    start = 0
+    for layer in layers:
+        rows = slice(start, start + layer.out_features)
+        planes = {name: p[rows] if p.ndim else p for name, p in packed.planes().items()}
+        yield replace(packed, shape=layer.weight.shape, **planes)
+        start = rows.stop
 
 
 def _moments(

@@ -19,6 +19,7 @@ of GPTAQ, arXiv 2504.02692, in closed form.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -233,18 +234,42 @@ def _by_columns(own: Tensor, here: Tensor, packed: PackedTensor) -> tuple[Packed
     if steps is None:
         error = own - packed.dequantize(torch.float32).double()
         return packed, torch.linalg.solve_triangular(here, error, upper=True, left=False)
-    element, coder = packed.format.block.element, packed.format.coder
-    assert isinstance(coder, ScaledCoder)
+    element = packed.format.block.element
+    codes, values, bounds = _table(packed.format, own.device)
     rest, error = own.clone(), torch.zeros_like(own)
     found = unpack_bits(packed.codes, element.bits, packed.format.block.group)
+    divisors = torch.where(steps > 0, steps, torch.inf)
     for column in range(own.shape[1]):
-        step, value = steps[:, column], rest[:, column]
-        scaled = torch.where(step > 0, value / step, 0.0)
-        codes = encode(scaled, element, coder.refinement.ties)
-        found[:, column] = codes
-        error[:, column] = (value - decode(codes, element) * step) / here[column, column]
-        rest[:, column + 1 :] -= error[:, column, None] * here[column, column + 1 :]
+        value = rest[:, column]
+        place = torch.bucketize(value / divisors[:, column], bounds)
+        found[:, column] = codes[place]
+        error[:, column] = (value - values[place] * steps[:, column]) / here[column, column]
+        rest[:, column + 1 :].addr_(error[:, column], here[column, column + 1 :], alpha=-1)
     return replace(packed, codes=pack_bits(found, element.bits)), error
+
+
+@cache
+def _table(fmt: Format, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return codes of elements by rising value, their values, and the bounds between them.
+
+    A value on a bound belongs to the lower code. Bounds are where the format's own rounding has
+    them, ties included.
+    """
+    element, coder = fmt.block.element, fmt.coder
+    assert isinstance(coder, ScaledCoder)
+    codes = torch.arange(1 << element.bits)
+    values = decode(codes, element)
+    made = values.isfinite() & (encode(values.nan_to_num(), element) == codes)
+    codes, values = codes[made], values[made]
+    ends = torch.tensor([-torch.inf, torch.inf], dtype=torch.float64)
+    # Of equal values, which are zeros, the first is the one that a small negative number gets.
+    key = torch.where(torch.signbit(values) & (values == 0), -(2.0**-60), values)
+    order = key.argsort(stable=True)
+    codes, values = codes[order], values[order]
+    middles = (values[1:] + values[:-1]) / 2
+    upper = encode(middles, element, coder.refinement.ties) == codes[1:]
+    bounds = torch.where(upper, torch.nextafter(middles, ends[0]), middles)
+    return codes.to(device), values.to(device), bounds.to(device)
 
 
 def _steps(packed: PackedTensor) -> Tensor | None:

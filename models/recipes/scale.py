@@ -20,7 +20,7 @@ from m2xfp.errors import InputError
 from m2xfp.golden.formats.format import Format
 from m2xfp.models.recipes.recipe import Awq, Smooth
 from m2xfp.models.recipes.structure import Norm, Structure, logits, observe, watching
-from m2xfp.models.rotations import input_rotations, stream_rotation
+from m2xfp.models.rotations import InputRotation, input_rotations, stream_rotation
 from m2xfp.models.windows import evenly
 
 __all__ = ["scale_channels"]
@@ -37,14 +37,18 @@ class _Site:
     norm, maker
         The norm that they read, or the name of the layer whose results reach them channel by
         channel.
+    rotation
+        What rotates the values in front of the layers, behind the scales.
     uniform
-        Whether all channels must have one scale: a rotation or heads that share values lie between.
+        Whether all channels must have one scale, since rotated heads, or heads that share values,
+        lie between.
     """
 
     readers: list[str]
     norm: Norm | None
     maker: str | None
-    uniform: bool
+    rotation: InputRotation | None
+    uniform: bool = False
 
 
 _MAKERS = {"down_proj": "up_proj", "o_proj": "v_proj"}
@@ -54,16 +58,17 @@ _MAKERS = {"down_proj": "up_proj", "o_proj": "v_proj"}
 def _sites(model: nn.Module, structure: Structure, names: list[str]) -> Iterator[_Site]:
     """Yield where scales can go in between."""
     rotated, modules = input_rotations(model), dict(model.named_modules())
-    turned = rotated or stream_rotation(model) is not None
     for norm in structure.norms:
-        yield _Site(norm.readers, norm, None, any(name in rotated for name in norm.readers))
+        found = {rotated.get(name) for name in norm.readers}
+        if len(found) == 1:
+            yield _Site(norm.readers, norm, None, found.pop())
     for writer in structure.writers:
         parent, _, own = writer.rpartition(".")
         maker = f"{parent}.{_MAKERS.get(own)}"
         if writer in names and maker in modules:
             whole = _weight(model, maker).shape[0] == _weight(model, writer).shape[1]
-            heads = own == "o_proj" and turned
-            yield _Site([writer], None, maker, writer in rotated or heads or not whole)
+            heads = own == "o_proj" and stream_rotation(model) is not None
+            yield _Site([writer], None, maker, rotated.get(writer), heads or not whole)
 
 
 @torch.no_grad()
@@ -111,17 +116,16 @@ def scale_channels(
         seen.setdefault(name, []).append(rows[evenly(len(rows), a_window)])
 
     firsts = {site.readers[0]: model.get_submodule(site.readers[0]) for site in sites}
-    with watching(firsts, see):
+    with watching(firsts, see, first=True):
         for window in windows:
             logits(model, window[None])
     for site in sites:
         x = torch.cat(seen.pop(site.readers[0])).float()
-        held = [_weight(model, name) for name in site.readers]
+        held = [_unrotated(_weight(model, name), site) for name in site.readers]
         if isinstance(step, Smooth):
             scale = _smooth(x, held, 0.0 if site.uniform else step.strength)
         else:
-            grid = 0 if site.uniform else step.grid
-            scale = _searched(x, held, grid, step.octave, weights, inputs)
+            scale = _searched(x, held, site, step, weights, inputs)
         _apply(model, site, scale)
 
 
@@ -147,11 +151,19 @@ def _smooth(x: Tensor, weights: list[Tensor], strength: float) -> Tensor:
     return _centred(torch.where(both, found, 0.0))
 
 
+def _unrotated(weight: Tensor, site: _Site) -> Tensor:
+    return weight if site.rotation is None else site.rotation.unrotated(weight)
+
+
+def _rotated(weight: Tensor, site: _Site) -> Tensor:
+    return weight if site.rotation is None else site.rotation.weight(weight)
+
+
 def _searched(
     x: Tensor,
     weights: list[Tensor],
-    grid: int,
-    octave: int,
+    site: _Site,
+    step: Awq,
     fmt: Format | None,
     inputs: Format | None,
 ) -> Tensor:
@@ -159,14 +171,15 @@ def _searched(
     mean = x.abs().mean(0)
     target = [x @ w.float().T for w in weights]
     best, least = torch.ones_like(mean), torch.inf
-    for part, step in product(range(grid + 1), range(octave)):
+    grid = 0 if site.uniform else step.grid
+    for part, octave in product(range(grid + 1), range(step.octave)):
         power = _centred(mean.pow(part / grid)) if part else torch.ones_like(mean)
-        scale = power * 2.0 ** (-step / octave)
-        given = x / scale
+        scale = power * 2.0 ** (-octave / step.octave)
+        given = x / scale if site.rotation is None else site.rotation.values(x / scale)
         given = given if inputs is None else inputs.fake_quantize(given)
         loss = 0.0
         for weight, wanted in zip(weights, target, strict=True):
-            scaled = weight.float() * scale
+            scaled = _rotated(weight.float() * scale, site)
             held = scaled if fmt is None else fmt.fake_quantize(scaled)
             loss += float((given @ held.T - wanted).square().sum())
         if loss < least:
@@ -186,4 +199,4 @@ def _apply(model: nn.Module, site: _Site, scale: Tensor) -> None:
             bias.copy_(bias / made)
     for name in site.readers:
         weight = _weight(model, name)
-        weight.copy_(weight * scale)
+        weight.copy_(_rotated(_unrotated(weight, site) * scale, site))

@@ -3,7 +3,7 @@
 It is found by watching the model read a few tokens, not by the model's class.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -126,7 +126,7 @@ def _linear(model: nn.Module, prefix: str) -> dict[str, nn.Linear]:
 
 @contextmanager
 def watching(
-    modules: dict[str, nn.Module],
+    modules: Mapping[str, nn.Module],
     see: Callable[[str, Tensor, Any], None],
     first: bool = False,
 ) -> Iterator[None]:
@@ -193,7 +193,7 @@ def observe(model: nn.Module, tokens: Tensor) -> Structure:
         kept.append(given)
         read[name] = id(given)
 
-    with watching(norms, see_norm), watching(dict(linear), see_linear, first=True):
+    with watching(norms, see_norm), watching(linear, see_linear, first=True):
         logits(model, tokens)
     width = next((e.embedding_dim for e in embeddings.values()), 0)
     fitting = [name for name, e in embeddings.items() if e.embedding_dim == width]
