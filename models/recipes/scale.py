@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from m2xfp.errors import InputError
 from m2xfp.golden.formats.format import Format
 from m2xfp.models.recipes.recipe import Awq, Smooth
-from m2xfp.models.recipes.structure import Norm, Structure, logits, observe, watching
+from m2xfp.models.recipes.structure import Norm, Structure, heads_of, logits, observe, watching
 from m2xfp.models.rotations import InputRotation, input_rotations, stream_rotation
 from m2xfp.models.windows import evenly
 
@@ -39,16 +39,16 @@ class _Site:
         channel.
     rotation
         What rotates the values in front of the layers, behind the scales.
-    uniform
-        Whether all channels must have one scale, since rotated heads, or heads that share values,
-        lie between.
+    channels
+        Which of the maker's results each value of the layers is, where heads share them: int64
+        [in]; all zero where all must have one scale, since rotated heads lie between.
     """
 
     readers: list[str]
     norm: Norm | None
     maker: str | None
     rotation: InputRotation | None
-    uniform: bool = False
+    channels: Tensor | None = None
 
 
 _MAKERS = {"down_proj": "up_proj", "o_proj": "v_proj"}
@@ -58,6 +58,7 @@ _MAKERS = {"down_proj": "up_proj", "o_proj": "v_proj"}
 def _sites(model: nn.Module, structure: Structure, names: list[str]) -> Iterator[_Site]:
     """Yield where scales can go in between."""
     rotated, modules = input_rotations(model), dict(model.named_modules())
+    heads = {reader: width for _, reader, width in heads_of(model, structure)}
     for norm in structure.norms:
         found = {rotated.get(name) for name in norm.readers}
         if len(found) == 1:
@@ -66,9 +67,17 @@ def _sites(model: nn.Module, structure: Structure, names: list[str]) -> Iterator
         parent, _, own = writer.rpartition(".")
         maker = f"{parent}.{_MAKERS.get(own)}"
         if writer in names and maker in modules:
-            whole = _weight(model, maker).shape[0] == _weight(model, writer).shape[1]
-            heads = own == "o_proj" and stream_rotation(model) is not None
-            yield _Site([writer], None, maker, rotated.get(writer), heads or not whole)
+            made, read = _weight(model, maker).shape[0], _weight(model, writer).shape[1]
+            channels = None
+            if own == "o_proj" and stream_rotation(model) is not None:
+                channels = torch.zeros(read, dtype=torch.int64)
+            elif made != read:
+                if writer not in heads:
+                    continue
+                place = torch.arange(read)
+                head = place // heads[writer] // (read // made)
+                channels = head * heads[writer] + place % heads[writer]
+            yield _Site([writer], None, maker, rotated.get(writer), channels)
 
 
 @torch.no_grad()
@@ -123,7 +132,7 @@ def scale_channels(
         x = torch.cat(seen.pop(site.readers[0])).float()
         held = [_unrotated(_weight(model, name), site) for name in site.readers]
         if isinstance(step, Smooth):
-            scale = _smooth(x, held, 0.0 if site.uniform else step.strength)
+            scale = _smooth(x, held, site, step.strength)
         else:
             scale = _searched(x, held, site, step, weights, inputs)
         _apply(model, site, scale)
@@ -141,11 +150,20 @@ def _centred(scale: Tensor) -> Tensor:
     return (scale / (scale.amax() * scale.amin()).sqrt()).clamp(2.0**-10, 2.0**10)
 
 
-def _smooth(x: Tensor, weights: list[Tensor], strength: float) -> Tensor:
-    if not strength:
-        return torch.ones_like(x[0])
-    inputs = x.abs().amax(0)
-    largest = torch.stack([w.float().abs().amax(0) for w in weights]).amax(0)
+def _shared(values: Tensor, site: _Site) -> Tensor:
+    """Return the mean of what channels have that must have one scale."""
+    if site.channels is None:
+        return values
+    channels = site.channels.to(values.device)
+    count = int(channels.max()) + 1
+    empty = values.new_zeros(count)
+    total = empty.index_add(0, channels, values)
+    return (total / empty.index_add(0, channels, torch.ones_like(values)))[channels]
+
+
+def _smooth(x: Tensor, weights: list[Tensor], site: _Site, strength: float) -> Tensor:
+    inputs = _shared(x.abs().amax(0), site)
+    largest = _shared(torch.stack([w.float().abs().amax(0) for w in weights]).amax(0), site)
     both = (inputs > 0) & (largest > 0)
     found = inputs.pow(strength) / largest.clamp(min=1e-20).pow(1 - strength)
     return _centred(torch.where(both, found, 0.0))
@@ -168,12 +186,11 @@ def _searched(
     inputs: Format | None,
 ) -> Tensor:
     """Return the scales under which the outputs change least."""
-    mean = x.abs().mean(0)
+    mean = _shared(x.abs().mean(0), site)
     target = [x @ w.float().T for w in weights]
     best, least = torch.ones_like(mean), torch.inf
-    grid = 0 if site.uniform else step.grid
-    for part, octave in product(range(grid + 1), range(step.octave)):
-        power = _centred(mean.pow(part / grid)) if part else torch.ones_like(mean)
+    for part, octave in product(range(step.grid + 1), range(step.octave)):
+        power = _centred(mean.pow(part / step.grid)) if part else torch.ones_like(mean)
         scale = power * 2.0 ** (-octave / step.octave)
         given = x / scale if site.rotation is None else site.rotation.values(x / scale)
         given = given if inputs is None else inputs.fake_quantize(given)
@@ -193,7 +210,11 @@ def _apply(model: nn.Module, site: _Site, scale: Tensor) -> None:
     if site.maker is not None:
         layer = model.get_submodule(site.maker)
         weight = _weight(model, site.maker)
-        made = scale[:1].expand(len(weight)) if site.uniform else scale
+        made = scale
+        if site.channels is not None:
+            made = scale.new_empty(len(weight))
+            made[:] = scale[0]  # of all of them, or
+            made[site.channels.to(scale.device)] = scale
         weight.copy_(weight / made[:, None])
         if isinstance(bias := getattr(layer, "bias", None), Tensor):
             bias.copy_(bias / made)
