@@ -5,7 +5,7 @@ from typing import Any
 
 from m2xfp.errors import InputError
 from m2xfp.extras import require
-from m2xfp.models.quantized import QuantLinear
+from m2xfp.models.linear import QuantLinear
 
 __all__ = ["for_packed_layers"]
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from m2xfp.golden import get_format, matmul
 from m2xfp.models.bench import seconds
-from m2xfp.models.quantized import InputQuantizer, QuantLinear
+from m2xfp.models.inputs import InputQuantizer
+from m2xfp.models.linear import QuantLinear
 from m2xfp.results import read_figures
 from m2xfp.tables import aligned_table
 

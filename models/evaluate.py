@@ -7,8 +7,8 @@ process gets all losses, and they are those of a single process, since the passe
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from hashlib import sha256
 from pathlib import Path
@@ -22,15 +22,12 @@ from m2xfp.errors import InputError
 from m2xfp.files import read_sealed, sources_digest, write_sealed
 from m2xfp.golden.formats.format import Format, get_format
 from m2xfp.models.arithmetic import FLOAT, Arithmetic
+from m2xfp.models.attention import QuantAttention
+from m2xfp.models.inputs import input_quantizer, weight_format
 from m2xfp.models.lm import WEIGHTS, load_model
-from m2xfp.models.quantized import (
-    QuantAttention,
-    check_layers,
-    input_quantizer,
-    quantize_model,
-    set_arithmetic,
-    weight_format,
-)
+from m2xfp.models.quantized import check_layers, quantize_model, set_arithmetic
+from m2xfp.models.recipes.apply import apply_recipe
+from m2xfp.models.recipes.recipe import Recipe
 from m2xfp.models.split import is_split
 
 __all__ = [
@@ -41,13 +38,10 @@ __all__ = [
     "bundled_losses",
     "check_attention",
     "check_cases",
-    "cut_windows",
-    "evenly",
     "head_layers",
     "parse_format",
     "perplexity",
     "quantized",
-    "spread",
     "sweep_cases",
     "window_nats",
 ]
@@ -79,6 +73,8 @@ class Case:
         Format of queries and probabilities, where ``cache`` is given.
     arithmetic
         How quantized layers and attention multiply.
+    recipe
+        Steps that prepare the model, where there are any; its formats do not count here.
     """
 
     weights: Format | None = None
@@ -86,6 +82,7 @@ class Case:
     cache: Format | None = None
     operands: Format | None = None
     arithmetic: Arithmetic = FLOAT
+    recipe: Recipe | None = None
 
     def __post_init__(self) -> None:
         """Refuse formats that search where values are quantized on the fly, or do not multiply."""
@@ -122,7 +119,17 @@ class Case:
         """Return the context that quantizes the attention."""
         if self.cache is None or self.operands is None:
             raise InputError("attention needs a format for the cache and one for the operands")
-        return QuantAttention(self.cache, self.operands, self.arithmetic)
+        rotate = None if self.recipe is None else self.recipe.rotate
+        seed = rotate.seed if rotate is not None and rotate.cache else None
+        return QuantAttention(self.cache, self.operands, self.arithmetic, seed)
+
+    def as_recipe(self) -> Recipe:
+        """Return the recipe of the case with its formats; InputError if it has no steps."""
+        if self.recipe is None:
+            raise InputError("the case has no steps, so there is no recipe of it")
+        names = ("weights", "activations", "cache", "operands")
+        formats = {name: self.facts[name] for name in names}
+        return replace(self.recipe, **{n: None if f == "none" else f for n, f in formats.items()})
 
     @property
     def quantizes(self) -> bool:
@@ -140,6 +147,8 @@ class Case:
         }
         if self.arithmetic.hardware:
             facts |= {"arithmetic": "hardware", "accumulator": self.arithmetic.accumulator}
+        if self.recipe is not None:
+            facts |= {"steps": self.recipe.label}
         return facts
 
     @property
@@ -151,6 +160,8 @@ class Case:
         texts = [f"{short} {_label(fmt)}" for short, fmt in parts.items() if fmt]
         if self.arithmetic.hardware:
             texts.append(f"hardware {self.arithmetic.accumulator}")
+        if self.recipe is not None:
+            texts.append(f"after {self.recipe.label}")
         return " ".join(texts)
 
     @property
@@ -165,7 +176,10 @@ FP = Case()
 
 
 def sweep_cases(
-    columns: Mapping[str, Sequence[str]], quantized: bool, how: Arithmetic = FLOAT
+    columns: Mapping[str, Sequence[str]],
+    quantized: bool,
+    how: Arithmetic = FLOAT,
+    recipe: Recipe | None = None,
 ) -> list[Case]:
     """Return the unquantized case, and one for each position of the columns.
 
@@ -178,12 +192,19 @@ def sweep_cases(
         Whether the model is quantized already, so that only its attention can be.
     how
         Arithmetic of the products, of every case but the first.
+    recipe
+        Steps that prepare every case but the first.
 
     Raises
     ------
     InputError
         Formats that do not go together.
     """
+    if recipe is not None:
+        if quantized:
+            raise InputError("the model is quantized already; steps prepare one that is not")
+        cases = sweep_cases(columns, quantized, how)
+        return [case if case == FP else replace(case, recipe=recipe) for case in cases]
     given = {name: values for name, values in columns.items() if values}
     if quantized:
         if given.keys() - {"cache", "operands"}:
@@ -249,43 +270,6 @@ def check_attention(model: nn.Module, cases: Iterable[Case]) -> None:
         )
 
 
-def cut_windows(tokens: Tensor, context: int) -> Tensor:
-    """Cut tokens [length] into windows [n, context], int64; the rest at the end is left out.
-
-    This is the usual protocol: the windows do not overlap, and the first token of each is given
-    and not predicted.
-
-    Raises
-    ------
-    InputError
-        If the text is shorter than one window, or a window has nothing to predict.
-    """
-    if context < 2:
-        raise InputError(f"context {context}; a window needs at least 2 tokens")
-    count = len(tokens) // context
-    if count < 1:
-        raise InputError(
-            f"the text has {len(tokens)} tokens, one window needs {context}; give a longer text or "
-            "a smaller context"
-        )
-    return tokens[: count * context].view(count, context).long()
-
-
-def evenly(total: int, count: int) -> list[int]:
-    """Return ``count`` of the numbers below ``total``, evenly spread, or all if there are no more.
-
-    They are cut into ``count`` equal parts, and the one in the middle of each is taken. Equal whole
-    steps would leave out the end: 260 of 509 would be the first 260.
-    """
-    count = min(count, total)
-    return [(2 * part + 1) * total // (2 * count) for part in range(count)]
-
-
-def spread(windows: Tensor, count: int) -> Tensor:
-    """Return ``count`` of the windows, evenly spread, or all of them if there are no more."""
-    return windows[evenly(len(windows), count)]
-
-
 @torch.no_grad()
 def window_nats(
     model: nn.Module,
@@ -347,7 +331,11 @@ def _input_device(model: nn.Module) -> torch.device:
 
 @contextmanager
 def quantized(
-    case: Case, model: nn.Module, skip: Iterable[str] = (), allow_nan: bool = False
+    case: Case,
+    model: nn.Module,
+    skip: Iterable[str] = (),
+    allow_nan: bool = False,
+    calibration: Tensor | None = None,
 ) -> Iterator[nn.Module]:
     """Quantize a model in place, and its attention for the time of the context.
 
@@ -357,14 +345,24 @@ def quantized(
         What to quantize.
     model, skip, allow_nan
         As for ``quantize_model``.
+    calibration
+        Windows of tokens for the steps of a recipe.
 
     Raises
     ------
     InputError
-        As for ``quantize_model``; or attention shall be quantized, and the model did not compute
-        it with ``scaled_dot_product_attention``.
+        As for ``quantize_model``, and for ``apply_recipe``; or attention shall be quantized, and
+        the model did not compute it with ``scaled_dot_product_attention``.
     """
-    if case.weights is not None or case.activations is not None:
+    if case.recipe is not None:
+        if calibration is None:
+            raise InputError("a recipe needs windows of a calibration text")
+        around = case.attention if case.cache is not None else nullcontext
+        formats = case.weights, case.activations
+        model = apply_recipe(
+            model, case.recipe, calibration, *formats, skip, case.arithmetic, around
+        )
+    elif case.weights is not None or case.activations is not None:
         model = quantize_model(
             model, case.weights, case.activations, skip, allow_nan, arithmetic=case.arithmetic
         )

@@ -17,6 +17,7 @@ from m2xfp.golden.formats.format import Format
 from m2xfp.golden.formats.packed import PLANES, PackedTensor
 from m2xfp.models.arithmetic import Arithmetic
 from m2xfp.models.evaluate import head_layers
+from m2xfp.models.inputs import input_quantizer, weight_format
 from m2xfp.models.layers import (
     Weight,
     check_weights,
@@ -24,6 +25,7 @@ from m2xfp.models.layers import (
     is_plain_linear,
     is_transposed_linear,
 )
+from m2xfp.models.linear import QuantLinear
 from m2xfp.models.operands import (
     decoded,
     is_watched,
@@ -31,14 +33,7 @@ from m2xfp.models.operands import (
     quantize_in_place,
     watch,
 )
-from m2xfp.models.quantized import (
-    QuantLinear,
-    input_quantizer,
-    quantized_linear,
-    replace_module,
-    set_arithmetic,
-    weight_format,
-)
+from m2xfp.models.quantized import quantized_linear, replace_module, set_arithmetic
 
 try:
     from transformers.core_model_loading import ConversionOps, WeightConverter

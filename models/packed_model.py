@@ -16,7 +16,9 @@ from m2xfp.golden.formats.format import INPUT_DTYPES, Format, get_format
 from m2xfp.golden.formats.packed import PLANES, PackedTensor
 from m2xfp.golden.formats.stacked import StackedTensor
 from m2xfp.golden.formats.tensor_file import read_tensor_header, read_tensors
+from m2xfp.models.inputs import InputQuantizer, input_quantizer
 from m2xfp.models.layers import is_transposed_linear, listed
+from m2xfp.models.linear import QuantLinear, quant_layers
 from m2xfp.models.lm import LanguageModel, skeleton
 from m2xfp.models.operands import (
     QuantMultiheadAttention,
@@ -27,13 +29,14 @@ from m2xfp.models.operands import (
     watched_inputs,
     watched_weights,
 )
-from m2xfp.models.quantized import (
-    InputQuantizer,
-    QuantLinear,
-    input_projections,
-    input_quantizer,
-    quant_layers,
-    replace_module,
+from m2xfp.models.quantized import input_projections, replace_module
+from m2xfp.models.rotations import (
+    InputRotation,
+    StreamRotation,
+    input_rotations,
+    rotate_input,
+    rotate_stream,
+    stream_rotation,
 )
 from m2xfp.plain import parse_json, read_json, typed
 
@@ -67,8 +70,8 @@ def save_quantized(path: str | os.PathLike[str], model: nn.Module) -> None:
     A quantized layer NAME has the tensors ``NAME.codes``, ``NAME.scales`` and, where the format
     has them, ``NAME.meta`` and ``NAME.tensor_scale``; a weight NAME.WEIGHT of a layer with code of
     its own has ``NAME.WEIGHT.codes`` and so on. Everything else is stored as it is. The header
-    ``m2xfp`` is JSON: formats, options and shape of each layer, and tensors that are another name
-    of a stored one.
+    ``m2xfp`` is JSON: formats, options and shape of each layer, rotations in front of layers and of
+    the residual stream, and tensors that are another name of a stored one.
 
     Raises
     ------
@@ -115,6 +118,10 @@ def save_quantized(path: str | os.PathLike[str], model: nn.Module) -> None:
         if layer.packed is not None:
             planes = layer.packed.planes()
             tensors |= {f"{name}.{plane}": t.cpu() for plane, t in planes.items()}
+    if rotations := input_rotations(model):
+        facts["rotations"] = {name: asdict(rotation) for name, rotation in rotations.items()}
+    if (stream := stream_rotation(model)) is not None:
+        facts["stream"] = asdict(stream)
     if isinstance(model, LanguageModel):
         facts["config"] = asdict(model.config)
     first: dict[tuple[Any, ...], str] = {}
@@ -280,6 +287,8 @@ class _Checkpoint:
     watched: dict[str, _WatchedFacts] = field(default_factory=dict)
     attentions: tuple[str, ...] = ()
     config: dict[str, Any] | None = None
+    rotations: dict[str, InputRotation] = field(default_factory=dict)
+    stream: StreamRotation | None = None
 
 
 _LAYER_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in INPUT_DTYPES}
@@ -376,6 +385,15 @@ def _restore(model: nn.Module, facts: _Checkpoint, tensors: dict[str, Tensor]) -
     for original, restored in layers.values():
         model = replace_module(model, original, restored)
     model.load_state_dict(tensors, assign=True)
+    for name, rotation in facts.rotations.items():
+        width = model.get_submodule(name).in_features
+        if width != rotation.width:
+            raise InputError(f"rotation of {rotation.width} values before {name}, of {width}")
+        rotate_input(model.get_submodule(name), rotation)
+    if facts.stream is not None:
+        if stream_rotation(model) is not None:
+            raise InputError("the stream of the model that was given is rotated already")
+        rotate_stream(model, facts.stream)
     return model
 
 

@@ -18,8 +18,9 @@ from torch.nn.utils import parametrize
 
 from m2xfp.errors import InputError
 from m2xfp.golden.formats.format import Format
+from m2xfp.models.inputs import FormatLike, input_quantizer, weight_format
 from m2xfp.models.layers import find_layers, is_plain_linear, is_transposed_linear, listed
-from m2xfp.models.quantized import FormatLike, input_quantizer, quantize_model, weight_format
+from m2xfp.models.quantized import quantize_model
 
 __all__ = ["finish_training", "prepare_training"]
 

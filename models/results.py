@@ -86,6 +86,8 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
     names = ["weights", "activations"]
     if any(record["cache"] != "none" for record in records):
         names += ["cache", "operands"]
+    if any("steps" in record for record in records):
+        names.append("steps")
     metrics = [
         (task, metric)
         for task, values in next((r["tasks"] for r in records if "tasks" in r), {}).items()
@@ -103,7 +105,7 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
         tasks = record.get("tasks")
         rows.append(
             [
-                *(record[name] for name in names),
+                *(record.get(name, "") for name in names),
                 "" if bits is None else f"{bits:g}",
                 *([_share(record)] if covered else []),
                 f"{record['perplexity']['value']:.4f}",

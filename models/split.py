@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, distributed, nn
 
 from m2xfp.golden.formats.parallel import Share, gather_columns
-from m2xfp.models.quantized import QuantLinear, replace_module
+from m2xfp.models.arithmetic import Arithmetic
+from m2xfp.models.linear import QuantLinear
+from m2xfp.models.quantized import replace_module
 
 __all__ = ["SplitLinear", "is_split", "split_model"]
 
@@ -35,6 +37,11 @@ class SplitLinear(nn.Module):
             part = self.share.take(packed)
             weight = torch.empty(part.shape, dtype=layer._like.dtype, device="meta")
         self.part = QuantLinear(weight, bias, part, layer.inputs, layer.arithmetic)
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """How the layer multiplies."""
+        return self.part.arithmetic
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""

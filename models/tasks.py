@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from m2xfp.errors import InputError, MissingToolError, UnknownNameError
-from m2xfp.models.evaluate import evenly
+from m2xfp.models.windows import evenly
 from m2xfp.progress import on_terminal
 
 __all__ = ["find_tasks", "run_tasks"]

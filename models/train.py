@@ -27,8 +27,9 @@ from torch.nn import functional as F  # noqa: N812 - the name PyTorch's document
 
 from m2xfp.errors import InputError, unreadable
 from m2xfp.files import atomic_path
-from m2xfp.models.evaluate import cut_windows, window_nats
+from m2xfp.models.evaluate import window_nats
 from m2xfp.models.lm import LanguageModel, ModelConfig, as_tokens
+from m2xfp.models.windows import cut_windows
 
 __all__ = ["TrainConfig", "learning_rate", "train"]
 

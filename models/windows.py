@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from m2xfp.errors import InputError
-from m2xfp.models.evaluate import cut_windows, spread
 
-__all__ = ["Windows", "cut"]
+__all__ = ["Windows", "cut", "cut_windows", "evenly", "spread"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,43 @@ class Windows:
             "words": words,
             "bytes": size,
         }
+
+
+def cut_windows(tokens: Tensor, context: int) -> Tensor:
+    """Cut tokens [length] into windows [n, context], int64; the rest at the end is left out.
+
+    This is the usual protocol: the windows do not overlap, and the first token of each is given
+    and not predicted.
+
+    Raises
+    ------
+    InputError
+        If the text is shorter than one window, or a window has nothing to predict.
+    """
+    if context < 2:
+        raise InputError(f"context {context}; a window needs at least 2 tokens")
+    count = len(tokens) // context
+    if count < 1:
+        raise InputError(
+            f"the text has {len(tokens)} tokens, one window needs {context}; give a longer text or "
+            "a smaller context"
+        )
+    return tokens[: count * context].view(count, context).long()
+
+
+def evenly(total: int, count: int) -> list[int]:
+    """Return ``count`` of the numbers below ``total``, evenly spread, or all if there are no more.
+
+    They are cut into ``count`` equal parts, and the one in the middle of each is taken. Equal whole
+    steps would leave out the end: 260 of 509 would be the first 260.
+    """
+    count = min(count, total)
+    return [(2 * part + 1) * total // (2 * count) for part in range(count)]
+
+
+def spread(windows: Tensor, count: int) -> Tensor:
+    """Return ``count`` of the windows, evenly spread, or all of them if there are no more."""
+    return windows[evenly(len(windows), count)]
 
 
 def cut(

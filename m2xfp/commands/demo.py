@@ -300,10 +300,10 @@ def command(
     from m2xfp.golden import get_format
     from m2xfp.golden.bits import to_bits
     from m2xfp.models.activations import layer_inputs
-    from m2xfp.models.evaluate import cut_windows, spread
     from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
     from m2xfp.models.quality import input_sqnr
     from m2xfp.models.quantized import linear_layers
+    from m2xfp.models.windows import cut_windows, spread
     from m2xfp.rtl.catalog import find_unit
     from m2xfp.rtl.verilog.emit import emit
     from m2xfp.synth.studies.linear_layers import run_linear

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from m2xfp.commands.options import COUNT, OUTPUT, OUTPUT_FOLDER, InputPath
+from m2xfp.commands.recipe_options import asked_recipe, recipe_options
 from m2xfp.extras import require
 
 if TYPE_CHECKING:
@@ -83,6 +85,7 @@ def _memory(
     metavar="NAME",
     help="Tensors, by name or pattern, that the checkpoint may lack or have beside the model's.",
 )
+@recipe_options
 @click.option("--head", is_flag=True, help="Quantize the layer that makes the logits too.")
 @click.option("--allow-nan", is_flag=True, help="Go on when weights hold NaN or infinity.")
 @click.option(
@@ -182,6 +185,7 @@ def command(
     limit: int | None,
     output: Path | None,
     save: Path | None,
+    **preparation: Any,
 ) -> None:
     r"""Perplexity of MODEL with its linear layers, and its attention, in number formats.
 
@@ -197,6 +201,7 @@ def command(
     m2xfp eval --activations mxfp4 --activations m2xfp-act -o build/eval
     m2xfp eval ~/models/Llama-3.2-1B --weights m2xfp-weight --activations m2xfp-act --text wikitext
     m2xfp eval smollm2 --context 1024 --weights m2xfp-weight --activations m2xfp-act
+    m2xfp eval --weights m2xfp-weight --activations m2xfp-act --steps rotate,gptq -o build/eval
     m2xfp eval --weights m2xfp-weight --save lm-packed.safetensors
     torchrun --no-python --nproc-per-node 4 m2xfp eval ~/models/Llama-3.1-8B --text wiki.test.raw
     """
@@ -207,15 +212,12 @@ def command(
         require("accelerate")
     if tasks and model is not None:  # the bundled model takes none, which is told below
         require("lm_eval")
+    from m2xfp.files import write_atomic
     from m2xfp.models.arithmetic import Arithmetic
     from m2xfp.models.checkpoints import dispatch, open_checkpoint
     from m2xfp.models.devices import find_device, joined_processes
-    from m2xfp.models.evaluate import (
-        check_attention,
-        check_cases,
-        head_layers,
-        sweep_cases,
-    )
+    from m2xfp.models.evaluate import check_attention, check_cases, head_layers, sweep_cases
+    from m2xfp.models.recipes.calibration import read_windows
     from m2xfp.models.tasks import find_tasks
     from m2xfp.models.texts import read_text
     from m2xfp.models.windows import cut
@@ -235,7 +237,14 @@ def command(
         "operands": operands,
     }
     how = Arithmetic(arithmetic, accumulator or "fp32")
-    cases = sweep_cases(columns, checkpoint.quantized, how)
+    recipe, windows_seen = asked_recipe(**preparation), None
+    if recipe is not None:
+        if split or device_map:
+            raise click.UsageError("steps go without --split and --device-map")
+        if not any(columns.values()):
+            columns = {name: recipe.formats.get(name, ()) for name in columns}
+        recipe, windows_seen = read_windows(recipe, checkpoint.tokenize, not checkpoint.tokenizer)
+    cases = sweep_cases(columns, checkpoint.quantized, how, recipe)
     if save is not None and (len(cases) != 2 or not (cases[1].weights or cases[1].activations)):
         raise click.UsageError("--save goes with one format of weights or activations, or of both")
     if save is not None and save.exists() and save.is_dir() != (checkpoint.tokenizer is not None):
@@ -267,7 +276,9 @@ def command(
 
         whole = loaded.pop() if loaded else checkpoint.load()
         size = batch or (4 if checkpoint.tokenizer is None else 1)
-        with quantized(case, whole, skipped, allow_nan) as ready:
+        if case.recipe is not None:
+            whole = whole.to(target)
+        with quantized(case, whole, skipped, allow_nan, windows_seen) as ready:
             covered = stored = None
             if checkpoint.quantized or case.weights or case.activations:
                 covered = coverage(ready, skipped)
@@ -296,7 +307,11 @@ def command(
             "dtype": dtype,
             "skipped": list(skipped),
         }
+        if recipe is not None:
+            facts["calibration"] = asdict(recipe.calibration)
         _report(outcomes, facts, output)
+        if output is not None and recipe is not None and len(cases) == 2:
+            write_atomic(output / "recipe.json", cases[1].as_recipe().as_json())
 
 
 def _warn(label: str, covered: Coverage, quiet: bool) -> None:

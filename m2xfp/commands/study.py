@@ -224,9 +224,10 @@ def perplexity(device: str, windows: int | None, batch: int, output: Path | None
     """
     require("torch", "safetensors")
     from m2xfp.models.devices import find_device
-    from m2xfp.models.evaluate import bundled_losses, cut_windows, spread
+    from m2xfp.models.evaluate import bundled_losses
     from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
     from m2xfp.models.results import FILE, study_figures, study_tables
+    from m2xfp.models.windows import cut_windows, spread
     from m2xfp.progress import track
 
     target, text = find_device(device), HELD_OUT.read_bytes()

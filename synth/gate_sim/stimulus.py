@@ -36,8 +36,8 @@ def _model_rows() -> tuple["Tensor", "Tensor"]:
     import torch
 
     from m2xfp.models.activations import READERS, layer_inputs
-    from m2xfp.models.evaluate import cut_windows, spread
     from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
+    from m2xfp.models.windows import cut_windows, spread
 
     model = load_model()
     windows = cut_windows(as_tokens(HELD_OUT.read_bytes()), model.config.context)

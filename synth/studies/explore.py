@@ -201,8 +201,9 @@ def _measure(facts: Facts, pdk: Pdk, options: FlowOptions, build: Path) -> Row:
 
 def _perplexity(weights: str, activations: str, build: Path) -> float:
     """Run by a worker: the perplexity of the bundled model."""
-    from m2xfp.models.evaluate import Case, bundled_losses, cut_windows, perplexity, spread
+    from m2xfp.models.evaluate import Case, bundled_losses, perplexity
     from m2xfp.models.lm import HELD_OUT, as_tokens
+    from m2xfp.models.windows import cut_windows, spread
 
     chosen = spread(cut_windows(as_tokens(HELD_OUT.read_bytes()), 512), WINDOWS)
     return perplexity(bundled_losses(Case.parse(weights, activations), chosen, build))

@@ -51,8 +51,9 @@ def compare_perplexity(windows: int, build: Path, core: Instance | None = None) 
     """
     import torch
 
-    from m2xfp.models.evaluate import cut_windows, perplexity, spread
+    from m2xfp.models.evaluate import perplexity
     from m2xfp.models.lm import HELD_OUT, as_tokens
+    from m2xfp.models.windows import cut_windows, spread
     from m2xfp.synth.studies.linear_layers import compare_losses
 
     text = spread(cut_windows(as_tokens(HELD_OUT.read_bytes()), WINDOW), windows)

@@ -114,9 +114,9 @@ def run_linear(
     import torch
 
     from m2xfp.golden import get_format
-    from m2xfp.models.evaluate import cut_windows, spread
     from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
     from m2xfp.models.quantized import linear_layers
+    from m2xfp.models.windows import cut_windows, spread
 
     model = load_model().to(torch.bfloat16)
     layers = linear_layers(model)

@@ -21,7 +21,9 @@ from m2xfp.golden import Format, PackedTensor, computing, dot, get_format, matmu
 from m2xfp.golden.formats.mixed import _segment_format
 from m2xfp.golden.formats.products import batched_matmul, packed_linear
 from m2xfp.models.arithmetic import Arithmetic
-from m2xfp.models.quantized import InputQuantizer, QuantAttention, QuantLinear
+from m2xfp.models.attention import QuantAttention
+from m2xfp.models.inputs import InputQuantizer
+from m2xfp.models.linear import QuantLinear
 
 # Forward-mode derivatives make PyTorch use what it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script")

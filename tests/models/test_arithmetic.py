@@ -12,16 +12,14 @@ from m2xfp.cli import cli
 from m2xfp.errors import InputError
 from m2xfp.golden import computing, dot, get_format, matmul
 from m2xfp.models.arithmetic import Arithmetic
-from m2xfp.models.evaluate import Case, cut_windows, quantized, window_nats
+from m2xfp.models.attention import QuantAttention
+from m2xfp.models.evaluate import Case, quantized, window_nats
+from m2xfp.models.inputs import InputQuantizer
+from m2xfp.models.linear import QuantLinear
 from m2xfp.models.lm import HELD_OUT, LanguageModel, as_tokens, load_model
 from m2xfp.models.packed_model import load_quantized, save_quantized
-from m2xfp.models.quantized import (
-    InputQuantizer,
-    QuantAttention,
-    QuantLinear,
-    quantize_model,
-    set_arithmetic,
-)
+from m2xfp.models.quantized import quantize_model, set_arithmetic
+from m2xfp.models.windows import cut_windows
 from m2xfp.synth.studies.linear_layers import linear_layers_by
 from m2xfp.tb.linear import golden_linear
 
@@ -178,7 +176,7 @@ def test_large_weights_are_decoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
     quant = QuantLinear.from_linear(layer, WEIGHT)
     x = torch.randn(5, 64)
     whole = quant(x)
-    monkeypatch.setattr("m2xfp.models.quantized._DECODED", 64 * 10)
+    monkeypatch.setattr("m2xfp.models.linear._DECODED", 64 * 10)
     assert torch.allclose(quant(x), whole, rtol=1e-6, atol=1e-6)
 
 

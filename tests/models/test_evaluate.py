@@ -27,18 +27,18 @@ from m2xfp.models.evaluate import (
     bootstrap,
     bundled_losses,
     check_cases,
-    cut_windows,
     head_layers,
     parse_format,
     perplexity,
     quantized,
-    spread,
     window_nats,
 )
+from m2xfp.models.linear import QuantLinear
 from m2xfp.models.lm import HELD_OUT, LanguageModel, ModelConfig, save_model
-from m2xfp.models.quantized import QuantLinear, linear_layers, quantize_model
+from m2xfp.models.quantized import linear_layers, quantize_model
 from m2xfp.models.tasks import _documents
 from m2xfp.models.texts import read_text
+from m2xfp.models.windows import cut_windows, spread
 from m2xfp.results import write_figures
 
 SHAPE = ModelConfig(width=64, layers=2, heads=2, hidden=96, context=32)

@@ -12,8 +12,9 @@ from torch import nn
 from m2xfp.errors import InputError
 from m2xfp.golden import get_format
 from m2xfp.models.evaluate import head_layers
+from m2xfp.models.linear import QuantLinear
 from m2xfp.models.operands import is_watched
-from m2xfp.models.quantized import QuantLinear, coverage, quantize_model
+from m2xfp.models.quantized import coverage, quantize_model
 
 transformers = pytest.importorskip("transformers")
 huggingface = pytest.importorskip("m2xfp.models.huggingface")

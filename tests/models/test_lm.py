@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from m2xfp.cli import cli
 from m2xfp.errors import InputError
 from m2xfp.models import corpus
-from m2xfp.models.evaluate import cut_windows, spread, window_nats
+from m2xfp.models.evaluate import window_nats
 from m2xfp.models.lm import (
     HELD_OUT,
     WEIGHTS,
@@ -19,6 +19,7 @@ from m2xfp.models.lm import (
     save_model,
 )
 from m2xfp.models.train import TrainConfig, _windows, learning_rate, train
+from m2xfp.models.windows import cut_windows, spread
 
 SHAPE = ModelConfig(width=32, layers=2, heads=2, hidden=64, context=16)
 TEXT = b"the quick brown fox jumps over the lazy dog; " * 60

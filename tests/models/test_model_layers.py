@@ -14,13 +14,10 @@ from m2xfp.errors import InputError
 from m2xfp.golden import get_format
 from m2xfp.models.arithmetic import Arithmetic
 from m2xfp.models.layers import find_layers, multiplied_weights
+from m2xfp.models.linear import QuantLinear
 from m2xfp.models.operands import QuantMultiheadAttention
 from m2xfp.models.packed_model import load_quantized, save_quantized
-from m2xfp.models.quantized import (
-    QuantLinear,
-    coverage,
-    quantize_model,
-)
+from m2xfp.models.quantized import coverage, quantize_model
 
 transformers = pytest.importorskip("transformers")
 

@@ -11,15 +11,12 @@ from torch.nn import functional as F  # noqa: N812
 
 from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.golden import Format, get_format
+from m2xfp.models.attention import QuantAttention
+from m2xfp.models.inputs import InputQuantizer
+from m2xfp.models.linear import QuantLinear
 from m2xfp.models.lm import LanguageModel, ModelConfig
 from m2xfp.models.packed_model import load_quantized, save_quantized
-from m2xfp.models.quantized import (
-    InputQuantizer,
-    QuantAttention,
-    QuantLinear,
-    linear_layers,
-    quantize_model,
-)
+from m2xfp.models.quantized import linear_layers, quantize_model
 
 SHAPE = ModelConfig(width=64, layers=2, heads=2, hidden=96, context=32)
 

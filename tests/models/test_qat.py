@@ -8,10 +8,12 @@ from torch.nn import functional as F  # noqa: N812
 
 from m2xfp.errors import InputError
 from m2xfp.golden import get_format
-from m2xfp.models.evaluate import cut_windows, window_nats
+from m2xfp.models.evaluate import window_nats
+from m2xfp.models.linear import QuantLinear
 from m2xfp.models.lm import HELD_OUT, LanguageModel, as_tokens, load_model
 from m2xfp.models.qat import finish_training, prepare_training
-from m2xfp.models.quantized import QuantLinear, quantize_model
+from m2xfp.models.quantized import quantize_model
+from m2xfp.models.windows import cut_windows
 
 
 def test_gradients_pass_where_nothing_is_clipped() -> None:

@@ -216,8 +216,8 @@ def test_an_unknown_stimulus_is_refused():
 def test_stimulus_comes_from_the_whole_text(monkeypatch):
     import torch
 
-    from m2xfp.models.evaluate import cut_windows
     from m2xfp.models.lm import HELD_OUT, as_tokens
+    from m2xfp.models.windows import cut_windows
     from m2xfp.synth.gate_sim import stimulus
 
     read = []

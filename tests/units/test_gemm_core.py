@@ -17,8 +17,9 @@ from m2xfp.cli import cli
 from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.formats import BF16, MXFP4, BlockFormat, block_format, input_type
 from m2xfp.golden import get_format
-from m2xfp.models.evaluate import cut_windows, perplexity
+from m2xfp.models.evaluate import perplexity
 from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
+from m2xfp.models.windows import cut_windows
 from m2xfp.rtl.catalog import Instance, find_unit
 from m2xfp.rtl.parameters import parameters_of
 from m2xfp.rtl.parts.gemm_cycles import GemmTiming

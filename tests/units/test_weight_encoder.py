@@ -19,8 +19,8 @@ from m2xfp.facts import EmittedFiles, Facts
 from m2xfp.formats import BF16, E2M1, FP16, M2XFP_ACT, M2XFP_WEIGHT
 from m2xfp.golden import PackedTensor, get_format
 from m2xfp.golden.bits import quantize_bits, to_bits
+from m2xfp.models.attention import QuantAttention
 from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
-from m2xfp.models.quantized import QuantAttention
 from m2xfp.rtl.catalog import UNITS, find_unit
 from m2xfp.rtl.parts.code_ladder import Ladder
 from m2xfp.rtl.parts.multiplier_search import LaneTerms, lane_layout
