@@ -95,10 +95,11 @@ def _operand(packed: PackedTensor) -> _Operand:
     groups = codes.shape[-2]
     rows = prod(codes.shape[:-2])
     elements = coder.refinement.decode(codes.flatten(0, -2), fields.flatten(0, -2))
-    elements = elements.masked_fill(elements.isinf(), float("nan"))
+    values = coder.scale.value(scales)
+    elements, values = (part.masked_fill(part.isinf(), float("nan")) for part in (elements, values))
     return _Operand(
         elements.reshape(rows, groups, codes.shape[-1]),
-        coder.scale.value(scales).reshape(rows, groups),
+        values.reshape(rows, groups),
         packed.tensor_scale,
     )
 
