@@ -1095,13 +1095,18 @@ def _sided(x, s, inverse):
 
 
 @triton.jit
-def _affine_encode(wide, plan: tl.constexpr):
-    """Return q [B, G], and step (float32), offset (float64) and which groups are finite, [B, 1]."""
+def _affine_ends(wide):
+    """Return the largest and the least value of a group and which are finite, [B, 1]."""
     high = tl.reduce(wide, 1, _nan_max)
     low = tl.reduce(wide, 1, _nan_min)
     good = (high < float("inf")) & (low > -float("inf"))
-    high = tl.where(good, high, 0.0).to(tl.float64)
-    low = tl.where(good, low, 0.0).to(tl.float64)
+    return tl.where(good, high, 0.0)[:, None], tl.where(good, low, 0.0)[:, None], good[:, None]
+
+
+@triton.jit
+def _affine_scales(high, low):
+    """Return step (float32) and offset (float64) of any group."""
+    high, low = high.to(tl.float64), low.to(tl.float64)
     # The difference, rounded to odd.
     total = high - low
     shadow = total - high
@@ -1112,13 +1117,59 @@ def _affine_encode(wide, plan: tl.constexpr):
     step = (bits.to(tl.float64, bitcast=True) / 15.0).to(tl.float32)
     step = tl.where(step == 0, 1.0, step)
     s = step.to(tl.float64)
-    inverse = 1.0 / s
-    offset = _half_away(_sided(low, s, inverse))[:, None]
+    return step, _half_away(_sided(low, s, 1.0 / s))
+
+
+@triton.jit
+def _affine_nearest(x, step, start):
+    """Return x / step rounded, less ``start``, ties away from zero of that: |x / step| below 2^17.
+
+    n is x / step rounded, or next to it, and rest = x - n step is exact: where n is 2 or more, both
+    are multiples of the last place of step, and rest is no larger than step. So rest against half a
+    step says where x / step lies.
+    """
+    n = (x * (1.0 / step) + 12582912.0) - 12582912.0
+    rest = tl.fma(-n, step, x)
+    q = n - start
+    middle = step * 0.5
+    below = _float(_bits(middle) - 1)
+    up = rest > tl.where(q >= 0, below, middle)
+    down = rest < tl.where(q <= 0, -below, -middle)
+    return q + (tl.where(up, 1.0, 0.0) - tl.where(down, 1.0, 0.0))
+
+
+@triton.jit
+def _affine_near_scales(high, low):
+    """Return step and offset in float32, and whether they are right in all groups of a program.
+
+    They are where high - low is exact, and quotients are no larger than ``_affine_nearest`` takes;
+    16-bit types rarely have others. With the remainder, the quotient by 15 is rounded correctly.
+    """
+    total = high - low
+    shadow = total - high
+    error = (high - (total - shadow)) + (-low - shadow)
+    quotient = total * (1.0 / 15.0)
+    step = tl.fma(tl.fma(quotient, -15.0, total), 1.0 / 15.0, quotient)
+    step = tl.where(total == 0, 1.0, step)
+    offset = _affine_nearest(low, step, 0.0)
+    near = (error == 0) & (step > 2.0**-80) & (step < 2.0**80) & (tl.abs(offset) < 65000.0)
+    return step, offset, tl.min(tl.min(near.to(tl.int32), 1), 0) == 1
+
+
+@triton.jit
+def _affine_near(x, step, offset, plan: tl.constexpr):
+    """Return q [B, G], float32, where ``_affine_near_scales`` serves."""
     half: tl.constexpr = 2.0 ** (plan.element.bits - 1)
-    x = tl.where(good[:, None], wide, 0.0).to(tl.float64)
-    q = _half_away(_sided(x, s[:, None], inverse[:, None]) - offset - half)
-    q = tl.minimum(tl.maximum(q, -half), half - 1)
-    return q, step[:, None], offset, good[:, None]
+    return tl.minimum(tl.maximum(_affine_nearest(x, step, offset + half), -half), half - 1)
+
+
+@triton.jit
+def _affine_far(x, step, offset, plan: tl.constexpr):
+    """Return q [B, G], float64, of any finite x."""
+    half: tl.constexpr = 2.0 ** (plan.element.bits - 1)
+    s = step.to(tl.float64)
+    q = _half_away(_sided(x.to(tl.float64), s, 1.0 / s) - offset - half)
+    return tl.minimum(tl.maximum(q, -half), half - 1)
 
 
 @triton.jit
@@ -1139,14 +1190,37 @@ def _affine_values(q, step, offset, kind: tl.constexpr, plan: tl.constexpr):
 
 
 @triton.jit
+def _affine_near_values(q, step, offset, kind: tl.constexpr, plan: tl.constexpr):
+    """Return the same where ``_affine_near_scales`` serves, in float32."""
+    half: tl.constexpr = 2.0 ** (plan.element.bits - 1)
+    whole = q + (half + offset)
+    value = whole * step
+    if kind == tl.bfloat16:  # 2^16 above, the last bit of a float32 is that of the result
+        large = _float(((_bits(value) & _INFINITE) + (16 << 23)) | 0x400000)
+        value = tl.fma(whole, step, large) - large
+    if kind == tl.float16:
+        error = tl.fma(whole, step, -value)
+        bits = _bits(value)
+        move = (error != 0) & ((bits & 1) == 0)
+        value = _float(bits + tl.where(move, tl.where((error > 0) == (value > 0), 1, -1), 0))
+    return value
+
+
+@triton.jit
 def _affine_fake_kernel(
     x_ptr, out_ptr, count, plan: tl.constexpr, kind: tl.constexpr, rows: tl.constexpr
 ):
     group, exists = _groups(count, rows)
     offsets = group[:, None] * plan.group + tl.arange(0, plan.group)[None, :]
     wide = tl.load(x_ptr + offsets, mask=exists[:, None], other=0).to(tl.float32)
-    q, step, offset, good = _affine_encode(wide, plan)
-    value = _affine_values(q, step, offset, kind, plan)
+    high, low, good = _affine_ends(wide)
+    x = tl.where(good, wide, 0.0)
+    step, near, serves = _affine_near_scales(high, low)
+    if serves:
+        value = _affine_near_values(_affine_near(x, step, near, plan), step, near, kind, plan)
+    else:
+        step, offset = _affine_scales(high, low)
+        value = _affine_values(_affine_far(x, step, offset, plan), step, offset, kind, plan)
     signs = _bits(value) & _SIGN
     _store_values(out_ptr, group, exists, tl.abs(value), signs, good, kind, _CONVERT, plan, rows)
 
@@ -1158,7 +1232,15 @@ def _affine_quantize_kernel(
     group, exists = _groups(count, rows)
     offsets = group[:, None] * plan.group + tl.arange(0, plan.group)[None, :]
     wide = tl.load(x_ptr + offsets, mask=exists[:, None], other=0).to(tl.float32)
-    q, step, offset, good = _affine_encode(wide, plan)
+    high, low, good = _affine_ends(wide)
+    x = tl.where(good, wide, 0.0)
+    step, near, serves = _affine_near_scales(high, low)
+    offset = near.to(tl.float64)
+    if serves:
+        q = _affine_near(x, step, near, plan)
+    else:
+        step, offset = _affine_scales(high, low)
+        q = _affine_far(x, step, offset, plan).to(tl.float32)
     mask: tl.constexpr = 2**plan.element.bits - 1
     code = tl.where(good, q.to(tl.int32) & mask, 0)
     _store_packed(codes_ptr, group, exists, code, plan.element.bits, plan.group, rows)
