@@ -137,8 +137,8 @@ def values(codes, scales, meta, wide, sub, lane, live, groups, F: tl.constexpr):
 def decode(
     codes, scales, meta, out, exponents, ranges, flags, rows, groups,
     F: tl.constexpr, UNIT: tl.constexpr, LANES: tl.constexpr, SLOTS: tl.constexpr,
-    INTEGERS: tl.constexpr, LIMBS: tl.constexpr, RUN: tl.constexpr, TRACK: tl.constexpr, R: tl.constexpr,
-    GROUPS: tl.constexpr, ROWS_A_RANGE: tl.constexpr,
+    INTEGERS: tl.constexpr, LIMBS: tl.constexpr, RUN: tl.constexpr, TRACK: tl.constexpr,
+    R: tl.constexpr, GROUPS: tl.constexpr, ROWS_A_RANGE: tl.constexpr,
 ):  # fmt: skip
     """Decode R rows of GROUPS groups to ``out``, lanes padded to SLOTS; one matrix a program_id(2).
 
@@ -146,7 +146,7 @@ def decode(
     LIMBS cuts the integers in so many digits from -32 to 31, the last one larger, each 2^6 times
     the one before: of RUN addends the first digits, then the second, and so on. Exponents, times
     2^20, are [groups, rows] then, and rows with a NaN are marked in ``flags``; without LIMBS
-    exponents are [rows, groups], and a mark is in them. TRACK records the exponents that the rows have.
+    exponents are [rows, groups], and a mark is in them. TRACK records the exponents of rows.
     """
     GROUP: tl.constexpr = F[0]
     SUB: tl.constexpr = F[1]

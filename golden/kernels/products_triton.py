@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from m2xfp.golden.formats.format import Format
 from m2xfp.golden.formats.numeric import joint_scale
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.kernels.products_decode import (
@@ -48,9 +49,10 @@ from m2xfp.golden.kernels.products_facts import (
     limits,
     sum_bound,
 )
+from m2xfp.golden.kernels.products_inputs import operand_of, pack_unsafe, takes_inputs
 from m2xfp.golden.kernels.products_limbs import add_up_limbs, multiply_limbs
 
-__all__ = ["matmul", "serves"]
+__all__ = ["matmul", "multiply_inputs", "serves"]
 
 _EMPTY = 1 << 20  # above every exponent
 _NAN_EXPONENT = tl.constexpr(NAN_EXPONENT)
@@ -58,6 +60,8 @@ _NAN_EXPONENT = tl.constexpr(NAN_EXPONENT)
 _WORKSPACE = 1 << 28
 # Rows, columns and warps of a tile of integers in limbs.
 _LIMBS_TILE = (32, 64, 4)
+# Rows, and lanes, up to and from which on the kernel for Hopper is no gain.
+_FEW = 64
 # Groups that 64 bits add up exactly.
 _MOST_GROUPS = 1 << 12
 
@@ -286,6 +290,38 @@ class _Matrices:
         )  # fmt: skip
         return out
 
+    def complete(self, ranges: Tensor, others: Tensor, bounds: tuple[int, int, int]) -> None:
+        """See that the planes are there, which unsafe tiles are multiplied from."""
+
+
+class _Inputs(_Matrices):
+    """Rows x [M, K] of bfloat16, quantized as they are multiplied, see products_inputs."""
+
+    def __init__(self, x: Tensor, fmt: Format, facts: Operand, lanes: int) -> None:
+        rows, groups = x.shape[0], x.shape[1] // facts.group
+        empty = [
+            torch.empty(1, rows, groups * size, dtype=torch.uint8, device=x.device)
+            for size in fmt.block.group_bytes
+        ]
+        super().__init__(empty, facts, lanes)
+        self.x, self.format = x, fmt
+
+    def decode(
+        self,
+        ranges: Tensor,
+        dtype: torch.dtype,
+        integers: bool,
+        pad: bool = True,
+        run: int = 1,
+    ) -> Tensor:
+        """Return the operand, and note its exponents."""
+        return operand_of(self.x, self.format, self.facts, ranges)
+
+    def complete(self, ranges: Tensor, others: Tensor, bounds: tuple[int, int, int]) -> None:
+        """Pack the rows that have unsafe tiles."""
+        planes = (self.codes, self.scales, self.meta)
+        pack_unsafe(self.x, self.format, self.facts, planes, ranges, others, bounds)
+
 
 def _aligned(plane: Tensor) -> Tensor:
     """Return a contiguous plane that can be read in words."""
@@ -339,6 +375,30 @@ def matmul(
     return out
 
 
+def multiply_inputs(
+    x: Tensor, fmt: Format, qw: PackedTensor, accumulator: str, lanes: int, dtype: torch.dtype
+) -> Tensor | None:
+    """Return ``fmt.quantize(x)`` [M, K] times the rows of [N, K], in ``dtype``.
+
+    None where this is not served: all but many rows of bfloat16 in E2M1 under powers of two, on
+    Hopper.
+    """
+    a, w = describe(fmt.block), describe(qw.format.block)
+    if a is None or w is None or accumulator == "exact" or qw.tensor_scale is not None:
+        return None
+    m, n = x.shape[0], qw.shape[0]
+    if m <= _FEW or _slots(lanes) > _FEW or not takes_inputs(x, fmt) or _hopper(x.device) is None:
+        return None
+    if _takes_limbs(a, w, accumulator, lanes) or _type(a, w) != torch.bfloat16:
+        return None
+    if max(m, n) * x.shape[1] > _WORKSPACE:
+        return None
+    out = torch.empty(1, m, n, dtype=dtype, device=x.device)
+    weights = _Matrices([plane.unsqueeze(0) for plane in _planes(qw)], w, lanes)
+    _multiply(_Inputs(x, fmt, a, lanes), weights, accumulator, None, out)
+    return out[0]
+
+
 def _multiply(
     a: _Matrices, w: _Matrices, accumulator: str, level: Tensor | None, out: Tensor
 ) -> None:
@@ -370,7 +430,7 @@ def _multiply(
         return
     dtype = _type(a.facts, w.facts)
     assert dtype is not None
-    hopper = _hopper(out.device) if m > 64 and slots <= 64 else None
+    hopper = _hopper(out.device) if m > _FEW and slots <= _FEW else None
     pad = hopper is None
     left, right = (
         side.decode(part, dtype, False, pad) for side, part in ((a, ranges_a), (w, ranges_w))
@@ -394,6 +454,7 @@ def _multiply(
             **common, BM=bm, BN=bn, TALL=8, STAGES=stages, num_warps=warps,
         )  # fmt: skip
     if not safe:
+        a.complete(ranges_a, ranges_w, bounds)
         _careful[grid(64, 64)](
             a.codes, a.scales, a.meta, w.codes, w.scales, w.meta, out, ranges_a, ranges_w, scale,
             *sizes, A=a.facts.recipe, W=w.facts.recipe, UNIT_A=a.facts.unit, UNIT_W=w.facts.unit,

@@ -1023,7 +1023,7 @@ def _words_top(y, q, plan: tl.constexpr):
 
 
 @triton.jit
-def _word_offsets(group, plan: tl.constexpr):
+def word_offsets(group, plan: tl.constexpr):
     """Return the offsets of words [B, S, L / 2]."""
     half: tl.constexpr = plan.subgroup // 2
     inner = tl.arange(0, plan.subgroups)[:, None] * half + tl.arange(0, half)[None, :]
@@ -1031,11 +1031,8 @@ def _word_offsets(group, plan: tl.constexpr):
 
 
 @triton.jit
-def _words_fake_kernel(x_ptr, out_ptr, count, plan: tl.constexpr, rows: tl.constexpr):
-    group, exists = _groups(count, rows)
-    offsets = _word_offsets(group, plan)
-    mask = exists[:, None, None]
-    words = tl.load(x_ptr + offsets, mask=mask, other=0)
+def words_faked(words, plan: tl.constexpr):
+    """Return values of [B, S, L / 2] words of two bfloat16, and which groups are finite."""
     y, value, scale, good = _words_encoded(words, plan)
     if plan.metadata == _ELEM_EM:
         lane, q_top, field, hit = _words_top(y, value, plan)
@@ -1044,6 +1041,15 @@ def _words_fake_kernel(x_ptr, out_ptr, count, plan: tl.constexpr, rows: tl.const
         value ^= tl.where(hit, change[:, :, None], 0)
     power = tl.where(scale > 0, scale << 7, 0x40) * 0x00010001  # 2^-127 is a subnormal
     value = _fma2(value | (words & -0x7FFF8000), power[:, None, None], _MINUS_ZERO2)
+    return value, good
+
+
+@triton.jit
+def _words_fake_kernel(x_ptr, out_ptr, count, plan: tl.constexpr, rows: tl.constexpr):
+    group, exists = _groups(count, rows)
+    offsets = word_offsets(group, plan)
+    mask = exists[:, None, None]
+    value, good = words_faked(tl.load(x_ptr + offsets, mask=mask, other=0), plan)
     tl.store(out_ptr + offsets, tl.where(good[:, None, None], value, 0x7FC07FC0), mask=mask)
 
 
@@ -1052,7 +1058,15 @@ def _words_quantize_kernel(
     x_ptr, codes_ptr, scales_ptr, meta_ptr, count, plan: tl.constexpr, rows: tl.constexpr
 ):
     group, exists = _groups(count, rows)
-    offsets = _word_offsets(group, plan)
+    words_quantized(x_ptr, codes_ptr, scales_ptr, meta_ptr, group, exists, plan, rows)
+
+
+@triton.jit
+def words_quantized(
+    x_ptr, codes_ptr, scales_ptr, meta_ptr, group, exists, plan: tl.constexpr, rows: tl.constexpr
+):
+    """Quantize and pack groups of two bfloat16 a word."""
+    offsets = word_offsets(group, plan)
     mask = exists[:, None, None]
     words = tl.load(x_ptr + offsets, mask=mask, other=0)
     y, q, scale, good = _words_encoded(words, plan)
@@ -1331,7 +1345,7 @@ def _sums(plan: Plan, dtype: torch.dtype) -> tl.dtype:
     return tl.float32 if exact else tl.float64
 
 
-def _pairs(plan: Plan, x: Tensor) -> bool:
+def takes_words(plan: Plan, x: Tensor) -> bool:
     """Whether the kernels that compute on two bfloat16 a word serve.
 
     Where that saves most: E2M1 under power-of-two scales, whose quotients by them are bfloat16.
@@ -1343,7 +1357,7 @@ def _pairs(plan: Plan, x: Tensor) -> bool:
     return plan.e8m0 and e2m1 and plain and lanes and aligned
 
 
-def _words(values: Tensor) -> Tensor:
+def as_words(values: Tensor) -> Tensor:
     """Return a contiguous, aligned tensor as int32 words."""
     return values.view(torch.int32)
 
@@ -1377,9 +1391,9 @@ class TritonKernels:
                 _affine_quantize_kernel[self._grid(len(groups))](
                     groups, codes, scales, len(groups), self.plan, self.rows, num_warps=self.warps
                 )
-            elif _pairs(self.plan, groups):
+            elif takes_words(self.plan, groups):
                 _words_quantize_kernel[self._grid(len(groups))](
-                    _words(groups), codes, scales, meta, len(groups), self.plan, self.rows,
+                    as_words(groups), codes, scales, meta, len(groups), self.plan, self.rows,
                     num_warps=self.warps,
                 )  # fmt: skip
             else:
@@ -1396,17 +1410,17 @@ class TritonKernels:
         with _on(groups):
             if self.plan.affine:
                 _affine_fake_kernel[self._grid(len(groups))](
-                    groups, _words(values), len(groups), self.plan, _KINDS[groups.dtype],
+                    groups, as_words(values), len(groups), self.plan, _KINDS[groups.dtype],
                     self.rows, num_warps=self.warps,
                 )  # fmt: skip
-            elif _pairs(self.plan, groups):
+            elif takes_words(self.plan, groups):
                 _words_fake_kernel[self._grid(len(groups))](
-                    _words(groups), _words(values), len(groups), self.plan, self.rows,
+                    as_words(groups), as_words(values), len(groups), self.plan, self.rows,
                     num_warps=self.warps,
                 )  # fmt: skip
             else:
                 _fake_kernel[self._grid(len(groups))](
-                    groups, groups if unit is None else unit, _words(values), len(groups),
+                    groups, groups if unit is None else unit, as_words(values), len(groups),
                     self.plan, _KINDS[groups.dtype], groups.dtype != torch.float32,
                     _sums(self.plan, groups.dtype), _how(self.plan, groups.dtype, True),
                     self.rows, num_warps=self.warps,
@@ -1421,12 +1435,12 @@ class TritonKernels:
         with _on(values):
             if self.plan.affine:
                 _affine_dequantize_kernel[(triton.cdiv(len(values), self.plain_rows),)](
-                    codes, scales, _words(values), len(values), self.plan, _KINDS[values.dtype],
+                    codes, scales, as_words(values), len(values), self.plan, _KINDS[values.dtype],
                     self.plain_rows, num_warps=_WARPS,
                 )  # fmt: skip
             else:
                 _dequantize_kernel[(triton.cdiv(len(values), self.plain_rows),)](
-                    codes, scales, meta, codes if unit is None else unit, _words(values),
+                    codes, scales, meta, codes if unit is None else unit, as_words(values),
                     len(values), self.plan, _KINDS[values.dtype],
                     _how(self.plan, values.dtype, False), self.plain_rows, num_warps=_WARPS,
                 )  # fmt: skip

@@ -7,7 +7,7 @@ from product_checks import Case, differences, operands, words
 from m2xfp.errors import InputError
 from m2xfp.golden import computing, get_format, matmul
 from m2xfp.golden.formats.mixed import MixedTensor, Split, mixed_matmul
-from m2xfp.golden.formats.products import batched_matmul
+from m2xfp.golden.formats.products import batched_matmul, quantized_matmul
 
 pytestmark = pytest.mark.gpu
 
@@ -152,3 +152,38 @@ def test_what_has_no_fused_product_says_so():
     wide = get_format("mxfp4:scale_mode=float").quantize(torch.ones(3, 64)).to("cuda")
     with computing("fused"), pytest.raises(InputError, match="no fused product"):
         matmul(wide, wide)
+
+
+@pytest.mark.parametrize("name", ["m2xfp-act", "mxfp4", "mxfp4:scale_rule=even"])
+@pytest.mark.parametrize("accumulator", ["fp32", "fp32_subgroup"])
+def test_inputs_quantized_as_they_are_multiplied(name, accumulator):
+    """Rows of all sizes, some beyond what float32 sums take, some with NaN and infinity."""
+    generator = torch.Generator().manual_seed(9)
+    fmt, weights = get_format(name), get_format("m2xfp-weight")
+    for m, n, k, spread in ((140, 70, 1024, 0), (300, 200, 2048, 0), (300, 200, 1024, 40)):
+        x, w = (torch.randn(rows, k, generator=generator) for rows in (m, n))
+        if spread:
+            x[130:150] *= 2.0 ** (spread * torch.randn(20, 1, generator=generator))
+            w[7] *= 2.0**-90
+            x[3, 5], x[4, 6], x[260] = float("nan"), float("inf"), 2.0**-130
+        x[9, 32:64] = 0
+        x, qw = x.to(torch.bfloat16), weights.quantize(w)
+        with computing("plain"):
+            wanted = matmul(fmt.quantize(x), qw, accumulator, torch.bfloat16)
+        found = quantized_matmul(x.cuda(), fmt, qw.to("cuda"), accumulator, torch.bfloat16).cpu()
+        assert torch.equal(found.view(torch.int16), wanted.view(torch.int16)), (m, n, k)
+
+
+def test_inputs_are_really_not_packed_on_hopper(monkeypatch):
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("the kernel is for Hopper")
+    qw = get_format("m2xfp-weight").quantize(torch.randn(64, 1024, device="cuda"))
+    x = torch.randn(100, 1024, device="cuda", dtype=torch.bfloat16)
+    fmt = get_format("m2xfp-act")
+    wanted = quantized_matmul(x, fmt, qw)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("packed")
+
+    monkeypatch.setattr(type(fmt), "quantize", refuse)
+    assert torch.equal(quantized_matmul(x, fmt, qw), wanted)
