@@ -16,6 +16,7 @@ __all__ = [
     "as_float",
     "decode",
     "is_safe",
+    "note_range",
     "place_of",
     "power_of_two",
     "store",
@@ -134,6 +135,15 @@ def values(codes, scales, meta, wide, sub, lane, live, groups, F: tl.constexpr):
 
 
 @triton.jit
+def note_range(target, low, high):
+    """Lower both words at ``target``; most programs find them low enough, and wait for nobody."""
+    if low < tl.load(target):
+        tl.atomic_min(target, low)
+    if high < tl.load(target + 1):
+        tl.atomic_min(target + 1, high)
+
+
+@triton.jit
 def decode(
     codes, scales, meta, out, exponents, ranges, flags, rows, groups,
     F: tl.constexpr, UNIT: tl.constexpr, LANES: tl.constexpr, SLOTS: tl.constexpr,
@@ -189,8 +199,7 @@ def decode(
         low = tl.min(tl.min(tl.min(tl.where(seen, at, 1048576), 2), 1), 0)
         high = tl.min(tl.min(tl.min(tl.where(seen, -at, 1048576), 2), 1), 0)
         block = tl.program_id(2) * tl.cdiv(rows, ROWS_A_RANGE) + first // ROWS_A_RANGE
-        tl.atomic_min(ranges + 2 * block, low)
-        tl.atomic_min(ranges + 2 * block + 1, high)
+        note_range(ranges + 2 * block, low, high)
     k = sub * SUB + lane
     if LIMBS:
         number = tl.where(raw == raw, raw, 0.0).to(tl.int64 if LIMBS > 5 else tl.int32)

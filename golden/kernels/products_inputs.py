@@ -13,7 +13,7 @@ from torch import Tensor
 
 from m2xfp.golden.formats.format import Format
 from m2xfp.golden.kernels.plan import plan_of
-from m2xfp.golden.kernels.products_decode import ROWS_A_RANGE
+from m2xfp.golden.kernels.products_decode import ROWS_A_RANGE, note_range
 from m2xfp.golden.kernels.products_facts import Operand
 from m2xfp.golden.kernels.triton_kernels import (
     as_words,
@@ -50,9 +50,8 @@ def _operand_kernel(
     low, high = tl.where(low == 0, 0x7FFF, low), tl.where(high == 0, 0x7FFF, high)
     least = tl.min(tl.min(tl.min(tl.minimum(low, high), 2), 1), 0)
     if most > 0:
-        block = first // groups_a_row // ROWS_A_RANGE
-        tl.atomic_min(ranges + 2 * block, (least >> 7) - 127)
-        tl.atomic_min(ranges + 2 * block + 1, 127 - (most >> 7))
+        target = ranges + 2 * (first // groups_a_row // ROWS_A_RANGE)
+        note_range(target, (least >> 7) - 127, 127 - (most >> 7))
 
 
 @triton.jit

@@ -1145,11 +1145,11 @@ def _affine_nearest(x, step, start):
     n = (x * (1.0 / step) + 12582912.0) - 12582912.0
     rest = tl.fma(-n, step, x)
     q = n - start
+    other = q + _float((_bits(rest) & _SIGN) | 0x3F800000)  # the next one on the side of rest
     middle = step * 0.5
     below = _float(_bits(middle) - 1)
-    up = rest > tl.where(q >= 0, below, middle)
-    down = rest < tl.where(q <= 0, -below, -middle)
-    return q + (tl.where(up, 1.0, 0.0) - tl.where(down, 1.0, 0.0))
+    least = tl.where(tl.abs(other) > tl.abs(q), below, middle)
+    return tl.where(tl.abs(rest) > least, other, q)
 
 
 @triton.jit

@@ -85,15 +85,8 @@ def test_fp32_subgroup(names):
 
 @pytest.mark.parametrize("accumulator", ["fp32", "exact"])
 def test_tensor_scales_of_wide_sums(accumulator):
-    for names in (("nvfp4:group=8",) * 2, ("nvfp4:group=32", E4M3)):
-        case = Case(names, accumulator, 33, 40, 4, levels=True, seed=6)
-        qa, qw = operands(case) if "e4m3" not in names[1] else (None, None)
-        if qa is None:
-            continue
-        with computing("plain"):
-            wanted = matmul(qa, qw, accumulator)
-        found = matmul(qa.to("cuda"), qw.to("cuda"), accumulator).cpu()
-        assert torch.equal(words(found), words(wanted))
+    case = Case(("nvfp4:group=8",) * 2, accumulator, 33, 40, 4, levels=True, seed=6)
+    assert differences_on(case) == 0
 
 
 @pytest.mark.parametrize("accumulator", ["fp32", "exact"])
@@ -135,14 +128,13 @@ def test_mixed_segments():
     with computing("plain"):
         wanted = mixed_matmul(a, b)
     with computing("fused"):
-        found = mixed_matmul(moved(a), moved(b)) if a.split is b.split else None
-    assert found is not None
+        found = mixed_matmul(moved(a), moved(b))
     assert torch.equal(found.cpu().view(torch.int16), wanted.view(torch.int16))
 
 
 def moved(mixed: MixedTensor) -> MixedTensor:
     """Return a mixed tensor on the GPU, of the same split."""
-    return MixedTensor(mixed.split, tuple(part.to("cuda") for part in mixed.segments))
+    return MixedTensor(tuple(part.to("cuda") for part in mixed.segments), mixed.split)
 
 
 def test_what_has_no_fused_product_says_so():
