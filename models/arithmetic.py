@@ -14,7 +14,12 @@ from torch import Tensor
 from m2xfp.errors import InputError
 from m2xfp.golden.formats.format import Format
 from m2xfp.golden.formats.packed import PackedTensor
-from m2xfp.golden.formats.products import ACCUMULATORS, batched_matmul, matmul
+from m2xfp.golden.formats.products import (
+    ACCUMULATORS,
+    batched_matmul,
+    matmul,
+    quantized_matmul,
+)
 
 __all__ = ["FLOAT", "MODES", "Arithmetic"]
 
@@ -66,6 +71,10 @@ class Arithmetic:
     def linear(self, x: PackedTensor, weight: PackedTensor, dtype: torch.dtype) -> Tensor:
         """Return x [..., K] times the rows of weight [N, K], in ``dtype``."""
         return matmul(x, weight, self.accumulator, dtype)
+
+    def linear_of(self, x: Tensor, fmt: Format, weight: PackedTensor, dtype: torch.dtype) -> Tensor:
+        """Return what ``linear`` does for x [..., K] quantized to a format."""
+        return quantized_matmul(x, fmt, weight, self.accumulator, dtype)
 
     def batched(self, a: PackedTensor, b: PackedTensor, dtype: torch.dtype) -> Tensor:
         """Return a [..., M, K] times the rows of b [..., N, K], in ``dtype``."""

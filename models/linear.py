@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name PyTorch's documentation uses
 
 from m2xfp.errors import InputError
+from m2xfp.formats import E2M1, E8M0
 from m2xfp.golden.formats.format import Format
 from m2xfp.golden.formats.packed import PLANES, PackedTensor
 from m2xfp.golden.formats.products import packed_linear
@@ -17,6 +18,8 @@ from m2xfp.models.inputs import InputQuantizer
 
 __all__ = ["QuantLinear", "quant_layers"]
 
+# Inputs of so many rows and fewer are packed, and kept for the layers that share them.
+_MANY = 64
 # Decoded weights are held so many values at a time.
 _DECODED = 1 << 26
 
@@ -142,13 +145,23 @@ class QuantLinear(nn.Module):
         tracked = x.requires_grad and torch.is_grad_enabled()
         return not tracked and x.numel() <= MOST_ROWS * x.shape[-1]
 
+    def _quantizes_at_once(self, x: Tensor) -> bool:
+        """Whether inputs are quantized as they are multiplied: many, of a type served so."""
+        if x.device.type != "cuda" or x.dtype != torch.bfloat16 or self.inputs is None:
+            return False
+        block = self.inputs.format.block
+        return block.element is E2M1 and block.scale is E8M0 and x.numel() > _MANY * x.shape[-1]
+
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
         packed = self.packed
         if self.arithmetic.hardware:
             assert self.inputs is not None
             assert packed is not None
-            y = self.arithmetic.linear(self.inputs.pack(x), packed, x.dtype)
+            if self._quantizes_at_once(x):
+                y = self.arithmetic.linear_of(x, self.inputs.format, packed, x.dtype)
+            else:
+                y = self.arithmetic.linear(self.inputs.pack(x), packed, x.dtype)
             return y if self.bias is None else y + self.bias
         x = x if self.inputs is None else self.inputs(x)
         if packed is None:

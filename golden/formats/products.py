@@ -27,7 +27,7 @@ from torch import Tensor
 from m2xfp.errors import InputError
 from m2xfp.formats import ALL_EXPONENTS, E8M0, BlockFormat, FloatElement, Window
 from m2xfp.golden.formats.coder import ScaledCoder
-from m2xfp.golden.formats.format import format_of
+from m2xfp.golden.formats.format import Format, format_of
 from m2xfp.golden.formats.numeric import (
     add_to_odd,
     exponent,
@@ -42,7 +42,7 @@ from m2xfp.golden.formats.wide_sums import split_sums
 from m2xfp.golden.kernels.fused import refuse_forced
 from m2xfp.golden.kernels.memory import explained
 from m2xfp.golden.kernels.operators import Dims, define, each, in_front, shielded
-from m2xfp.golden.kernels.products_fused import fast_matmul, fast_rows
+from m2xfp.golden.kernels.products_fused import fast_inputs, fast_matmul, fast_rows
 
 __all__ = [
     "ACCUMULATORS",
@@ -53,6 +53,7 @@ __all__ = [
     "packed_linear",
     "product_bias",
     "product_unit",
+    "quantized_matmul",
     "running_exact",
     "running_exact_sum",
     "running_fp32",
@@ -95,10 +96,11 @@ def _operand(packed: PackedTensor) -> _Operand:
     groups = codes.shape[-2]
     rows = prod(codes.shape[:-2])
     elements = coder.refinement.decode(codes.flatten(0, -2), fields.flatten(0, -2))
-    elements = elements.masked_fill(elements.isinf(), float("nan"))
+    values = coder.scale.value(scales)
+    elements, values = (part.masked_fill(part.isinf(), float("nan")) for part in (elements, values))
     return _Operand(
         elements.reshape(rows, groups, codes.shape[-1]),
-        coder.scale.value(scales).reshape(rows, groups),
+        values.reshape(rows, groups),
         packed.tensor_scale,
     )
 
@@ -106,7 +108,11 @@ def _operand(packed: PackedTensor) -> _Operand:
 def _check(qa: PackedTensor, qw: PackedTensor, accumulator: str) -> int:
     """Return the lanes of one addend; an error says why operands do not go together."""
     _check_operands(qa, qw, accumulator)
-    a, w = qa.format.block, qw.format.block
+    return _lanes(qa.format.block, qw.format.block, accumulator)
+
+
+def _lanes(a: BlockFormat, w: BlockFormat, accumulator: str) -> int:
+    """Return the lanes of one addend; an error says why formats do not go together."""
     if accumulator != "fp32_subgroup":
         return a.group if _fits(a, w, accumulator) else 1
     sizes = {block.metadata.subgroup for block in (a, w) if block.metadata.bits}
@@ -810,6 +816,39 @@ def _decoded_rows(packed: PackedTensor, start: int, stop: int, dtype: torch.dtyp
     return packed.format.decoded(PackedTensor.from_planes(packed.format, planes, shape), dtype)
 
 
+def quantized_matmul(
+    x: Tensor,
+    fmt: Format,
+    qw: PackedTensor,
+    accumulator: str = "fp32",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Return ``matmul(fmt.quantize(x), qw, accumulator, dtype)``, bit for bit, in one step.
+
+    Where a GPU can, the packed planes of x, which nothing else needs, are not made. No gradient
+    passes.
+    """
+    if accumulator not in ACCUMULATORS or len(qw.shape) != 2 or x.shape[-1:] != qw.shape[-1:]:
+        return matmul(fmt.quantize(x), qw, accumulator, dtype)  # which says what is wrong
+    found: Tensor = _INPUTS(x.detach(), fmt.key, *_parts(qw), accumulator, dtype)
+    return found
+
+
+@explained("matmul")
+@shielded
+def _compute_inputs(x: Tensor, key: str, *given: Any) -> Tensor:
+    """Quantize x and multiply: format of x, parts of a packed weight, accumulator, dtype."""
+    *parts, accumulator, dtype = given
+    fmt, weight = format_of(key), _whole(parts, x.shape[-1])
+    if fmt.level is None and fmt.block.group == weight.format.block.group:
+        lanes = _lanes(fmt.block, weight.format.block, accumulator)
+        rows = x.reshape(-1, x.shape[-1])
+        found = fast_inputs(rows, fmt, weight, accumulator, lanes, dtype)
+        if found is not None:
+            return found.reshape(*x.shape[:-1], len(weight.codes))
+    return matmul(fmt.quantize(x), weight, accumulator, dtype)
+
+
 def _batched_dot(size: int, dims: Dims, *given: Any) -> tuple[Any, Any]:
     *parts, initial, width, accumulator, lanes = given
     if size and not (dims[3] is None and dims[8] is None):
@@ -837,6 +876,14 @@ def _batched_matmul(size: int, dims: Dims, *given: Any) -> tuple[Any, Any]:
     return found.reshape(size, *lead, found.shape[-1]), 0
 
 
+def _batched_inputs(size: int, dims: Dims, x: Tensor, *given: Any) -> tuple[Any, Any]:
+    if dims[0] is not None and all(dim is None for dim in dims[1:]):
+        fmt = format_of(given[0])
+        if fmt.level is None:  # else each has a scale of its own
+            return _INPUTS(x.movedim(dims[0], 0), *given), 0
+    return each(_INPUTS, size, dims, x, *given)
+
+
 def _batched_linear(size: int, dims: Dims, x: Tensor, *parts: Any) -> tuple[Any, Any]:
     if dims[0] is not None and all(dim is None for dim in dims[1:]):
         return _LINEAR(x.movedim(dims[0], 0), *parts), 0
@@ -862,4 +909,11 @@ _LINEAR = define(
     _compute_linear,
     lambda x, codes, *_: x.new_empty((*x.shape[:-1], codes.shape[0])),
     _batched_linear,
+)
+_INPUTS = define(
+    f"quantized_matmul(Tensor x, str format_a, {_PARTS.format('_w')}, str accumulator, "
+    "ScalarType dtype) -> Tensor",
+    _compute_inputs,
+    lambda *given: given[0].new_empty((*given[0].shape[:-1], given[2].shape[0]), dtype=given[-1]),
+    _batched_inputs,
 )

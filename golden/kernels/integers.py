@@ -45,7 +45,7 @@ class Integers:
     special
         [codes]: 0, NAN or INFINITE.
     scales
-        [256]: significand, exponent, and 0, NAN or INFINITE.
+        [256]: significand, exponent, and 0 or NAN.
     """
 
     group: int
@@ -94,7 +94,7 @@ def _scale_table(values: list[float], fraction_bits: int) -> tuple[tuple[int, in
     lowest = min(map(_last_bit, numbers))
     found = []
     for value in values:
-        odd = _mark(value)
+        odd = NAN if _mark(value) else 0
         exponent = lowest if odd else max(lowest, frexp(value)[1] - 1 - fraction_bits)
         found.append((0 if odd else int(value / 2.0**exponent), exponent, odd))
     return tuple(found)

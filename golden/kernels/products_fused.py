@@ -7,6 +7,7 @@ they do for the formats.
 
 from functools import cache
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,7 +16,10 @@ from m2xfp.errors import InputError, NoFusedPathError
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.kernels.fused import chosen_path, cuda_trouble, refuse_forced, warn_once
 
-__all__ = ["MOST_ROWS", "fast_matmul", "fast_rows"]
+if TYPE_CHECKING:
+    from m2xfp.golden.formats.format import Format
+
+__all__ = ["MOST_ROWS", "fast_inputs", "fast_matmul", "fast_rows"]
 
 MOST_ROWS = 16
 """Rows of floats from which on a packed weight is decoded first."""
@@ -55,6 +59,22 @@ def fast_matmul(
         raise InputError(
             "no fused product of infinite elements on the CPU; compute it by 'auto' or 'plain'"
         )
+    return product
+
+
+def fast_inputs(
+    x: Tensor, fmt: "Format", qw: PackedTensor, accumulator: str, lanes: int, dtype: torch.dtype
+) -> Tensor | None:
+    """Return the rows x [M, K], quantized, times those of ``qw``; None where that is no one step.
+
+    Where it is, on Hopper, the quantized values go to tensor cores without being packed.
+    """
+    if x.device.type != "cuda" or chosen_path() == "plain" or not x.numel() or not qw.shape[0]:
+        return None
+    found = _kernels(x.device)
+    if isinstance(found, NoFusedPathError):
+        return None
+    product: Tensor | None = found.multiply_inputs(x, fmt, qw, accumulator, lanes, dtype)
     return product
 
 

@@ -22,18 +22,20 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from m2xfp.golden.kernels.assembly import ADD_ROUNDED_TO_ODD
-from m2xfp.golden.kernels.products_facts import NAN_EXPONENT
+from m2xfp.golden.kernels.assembly import ADD_NORMAL
 
-__all__ = ["multiply", "multiply_limbs"]
+__all__ = ["LIMBS", "LIMB_RUN", "multiply", "multiply_limbs"]
 
 _ROWS, _COLUMNS = 128, 128
 _STAGES = {True: (64, 4), False: (128, 3)}
 """Values along K that a stage holds, and stages: for groups, and for addends of fewer lanes."""
 _WARPS = 8
-_LIMB_TILE = (64, 32, 3, 4)  # rows, columns, stages and warps of a tile of ``_limbs``
+LIMBS = (3, 3)
+"""Limbs of both operands that ``multiply_limbs`` takes."""
+LIMB_RUN = 4
+"""Groups whose limbs of one weight stand together."""
+_LIMB_TILE = (64, 32, 2, 4, 168)  # rows, columns, stages, warps, registers of a tile of ``_limbs``
 _LIMB_GROUP = 32
-_NAN_EXPONENT = gl.constexpr(NAN_EXPONENT)
 
 
 @gluon.jit
@@ -133,20 +135,34 @@ def _scaled(
 
 
 @gluon.jit
-def _exponents(plane, rows, groups, group):
-    """Return exponents of a group, that of 1 where the scale is NaN, and where that is."""
-    e = gl.load(plane + rows * groups + gl.minimum(group, groups - 1)).to(gl.int32)
-    bad = e == _NAN_EXPONENT
-    return gl.where(bad, 0, e), bad.to(gl.int32)
+def _fetch_limbs(a, w, row, column, step, steps, a_tiles, w_tiles, ready, STAGES: gl.constexpr,
+                 DEPTH: gl.constexpr):  # fmt: skip
+    """Start to fetch the three limbs of both tiles of a run; nothing past the last one."""
+    stage, there = step % STAGES, step < steps
+    bar = ready.index(stage)
+    mbarrier.expect(bar, 3 * (a.block_type.nbytes + w.block_type.nbytes), pred=there)
+    for limb in gl.static_range(3):
+        at = (step * 3 + limb) * DEPTH
+        tma.async_copy_global_to_shared(
+            a, [row, at], bar, a_tiles.index(stage * 3 + limb), pred=there
+        )
+        tma.async_copy_global_to_shared(
+            w, [column, at], bar, w_tiles.index(stage * 3 + limb), pred=there
+        )
 
 
 @gluon.jit
 def _limbs(
-    a, w, exponents_a, exponents_w, out, M, N, groups, stride, span,
-    BM: gl.constexpr, BN: gl.constexpr, GROUP: gl.constexpr, TALL: gl.constexpr,
-    STAGES: gl.constexpr, WARPS: gl.constexpr,
+    a, w, exponents_a, exponents_w, out, ranges_a, ranges_w, flags_a, flags_w, M, N, groups,
+    stride, span,
+    LIMITS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, GROUP: gl.constexpr,
+    RUN: gl.constexpr, TALL: gl.constexpr, ROWS_A_RANGE: gl.constexpr, STAGES: gl.constexpr,
+    WARPS: gl.constexpr,
 ):  # fmt: skip
-    """Multiply one tile of integers in four limbs: what ``_wide`` of products_triton computes."""
+    """Multiply one safe tile of integers in three limbs, see products_limbs.
+
+    Exponents are read past the last row, up to a tile, and are of no matter there.
+    """
     program = gl.program_id(0)
     down, across = gl.cdiv(M, BM), gl.cdiv(N, BN)
     band = program // (TALL * across)
@@ -154,82 +170,84 @@ def _limbs(
     inside = program % (TALL * across)
     tile_m, tile_n = band * TALL + inside % height, inside // height
     row, column, batch = tile_m * BM, tile_n * BN, gl.program_id(1)
-    above_a, above_w = batch * M + row, batch * N + column
-    depth: gl.constexpr = 4 * GROUP
-    a_tiles = gl.allocate_shared_memory(a.dtype, [STAGES, BM, depth], a.layout)
-    w_tiles = gl.allocate_shared_memory(w.dtype, [STAGES, BN, depth], w.layout)
-    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for early in gl.static_range(STAGES):
-        mbarrier.init(ready.index(early), count=1)
-    fence_async_shared()
-    for early in gl.static_range(STAGES):
-        _fetch(a, w, above_a, above_w, early, groups, a_tiles, w_tiles, ready, STAGES, depth)
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BN, 32])
-    inputs: gl.constexpr = gl.DotOperandLayout(0, layout, 4)
-    zero = gl.zeros([BM, BN], gl.int32, layout)
-    acc = gl.zeros([BM, BN], gl.float64, layout)  # of float32 numbers
-    rows = row + gl.arange(0, BM, gl.SliceLayout(1, layout))
-    columns = column + gl.arange(0, BN, gl.SliceLayout(0, layout))
-    wide_m = batch.to(gl.int64) * M + gl.minimum(rows, M - 1)
-    wide_n = batch.to(gl.int64) * N + gl.minimum(columns, N - 1)
-    e_m, bad_m = _exponents(exponents_a, wide_m, groups, 0)
-    e_n, bad_n = _exponents(exponents_w, wide_n, groups, 0)
-    for group in range(0, groups):
-        stage = group % STAGES
-        mbarrier.wait(ready.index(stage), group // STAGES & 1)
-        x, y = a_tiles.index(stage), w_tiles.index(stage)
-        x0 = x.slice(0, GROUP, dim=1).load(inputs)
-        x1 = x.slice(GROUP, GROUP, dim=1).load(inputs)
-        x2 = x.slice(2 * GROUP, GROUP, dim=1).load(inputs)
-        x3 = x.slice(3 * GROUP, GROUP, dim=1).load(inputs)
-        y0 = y.slice(0, GROUP, dim=1).permute((1, 0))
-        y1 = y.slice(GROUP, GROUP, dim=1).permute((1, 0))
-        y2 = y.slice(2 * GROUP, GROUP, dim=1).permute((1, 0))
-        y3 = y.slice(3 * GROUP, GROUP, dim=1).permute((1, 0))
-        # Limbs i and j weigh 2^(4 (i + j)): sums of equal weight first, then by Horner's rule.
-        s6 = warpgroup_mma(x3, y3, zero, use_acc=False, is_async=True)
-        s5 = warpgroup_mma(x3, y2, zero, use_acc=False, is_async=True)
-        s4 = warpgroup_mma(x3, y1, zero, use_acc=False, is_async=True)
-        s3 = warpgroup_mma(x3, y0, zero, use_acc=False, is_async=True)
-        s2 = warpgroup_mma(x2, y0, zero, use_acc=False, is_async=True)
-        s1 = warpgroup_mma(x1, y0, zero, use_acc=False, is_async=True)
-        s0 = warpgroup_mma(x0, y0, zero, use_acc=False, is_async=True)
-        s5 = warpgroup_mma(x2, y3, s5, is_async=True)
-        s4 = warpgroup_mma(x2, y2, s4, is_async=True)
-        s3 = warpgroup_mma(x2, y1, s3, is_async=True)
-        s2 = warpgroup_mma(x1, y1, s2, is_async=True)
-        s1 = warpgroup_mma(x0, y1, s1, is_async=True)
-        s4 = warpgroup_mma(x1, y3, s4, is_async=True)
-        s3 = warpgroup_mma(x1, y2, s3, is_async=True)
-        s2 = warpgroup_mma(x0, y2, s2, is_async=True)
-        s3 = warpgroup_mma(x0, y3, s3, is_async=True)
-        # The next group's exponents come while the products do.
-        next_m, wrong_m = _exponents(exponents_a, wide_m, groups, group + 1)
-        next_n, wrong_n = _exponents(exponents_w, wide_n, groups, group + 1)
-        s0, s1, s2, s3, s4, s5, s6 = warpgroup_mma_wait(
-            num_outstanding=0, deps=(s0, s1, s2, s3, s4, s5, s6)
-        )
-        gl.thread_barrier()
-        _fetch(
-            a, w, above_a, above_w, group + STAGES, groups, a_tiles, w_tiles, ready, STAGES, depth
-        )
-        low = s0 + 16 * (s1 + 16 * s2)
-        high = s3 + 16 * (s4 + 16 * (s5 + 16 * s6))
-        power = (e_m << 20)[:, None] + (e_n + 1023 << 20)[None, :]
-        acc = gl.inline_asm_elementwise(
-            ADD_ROUNDED_TO_ODD, "=d,d,r,r,r", [acc, high, low, power],
-            dtype=gl.float64, is_pure=True, pack=1,
-        )  # fmt: skip
-        e_m, e_n = next_m, next_n
-        bad_m |= wrong_m
-        bad_n |= wrong_n
-    for early in gl.static_range(STAGES):
-        mbarrier.invalidate(ready.index(early))
-    bad = (bad_m[:, None] | bad_n[None, :]) != 0
-    total = gl.where(bad, float("nan"), acc.to(gl.float32))
-    nan = gl.full([BM, BN], 0x7FC00000, gl.int32, layout).to(gl.float32, bitcast=True)
-    total = gl.where(total == total, total, nan)
-    _write(total, out, batch, rows, columns, M, N, stride, span, BM, BN, layout)
+    at_a = 2 * (batch * gl.cdiv(M, ROWS_A_RANGE) + row // ROWS_A_RANGE)
+    at_w = 2 * (batch * gl.cdiv(N, ROWS_A_RANGE) + column // ROWS_A_RANGE)
+    least = gl.load(ranges_a + at_a) + gl.load(ranges_w + at_w)
+    most = gl.load(ranges_a + at_a + 1) + gl.load(ranges_w + at_w + 1)
+    if (least >= LIMITS[0]) & (most >= -LIMITS[1]):
+        above_a, above_w = batch * M + row, batch * N + column
+        depth: gl.constexpr = RUN * GROUP
+        a_tiles = gl.allocate_shared_memory(a.dtype, [3 * STAGES, BM, depth], a.layout)
+        w_tiles = gl.allocate_shared_memory(w.dtype, [3 * STAGES, BN, depth], w.layout)
+        ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+        for early in gl.static_range(STAGES):
+            mbarrier.init(ready.index(early), count=1)
+        fence_async_shared()
+        steps = gl.cdiv(groups, RUN)
+        for early in gl.static_range(STAGES):
+            _fetch_limbs(
+                a, w, above_a, above_w, early, steps, a_tiles, w_tiles, ready, STAGES, depth
+            )
+        layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BN, 32])
+        inputs: gl.constexpr = gl.DotOperandLayout(0, layout, 4)
+        zero = gl.zeros([BM, BN], gl.int32, layout)
+        acc = gl.zeros([BM, BN], gl.float64, layout)  # of float32 numbers
+        rows = row + gl.arange(0, BM, gl.SliceLayout(1, layout))
+        columns = column + gl.arange(0, BN, gl.SliceLayout(0, layout))
+        across_m, across_n = gl.num_programs(1) * M, gl.num_programs(1) * N
+        exponents_a += batch * M
+        exponents_w += batch * N
+        e_m, e_n = gl.load(exponents_a + rows), gl.load(exponents_w + columns)
+        for step in range(0, steps):
+            stage = step % STAGES
+            mbarrier.wait(ready.index(stage), step // STAGES & 1)
+            for turn in gl.static_range(RUN):
+                x0 = a_tiles.index(3 * stage).slice(turn * GROUP, GROUP, dim=1).load(inputs)
+                x1 = a_tiles.index(3 * stage + 1).slice(turn * GROUP, GROUP, dim=1).load(inputs)
+                x2 = a_tiles.index(3 * stage + 2).slice(turn * GROUP, GROUP, dim=1).load(inputs)
+                y0 = w_tiles.index(3 * stage).slice(turn * GROUP, GROUP, dim=1).permute((1, 0))
+                y1 = w_tiles.index(3 * stage + 1).slice(turn * GROUP, GROUP, dim=1).permute((1, 0))
+                y2 = w_tiles.index(3 * stage + 2).slice(turn * GROUP, GROUP, dim=1).permute((1, 0))
+                # Limbs i and j weigh 2^(6 (i + j)): sums of equal weight, then by Horner's rule.
+                s2 = warpgroup_mma(x0, y2, zero, use_acc=False, is_async=True)
+                s1 = warpgroup_mma(x0, y1, zero, use_acc=False, is_async=True)
+                s0 = warpgroup_mma(x0, y0, zero, use_acc=False, is_async=True)
+                s4 = warpgroup_mma(x2, y2, zero, use_acc=False, is_async=True)
+                s3 = warpgroup_mma(x2, y1, zero, use_acc=False, is_async=True)
+                s2 = warpgroup_mma(x1, y1, s2, is_async=True)
+                s1 = warpgroup_mma(x1, y0, s1, is_async=True)
+                s3 = warpgroup_mma(x1, y2, s3, is_async=True)
+                s2 = warpgroup_mma(x2, y0, s2, is_async=True)
+                # The next group's exponents come while the products do.
+                after = gl.minimum(step * RUN + turn + 1, groups - 1)
+                next_m = gl.load(exponents_a + after.to(gl.int64) * across_m + rows)
+                next_n = gl.load(exponents_w + after.to(gl.int64) * across_n + columns)
+                s0, s1, s2, s3, s4 = warpgroup_mma_wait(
+                    num_outstanding=0, deps=(s0, s1, s2, s3, s4)
+                )
+                if turn == RUN - 1:
+                    gl.thread_barrier()
+                    _fetch_limbs(
+                        a, w, above_a, above_w, step + STAGES, steps, a_tiles, w_tiles, ready,
+                        STAGES, depth,
+                    )  # fmt: skip
+                low = s0 + 64 * (s1 + 64 * s2)
+                high = s3 + 64 * s4
+                power = (e_m + (1023 << 20))[:, None] + e_n[None, :]
+                acc = gl.inline_asm_elementwise(
+                    ADD_NORMAL, "=d,d,r,r,r", [acc, high, low, power],
+                    dtype=gl.float64, is_pure=True, pack=1,
+                )  # fmt: skip
+                e_m, e_n = next_m, next_n
+        for early in gl.static_range(STAGES):
+            mbarrier.invalidate(ready.index(early))
+        bad_m = gl.load(flags_a + batch * M + gl.minimum(rows, M - 1))
+        bad_n = gl.load(flags_w + batch * N + gl.minimum(columns, N - 1))
+        bad = (bad_m[:, None] | bad_n[None, :]) != 0
+        total = gl.where(bad, float("nan"), acc.to(gl.float32))
+        nan = gl.full([BM, BN], 0x7FC00000, gl.int32, layout).to(gl.float32, bitcast=True)
+        total = gl.where(total == total, total, nan)
+        _write(total, out, batch, rows, columns, M, N, stride, span, BM, BN, layout)
 
 
 @gluon.jit
@@ -246,18 +264,33 @@ def _write(total, out, batch, rows, columns, M, N, stride, span, BM: gl.constexp
 
 
 def multiply_limbs(
-    a: Tensor, w: Tensor, exponents_a: Tensor, exponents_w: Tensor, out: Tensor
+    a: Tensor,
+    w: Tensor,
+    exponents_a: Tensor,
+    exponents_w: Tensor,
+    out: Tensor,
+    ranges_a: Tensor,
+    ranges_w: Tensor,
+    flags_a: Tensor,
+    flags_w: Tensor,
+    groups: int,
+    bounds: tuple[int, int, int],
+    rows_a_range: int,
 ) -> None:
-    """Multiply integers in limbs, [B * M, 4 K] and [B * N, 4 K] in groups of 32, into ``out``."""
+    """Multiply integers in limbs, [B * M, 3 K] and [B * N, 3 K] in groups of 32, into ``out``.
+
+    Only tiles whose exponents lie within ``bounds``; see ``limb_limits`` of products_facts.
+    """
     batch, m, n = out.shape
-    rows, columns, stages, warps = _LIMB_TILE
-    depth = 4 * _LIMB_GROUP
+    rows, columns, stages, warps, registers = _LIMB_TILE
+    depth = LIMB_RUN * _LIMB_GROUP
     left, right = _described(a, rows, depth, gl.int8), _described(w, columns, depth, gl.int8)
     grid = (triton.cdiv(m, rows) * triton.cdiv(n, columns), batch)
     _limbs[grid](
-        left, right, exponents_a, exponents_w, out, m, n, exponents_a.shape[-1], out.stride(1),
-        out.stride(0), BM=rows, BN=columns, GROUP=_LIMB_GROUP, TALL=8, STAGES=stages, WARPS=warps,
-        num_warps=warps,
+        left, right, exponents_a, exponents_w, out, ranges_a, ranges_w, flags_a, flags_w, m, n,
+        groups, out.stride(1), out.stride(0), LIMITS=bounds, BM=rows, BN=columns,
+        GROUP=_LIMB_GROUP, RUN=LIMB_RUN, TALL=8, ROWS_A_RANGE=rows_a_range, STAGES=stages,
+        WARPS=warps, num_warps=warps, maxnreg=registers,
     )  # fmt: skip
 
 

@@ -1023,7 +1023,7 @@ def _words_top(y, q, plan: tl.constexpr):
 
 
 @triton.jit
-def _word_offsets(group, plan: tl.constexpr):
+def word_offsets(group, plan: tl.constexpr):
     """Return the offsets of words [B, S, L / 2]."""
     half: tl.constexpr = plan.subgroup // 2
     inner = tl.arange(0, plan.subgroups)[:, None] * half + tl.arange(0, half)[None, :]
@@ -1031,11 +1031,8 @@ def _word_offsets(group, plan: tl.constexpr):
 
 
 @triton.jit
-def _words_fake_kernel(x_ptr, out_ptr, count, plan: tl.constexpr, rows: tl.constexpr):
-    group, exists = _groups(count, rows)
-    offsets = _word_offsets(group, plan)
-    mask = exists[:, None, None]
-    words = tl.load(x_ptr + offsets, mask=mask, other=0)
+def words_faked(words, plan: tl.constexpr):
+    """Return values of [B, S, L / 2] words of two bfloat16, and which groups are finite."""
     y, value, scale, good = _words_encoded(words, plan)
     if plan.metadata == _ELEM_EM:
         lane, q_top, field, hit = _words_top(y, value, plan)
@@ -1044,6 +1041,15 @@ def _words_fake_kernel(x_ptr, out_ptr, count, plan: tl.constexpr, rows: tl.const
         value ^= tl.where(hit, change[:, :, None], 0)
     power = tl.where(scale > 0, scale << 7, 0x40) * 0x00010001  # 2^-127 is a subnormal
     value = _fma2(value | (words & -0x7FFF8000), power[:, None, None], _MINUS_ZERO2)
+    return value, good
+
+
+@triton.jit
+def _words_fake_kernel(x_ptr, out_ptr, count, plan: tl.constexpr, rows: tl.constexpr):
+    group, exists = _groups(count, rows)
+    offsets = word_offsets(group, plan)
+    mask = exists[:, None, None]
+    value, good = words_faked(tl.load(x_ptr + offsets, mask=mask, other=0), plan)
     tl.store(out_ptr + offsets, tl.where(good[:, None, None], value, 0x7FC07FC0), mask=mask)
 
 
@@ -1052,7 +1058,15 @@ def _words_quantize_kernel(
     x_ptr, codes_ptr, scales_ptr, meta_ptr, count, plan: tl.constexpr, rows: tl.constexpr
 ):
     group, exists = _groups(count, rows)
-    offsets = _word_offsets(group, plan)
+    words_quantized(x_ptr, codes_ptr, scales_ptr, meta_ptr, group, exists, plan, rows)
+
+
+@triton.jit
+def words_quantized(
+    x_ptr, codes_ptr, scales_ptr, meta_ptr, group, exists, plan: tl.constexpr, rows: tl.constexpr
+):
+    """Quantize and pack groups of two bfloat16 a word."""
+    offsets = word_offsets(group, plan)
     mask = exists[:, None, None]
     words = tl.load(x_ptr + offsets, mask=mask, other=0)
     y, q, scale, good = _words_encoded(words, plan)
@@ -1095,13 +1109,18 @@ def _sided(x, s, inverse):
 
 
 @triton.jit
-def _affine_encode(wide, plan: tl.constexpr):
-    """Return q [B, G], and step (float32), offset (float64) and which groups are finite, [B, 1]."""
+def _affine_ends(wide):
+    """Return the largest and the least value of a group and which are finite, [B, 1]."""
     high = tl.reduce(wide, 1, _nan_max)
     low = tl.reduce(wide, 1, _nan_min)
     good = (high < float("inf")) & (low > -float("inf"))
-    high = tl.where(good, high, 0.0).to(tl.float64)
-    low = tl.where(good, low, 0.0).to(tl.float64)
+    return tl.where(good, high, 0.0)[:, None], tl.where(good, low, 0.0)[:, None], good[:, None]
+
+
+@triton.jit
+def _affine_scales(high, low):
+    """Return step (float32) and offset (float64) of any group."""
+    high, low = high.to(tl.float64), low.to(tl.float64)
     # The difference, rounded to odd.
     total = high - low
     shadow = total - high
@@ -1112,13 +1131,59 @@ def _affine_encode(wide, plan: tl.constexpr):
     step = (bits.to(tl.float64, bitcast=True) / 15.0).to(tl.float32)
     step = tl.where(step == 0, 1.0, step)
     s = step.to(tl.float64)
-    inverse = 1.0 / s
-    offset = _half_away(_sided(low, s, inverse))[:, None]
+    return step, _half_away(_sided(low, s, 1.0 / s))
+
+
+@triton.jit
+def _affine_nearest(x, step, start):
+    """Return x / step rounded, less ``start``, ties away from zero of that: |x / step| below 2^17.
+
+    n is x / step rounded, or next to it, and rest = x - n step is exact: where n is 2 or more, both
+    are multiples of the last place of step, and rest is no larger than step. So rest against half a
+    step says where x / step lies.
+    """
+    n = (x * (1.0 / step) + 12582912.0) - 12582912.0
+    rest = tl.fma(-n, step, x)
+    q = n - start
+    other = q + _float((_bits(rest) & _SIGN) | 0x3F800000)  # the next one on the side of rest
+    middle = step * 0.5
+    below = _float(_bits(middle) - 1)
+    least = tl.where(tl.abs(other) > tl.abs(q), below, middle)
+    return tl.where(tl.abs(rest) > least, other, q)
+
+
+@triton.jit
+def _affine_near_scales(high, low):
+    """Return step and offset in float32, and whether they are right in all groups of a program.
+
+    They are where high - low is exact, and quotients are no larger than ``_affine_nearest`` takes;
+    16-bit types rarely have others. With the remainder, the quotient by 15 is rounded correctly.
+    """
+    total = high - low
+    shadow = total - high
+    error = (high - (total - shadow)) + (-low - shadow)
+    quotient = total * (1.0 / 15.0)
+    step = tl.fma(tl.fma(quotient, -15.0, total), 1.0 / 15.0, quotient)
+    step = tl.where(total == 0, 1.0, step)
+    offset = _affine_nearest(low, step, 0.0)
+    near = (error == 0) & (step > 2.0**-80) & (step < 2.0**80) & (tl.abs(offset) < 65000.0)
+    return step, offset, tl.min(tl.min(near.to(tl.int32), 1), 0) == 1
+
+
+@triton.jit
+def _affine_near(x, step, offset, plan: tl.constexpr):
+    """Return q [B, G], float32, where ``_affine_near_scales`` serves."""
     half: tl.constexpr = 2.0 ** (plan.element.bits - 1)
-    x = tl.where(good[:, None], wide, 0.0).to(tl.float64)
-    q = _half_away(_sided(x, s[:, None], inverse[:, None]) - offset - half)
-    q = tl.minimum(tl.maximum(q, -half), half - 1)
-    return q, step[:, None], offset, good[:, None]
+    return tl.minimum(tl.maximum(_affine_nearest(x, step, offset + half), -half), half - 1)
+
+
+@triton.jit
+def _affine_far(x, step, offset, plan: tl.constexpr):
+    """Return q [B, G], float64, of any finite x."""
+    half: tl.constexpr = 2.0 ** (plan.element.bits - 1)
+    s = step.to(tl.float64)
+    q = _half_away(_sided(x.to(tl.float64), s, 1.0 / s) - offset - half)
+    return tl.minimum(tl.maximum(q, -half), half - 1)
 
 
 @triton.jit
@@ -1139,14 +1204,37 @@ def _affine_values(q, step, offset, kind: tl.constexpr, plan: tl.constexpr):
 
 
 @triton.jit
+def _affine_near_values(q, step, offset, kind: tl.constexpr, plan: tl.constexpr):
+    """Return the same where ``_affine_near_scales`` serves, in float32."""
+    half: tl.constexpr = 2.0 ** (plan.element.bits - 1)
+    whole = q + (half + offset)
+    value = whole * step
+    if kind == tl.bfloat16:  # 2^16 above, the last bit of a float32 is that of the result
+        large = _float(((_bits(value) & _INFINITE) + (16 << 23)) | 0x400000)
+        value = tl.fma(whole, step, large) - large
+    if kind == tl.float16:
+        error = tl.fma(whole, step, -value)
+        bits = _bits(value)
+        move = (error != 0) & ((bits & 1) == 0)
+        value = _float(bits + tl.where(move, tl.where((error > 0) == (value > 0), 1, -1), 0))
+    return value
+
+
+@triton.jit
 def _affine_fake_kernel(
     x_ptr, out_ptr, count, plan: tl.constexpr, kind: tl.constexpr, rows: tl.constexpr
 ):
     group, exists = _groups(count, rows)
     offsets = group[:, None] * plan.group + tl.arange(0, plan.group)[None, :]
     wide = tl.load(x_ptr + offsets, mask=exists[:, None], other=0).to(tl.float32)
-    q, step, offset, good = _affine_encode(wide, plan)
-    value = _affine_values(q, step, offset, kind, plan)
+    high, low, good = _affine_ends(wide)
+    x = tl.where(good, wide, 0.0)
+    step, near, serves = _affine_near_scales(high, low)
+    if serves:
+        value = _affine_near_values(_affine_near(x, step, near, plan), step, near, kind, plan)
+    else:
+        step, offset = _affine_scales(high, low)
+        value = _affine_values(_affine_far(x, step, offset, plan), step, offset, kind, plan)
     signs = _bits(value) & _SIGN
     _store_values(out_ptr, group, exists, tl.abs(value), signs, good, kind, _CONVERT, plan, rows)
 
@@ -1158,7 +1246,15 @@ def _affine_quantize_kernel(
     group, exists = _groups(count, rows)
     offsets = group[:, None] * plan.group + tl.arange(0, plan.group)[None, :]
     wide = tl.load(x_ptr + offsets, mask=exists[:, None], other=0).to(tl.float32)
-    q, step, offset, good = _affine_encode(wide, plan)
+    high, low, good = _affine_ends(wide)
+    x = tl.where(good, wide, 0.0)
+    step, near, serves = _affine_near_scales(high, low)
+    offset = near.to(tl.float64)
+    if serves:
+        q = _affine_near(x, step, near, plan)
+    else:
+        step, offset = _affine_scales(high, low)
+        q = _affine_far(x, step, offset, plan).to(tl.float32)
     mask: tl.constexpr = 2**plan.element.bits - 1
     code = tl.where(good, q.to(tl.int32) & mask, 0)
     _store_packed(codes_ptr, group, exists, code, plan.element.bits, plan.group, rows)
@@ -1249,7 +1345,7 @@ def _sums(plan: Plan, dtype: torch.dtype) -> tl.dtype:
     return tl.float32 if exact else tl.float64
 
 
-def _pairs(plan: Plan, x: Tensor) -> bool:
+def takes_words(plan: Plan, x: Tensor) -> bool:
     """Whether the kernels that compute on two bfloat16 a word serve.
 
     Where that saves most: E2M1 under power-of-two scales, whose quotients by them are bfloat16.
@@ -1261,7 +1357,7 @@ def _pairs(plan: Plan, x: Tensor) -> bool:
     return plan.e8m0 and e2m1 and plain and lanes and aligned
 
 
-def _words(values: Tensor) -> Tensor:
+def as_words(values: Tensor) -> Tensor:
     """Return a contiguous, aligned tensor as int32 words."""
     return values.view(torch.int32)
 
@@ -1295,9 +1391,9 @@ class TritonKernels:
                 _affine_quantize_kernel[self._grid(len(groups))](
                     groups, codes, scales, len(groups), self.plan, self.rows, num_warps=self.warps
                 )
-            elif _pairs(self.plan, groups):
+            elif takes_words(self.plan, groups):
                 _words_quantize_kernel[self._grid(len(groups))](
-                    _words(groups), codes, scales, meta, len(groups), self.plan, self.rows,
+                    as_words(groups), codes, scales, meta, len(groups), self.plan, self.rows,
                     num_warps=self.warps,
                 )  # fmt: skip
             else:
@@ -1314,17 +1410,17 @@ class TritonKernels:
         with _on(groups):
             if self.plan.affine:
                 _affine_fake_kernel[self._grid(len(groups))](
-                    groups, _words(values), len(groups), self.plan, _KINDS[groups.dtype],
+                    groups, as_words(values), len(groups), self.plan, _KINDS[groups.dtype],
                     self.rows, num_warps=self.warps,
                 )  # fmt: skip
-            elif _pairs(self.plan, groups):
+            elif takes_words(self.plan, groups):
                 _words_fake_kernel[self._grid(len(groups))](
-                    _words(groups), _words(values), len(groups), self.plan, self.rows,
+                    as_words(groups), as_words(values), len(groups), self.plan, self.rows,
                     num_warps=self.warps,
                 )  # fmt: skip
             else:
                 _fake_kernel[self._grid(len(groups))](
-                    groups, groups if unit is None else unit, _words(values), len(groups),
+                    groups, groups if unit is None else unit, as_words(values), len(groups),
                     self.plan, _KINDS[groups.dtype], groups.dtype != torch.float32,
                     _sums(self.plan, groups.dtype), _how(self.plan, groups.dtype, True),
                     self.rows, num_warps=self.warps,
@@ -1339,12 +1435,12 @@ class TritonKernels:
         with _on(values):
             if self.plan.affine:
                 _affine_dequantize_kernel[(triton.cdiv(len(values), self.plain_rows),)](
-                    codes, scales, _words(values), len(values), self.plan, _KINDS[values.dtype],
+                    codes, scales, as_words(values), len(values), self.plan, _KINDS[values.dtype],
                     self.plain_rows, num_warps=_WARPS,
                 )  # fmt: skip
             else:
                 _dequantize_kernel[(triton.cdiv(len(values), self.plain_rows),)](
-                    codes, scales, meta, codes if unit is None else unit, _words(values),
+                    codes, scales, meta, codes if unit is None else unit, as_words(values),
                     len(values), self.plan, _KINDS[values.dtype],
                     _how(self.plan, values.dtype, False), self.plain_rows, num_warps=_WARPS,
                 )  # fmt: skip
