@@ -20,6 +20,7 @@ from m2xfp.formats import (
     BF16,
     FP16,
     FP32,
+    INT4_SYM,
     M2NVFP4_ACT,
     M2NVFP4_WEIGHT,
     MXFP4,
@@ -27,8 +28,11 @@ from m2xfp.formats import (
     MXFP6_E3M2,
     MXFP8_E4M3,
     MXFP8_E5M2,
+    MXINT8,
     NVFP4,
+    SMX4,
     USUAL_EXPONENTS,
+    block_format,
 )
 from m2xfp.rtl.parameters import bind, parameters_of, plain
 from m2xfp.rtl.units.activation_decoder import ActivationDecoder
@@ -280,6 +284,8 @@ def _encoded(given: Mapping[str, Any]) -> tuple[str, str]:
     return f"{name}:{','.join([*filter(None, [layout]), *texts])}", "none"
 
 
+_MICROMIX = {"scale_rule": "ceil", "zero_scale": 126}
+
 UNITS: dict[str, Unit] = {
     unit.name: unit
     for unit in (
@@ -304,6 +310,18 @@ UNITS: dict[str, Unit] = {
                 "mxfp6-e3m2-bf16x32": {"input_type": BF16, "lanes": 32, "block": MXFP6_E3M2},
                 "mxfp8-e4m3-bf16x32": {"input_type": BF16, "lanes": 32, "block": MXFP8_E4M3},
                 "mxfp8-e5m2-bf16x32": {"input_type": BF16, "lanes": 32, "block": MXFP8_E5M2},
+                "mxfp4-ceil-bf16x32": {"block": MXFP4, "scale_rule": "ceil"},
+                "mxfp4-rtn1-bf16x32": {"block": MXFP4, "scale_rule": "rtn1"},
+                "mxfp4-rtn2-bf16x32": {"block": MXFP4, "scale_rule": "rtn2"},
+                "mxfp4-even-bf16x32": {"block": MXFP4, "scale_rule": "even"},
+                # MicroMix's and MXQuant's segments: scales never too small, 2^-1 for zeros.
+                "micromix-mxfp4-bf16x32": {"block": MXFP4, **_MICROMIX},
+                "micromix-mxfp6-bf16x32": {"block": MXFP6_E3M2, **_MICROMIX},
+                "micromix-mxfp8-bf16x32": {"block": MXFP8_E4M3, **_MICROMIX},
+                "mxint8-bf16x32": {"block": MXINT8},
+                "int4-bf16x32": {"block": INT4_SYM},
+                "smx4-bf16x16": {"block": SMX4, "lanes": 16},
+                "amxfp4-pot-bf16x32": {"block": block_format("amxfp4:scale_mode=pot")},
             },
             sweep=Sweep(
                 axes={

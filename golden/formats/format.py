@@ -17,11 +17,8 @@ from m2xfp.errors import InputError, told
 from m2xfp.formats import (
     CANDIDATES,
     CHOICES,
-    E4M3_WIDE_SCALE,
-    E5M2_SCALE,
-    E8M0,
-    FP32_SCALE,
     GROUP_SIZES,
+    MODE_SCALES,
     QUOTIENTS,
     SCALE_MODES,
     SCALE_RULES,
@@ -379,15 +376,6 @@ def _grid_max(scale: Scale) -> float:
     return float(scale.grid.max_value)
 
 
-_MODE_SCALES = {
-    "pot": E8M0,
-    "pot-r": E8M0,
-    "float": FP32_SCALE,
-    "e4m3": E4M3_WIDE_SCALE,
-    "e5m2": E5M2_SCALE,
-}
-
-
 def _choice(option: str, value: Option, known: tuple[str, ...]) -> str:
     if value not in known:
         raise InputError(f"{option}={told(value)}; choose one of: {', '.join(known)}")
@@ -457,7 +445,7 @@ def _describe(block: BlockFormat, options: dict[str, Option]) -> BlockFormat:
         mode = _choice("scale_mode", options["scale_mode"], SCALE_MODES)
         if "scale_rule" in options:
             raise InputError("scale_mode and scale_rule exclude each other; pass one of them")
-        block = replace(block, scale=_MODE_SCALES[mode])
+        block = replace(block, scale=MODE_SCALES[mode])
     return block
 
 
