@@ -17,6 +17,7 @@ from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.facts import Facts
 from m2xfp.formats import (
     ALL_EXPONENTS,
+    AMXFP4,
     BF16,
     FP16,
     FP32,
@@ -44,6 +45,7 @@ from m2xfp.rtl.units.gemm_core import GemmCore
 from m2xfp.rtl.units.group_dot import GroupDot
 from m2xfp.rtl.units.hadamard import Hadamard
 from m2xfp.rtl.units.hadamard_quantizer import HadamardQuantizer
+from m2xfp.rtl.units.minifloat_quantizer import MinifloatQuantizer
 from m2xfp.rtl.units.pe_tile import PeTile
 from m2xfp.rtl.units.weight_encoder import WeightEncoder
 from m2xfp.rtl.verilog.axi import signals_of, streams_of
@@ -333,6 +335,30 @@ UNITS: dict[str, Unit] = {
                 formats=lambda given: ("none", given["block"]),
             ),
             board=Board(name="quantizer", config="bf16x8"),
+        ),
+        Unit(
+            name="minifloat_quantizer",
+            purpose="floating-point activations to packed groups with E4M3 or E5M2 scales",
+            component=MinifloatQuantizer,
+            configs={
+                "nvfp4-bf16x16": {},
+                "nvfp4-bf16x8": {"lanes": 8},
+                "nvfp4-fp32x16": {"input_type": FP32},
+                "nvfp4-two-level-bf16x16": {"tensor_scale": True},
+                "m2nvfp4-bf16x16": {"block": M2NVFP4_ACT},
+                "m2nvfp4-two-level-bf16x16": {"block": M2NVFP4_ACT, "tensor_scale": True},
+                "amxfp4-bf16x32": {"block": AMXFP4, "lanes": 32},
+                "amxfp4-bf16x8": {"block": AMXFP4, "lanes": 8},
+                "amxfp4-e4m3-bf16x32": {
+                    "block": block_format("amxfp4:scale_mode=e4m3"),
+                    "lanes": 32,
+                },
+            },
+            sweep=Sweep(
+                axes={"lanes": ("8", "16"), "block": ("nvfp4", "m2nvfp4-act", "amxfp4")},
+                formats=lambda given: ("none", given["block"]),
+            ),
+            board=Board(name="minifloat", config="nvfp4-bf16x8"),
         ),
         Unit(
             name="weight_encoder",

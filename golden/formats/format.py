@@ -338,6 +338,14 @@ class Format:
             fields.masked_fill(bad, 0),
         )
 
+    def planes_of_groups(self, groups: Tensor, unit: Tensor) -> list[Tensor]:
+        """Return the planes [n, bytes] of groups [n, group], each with a tensor scale of its own.
+
+        ``unit`` holds them: float64 [n, 1], numbers of float32.
+        """
+        parts = [self._pack(groups[part], unit[part]) for part in self._parts(groups)]
+        return [torch.cat(plane) for plane in zip(*parts, strict=True)]
+
     def _pack(self, groups: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Quantize groups [n, group] of the input type into bytes [n, code|scale|meta bytes]."""
         codes, stored, fields = self._encode(groups, unit)

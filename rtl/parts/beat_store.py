@@ -68,6 +68,7 @@ class BeatStore:
         free: Value,
         step: Value,
         start: ValueLike,
+        arriving: data.View | None = None,
     ) -> None:
         """Add the store to a module.
 
@@ -86,9 +87,12 @@ class BeatStore:
             There is one, and it is taken.
         start
             Peak that a group begins with.
+        arriving
+            What is stored of the values; by default with as many bits as the stored type has.
         """
         beats = self._beats
-        arriving = self._narrowed(m, i)
+        if arriving is None:
+            arriving = self._narrowed(m, i)
         fill = Signal(range(beats))
         accept = Signal()
         fill_ends = Signal()

@@ -83,7 +83,8 @@ class Target:
         is still apart from that.
         """
         lead = 1 if normalise_bits(self.kind) else 0
-        fraction = _deciding_bits(self.block) + lead
+        # What is normalised can lie in the head, one place higher.
+        fraction = _deciding_bits(self.block) + lead * (1 + self.rule.head)
         return data.StructLayout(
             {
                 "fraction": unsigned(min(self.kind.mantissa_bits, fraction)),

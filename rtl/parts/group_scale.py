@@ -1,6 +1,6 @@
 """The largest exponent of a group, and the shared scale that follows from it."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value, unsigned
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
@@ -241,17 +241,19 @@ class SharedScale(Component):
         largest = self.peak.union if rule.threshold is None else self.peak.largest
         normal = Signal()
         lead: Value = Signal(range(kind.mantissa_bits))
-        m.d.comb += [
-            normal.eq(exponent.any()),
-            lead.eq(leading_one(largest)),
-            self.normalise.eq(Mux(normal, 0, kind.mantissa_bits - lead)),
-        ]
-        reference: Value = exponent | ~normal
+        above: Value = Const(0, 0)
         if rule.threshold is not None:
             field = named(m, "normalised", (largest << self.normalise)[: kind.mantissa_bits])
             above = named(m, "above", Mux(normal, self.peak.above, field >= rule.threshold))
-            reference, exponent, lead = reference + above, exponent + above, lead + above
-        m.d.comb += self.reference.eq(reference)
+        reference = exponent | ~normal
+        m.d.comb += [
+            normal.eq(exponent.any()),
+            lead.eq(leading_one(largest)),
+            self.reference.eq(reference + above if len(above) else reference),
+            self.normalise.eq(Mux(normal, 0, kind.mantissa_bits - lead)),
+        ]
+        if len(above):
+            exponent, lead = exponent + above, lead + above
         with m.If(normal):
             m.d.comb += self.scale.eq((exponent + offset) | poisoned)
         with m.Elif(largest.any()):
@@ -264,10 +266,11 @@ class SharedScale(Component):
     def _above(self, exponent: Value) -> Value:
         """Return whether the exponent counts one more: not beyond the largest scale."""
         above: Value = self.peak.above
-        if self._rule.subnormal is not None:
-            above = Mux(exponent.any(), above, self.peak.small_above)
+        if self._offset or self._rule.head:
+            return above
+        small = 0 if self._rule.subnormal is None else self.peak.small_above
         last = (1 << len(exponent)) - 2
-        return above & (exponent != last) if self._offset == 0 and not self._rule.head else above
+        return Mux(exponent.any(), above & (exponent != last), small)
 
     def _or_zero(self, scale: Value) -> Value:
         """Return the scale, or that of a group of zeros."""
