@@ -9,7 +9,7 @@ from m2xfp.golden.formats.format import get_format
 
 __all__ = ["minifloat_quantizer"]
 
-_LEAST = 2.0**-115
+_LEAST = 2.0**-113
 
 
 def minifloat_quantizer(
@@ -27,7 +27,7 @@ def minifloat_quantizer(
         Patterns of the input type, uint16 (uint32 for fp32) [n, group].
     tensor_scales
         Of each group, float32 patterns, uint32 [n]; None with one level. Of a tensor scale that is
-        below 2^-115, negative, infinite or NaN the group is a NaN.
+        below 2^-113, negative, infinite or NaN the group is a NaN.
     input_type
         ``bf16`` or ``fp32``.
     block

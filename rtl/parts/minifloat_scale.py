@@ -6,7 +6,12 @@ from amaranth.lib.wiring import In, Out
 
 from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parts.quotients import divided, rounded_to_minifloat
-from m2xfp.rtl.parts.ratio_rounding import MULTIPLES, inclusive, multiple_bits
+from m2xfp.rtl.parts.ratio_rounding import (
+    MULTIPLES,
+    boundary_bits,
+    inclusive,
+    known_boundary,
+)
 from m2xfp.rtl.parts.relative_values import RelativeType
 from m2xfp.rtl.verilog.component import Component
 
@@ -90,14 +95,16 @@ class ScaleBoundaries(Component):
     significand : Out
         Of scale and tensor scale: 1.m, the hidden bit on top; zero's is of no meaning.
     boundaries : Out(ArrayLayout)
-        With a tensor scale, its ``MULTIPLES`` in eighths, as ``RatioRounder`` takes them.
+        Its ``MULTIPLES`` in eighths, as ``RatioRounder`` takes them; lanes that have one of two
+        scales know them.
     """
 
     def __init__(self, relative: RelativeType) -> None:
         self._relative = relative
         kind, grid = relative.stored, relative.grid
         unit = 23 if relative.tensor_scale else 0
-        wide = unsigned(multiple_bits(kind.mantissa_bits) if unit else 0)
+        split = relative.block.scaling == "split"
+        wide = unsigned(0 if split else boundary_bits(kind.mantissa_bits))
         super().__init__(
             {
                 "code": In(grid.bits - 1),
@@ -127,6 +134,10 @@ class ScaleBoundaries(Component):
         scale = Cat(fraction, Const(1, 1))
         if not relative.tensor_scale:
             m.d.comb += [self.origin.eq(place), self.significand.eq(scale)]
+            for at, n in enumerate(MULTIPLES if len(self.boundaries[0]) else ()):
+                size, ties = relative.stored.mantissa_bits, relative.block.ties
+                known = known_boundary(m, fraction, n, size, ties, f"boundary_{n}")
+                m.d.comb += self.boundaries[at].eq(known)
             return m
         product = named(m, "product", scale * Cat(self.unit, Const(1, 1)))
         carry = product[-1]
@@ -142,9 +153,10 @@ class ScaleBoundaries(Component):
         for at, n in enumerate(MULTIPLES):
             twos = (n & -n).bit_length() - 1
             multiple = Cat(Const(0, twos), odd[n >> twos])
-            # A number between two of the values' last bit is half above the lower one.
             cut: Value = Const(1, 1)
             if inclusive(n, relative.block.ties):
                 cut = multiple[:shift].any()
-            m.d.comb += self.boundaries[at].eq(Cat(cut, multiple[shift:]))
+            *_, one, two = whole = Cat(multiple, Const(0, 1))[shift : len(full) + 4]
+            below = Cat(cut, whole[:-2])
+            m.d.comb += self.boundaries[at].eq(Cat(below & one.replicate(len(below)), two))
         return m

@@ -1,6 +1,5 @@
 """Rounding of values to E2M1 by comparing with multiples of a scale that is no power of two."""
 
-from collections.abc import Sequence
 from fractions import Fraction
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed, unsigned
@@ -8,17 +7,18 @@ from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.formats import FloatElement
-from m2xfp.rtl.arith.datapath import named, reduce_tree
+from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parts.quotients import divided, rounded_to_minifloat
 from m2xfp.rtl.verilog.component import Component
 
-__all__ = ["MULTIPLES", "RatioRefiner", "RatioRounder", "inclusive", "multiple_bits"]
+__all__ = ["MULTIPLES", "RatioRefiner", "RatioRounder", "boundary_bits", "inclusive", "known_boundary"]
 
 # A value of significand s against a scale of significand g, both 1 to 2: the boundaries of the
 # codes are at s = g n / 8 for these n. The same boundary serves several binades, 5 for y = 1.25,
-# 2.5 and 5. Of those at which a tie goes to the larger code n is in ``_UP``.
+# 2.5 and 5; 8 is the border of binades, which is one of codes, 1/4, in the lowest of them.
 MULTIPLES = (5, 6, 7, 8, 10, 12, 14)
-_UP = (6, 7, 12, 14)
+# Those at which a tie goes to the larger code, and those of no code.
+_UP = (6, 7, 8, 12, 14)
 
 
 def inclusive(multiple: int, ties: str) -> bool:
@@ -26,9 +26,31 @@ def inclusive(multiple: int, ties: str) -> bool:
     return ties == "away" or multiple in _UP
 
 
-def multiple_bits(mantissa_bits: int) -> int:
-    """Return the bits of a threshold: below 3.5 in units of the mantissa, and one bit below."""
-    return mantissa_bits + 3
+def boundary_bits(mantissa_bits: int) -> int:
+    """Return the bits of a boundary, from the top: beyond 2, a mantissa, and half a last bit more.
+
+    A boundary that is not above 1 is 0. A value reaches one if its mantissa, with a 0 behind, is at
+    least the boundary: what lies between two numbers is half above the lower one, and what a value
+    must exceed too.
+    """
+    return mantissa_bits + 2
+
+
+def known_boundary(
+    m: Module, fraction: Value, multiple: int, mantissa_bits: int, ties: str, name: str
+) -> Value:
+    """Return a boundary of a scale that has ``fraction`` for mantissa, from a table."""
+    boundary = Signal(boundary_bits(mantissa_bits), name=name)
+    with m.Switch(fraction):
+        for field in range(1 << len(fraction)):
+            scale = 1 + Fraction(field, 1 << len(fraction))
+            halves = (scale * multiple / 8 - 1) * (2 << mantissa_bits)
+            assert halves.denominator == 1
+            beyond = 2 << mantissa_bits
+            wanted = min(max(int(halves) + (not inclusive(multiple, ties)), 0), beyond)
+            with m.Case(field):
+                m.d.comb += boundary.eq(wanted)
+    return boundary
 
 
 class RatioRounder(Component):
@@ -39,8 +61,7 @@ class RatioRounder(Component):
     exponent_bits, mantissa_bits
         Of the value: exponent in the same terms as the scale's, 0 for what is below everything.
     fraction_bits
-        Mantissa bits of the scale, of which every boundary is known beforehand; 0 if the boundaries
-        are an input.
+        Mantissa bits of a scale of which the lane knows the boundaries; 0 if they are an input.
     ties
         ``even`` or ``away``.
 
@@ -53,7 +74,7 @@ class RatioRounder(Component):
     fraction : In(fraction_bits)
         Mantissa of the scale.
     boundaries : In(ArrayLayout)
-        Thresholds in the order of ``MULTIPLES``, without ``fraction_bits``.
+        In the order of ``MULTIPLES``, as ``boundary_bits`` says; without ``fraction_bits``.
     zero : In(1)
         Code 0 whatever the value.
     magnitude : Out(3)
@@ -65,8 +86,8 @@ class RatioRounder(Component):
     def __init__(
         self, exponent_bits: int, mantissa_bits: int, fraction_bits: int, ties: str
     ) -> None:
-        self._ties, self._mantissa_bits, self._fraction_bits = ties, mantissa_bits, fraction_bits
-        wide = unsigned(multiple_bits(mantissa_bits) if not fraction_bits else 0)
+        self._ties, self._fraction_bits = ties, fraction_bits
+        wide = unsigned(boundary_bits(mantissa_bits) if not fraction_bits else 0)
         super().__init__(
             {
                 "exponent": In(exponent_bits),
@@ -83,60 +104,44 @@ class RatioRounder(Component):
     def build(self) -> Module:
         """Build the lane."""
         m = Module()
-        significand = Cat(self.mantissa, Const(1, 1))
-        reached = {
-            n: named(m, f"reached_{n}", self._reached(significand, n, at))
-            for at, n in enumerate(MULTIPLES)
-        }
+        value = Cat(Const(0, 1), self.mantissa)
+        boundary: dict[int, Value] = {n: self.boundaries[at] for at, n in enumerate(MULTIPLES)}
+        if self._fraction_bits:
+            bits = len(self.mantissa)
+            boundary = {
+                n: known_boundary(m, self.fraction, n, bits, self._ties, f"boundary_{n}")
+                for n in MULTIPLES
+            }
+        reached = {n: named(m, f"reached_{n}", value >= boundary[n]) for n in MULTIPLES}
         m.d.comb += self.above.eq(self.exponent - self.origin)
 
-        def code(first: int, *steps: int) -> Value:
-            """Return ``first``, and one more for each boundary that is reached, in rising order."""
-            found: Value = Const(first, 3)
-            for count, n in enumerate(steps, 1):
-                found = Mux(reached[n], first + count, found)
-            return found[:3]
-
-        # y = s / g 2^(above - 3), and s / g lies between a half and two.
+        # y = s / g 2^(above - 3), and s / g lies between a half and two: in which half of that?
+        upper = reached[8]
         low, far = self.above[:3], self.above[3:-1].any()
+        place = named(m, "place", (low + upper)[:3])
+        quarter = named(m, "quarter", Mux(upper, reached[10], reached[5]))
+        half = named(m, "half", Mux(upper, reached[12], reached[6]))
+        rest = named(m, "rest", Mux(upper, reached[14], reached[7]))
+        # On the border itself a value is no more than a quarter of the scale.
+        more: Value = Const(1, 1)
+        if self._ties == "even":
+            more = named(m, "more", ~upper | (value != boundary[8]))
         with m.If(self.zero | self.above[-1]):
             m.d.comb += self.magnitude.eq(0)
         with m.Elif(far | low.all()):
             m.d.comb += self.magnitude.eq(7)
-        with m.Else(), m.Switch(low):
-            for binade, value in (
-                (1, code(0, 8)),
-                (2, code(1, 12)),
-                (3, code(1, 6, 10, 14)),
-                (4, code(2, 5, 7, 10, 14)),
-                (5, code(4, 5, 7, 10)),
-                (6, code(6, 5)),
+        with m.Else(), m.Switch(place):
+            for binade, code in (
+                (2, more),  # a quarter to a half
+                (3, Cat(~half, half)),  # 1, from 3/4 on 2
+                (4, Cat(quarter & ~rest, Const(1, 1) & ~rest, rest)),  # 2, 3, 4
+                (5, Cat(quarter & ~rest, rest, Const(1, 1))),  # 4, 5, 6
+                (6, Cat(quarter, Const(3, 2))),  # 6, 7
+                (7, Const(7, 3)),
             ):
                 with m.Case(binade):
-                    m.d.comb += self.magnitude.eq(value)
+                    m.d.comb += self.magnitude.eq(code)
         return m
-
-    def _reached(self, significand: Value, n: int, at: int) -> Value:
-        """Return whether the value lies above a boundary."""
-        if not self._fraction_bits:
-            return Cat(Const(0, 1), significand) >= self.boundaries[at]
-        cases: Sequence[Value] = [
-            (self.fraction == field) & self._above(significand, n, field)
-            for field in range(1 << self._fraction_bits)
-        ]
-        return reduce_tree(lambda a, b: a | b, cases)
-
-    def _above(self, significand: Value, n: int, field: int) -> Value:
-        """Return whether the value is above n / 8 of a scale of known mantissa."""
-        scale = 1 + Fraction(field, 1 << self._fraction_bits)
-        threshold = scale * n / 8 * (1 << self._mantissa_bits)
-        least = -(-threshold.numerator // threshold.denominator)
-        if threshold == least and not inclusive(n, self._ties):
-            least += 1
-        one = 1 << self._mantissa_bits
-        if least <= one:
-            return Const(1, 1)
-        return significand >= least if least < 2 * one else Const(0, 1)
 
 
 class RatioRefiner(Component):

@@ -14,8 +14,8 @@ from m2xfp.rtl.verilog.component import Component
 
 __all__ = ["LEAST_UNIT", "RelativePeak", "RelativeType"]
 
-LEAST_UNIT = 12
-"""Least exponent field of a tensor scale, 2^-115: below it subnormal values would count."""
+LEAST_UNIT = 14
+"""Least exponent field of a tensor scale, 2^-113: below it subnormal values would count."""
 
 
 @dataclass(frozen=True)
@@ -54,22 +54,21 @@ class RelativeType:
         return self.block.scale.grid
 
     @property
-    def margin(self) -> int:
-        """Binades from one in which a value is far below the least scale, to that scale's.
-
-        What is refined counts down to a sixteenth of the scale, otherwise to a quarter.
-        """
-        return 5 if self.block.metadata.bits else 3
-
-    @property
     def offset(self) -> int:
-        """What the exponent of 1 is: the least scale, 2^(1 - bias - mantissa bits), is margin."""
-        return self.grid.bias + self.grid.mantissa_bits - 1 + self.margin
+        """What the exponent of 1 is: the bias of a field that is large enough.
+
+        What is refined counts down to a sixteenth of the least scale, other values to a quarter;
+        from 16 times the largest scale on every code is the largest.
+        """
+        lowest = self.grid.bias + self.grid.mantissa_bits - 1
+        bits = (lowest + (5 if self.block.metadata.bits else 3)).bit_length()
+        assert self.grid.emax + 5 < 1 << bits
+        return (1 << bits) - 1
 
     @property
-    def top(self) -> int:
-        """The largest exponent: five binades above that of the largest scale."""
-        return self.grid.emax + 5 + self.offset
+    def margin(self) -> int:
+        """What the exponent of the least scale is, 2^(1 - bias - mantissa bits)."""
+        return self.offset - (self.grid.bias + self.grid.mantissa_bits - 1)
 
     @property
     def stored(self) -> InputType:
@@ -79,8 +78,10 @@ class RelativeType:
             # Boundaries are multiples of 1/8 (of refined elements 1/16) of the scale's last bit.
             deciding = self.grid.mantissa_bits + (4 if self.block.metadata.bits else 3)
             bits = min(bits, deciding + (self.block.ties == "even"))
-        return replace(self.kind, name="relative", exponent_bits=self.top.bit_length(),
-                       mantissa_bits=bits)
+        exponent_bits = 1 + self.offset.bit_length()
+        return replace(
+            self.kind, name="relative", exponent_bits=exponent_bits, mantissa_bits=bits
+        )
 
     def narrowed(self, value: data.View, unit_exponent: Value | None) -> tuple[Value, Value]:
         """Return mantissa and exponent of a value as they are stored."""
@@ -89,17 +90,17 @@ class RelativeType:
         mantissa = sticky_or(value.mantissa, bits)
         if self.block.ties == "away" and not self.tensor_scale:
             mantissa = value.mantissa[cut:]
+        low = self.stored.exponent_bits - 1
         if unit_exponent is None:
-            lowest = 127 - self.offset
-            over = value.exponent > lowest + self.top
-            under = value.exponent < lowest
-            relative = (value.exponent - lowest)[: self.stored.exponent_bits]
+            # Of a field of few bits more with the same bias: the upper bits are 01..1 or 10..0.
+            top, upper = value.exponent[-1], value.exponent[low:-1]
+            within, kept = Mux(top, ~upper.any(), upper.all()), value.exponent[:low]
         else:
             difference = value.exponent - unit_exponent + self.offset
-            under = difference[-1]
-            over = difference[:-1] > self.top
-            relative = difference[: self.stored.exponent_bits]
-        return mantissa, Mux(under, 0, Mux(over, self.top, relative))
+            top = ~difference[-1]  # what is out of range is above it
+            within, kept = ~difference[low + 1 :].any(), difference[: low + 1]
+        inside = Cat(kept, top) if unit_exponent is None else kept
+        return mantissa, Mux(within, inside, top.replicate(low + 1))
 
 
 class RelativePeak(Component):

@@ -44,7 +44,7 @@ class MinifloatQuantizer(Component):
         or two of them.
     tensor_scale
         Two levels: each beat carries the float32 tensor scale, the same one within a group. It is a
-        finite number of 2^-115 and more.
+        finite number of 2^-113 and more.
 
     Members
     -------
@@ -255,7 +255,7 @@ class MinifloatQuantizer(Component):
             lane = RatioRounder(
                 kind.exponent_bits,
                 kind.mantissa_bits,
-                0 if self.tensor_scale else bits,
+                bits if self.block.scaling == "split" else 0,
                 self.block.ties,
             )
             m.submodules[f"lane_{n}"] = lane

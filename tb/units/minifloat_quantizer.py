@@ -22,8 +22,8 @@ from m2xfp.tb.vectors import Beats, TestVectors
 __all__ = ["decode", "encode", "expected", "load", "regression", "sample", "vectors"]
 
 # Patterns of tensor scales: numbers of all significands, the least, largest and 1, and none.
-_SCALES = (0x3F800000, 0x3F800001, 0x3FFFFFFF, 0x06000000, 0x7F7FFFFF)
-_NO_SCALES = (0, 0x80000000, 0x00000001, 0x05FFFFFF, 0x7F800000, 0x7FC00000, 0xBF800000)
+_SCALES = (0x3F800000, 0x3F800001, 0x3FFFFFFF, 0x07000000, 0x7F7FFFFF)
+_NO_SCALES = (0, 0x80000000, 0x00000001, 0x06FFFFFF, 0x7F800000, 0x7FC00000, 0xBF800000)
 
 
 def load(path: Path, facts: Facts) -> Arrays:
@@ -90,7 +90,7 @@ def _with_scales(arrays: Arrays, facts: Facts, seed: int) -> Arrays:
         return arrays
     rng, count = np.random.default_rng([seed, 7]), len(arrays["x"])
     usual = rng.integers(0x3A000000, 0x41000000, count)
-    any_number = rng.integers(0x06000000, 0x7F800000, count)
+    any_number = rng.integers(0x07000000, 0x7F800000, count)
     kind = rng.random(count)
     scales = np.where(kind < 0.7, usual, any_number)
     scales = np.where(kind > 0.95, rng.choice(_SCALES, count), scales)
