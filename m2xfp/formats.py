@@ -42,6 +42,7 @@ __all__ = [
     "M2NVFP4_WEIGHT",
     "M2XFP_ACT",
     "M2XFP_WEIGHT",
+    "MODE_SCALES",
     "MXFP4",
     "MXFP6_E2M3",
     "MXFP6_E3M2",
@@ -270,8 +271,17 @@ FP32_SCALE = Scale(
 GROUP_SIZES = (8, 16, 32, 64, 128, 256)
 """Values that a group can have."""
 
+MODE_SCALES = {
+    "pot": E8M0,
+    "pot-r": E8M0,
+    "float": FP32_SCALE,
+    "e4m3": E4M3_WIDE_SCALE,
+    "e5m2": E5M2_SCALE,
+}
+"""The scale that each of MX-QLLM's scale modes has."""
+
 SCALE_RULES = ("floor", "ceil", "rtn1", "rtn2", "even", "rtne", "even-e2m1")
-SCALE_MODES = ("pot", "pot-r", "float", "e4m3", "e5m2")
+SCALE_MODES = tuple(MODE_SCALES)
 TIES = ("even", "away", "zero")
 CHOICES = ("lowest", "highest")
 CANDIDATES = ("steps", "octaves")
@@ -528,8 +538,9 @@ def input_type(name: str) -> InputType:
 def block_format(text: str) -> BlockFormat:
     """Return a block format by its name, or by ``NAME:group=N,subgroup=N`` with another layout.
 
-    The result is called by the text, in this order of options and without those that change
-    nothing, so a name says all about a format.
+    Of AMXFP4 ``scale_mode``, what the two scales are, is part of it too. The result is called by
+    the text, in this order of options and without those that change nothing, so a name says all
+    about a format.
 
     Raises
     ------
@@ -543,9 +554,15 @@ def block_format(text: str) -> BlockFormat:
         raise UnknownNameError("format", name, BLOCK_FORMATS)
     block = BLOCK_FORMATS[name]
     given: dict[str, int] = {}
+    mode = ""
     for part in rest.split(",") if colon else ():
         option, _, value = part.partition("=")
         known = ("group", "subgroup")[: 2 if block.metadata.bits else 1]
+        if option == "scale_mode" and block.scaling == "split":
+            if value not in ("pot", "e4m3", "e5m2"):
+                raise InputError(f"format {text!r}: scale_mode={value}; give pot, e4m3 or e5m2")
+            mode = value
+            continue
         if option not in known or not re.fullmatch(r"[1-9][0-9]{0,5}", value):
             raise InputError(
                 f"format {text!r}: {part!r}; {name} takes {' and '.join(known)} here, as OPTION=N"
@@ -561,7 +578,7 @@ def block_format(text: str) -> BlockFormat:
             f"format {text!r}: subgroup={subgroup}; must be a power of two that divides the group "
             f"of {group}"
         )
-    changed = {
+    changed: dict[str, int | str] = {
         option: value
         for option, value, usual in (
             ("group", group, block.group),
@@ -569,11 +586,15 @@ def block_format(text: str) -> BlockFormat:
         )
         if value != usual
     }
+    scale = MODE_SCALES[mode] if mode else block.scale
+    if scale is not block.scale:
+        changed["scale_mode"] = mode
     if not changed:
         return block
     return replace(
         block,
         name=f"{name}:" + ",".join(f"{option}={value}" for option, value in changed.items()),
         group=group,
+        scale=scale,
         metadata=replace(block.metadata, subgroup=subgroup) if block.metadata.bits else NO_METADATA,
     )

@@ -17,9 +17,11 @@ from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.facts import Facts
 from m2xfp.formats import (
     ALL_EXPONENTS,
+    AMXFP4,
     BF16,
     FP16,
     FP32,
+    INT4_SYM,
     M2NVFP4_ACT,
     M2NVFP4_WEIGHT,
     MXFP4,
@@ -27,8 +29,11 @@ from m2xfp.formats import (
     MXFP6_E3M2,
     MXFP8_E4M3,
     MXFP8_E5M2,
+    MXINT8,
     NVFP4,
+    SMX4,
     USUAL_EXPONENTS,
+    block_format,
 )
 from m2xfp.rtl.parameters import bind, parameters_of, plain
 from m2xfp.rtl.units.activation_decoder import ActivationDecoder
@@ -40,6 +45,7 @@ from m2xfp.rtl.units.gemm_core import GemmCore
 from m2xfp.rtl.units.group_dot import GroupDot
 from m2xfp.rtl.units.hadamard import Hadamard
 from m2xfp.rtl.units.hadamard_quantizer import HadamardQuantizer
+from m2xfp.rtl.units.minifloat_quantizer import MinifloatQuantizer
 from m2xfp.rtl.units.pe_tile import PeTile
 from m2xfp.rtl.units.weight_encoder import WeightEncoder
 from m2xfp.rtl.verilog.axi import signals_of, streams_of
@@ -280,6 +286,8 @@ def _encoded(given: Mapping[str, Any]) -> tuple[str, str]:
     return f"{name}:{','.join([*filter(None, [layout]), *texts])}", "none"
 
 
+_MICROMIX = {"scale_rule": "ceil", "zero_scale": 126}
+
 UNITS: dict[str, Unit] = {
     unit.name: unit
     for unit in (
@@ -304,6 +312,18 @@ UNITS: dict[str, Unit] = {
                 "mxfp6-e3m2-bf16x32": {"input_type": BF16, "lanes": 32, "block": MXFP6_E3M2},
                 "mxfp8-e4m3-bf16x32": {"input_type": BF16, "lanes": 32, "block": MXFP8_E4M3},
                 "mxfp8-e5m2-bf16x32": {"input_type": BF16, "lanes": 32, "block": MXFP8_E5M2},
+                "mxfp4-ceil-bf16x32": {"block": MXFP4, "scale_rule": "ceil"},
+                "mxfp4-rtn1-bf16x32": {"block": MXFP4, "scale_rule": "rtn1"},
+                "mxfp4-rtn2-bf16x32": {"block": MXFP4, "scale_rule": "rtn2"},
+                "mxfp4-even-bf16x32": {"block": MXFP4, "scale_rule": "even"},
+                # MicroMix's and MXQuant's segments: scales never too small, 2^-1 for zeros.
+                "micromix-mxfp4-bf16x32": {"block": MXFP4, **_MICROMIX},
+                "micromix-mxfp6-bf16x32": {"block": MXFP6_E3M2, **_MICROMIX},
+                "micromix-mxfp8-bf16x32": {"block": MXFP8_E4M3, **_MICROMIX},
+                "mxint8-bf16x32": {"block": MXINT8},
+                "int4-bf16x32": {"block": INT4_SYM},
+                "smx4-bf16x16": {"block": SMX4, "lanes": 16},
+                "amxfp4-pot-bf16x32": {"block": block_format("amxfp4:scale_mode=pot")},
             },
             sweep=Sweep(
                 axes={
@@ -315,6 +335,30 @@ UNITS: dict[str, Unit] = {
                 formats=lambda given: ("none", given["block"]),
             ),
             board=Board(name="quantizer", config="bf16x8"),
+        ),
+        Unit(
+            name="minifloat_quantizer",
+            purpose="floating-point activations to packed groups with E4M3 or E5M2 scales",
+            component=MinifloatQuantizer,
+            configs={
+                "nvfp4-bf16x16": {},
+                "nvfp4-bf16x8": {"lanes": 8},
+                "nvfp4-fp32x16": {"input_type": FP32},
+                "nvfp4-two-level-bf16x16": {"tensor_scale": True},
+                "m2nvfp4-bf16x16": {"block": M2NVFP4_ACT},
+                "m2nvfp4-two-level-bf16x16": {"block": M2NVFP4_ACT, "tensor_scale": True},
+                "amxfp4-bf16x32": {"block": AMXFP4, "lanes": 32},
+                "amxfp4-bf16x8": {"block": AMXFP4, "lanes": 8},
+                "amxfp4-e4m3-bf16x32": {
+                    "block": block_format("amxfp4:scale_mode=e4m3"),
+                    "lanes": 32,
+                },
+            },
+            sweep=Sweep(
+                axes={"lanes": ("8", "16"), "block": ("nvfp4", "m2nvfp4-act", "amxfp4")},
+                formats=lambda given: ("none", given["block"]),
+            ),
+            board=Board(name="minifloat", config="nvfp4-bf16x8"),
         ),
         Unit(
             name="weight_encoder",

@@ -17,11 +17,8 @@ from m2xfp.errors import InputError, told
 from m2xfp.formats import (
     CANDIDATES,
     CHOICES,
-    E4M3_WIDE_SCALE,
-    E5M2_SCALE,
-    E8M0,
-    FP32_SCALE,
     GROUP_SIZES,
+    MODE_SCALES,
     QUOTIENTS,
     SCALE_MODES,
     SCALE_RULES,
@@ -341,6 +338,14 @@ class Format:
             fields.masked_fill(bad, 0),
         )
 
+    def planes_of_groups(self, groups: Tensor, unit: Tensor) -> list[Tensor]:
+        """Return the planes [n, bytes] of groups [n, group], each with a tensor scale of its own.
+
+        ``unit`` holds them: float64 [n, 1], numbers of float32.
+        """
+        parts = [self._pack(groups[part], unit[part]) for part in self._parts(groups)]
+        return [torch.cat(plane) for plane in zip(*parts, strict=True)]
+
     def _pack(self, groups: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Quantize groups [n, group] of the input type into bytes [n, code|scale|meta bytes]."""
         codes, stored, fields = self._encode(groups, unit)
@@ -377,15 +382,6 @@ def _grid_max(scale: Scale) -> float:
     """Return the largest value of a minifloat scale."""
     assert scale.grid is not None
     return float(scale.grid.max_value)
-
-
-_MODE_SCALES = {
-    "pot": E8M0,
-    "pot-r": E8M0,
-    "float": FP32_SCALE,
-    "e4m3": E4M3_WIDE_SCALE,
-    "e5m2": E5M2_SCALE,
-}
 
 
 def _choice(option: str, value: Option, known: tuple[str, ...]) -> str:
@@ -457,7 +453,7 @@ def _describe(block: BlockFormat, options: dict[str, Option]) -> BlockFormat:
         mode = _choice("scale_mode", options["scale_mode"], SCALE_MODES)
         if "scale_rule" in options:
             raise InputError("scale_mode and scale_rule exclude each other; pass one of them")
-        block = replace(block, scale=_MODE_SCALES[mode])
+        block = replace(block, scale=MODE_SCALES[mode])
     return block
 
 

@@ -215,12 +215,16 @@ def truncate_to_element(significand: Value, distance: int, element: FloatElement
     return chosen
 
 
-def round_up(m: Module, truncated: Value) -> Value:
-    """Round what ``truncate_to_element`` gives: to nearest, ties to even, one bit longer.
+def round_up(m: Module, truncated: Value, ties: str = "even") -> Value:
+    """Round what ``truncate_to_element`` gives: to nearest, one bit longer.
+
+    Ties go to the ``even`` code or ``away`` from zero.
 
     Exponent and mantissa stand side by side, so that a carry moves into the next binade by itself.
     Source: IEEE 754-2019, 4.3.1 (roundTiesToEven).
     """
     truncated = named(m, "truncated", truncated)
     rest, guard, code = truncated[0], truncated[1], truncated[2:]
+    if ties == "away":
+        return named(m, "rounded", code + guard)
     return named(m, "rounded", code + (guard & (rest | code[0])))

@@ -5,7 +5,7 @@ from amaranth.lib import data, stream
 
 from m2xfp.formats import InputType
 from m2xfp.rtl.arith.datapath import sticky_or
-from m2xfp.rtl.parts.group_scale import GroupPeak
+from m2xfp.rtl.parts.group_scale import GroupPeak, SignedPeaks, peak_layout
 from m2xfp.rtl.parts.layouts import value_layout
 
 __all__ = ["BeatStore"]
@@ -26,6 +26,8 @@ class BeatStore:
         Values a beat.
     beats
         Beats a group.
+    layout
+        Layout of the peak; by default that of the floor rule.
 
     Members
     -------
@@ -38,7 +40,9 @@ class BeatStore:
         Peak and ``last`` of the group that drains.
     """
 
-    def __init__(self, kind: InputType, lanes: int, beats: int) -> None:
+    def __init__(
+        self, kind: InputType, lanes: int, beats: int, layout: data.StructLayout | None = None
+    ) -> None:
         self._kind, self._lanes, self._beats = kind, lanes, beats
         self._layout = data.ArrayLayout(value_layout(kind), lanes)
         self._store = Array(
@@ -47,7 +51,7 @@ class BeatStore:
         self.drain = Signal(range(beats), name="drain")
         self.drain_ends = Signal(name="drain_ends")
         self.draining = Signal(name="draining")
-        self.group_peak = Signal(GroupPeak.layout(kind), name="group_peak", reset_less=True)
+        self.group_peak = Signal(layout or peak_layout(kind), name="group_peak", reset_less=True)
         self.group_last = Signal(name="group_last", reset_less=True)
 
     @property
@@ -59,11 +63,12 @@ class BeatStore:
         self,
         m: Module,
         i: stream.Interface,
-        peak: GroupPeak,
+        peak: GroupPeak | SignedPeaks,
         *,
         free: Value,
         step: Value,
         start: ValueLike,
+        arriving: data.View | None = None,
     ) -> None:
         """Add the store to a module.
 
@@ -74,16 +79,20 @@ class BeatStore:
         i
             Its input of values, which are narrowed to the stored type on arrival.
         peak
-            Finds the peak of a beat; connected here.
+            Finds the peak of a beat; connected here. It sees the values before they are narrowed,
+            if it is of their type.
         free
             The beat that drains, if there is one, is taken in this clock.
         step
             There is one, and it is taken.
         start
             Peak that a group begins with.
+        arriving
+            What is stored of the values; by default with as many bits as the stored type has.
         """
         beats = self._beats
-        arriving = self._narrowed(m, i)
+        if arriving is None:
+            arriving = self._narrowed(m, i)
         fill = Signal(range(beats))
         accept = Signal()
         fill_ends = Signal()
@@ -93,7 +102,7 @@ class BeatStore:
             accept.eq(i.valid & i.ready),
             fill_ends.eq(fill == beats - 1),
             self.drain_ends.eq(self.drain == beats - 1),
-            peak.lanes.eq(arriving),
+            peak.lanes.eq(arriving if peak.kind == self._kind else i.payload.data),
             peak.earlier.eq(Mux(fill == 0, start, gathered) if beats > 1 else start),
         ]
         with m.If(step):

@@ -1,9 +1,9 @@
 """The floating-point elements of block formats, as the hardware asks for them."""
 
 from m2xfp.errors import InputError
-from m2xfp.formats import E2M3, M2XFP_ACT, BlockFormat, FloatElement
+from m2xfp.formats import E2M3, M2XFP_ACT, BlockFormat, FloatElement, IntElement
 
-__all__ = ["float_element", "refined_element"]
+__all__ = ["float_element", "magnitude_element", "refined_element"]
 
 
 def float_element(block: BlockFormat) -> FloatElement:
@@ -13,10 +13,21 @@ def float_element(block: BlockFormat) -> FloatElement:
     return block.element
 
 
+def magnitude_element(block: BlockFormat) -> FloatElement:
+    """Return the element, or of an integer one the minifloat without exponent of its magnitudes."""
+    element = block.element
+    if not isinstance(element, IntElement):
+        return element
+    # A minifloat without exponent field is code * 2^(1 - bias - mantissa bits).
+    bits = element.bits - 1
+    bias = 1 + element.fraction_bits - bits
+    return FloatElement(f"{element.name} magnitude", 0, bits, bias, element.max_code)
+
+
 def refined_element(block: BlockFormat) -> FloatElement:
     """Return the element with the metadata's extra mantissa bits (E2M3 for E2M1 and two bits)."""
-    base = float_element(block)
-    if not block.metadata.bits:
+    base = magnitude_element(block)
+    if block.metadata.name not in ("elem-em", "sg-em"):
         return base
     extra = block.metadata.bits
     return FloatElement(

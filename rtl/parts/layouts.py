@@ -1,6 +1,6 @@
 """Packed fields of the shared formats as Amaranth layouts: bit 0 first, as stored in memory."""
 
-from amaranth.hdl import unsigned
+from amaranth.hdl import Shape, unsigned
 from amaranth.lib import data
 
 from m2xfp.formats import BlockFormat, InputType
@@ -23,8 +23,14 @@ def group_layout(block: BlockFormat) -> data.StructLayout:
     """
     fields: dict[str, object] = {
         "codes": data.ArrayLayout(unsigned(block.element.bits), block.group),
-        "scale": unsigned(block.scale.bits),
+        "scale": _scale_layout(block),
     }
     if block.subgroups:
         fields["meta"] = data.ArrayLayout(unsigned(block.metadata.bits), block.subgroups)
     return data.StructLayout(fields)
+
+
+def _scale_layout(block: BlockFormat) -> Shape | data.ArrayLayout:
+    """Return one scale, or those of values above zero and of the others."""
+    one = unsigned(block.scale.bits)
+    return data.ArrayLayout(one, 2) if block.scaling == "split" else one

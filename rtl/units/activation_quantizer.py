@@ -3,32 +3,35 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from amaranth.hdl import Cat, Module, Signal, Value
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.errors import InputError
 from m2xfp.formats import BF16, M2XFP_ACT, BlockFormat, InputType
 from m2xfp.rtl.arith.datapath import named
-from m2xfp.rtl.parameters import Between, Formats, checked
+from m2xfp.rtl.parameters import Among, Between, Formats, Names, checked
 from m2xfp.rtl.parts.beat_store import BeatStore
 from m2xfp.rtl.parts.element_rounding import (
     ElementRounder,
     Refiner,
+    Target,
     TopElement,
     stored_type,
-    subnormal_distances,
     top_layout,
 )
-from m2xfp.rtl.parts.elements import float_element, refined_element
+from m2xfp.rtl.parts.elements import magnitude_element
 from m2xfp.rtl.parts.group_scale import (
     GroupPeak,
     SharedScale,
+    SignedPeaks,
     lowest_reference,
     normalise_bits,
 )
 from m2xfp.rtl.parts.layouts import group_layout, value_layout
 from m2xfp.rtl.parts.registers import register
+from m2xfp.rtl.parts.scale_rules import SCALE_RULES
+from m2xfp.rtl.parts.scale_rules import scale_rule as named_rule
 from m2xfp.rtl.parts.streams import HalfRateRegister, SpillRegister, packet, packet_stream
 from m2xfp.rtl.verilog.component import Component
 
@@ -46,7 +49,9 @@ class RoundedBeat:
     magnitudes, signs, places
         Of each lane, as ``ElementRounder`` gives them.
     scale, poisoned, subnormal, last
-        Of the group.
+        Of the group; two scales where values above zero have their own.
+    halved
+        Of each pair, if pairs have a bit.
     """
 
     valid: Value
@@ -58,6 +63,7 @@ class RoundedBeat:
     poisoned: Value
     subnormal: Value
     last: Value
+    halved: list[Value]
 
 
 @dataclass(frozen=True)
@@ -71,13 +77,13 @@ class PackedGroup:
 
 
 class ActivationQuantizer(Component):
-    """Quantize a stream of floating-point values to MX groups, with Elem-EM metadata if asked for.
+    """Quantize a stream of floating-point values to groups with a power of two as scale.
 
-    Computes docs/format.md sections 2 to 4, bit for bit: shared scale by the floor rule, elements
-    to nearest, ties to even, saturating; for each subgroup the refinement of its largest element,
-    lowest index of equals. A NaN or infinity anywhere in a group makes the scale 0xFF and all else
-    0. Subnormal inputs are honoured. Source: M2XFP (arXiv 2601.19213) Alg. 1 and Sec. 5.3; OCP MX
-    v1.0, 6.3.
+    Computes docs/format.md sections 2 to 4, bit for bit: shared scale by a rule, elements to
+    nearest, ties as the format has them, saturating; for each subgroup the refinement of its
+    largest element, lowest index of equals, or the bit of a pair of SMX4. AMXFP4 has two scales. A
+    NaN or infinity anywhere in a group makes the scale 0xFF and all else 0. Subnormal inputs are
+    honoured. Source: M2XFP (arXiv 2601.19213) Alg. 1 and Sec. 5.3; OCP MX v1.0, 6.3.
 
     Parameters
     ----------
@@ -86,7 +92,11 @@ class ActivationQuantizer(Component):
     lanes
         Values a beat. They divide the group and are whole subgroups.
     block
-        The target: a floating-point element with an E8M0 scale, without metadata or with Elem-EM.
+        The target: any element with an E8M0 scale, without metadata, with Elem-EM or bits of pairs.
+    scale_rule
+        How the scale follows from the largest magnitude (docs/format.md, section 2).
+    zero_scale
+        Scale of a group of zeros: 0, or 126 for MicroMix, which has 2^-1.
     stages
         Pipeline stages after the store. With 4 the top elements are chosen a clock after the codes,
         for a higher clock rate.
@@ -138,16 +148,22 @@ class ActivationQuantizer(Component):
                     "mxfp6-e3m2",
                     "mxfp8-e4m3",
                     "mxfp8-e5m2",
+                    "mxint8",
+                    "int4",
+                    "smx4",
+                    "amxfp4:scale_mode=pot",
                 ),
                 ("group", "subgroup"),
             ),
         ] = M2XFP_ACT,
+        scale_rule: Annotated[str, Names(SCALE_RULES)] = "floor",
+        zero_scale: Annotated[int, Among((0, 126))] = 0,
         stages: Annotated[int, Between(3, 4)] = 3,
     ) -> None:
-        if block.scale.name != "e8m0" or block.metadata.name not in ("none", "elem-em"):
+        if block.scale.name != "e8m0" or block.metadata.name not in ("none", "elem-em", "pair"):
             raise InputError(
                 f"block={block.name}: ActivationQuantizer makes formats with an E8M0 scale and no "
-                "metadata or Elem-EM"
+                "metadata, Elem-EM or bits of pairs; minifloat_quantizer those with E4M3 and E5M2"
             )
         step = block.metadata.subgroup or 1
         if block.group % lanes or lanes % step:
@@ -155,7 +171,12 @@ class ActivationQuantizer(Component):
                 f"lanes={lanes}: must divide the group of {block.group} and be a multiple of the "
                 f"subgroup of {step}"
             )
-        refined_element(block)
+        if block.scaling == "split" and (zero_scale or normalise_bits(input_type)):
+            raise InputError(
+                f"block={block.name}: two scales go with zero_scale=0 and input_type=bf16 or fp32"
+            )
+        self._rule = named_rule(scale_rule, input_type, magnitude_element(block))
+        self.scale_rule, self.zero_scale = scale_rule, zero_scale
         self.input_type, self.lanes, self.block, self.stages = input_type, lanes, block, stages
         self.beats_per_group = block.group // lanes
         self.latency = self.beats_per_group + stages - 1
@@ -205,44 +226,80 @@ class ActivationQuantizer(Component):
         wiring.connect(m, output.o, wiring.flipped(self.o))
         return m
 
+    @property
+    def _target(self) -> Target:
+        """What the lanes round to."""
+        return Target(stored_type(self.input_type, self.block), self.block, self._rule)
+
+    def _scales(self, m: Module) -> tuple[GroupPeak | SignedPeaks, list[SharedScale], int]:
+        """Add what finds peaks and scales: of all values, or of positive and other ones apart.
+
+        Return with them the key that a search begins with: the least reference, so that the scale
+        needs no clamp.
+        """
+        kind, element, rule = self._target.kind, magnitude_element(self.block), self._rule
+        split = self.block.scaling == "split"
+        seen = self.input_type if rule.threshold is not None else kind
+        make = SignedPeaks if split else GroupPeak
+        m.submodules.peak = peak = make(seen, self.lanes, rule, self.zero_scale > 0)
+        start = 0 if normalise_bits(kind) else lowest_reference(kind, element, rule)
+        scales = []
+        for name in ("scale_positive", "scale_negative") if split else ("scale",):
+            shared = SharedScale(kind, element, clamp=False, rule=rule, zero=self.zero_scale)
+            m.submodules[name] = shared
+            scales.append(shared)
+        side = len(Value.cast(peak.earlier)) // len(scales)
+        return peak, scales, sum(start << n * side for n in range(len(scales)))
+
     def _round(self, m: Module, advance: Value, step: Value) -> RoundedBeat:
         """Store the beats and find the scale; round each lane of the beat that drains."""
-        kind = stored_type(self.input_type, self.block)
-        element = float_element(self.block)
-        m.submodules.peak = peak = GroupPeak(kind, self.lanes)
-        m.submodules.scale = shared = SharedScale(kind, element, clamp=False)
-        # The search begins at the least reference, so that the scale needs no clamp.
-        start = 0 if normalise_bits(kind) else lowest_reference(kind, element)
-        store = BeatStore(kind, self.lanes, self.beats_per_group)
+        target = self._target
+        kind = target.kind
+        peak, scales, start = self._scales(m)
+        store = BeatStore(kind, self.lanes, self.beats_per_group, peak.layout)
         store.build(m, self.i, peak, free=advance, step=step, start=start)
         beat = Signal(data.ArrayLayout(value_layout(kind), self.lanes))
-        distances = subnormal_distances(kind, self.block)
-        subnormal = Signal(len(distances))
-        m.d.comb += [
-            beat.eq(store.beat),
-            shared.peak.eq(store.group_peak),
-            subnormal.eq(Cat(shared.reference == distance for distance in distances)),
-        ]
-        lanes = [ElementRounder(kind, self.block) for _ in range(self.lanes)]
+        m.d.comb += beat.eq(store.beat)
+        subnormal = []
+        group_peak = Value.cast(store.group_peak)
+        side = len(group_peak) // len(scales)
+        for n, shared in enumerate(scales):
+            small = Cat(shared.reference == place for place in target.subnormal_distances)
+            subnormal.append(named(m, f"subnormal_{n}" if n else "subnormal", small))
+            m.d.comb += Value.cast(shared.peak).eq(group_peak[n * side : (n + 1) * side])
+        poisoned = scales[0].poisoned
+        if len(scales) > 1:
+            poisoned = named(m, "any_poisoned", scales[0].poisoned | scales[1].poisoned)
+        lanes = [ElementRounder(target) for _ in range(self.lanes)]
         for n, lane in enumerate(lanes):
             m.submodules[f"lane_{n}"] = lane
+            own = len(scales) > 1 and beat[n].sign
             m.d.comb += [
                 lane.value.eq(beat[n]),
-                lane.origin.eq(shared.reference),
-                lane.normalise.eq(shared.normalise),
-                lane.subnormal.eq(subnormal),
-                lane.poisoned.eq(shared.poisoned),
+                lane.origin.eq(_by_sign(own, [shared.reference for shared in scales])),
+                lane.normalise.eq(scales[0].normalise),
+                lane.subnormal.eq(_by_sign(own, subnormal)),
+                lane.poisoned.eq(poisoned),
             ]
+        size = self.block.metadata.subgroup if target.pair else self.lanes + 1
+        halved: list[Value] = []
+        for s in range(self.lanes // size):
+            members = lanes[s * size : (s + 1) * size]
+            halved.append(named(m, f"halved_{s}", ~Cat(lane.whole for lane in members).any()))
+            m.d.comb += [lane.halved.eq(halved[-1]) for lane in members]
         return RoundedBeat(
             valid=store.draining,
             ends=store.drain_ends,
             magnitudes=[lane.magnitude for lane in lanes],
             signs=[lane.sign for lane in lanes],
             places=[lane.place for lane in lanes],
-            scale=shared.scale,
-            poisoned=shared.poisoned,
-            subnormal=subnormal,
+            scale=Cat(shared.scale | poisoned.replicate(8) for shared in scales)
+            if len(scales) > 1
+            else scales[0].scale,
+            poisoned=poisoned,
+            subnormal=subnormal[0],
             last=store.group_last,
+            halved=halved,
         )
 
     def _gather(self, m: Module, beat: RoundedBeat, choose: Value) -> PackedGroup:
@@ -251,7 +308,7 @@ class ActivationQuantizer(Component):
         beat_codes = Cat(*(Cat(pair) for pair in pairs))
         group = PackedGroup(
             codes=Signal(self.beats_per_group * len(beat_codes), name="codes", reset_less=True),
-            scale=Signal(8, name="scale", reset_less=True),
+            scale=Signal(len(beat.scale), name="scale", reset_less=True),
             poisoned=Signal(name="poisoned", reset_less=True),
             last=Signal(name="last", reset_less=True),
         )
@@ -266,13 +323,16 @@ class ActivationQuantizer(Component):
 
     def _refine(self, m: Module, beat: RoundedBeat, choose: Value, poisoned: Value) -> Value:
         """Choose the top element of each subgroup; return their metadata, a clock later."""
-        kind, size = stored_type(self.input_type, self.block), self.block.metadata.subgroup
+        target, size = self._target, self.block.metadata.subgroup
+        if target.pair:
+            halved = register(m, choose, "encoded_halved", Cat(beat.halved))
+            return halved & ~poisoned.replicate(len(halved))
         subnormal = register(m, choose, "encoded_subnormal", beat.subnormal)
         fields: list[Value] = []
         for s in range(self.lanes // size if size else 0):
-            m.submodules[f"top_element_{s}"] = chooser = TopElement(kind, self.block)
-            m.submodules[f"refiner_{s}"] = refiner = Refiner(kind, self.block)
-            top = Signal(top_layout(kind, self.block), name=f"top_{s}", reset_less=True)
+            m.submodules[f"top_element_{s}"] = chooser = TopElement(target)
+            m.submodules[f"refiner_{s}"] = refiner = Refiner(target)
+            top = Signal(top_layout(target), name=f"top_{s}", reset_less=True)
             for n in range(size):
                 m.d.comb += [
                     chooser.magnitudes[n].eq(beat.magnitudes[s * size + n]),
@@ -287,6 +347,11 @@ class ActivationQuantizer(Component):
             ]
             fields.append(refiner.meta)
         return Cat(fields)
+
+
+def _by_sign(negative: Value | bool, sides: list[Value]) -> Value:
+    """Return what belongs to values above zero, or to the others; all alike with one scale."""
+    return Mux(negative, sides[1], sides[0]) if len(sides) > 1 else sides[0]
 
 
 def _a_clock_later(m: Module, beat: RoundedBeat, advance: Value, step: Value) -> RoundedBeat:
@@ -308,4 +373,5 @@ def _a_clock_later(m: Module, beat: RoundedBeat, advance: Value, step: Value) ->
         poisoned=held("poisoned", beat.poisoned),
         subnormal=held("subnormal", beat.subnormal),
         last=held("last", beat.last),
+        halved=[held(f"halved_{n}", value) for n, value in enumerate(beat.halved)],
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from m2xfp.formats import InputType, input_type
+from m2xfp.formats import BlockFormat, InputType, input_type
 
 __all__ = [
     "DISTRIBUTIONS",
@@ -16,6 +16,7 @@ __all__ = [
     "from_float64",
     "groups",
     "lone_values",
+    "near_boundaries",
     "packed_groups",
     "special_lanes",
     "special_magnitudes",
@@ -208,6 +209,45 @@ def lone_values(kind: str, amax: float, group: int = 32) -> np.ndarray:
     for part in range(parts):
         raw[rows, 8 * (part + 1) + lanes[:, part]] = values[:, part]
     return raw.astype(f"uint{facts.width}")
+
+
+def near_boundaries(
+    kind: str, count: int, seed: int, block: BlockFormat, units: np.ndarray | None = None
+) -> np.ndarray:
+    """Return groups with values on the boundaries of codes, of scales of every significand.
+
+    Positive and negative values of a group have scales of their own, those of the block's minifloat; one value of each sign is such that amax / 6 is on that scale, or on the
+    boundary to the next one, or beside that.
+
+    Parameters
+    ----------
+    units
+        Tensor scales, float64 [count]; 1 if None.
+    """
+    facts, rng, group = input_type(kind), np.random.default_rng([seed, 77]), block.group
+    grid = block.scale.grid
+    assert grid is not None
+    values = np.array([float(grid.magnitude(n)) for n in range(grid.max_code + 1)])
+    code = rng.integers(1, grid.max_code, (count, 2))
+    unit = np.ones((count, 1)) if units is None else units[:, None]
+    scale = values[code] * unit
+    between = (values[code] + values[code + 1]) / 2 * unit
+    marks = np.concatenate([[0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, 6], np.arange(1, 32) / 16])
+    marks = np.concatenate([marks, np.arange(9, 32, 2) / 8, np.arange(9, 32, 2) / 4])
+    x = rng.choice(marks, (count, group))
+    negative = rng.random((count, group)) < 0.5
+    x = x * np.where(negative, scale[:, 1:], scale[:, :1])
+    rows = np.arange(count)
+    largest = 6 * np.where(rng.random((count, 2)) < 0.5, scale, between)
+    lanes = rng.permuted(np.tile(np.arange(group), (count, 1)), axis=1)[:, :2]
+    for side in range(2):
+        x[rows, lanes[:, side]] = largest[:, side]
+        negative[rows, lanes[:, side]] = side
+    with np.errstate(over="ignore"):
+        raw = from_float64(np.where(negative, -x, x), facts).astype(np.int64)
+    near = raw + rng.integers(-1, 2, raw.shape)
+    near = np.where((near < 0) | (near >> facts.width > 0), raw, near)
+    return near.astype(f"uint{facts.width}")
 
 
 def special_magnitudes(kind: InputType) -> list[int]:

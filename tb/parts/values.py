@@ -25,7 +25,17 @@ from m2xfp.tb.parts.value_stimulus import (
 from m2xfp.tb.regression import Case, steady_cases
 from m2xfp.tb.vectors import Beats, TestVectors
 
-__all__ = ["decode", "encode", "expected", "load", "regression", "sample_of", "vectors"]
+__all__ = [
+    "decode",
+    "encode",
+    "expected",
+    "load",
+    "patterns_of",
+    "regression",
+    "sample_of",
+    "stimulus",
+    "vectors",
+]
 
 
 def _block(facts: Facts) -> BlockFormat:
@@ -46,14 +56,18 @@ def load(path: Path, facts: Facts) -> Arrays:
         If the file is no .npy file, the shape is not [n, group] with n at least 1, the type is
         not one that the unit's input type takes, or a float32 value is no bfloat16.
     """
+    return {"x": patterns_of(load_array(path), facts, path)}
+
+
+def patterns_of(x: NDArray[Any], facts: Facts, path: Path) -> NDArray[Any]:
+    """Return the raw patterns of groups, one a row; InputError as ``load``."""
     kind, group = input_type(facts.parameters["input_type"]), _block(facts).group
-    x = load_array(path)
     if x.ndim != 2 or x.shape[1] != group or not len(x):
         raise InputError(
             f"input {path}: shape {list(x.shape)}; must be [n, {group}] with n at least 1, "
             "one group a row"
         )
-    return {"x": _patterns(x, kind, path)}
+    return _patterns(x, kind, path)
 
 
 def _patterns(x: NDArray[Any], kind: InputType, path: Path) -> NDArray[Any]:
@@ -127,20 +141,21 @@ def sample_of(values: str, operands: Operands, facts: Facts) -> Arrays:
 
 def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     """Yield groups of all distributions, and of a 16-bit type each pattern beside some largest."""
+    return steady_cases(stimulus(facts, seed), vectors, facts, seed)
+
+
+def stimulus(facts: Facts, seed: int) -> Iterator[tuple[str, Arrays]]:
+    """Yield the arrays of ``regression``."""
     name, group = facts.parameters["input_type"], _block(facts).group
-
-    def stimulus() -> Iterator[tuple[str, Arrays]]:
-        for distribution in DISTRIBUTIONS:
-            yield distribution, {"x": groups(distribution, name, 1500, seed, group)}
-        yield "special values in each lane", {"x": special_lanes(name, seed, group)}
-        if _block(facts).metadata.name == "sg-em":
-            yield "near choices", {"x": near_choices(name, _block(facts), seed)}
-        smallest = 2.0 ** (1 - input_type(name).bias)  # normal; what is beside it is subnormal
-        low = (smallest * x * 2.0**n for n in range(6) for x in (1.0, 1.25, 1.5, 1.75))
-        for largest in (1.0, 1.25, 1.75, 6.0, *low):
-            yield f"each value beside {largest}", {"x": lone_values(name, largest, group)}
-        if input_type(name).width == 16:
-            for largest in (1.9375, 6.0):
-                yield f"all patterns beside {largest}", {"x": all_patterns(name, largest, group)}
-
-    return steady_cases(stimulus(), vectors, facts, seed)
+    for distribution in DISTRIBUTIONS:
+        yield distribution, {"x": groups(distribution, name, 1500, seed, group)}
+    yield "special values in each lane", {"x": special_lanes(name, seed, group)}
+    if _block(facts).metadata.name == "sg-em":
+        yield "near choices", {"x": near_choices(name, _block(facts), seed)}
+    smallest = 2.0 ** (1 - input_type(name).bias)  # normal; what is beside it is subnormal
+    low = (smallest * x * 2.0**n for n in range(6) for x in (1.0, 1.25, 1.5, 1.75))
+    for largest in (1.0, 1.25, 1.75, 6.0, *low):
+        yield f"each value beside {largest}", {"x": lone_values(name, largest, group)}
+    if input_type(name).width == 16:
+        for largest in (1.9375, 6.0):
+            yield f"all patterns beside {largest}", {"x": all_patterns(name, largest, group)}

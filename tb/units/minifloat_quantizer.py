@@ -1,0 +1,134 @@
+"""Testbench of the quantizer for minifloat scales: groups in, packed groups out."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2xfp.errors import InputError
+from m2xfp.facts import Facts
+from m2xfp.formats import block_format
+from m2xfp.tb.bench import Arrays, Operands, golden_of
+from m2xfp.tb.fields import number, pack
+from m2xfp.tb.parts import values
+from m2xfp.tb.parts.files import check_names, load_arrays, type_name
+from m2xfp.tb.parts.groups import group_beats, user_planes
+from m2xfp.tb.parts.value_stimulus import near_boundaries
+from m2xfp.tb.parts.values import decode
+from m2xfp.tb.regression import Case, steady_cases
+from m2xfp.tb.vectors import Beats, TestVectors
+
+__all__ = ["decode", "encode", "expected", "load", "regression", "sample", "vectors"]
+
+# Patterns of tensor scales: numbers of all significands, the least, largest and 1, and none.
+_SCALES = (0x3F800000, 0x3F800001, 0x3FFFFFFF, 0x07000000, 0x7F7FFFFF)
+_NO_SCALES = (0, 0x80000000, 0x00000001, 0x06FFFFFF, 0x7F800000, 0x7FC00000, 0xBF800000)
+
+
+def load(path: Path, facts: Facts) -> Arrays:
+    """Read groups of values; with two levels ``x`` and ``tensor_scales`` of an .npz file.
+
+    Raises InputError for anything else.
+    """
+    if not facts.parameters["tensor_scale"]:
+        return values.load(path, facts)
+    arrays = load_arrays(path)
+    check_names(path, facts, arrays, ["x", "tensor_scales"])
+    x = values.patterns_of(arrays["x"], facts, path)
+    scales = arrays["tensor_scales"]
+    if scales.shape != x.shape[:1] or scales.dtype not in (np.dtype("f4"), np.dtype("u4")):
+        raise InputError(
+            f"input {path}: tensor_scales is {type_name(scales)} {list(scales.shape)}; must be "
+            f"float32, or their patterns in uint32, [{len(x)}], one a group"
+        )
+    return {"x": x, "tensor_scales": np.ascontiguousarray(scales).view(np.uint32)}
+
+
+def _beats(arrays: Arrays, facts: Facts) -> NDArray[np.uint8]:
+    """Cut groups into beats, each with the tensor scale of its group."""
+    stream, beats = facts.stream("i"), facts.beats_per_group
+    patterns = number(stream, "values.")
+    return pack(
+        stream,
+        {
+            patterns: arrays["x"].reshape(-1, *patterns.shape),
+            number(stream, "tensor_scale."): np.repeat(arrays["tensor_scales"], beats),
+        },
+    )
+
+
+def encode(arrays: Arrays, facts: Facts) -> dict[str, Beats]:
+    """Turn groups into one stream with TLAST on its very last beat."""
+    if "tensor_scales" not in arrays:
+        return values.encode(arrays, facts)
+    data = _beats(arrays, facts)
+    return {"i": Beats(data, np.arange(len(data)) == len(data) - 1)}
+
+
+def expected(arrays: Arrays, facts: Facts) -> Arrays:
+    """Return the golden model's planes."""
+    planes = golden_of(facts)(arrays["x"], arrays.get("tensor_scales"))
+    return user_planes(planes, block_format(facts.parameters["block"]))
+
+
+def vectors(arrays: Arrays, facts: Facts, seed: int = 0) -> TestVectors:
+    """Return beats and packed groups, a piece a group; TLAST is random in every beat."""
+    if "tensor_scales" not in arrays:
+        return values.vectors(arrays, facts, seed)
+    data, beats = _beats(arrays, facts), facts.beats_per_group
+    last = np.random.default_rng(seed).random(len(data)) < 0.5
+    block = block_format(facts.parameters["block"])
+    groups = group_beats(facts.stream("o"), expected(arrays, facts), block)
+    out = Beats(groups, last[beats - 1 :: beats])
+    return TestVectors({"i": Beats(data, last)}, {"o": out}, len(groups))
+
+
+def _with_scales(arrays: Arrays, facts: Facts, seed: int) -> Arrays:
+    """Return groups with tensor scales, if the unit takes them: some of each kind."""
+    if not facts.parameters["tensor_scale"]:
+        return arrays
+    rng, count = np.random.default_rng([seed, 7]), len(arrays["x"])
+    usual = rng.integers(0x3A000000, 0x41000000, count)
+    any_number = rng.integers(0x07000000, 0x7F800000, count)
+    kind = rng.random(count)
+    scales = np.where(kind < 0.7, usual, any_number)
+    scales = np.where(kind > 0.95, rng.choice(_SCALES, count), scales)
+    scales = np.where(kind > 0.99, rng.choice(_NO_SCALES, count), scales)
+    return arrays | {"tensor_scales": scales.astype(np.uint32)}
+
+
+def sample(operands: Operands, facts: Facts) -> Arrays:
+    """Return the activations, with tensor scales near 1."""
+    arrays = values.sample_of("activations", operands, facts)
+    if facts.parameters["tensor_scale"]:
+        rng = np.random.default_rng(len(arrays["x"]))
+        drawn = rng.integers(0x3A000000, 0x40000000, len(arrays["x"]))
+        arrays["tensor_scales"] = drawn.astype(np.uint32)
+    return arrays
+
+
+def _boundaries(facts: Facts, count: int, seed: int) -> Arrays:
+    """Return groups whose values lie on the boundaries of codes and scales, and beside them."""
+    kind, block = facts.parameters["input_type"], block_format(facts.parameters["block"])
+    if not facts.parameters["tensor_scale"]:
+        return {"x": near_boundaries(kind, count, seed, block)}
+    rng = np.random.default_rng([seed, 8])
+    # Few bits, so that boundaries can be met, or any; from 2^-100 to 2^100.
+    bits = rng.choice([0, 1, 2, 4, 23], count)
+    mantissa = rng.integers(0, 1 << 23, count) >> 23 - bits << 23 - bits
+    scales = (rng.integers(27, 228, count) << 23 | mantissa).astype(np.uint32)
+    x = near_boundaries(kind, count, seed, block, scales.view(np.float32).astype(float))
+    return {"x": x, "tensor_scales": scales}
+
+
+def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
+    """Yield groups of all distributions, boundaries of codes, and all patterns of 16 bits."""
+
+    def stimulus() -> Iterator[tuple[str, Arrays]]:
+        for n in range(4):
+            yield f"boundaries {n}", _boundaries(facts, 4000, seed + n)
+        for name, arrays in values.stimulus(facts, seed):
+            yield name, _with_scales(arrays, facts, seed)
+
+    return steady_cases(stimulus(), vectors, facts, seed)
