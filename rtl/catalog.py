@@ -29,6 +29,7 @@ from m2xfp.formats import (
     MXFP8_E5M2,
     NVFP4,
     USUAL_EXPONENTS,
+    Window,
 )
 from m2xfp.rtl.parameters import bind, parameters_of, plain
 from m2xfp.rtl.units.activation_decoder import ActivationDecoder
@@ -41,6 +42,7 @@ from m2xfp.rtl.units.group_dot import GroupDot
 from m2xfp.rtl.units.hadamard import Hadamard
 from m2xfp.rtl.units.hadamard_quantizer import HadamardQuantizer
 from m2xfp.rtl.units.pe_tile import PeTile
+from m2xfp.rtl.units.switching_dot_product import SwitchingDotProduct
 from m2xfp.rtl.units.weight_encoder import WeightEncoder
 from m2xfp.rtl.verilog.axi import signals_of, streams_of
 from m2xfp.rtl.verilog.component import VERILOG_KEYWORDS, Component
@@ -460,6 +462,19 @@ UNITS: dict[str, Unit] = {
                 formats=_multiplied,
             ),
             board=Board(name="dot", config="m2xfp-fp32-single", host="dot_products"),
+        ),
+        Unit(
+            name="switching_dot_product",
+            purpose="groups of MXFP4, MXFP6, MXFP8 or M2XFP, switched group by group, to FP32",
+            component=SwitchingDotProduct,
+            configs={
+                "micromix-16": {},
+                "micromix-8": {"fp8_lanes": 8},
+                "micromix-16-exact": {"chains": 1, "window": Window("200..280/160", 200, 280, 160)},
+                "m2xfp-16": {"pairs": "m2xfp"},
+                "m2xfp-8": {"pairs": "m2xfp", "fp8_lanes": 8},
+                "all-8": {"pairs": "all", "fp8_lanes": 8},
+            },
         ),
         Unit(
             name="gemm_core",

@@ -18,7 +18,7 @@ from m2xfp.rtl.parts.layouts import value_layout
 from m2xfp.rtl.parts.registers import delayed, register
 from m2xfp.rtl.verilog.component import Component
 
-__all__ = ["AccumulatorPipeline"]
+__all__ = ["Accumulator", "AccumulatorPipeline"]
 
 
 class Accumulator(Component):
