@@ -1,20 +1,23 @@
 """Accumulation of groups that do not come in every step."""
 
-from amaranth.hdl import Cat, Module, Signal
+from amaranth.hdl import Cat, Const, Module, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.formats import FP32, Window
 from m2xfp.rtl.arith.datapath import named
+from m2xfp.rtl.arith.fixed_point import leading_zeros, normalise, select_sum
 from m2xfp.rtl.parts.dot_pair import DotPair
 from m2xfp.rtl.parts.exact_accumulation import ExactPipeline, exact_layout
 from m2xfp.rtl.parts.fp32_accumulation import Accumulator
-from m2xfp.rtl.parts.fp32_addition import Addend, addend_layout
+from m2xfp.rtl.parts.fp32_addition import addend_layout
 from m2xfp.rtl.parts.layouts import value_layout
 from m2xfp.rtl.parts.registers import delayed, register
 from m2xfp.rtl.verilog.component import Component
 
 __all__ = ["HeldExact", "HeldRing"]
+
+_DIGIT = 14  # bits of a sum in one piece
 
 
 def _members(pair: DotPair, window: Window | None) -> dict[str, wiring.Member]:
@@ -35,6 +38,51 @@ def _members(pair: DotPair, window: Window | None) -> dict[str, wiring.Member]:
     }
 
 
+def _magnitude_layout(pair: DotPair) -> data.StructLayout:
+    """Return an exact product as sign and magnitude."""
+    bits = len(Signal(pair.product_shape)) - 1
+    return data.StructLayout(
+        {"magnitude": bits, "negative": 1, "exponent": pair.exponent_bits, "nan": 1}
+    )
+
+
+class Placed(Component):
+    """Bring a magnitude to exponent and normalised significand; combinational.
+
+    The second half of ``Addend``.
+
+    Parameters
+    ----------
+    pair
+        Formats of the operands.
+
+    Members
+    -------
+    i : In
+        An exact product as sign and magnitude.
+    o : Out(addend_layout(pair))
+        The same value; if ``nan`` the other fields mean nothing.
+    """
+
+    def __init__(self, pair: DotPair) -> None:
+        self.pair = pair
+        super().__init__({"i": In(_magnitude_layout(pair)), "o": Out(addend_layout(pair))})
+
+    def build(self) -> Module:
+        """Build leading-zero count and shift."""
+        m = Module()
+        zeros, found = leading_zeros(m, self.i.magnitude, "zeros")
+        offset = len(self.i.magnitude) - 1 + FP32.bias - self.pair.bias
+        m.d.comb += [
+            self.o.significand.eq(normalise(m, self.i.magnitude, zeros, "normalised")),
+            self.o.exponent.eq(self.i.exponent + offset - zeros),
+            self.o.negative.eq(self.i.negative),
+            self.o.nonzero.eq(found),
+            self.o.nan.eq(self.i.nan),
+        ]
+        return m
+
+
 class HeldRing(Component):
     """The ring of FP32 accumulators, turned by one chain only when it is told to.
 
@@ -43,7 +91,7 @@ class HeldRing(Component):
     pair
         Formats of the operands.
     chains
-        Accumulators, 1 to 3, which are the register stages of the addition.
+        Accumulators, 1 to 4, which are the register stages of the addition.
 
     Members
     -------
@@ -62,22 +110,33 @@ class HeldRing(Component):
 
     def __init__(self, pair: DotPair, chains: int) -> None:
         self.pair, self.chains = pair, chains
-        self.latency = 1 + chains
+        self.latency = 2 + chains
         super().__init__(_members(pair, None))
 
     def build(self) -> Module:
         """Build the ring and what goes round beside it."""
         m = Module()
         step = self.enable
-        m.submodules.addend = addend = Addend(self.pair)
+        m.submodules.placed = placed = Placed(self.pair)
         m.submodules.accumulator = accumulator = Accumulator(self.pair, self.chains)
         held = Signal(addend_layout(self.pair))
         # What would change a chain is reset, as in ``AccumulatorPipeline``.
-        there = delayed(m, step, "valid_held", self.valid, 1, reset=True)
-        turn = delayed(m, step, "turn_held", self.turn, 1, reset=True)
-        first = delayed(m, step, "first_held", self.first, 1)
-        refused = delayed(m, step, "refused_held", self.refused, 1)
-        last = delayed(m, step, "last_held", self.last, 1)
+        there = delayed(m, step, "valid_held", self.valid, 2, reset=True)
+        turn = delayed(m, step, "turn_held", self.turn, 2, reset=True)
+        first = delayed(m, step, "first_held", self.first, 2)
+        refused = delayed(m, step, "refused_held", self.refused, 2)
+        last = delayed(m, step, "last_held", self.last, 2)
+        # |D| needs no sign: the bound of D is symmetric.
+        exact = Signal(_magnitude_layout(self.pair))
+        negative = self.i.product[-1]
+        bits = self.i.product[:-1] ^ negative.replicate(len(exact.magnitude))
+        none = Const(0, len(bits))
+        m.d.comb += [
+            exact.magnitude.eq(select_sum(m, bits, none, negative, "magnitude", _DIGIT)),
+            exact.negative.eq(negative),
+            exact.exponent.eq(self.i.exponent),
+            exact.nan.eq(self.i.nan),
+        ]
         # Ones after reset: every chain is cleared when its turn comes for the first time.
         fresh = Signal(self.chains, init=-1)
         clear = named(m, "clear", (first & there) | fresh[0])
@@ -87,8 +146,8 @@ class HeldRing(Component):
         results = Signal(self.chains)
         moved = Signal()
         m.d.comb += [
-            addend.i.eq(self.i),
-            held.eq(register(m, step, "addend_held", addend.o.as_value())),
+            placed.i.eq(register(m, step, "magnitude_held", exact.as_value())),
+            held.eq(register(m, step, "addend_held", placed.o.as_value())),
             accumulator.addend.eq(held),
             accumulator.addend.nonzero.eq(held.nonzero & there),
             accumulator.addend.nan.eq((held.nan | refused) & there),
@@ -123,9 +182,10 @@ class HeldExact(Component):
         Exponents and bits, see ``ExactAccumulator``.
     """
 
-    latency = ExactPipeline.latency
+    latency = 1 + ExactPipeline.latency
 
     def __init__(self, pair: DotPair, window: Window) -> None:
+        self._pair = pair
         self._exact = ExactPipeline(pair, window)
         super().__init__(_members(pair, window))
 
@@ -134,21 +194,26 @@ class HeldExact(Component):
         m = Module()
         step = self.enable
         m.submodules.exact = exact = self._exact
+        there = delayed(m, step, "valid_held", self.valid, 1, reset=True)
+        first = delayed(m, step, "first_held", self.first, 1)
+        refused = delayed(m, step, "refused_held", self.refused, 1)
+        held = Signal(self._pair.product_layout)
         status = Signal()
-        with m.If(step & self.valid):
-            m.d.sync += status.eq((status & ~self.first) | self.refused)
+        with m.If(step & there):
+            m.d.sync += status.eq((status & ~first) | refused)
         found = Signal(exact_layout)
         m.d.comb += [
+            held.eq(register(m, step, "product_held", self.i.as_value())),
             exact.enable.eq(step),
-            exact.i.eq(self.i),
-            exact.i.nan.eq(self.i.nan | self.refused),
-            exact.valid.eq(self.valid),
-            exact.first.eq(self.first),
+            exact.i.eq(held),
+            exact.i.nan.eq(held.nan | refused),
+            exact.valid.eq(there),
+            exact.first.eq(first),
             found.eq(exact.o),
             self.o.acc.eq(found.acc),
             self.o.inexact.eq(found.inexact),
-            self.o.refused.eq(delayed(m, step, "status", status, self.latency - 1)),
+            self.o.refused.eq(delayed(m, step, "status", status, self.latency - 2)),
             self.o_last.eq(delayed(m, step, "last", self.last, self.latency)),
-            self.o_valid.eq(delayed(m, step, "valid", self.valid, self.latency, reset=True)),
+            self.o_valid.eq(delayed(m, step, "valid", there, self.latency - 1, reset=True)),
         ]
         return m

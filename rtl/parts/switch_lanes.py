@@ -1,6 +1,6 @@
 """Lanes of a unit that switches between formats: codes of any width to products of one form."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import reduce
 from operator import or_
 
@@ -17,7 +17,10 @@ from m2xfp.rtl.verilog.component import Component
 __all__ = ["WideLane", "WideShift", "aligned_code", "code_layout", "lane_layout"]
 
 # Stages of the shift that come before the register, so that both sides of it take equal time.
-_EARLY = 2
+_EARLY = 3
+
+# Shifts are by max(e, 1) on either side, two more than they should be.
+_TOO_FAR = 2
 
 
 def code_layout(side: SwitchSide) -> data.StructLayout:
@@ -74,19 +77,19 @@ def _special(code: data.View, side: SwitchSide) -> Value:
 def lane_layout(pair: SwitchPair) -> data.StructLayout:
     """Return what a wide lane has computed before the register.
 
-    ``product``, partly shifted, is still to be shifted by ``amount`` times 2^2.
+    ``product``, partly shifted, is still to be shifted by ``amount`` times 2^3.
     """
-    bound = pair.significand_bound << min((1 << _EARLY) - 1, pair.largest_amount)
-    bits = min(signed_bits(-bound, bound), pair.row_bits)
-    amount = pair.largest_amount.bit_length()
+    bound = pair.significand_bound << min((1 << _EARLY) - 1, pair.largest_amount + _TOO_FAR)
+    bits = min(signed_bits(-bound, bound), pair.row_bits + _TOO_FAR)
+    amount = (pair.largest_amount + _TOO_FAR).bit_length()
     return data.StructLayout({"product": signed(bits), "amount": max(0, amount - _EARLY)})
 
 
 class WideLane(Component):
     """The first half of an exact product of two codes; combinational.
 
-    The sign of both goes into one significand, where it is narrowest; what that is short of a
-    two's complement is added to it there. Integers have a sign of their own.
+    Magnitudes multiply, and the sign is applied to their product, before the shift. Where there are
+    integers, both significands have a sign.
 
     Parameters
     ----------
@@ -119,16 +122,19 @@ class WideLane(Component):
         m = Module()
         pair = self.pair
         act, weight = pair.sides
-        signs: Sequence[Value] = (self.x.sign, self.w.sign)
-        if not act.integer and not weight.integer:
-            signs = (self.x.sign ^ self.w.sign, Const(0, 1))
-        x = self._significand(m, self.x, act, "x", signs[0])
-        w = self._significand(m, self.w, weight, "w", signs[1])
         bits = signed_bits(-pair.significand_bound, pair.significand_bound)
         product: Value = Signal(signed(bits), name="significands")
-        amount = Signal(pair.largest_amount.bit_length())
+        if act.integer or weight.integer:
+            x = self._signed(m, self.x, act, "x")
+            w = self._signed(m, self.w, weight, "w")
+            m.d.comb += product.eq(x * w)
+        else:
+            x, w = self._magnitude(m, self.x, "x"), self._magnitude(m, self.w, "w")
+            magnitude = named(m, "magnitude", (x * w)[: bits - 1])
+            negative = named(m, "negative", self.x.sign ^ self.w.sign)
+            m.d.comb += product.eq((magnitude ^ negative.replicate(bits)) + negative)
+        amount = Signal((pair.largest_amount + _TOO_FAR).bit_length())
         m.d.comb += [
-            product.eq(x * w),
             amount.eq(self._shift(self.x) + self._shift(self.w)),
             self.special.eq(_special(self.x, act) | _special(self.w, weight)),
         ]
@@ -137,27 +143,28 @@ class WideLane(Component):
         m.d.comb += [self.o.product.eq(product), self.o.amount.eq(amount[_EARLY:])]
         return m
 
-    def _significand(
-        self, m: Module, code: data.View, side: SwitchSide, name: str, sign: Value
-    ) -> Value:
-        """Return h.m of a code as an integer, with a sign; unsigned if that is constant."""
-        magnitude = named(m, f"{name}_magnitude", Cat(code.mantissa, code.exponent.any()))
-        if isinstance(sign, Const):
-            return magnitude
+    def _magnitude(self, m: Module, code: data.View, name: str) -> Signal:
+        """Return h.m of a code as an integer."""
+        return named(m, f"{name}_magnitude", Cat(code.mantissa, code.exponent.any()))
+
+    def _signed(self, m: Module, code: data.View, side: SwitchSide, name: str) -> Value:
+        """Return h.m of a code with its sign, or the integer; of the two, one is zero."""
+        magnitude = self._magnitude(m, code, name)
         bits = len(magnitude) + 1
         result: Value = Signal(signed(bits), name=f"{name}_significand")
-        negated = Cat(magnitude ^ sign.replicate(bits - 1), sign).as_signed() + sign
+        negated = Cat(magnitude ^ code.sign.replicate(bits - 1), code.sign).as_signed() + code.sign
         m.d.comb += result.eq(negated)
         if side.integer:
-            # Of the two, one is zero.
             wide = Signal(signed(8), name=f"{name}_either")
             m.d.comb += wide.eq(result | code.integer.as_signed())
             result = wide
         return result
 
     def _shift(self, code: data.View) -> Value:
-        """Return the power of two that goes with a significand: max(e, 1) - 1."""
-        return code.exponent - code.exponent.any()
+        """Return the power of two that goes with a significand, and one more: max(e, 1)."""
+        if not len(code.exponent):
+            return Const(1, 1)
+        return Cat(code.exponent[0] | ~code.exponent.any(), code.exponent[1:])
 
 
 def _shifted(m: Module, product: Value, chosen: Value, step: int, most: int) -> Signal:
@@ -192,8 +199,9 @@ class WideShift(Component):
         """Build the stages that are left, the shortest first."""
         m = Module()
         product: Value = self.i.product
+        most = len(self.product) + _TOO_FAR
         for stage in range(len(self.i.amount)):
             step = 1 << (stage + _EARLY)
-            product = _shifted(m, product, self.i.amount[stage], step, len(self.product))
-        m.d.comb += self.product.eq(product)
+            product = _shifted(m, product, self.i.amount[stage], step, most)
+        m.d.comb += self.product.eq(product[_TOO_FAR:].as_signed())
         return m

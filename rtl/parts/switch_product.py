@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from functools import reduce
-from operator import or_
+from itertools import pairwise
+from operator import add, or_
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data
@@ -10,8 +11,8 @@ from amaranth.lib.wiring import In, Out
 
 from m2xfp.formats import E8M0, M2XFP_ACT, M2XFP_WEIGHT, BlockFormat
 from m2xfp.pairs import FORMAT_NUMBERS
-from m2xfp.rtl.arith.datapath import named
-from m2xfp.rtl.arith.fixed_point import signed_bits, signed_total
+from m2xfp.rtl.arith.datapath import named, reduce_tree
+from m2xfp.rtl.arith.fixed_point import signed_bits
 from m2xfp.rtl.parts.dot_pair import DotPair
 from m2xfp.rtl.parts.group_product import LaneProduct, ScaledProduct, refinement_product
 from m2xfp.rtl.parts.registers import register
@@ -224,9 +225,34 @@ class Refinement(Component):
         return m
 
 
+def _digits(pair: SwitchPair) -> list[tuple[int, int]]:
+    """Return where the digits of a tree's sum lie, from bit to bit: fields of FP4, and the rest."""
+    width = max(pair.row_bits + 3, _FP4_SUM * pair.fields)
+    starts = [0]
+    while width - starts[-1] > _FP4_SUM + 4:
+        starts.append(starts[-1] + _FP4_SUM)
+    return list(zip(starts, [*starts[1:], width], strict=True))
+
+
+def _tree_layout(pair: SwitchPair) -> data.StructLayout:
+    """Return the digits of a tree's sum, each with what it carries beyond its bits."""
+    digits = _digits(pair)
+    return data.StructLayout(
+        {
+            f"digit_{n}": end - start + (3 if n < len(digits) - 1 else 0)
+            for n, (start, end) in enumerate(digits)
+        }
+    )
+
+
+def _sum_bits(pair: SwitchPair) -> int:
+    """Return the bits of a subgroup's sum."""
+    return signed_bits(-_M2XFP.part_bound, _M2XFP.part_bound) if pair.pairs.metadata else _FP4_SUM
+
+
 def _sums_layout(pair: SwitchPair) -> data.StructLayout:
-    """Return what passes the register behind the trees: sums of wide rows or of subgroups."""
-    bits = max(pair.row_bits + 3, pair.fields * _sum_bits(pair))
+    """Return what passes the register behind the trees: digits, or sums of subgroups."""
+    bits = max(_tree_layout(pair).size, pair.fields * _sum_bits(pair) * pair.pairs.metadata)
     fields: dict[str, object] = {
         "blocks": data.ArrayLayout(unsigned(bits), pair.blocks),
         "exponent": pair.exponent_bits,
@@ -237,16 +263,11 @@ def _sums_layout(pair: SwitchPair) -> data.StructLayout:
     return data.StructLayout(fields)
 
 
-def _sum_bits(pair: SwitchPair) -> int:
-    """Return the bits of a subgroup's sum."""
-    return signed_bits(-_M2XFP.part_bound, _M2XFP.part_bound) if pair.pairs.metadata else _FP4_SUM
-
-
 class SwitchTree(Component):
     """One adder tree: the sum of eight wide products, or those of subgroups; combinational.
 
-    A product's sign bit is inverted, which makes it an unsigned number, offset by its weight. Eight
-    of these offsets are the weight of the sum's sign bit, so that is inverted back.
+    A product's sign bit is inverted, which makes it an unsigned number, offset by its weight. The
+    rows are added in digits that keep their carries, so none of the sums is long.
 
     Parameters
     ----------
@@ -259,10 +280,8 @@ class SwitchTree(Component):
         Of one tree.
     narrow : In(1)
         The rows are of FP4.
-    wide : Out(signed)
-        The sum of wide products.
-    sums : Out(ArrayLayout(signed(12), fields))
-        The sums of the FP4 products of each field.
+    digits : Out
+        The sum of the rows. A field of FP4 is a digit, or a part of the last one.
     """
 
     def __init__(self, pair: SwitchPair) -> None:
@@ -271,18 +290,15 @@ class SwitchTree(Component):
             {
                 "rows": In(data.ArrayLayout(unsigned(_row_bits(pair)), pair.rows)),
                 "narrow": In(1),
-                "wide": Out(signed(pair.row_bits + 3)),
-                "sums": Out(data.ArrayLayout(signed(_FP4_SUM), pair.fields)),
+                "digits": Out(_tree_layout(pair)),
             }
         )
 
     def build(self) -> Module:
-        """Build the second half of the shifts, the choice and the tree."""
+        """Build the second half of the shifts, the choice and the trees."""
         m = Module()
         pair = self.pair
         lane = lane_layout(pair)
-        top = pair.row_bits + 2
-        width = max(top + 1, _FP4_SUM * pair.fields)
         rows = []
         for n in range(pair.rows):
             m.submodules[f"shift_{n}"] = shift = WideShift(pair)
@@ -294,16 +310,44 @@ class SwitchTree(Component):
                 gap = Const(0, _FP4_SUM - _FP4_PRODUCT)
                 fields.append(Cat(product[:-1], ~product[-1], gap))
             rows.append(named(m, f"row_{n}", Mux(self.narrow, Cat(fields), wide)))
-        total = named(m, "total", Cat(signed_total(rows, width), Const(0, 1))[:width])
-        m.d.comb += self.wide.eq(Cat(total[:top], ~total[top]).as_signed())
-        for field in range(pair.fields):
-            part = total[_FP4_SUM * field : _FP4_SUM * (field + 1)]
-            m.d.comb += self.sums[field].eq(Cat(part[:-1], ~part[-1]).as_signed())
+        for n, (start, end) in enumerate(_digits(pair)):
+            digit = self.digits[f"digit_{n}"]
+            m.d.comb += digit.eq(reduce_tree(add, [row[start:end] for row in rows]))
         return m
 
 
+def _field_sums(pair: SwitchPair, digits: data.View) -> list[Value]:
+    """Return the sums of the FP4 products of each field of a tree, signed.
+
+    Eight offsets are the weight of a sum's sign bit, so that is inverted back.
+    """
+    found = []
+    for field in range(pair.fields):
+        for n, (start, end) in enumerate(_digits(pair)):
+            at = _FP4_SUM * field - start
+            if 0 <= at < end - start:
+                part = digits[f"digit_{n}"][at : at + _FP4_SUM]
+                found.append(Cat(part[:-1], ~part[-1]).as_signed())
+    return found
+
+
+_LONG = 14  # bits of a digit of D
+
+
+def _total_layout(pair: SwitchPair) -> data.StructLayout:
+    """Return D in digits that keep their carries; the last one has none."""
+    width = len(Signal(pair.product_shape))
+    starts = range(0, width, _LONG)
+    return data.StructLayout(
+        {
+            f"digit_{n}": width - start if start + _LONG >= width else _LONG + 3
+            for n, start in enumerate(starts)
+        }
+    )
+
+
 class SwitchTotal(Component):
-    """D of a beat: of an FP4 group, or of a wide group so far; combinational.
+    """D of a beat in digits: of an FP4 group, or of a wide group so far; combinational.
 
     Parameters
     ----------
@@ -316,9 +360,9 @@ class SwitchTotal(Component):
         Sums, exponent and multipliers.
     narrow, opening : In(1)
         They are of FP4; of a group's first beat.
-    earlier : In(product_shape)
+    earlier : In(_total_layout)
         D of the group's earlier beats.
-    total : Out(product_shape)
+    total : Out(_total_layout)
         D.
     """
 
@@ -329,48 +373,114 @@ class SwitchTotal(Component):
                 "i": In(_sums_layout(pair)),
                 "narrow": In(1),
                 "opening": In(1),
-                "earlier": In(pair.product_shape),
-                "total": Out(pair.product_shape),
+                "earlier": In(_total_layout(pair)),
+                "total": Out(_total_layout(pair)),
             }
         )
 
     def build(self) -> Module:
-        """Build one sum of four numbers, or, with metadata, two sums."""
+        """Build one sum a digit, and with metadata the one of subgroups beside them."""
         m = Module()
         pair = self.pair
-        bits = _sum_bits(pair)
-        wide = [block[: pair.row_bits + 3].as_signed() for block in self.i.blocks]
+        width = len(Signal(pair.product_shape))
+        views = [data.View(_tree_layout(pair), b[: _tree_layout(pair).size]) for b in self.i.blocks]
+        rows = [row for view in views for row in self._wide_rows(view)]
+        keep = named(m, "keep", ~(self.opening | self.narrow))
+        earlier, carried = self._earlier(keep)
+        # Offsets of the signs: eight in each tree, or of eight products in four subgroups.
+        top = pair.row_bits + 2 + (pair.blocks - 1).bit_length()
+        ones = Cat(Const(0, top), Const(-1, width - top))
+        if pair.pairs.metadata:
+            rows = [named(m, f"row_{n}", row) for n, row in enumerate(rows)]
+        else:
+            sums = [part for view in views for part in self._fields(view)]
+            low = _FP4_SUM + 1
+            earlier |= Cat(Const(0, low), self.narrow.replicate(top - low))
+            rows = [
+                named(m, f"row_{n}", self._either(row, sums[n : n + 1]))
+                for n, row in enumerate([*rows, *[Const(0, 1)] * (len(sums) - len(rows))])
+            ]
+        rows += [named(m, "earlier_bits", earlier), carried, ones]
+        for n in range(len(self.total.shape().members)):
+            digit = self.total[f"digit_{n}"]
+            at = slice(n * _LONG, (n + 1) * _LONG)
+            parts = [part for row in rows if len(part := row[at])]
+            m.d.comb += digit.eq(reduce_tree(add, parts))
+        if pair.pairs.metadata:
+            self._scaled(m)
+        return m
+
+    def _fields(self, digits: data.View) -> list[Value]:
+        """Return the offset sums of a tree's fields."""
+        return [Cat(part[:-1], ~part[-1]) for part in _field_sums(self.pair, digits)]
+
+    def _wide_rows(self, digits: data.View) -> list[Value]:
+        """Return the digits of a tree as two numbers: their own bits, and what they carry."""
+        own: list[Value] = []
+        carried: list[Value] = []
+        for n, (start, end) in enumerate(_digits(self.pair)):
+            digit = digits[f"digit_{n}"]
+            own.append(digit[: end - start])
+            carried += [Const(0, end - sum(map(len, carried))), digit[end - start :]]
+        return [Cat(own)[: self.pair.row_bits + 3], Cat(carried[:-1])]
+
+    def _earlier(self, keep: Value) -> tuple[Value, Value]:
+        """Return the digits of the earlier beats' D as two numbers, if they count."""
+        own: list[Value] = []
+        carried: list[Value] = [Const(0, _LONG)]
+        for name in self.total.shape().members:
+            digit = self.earlier[name]
+            own.append(digit[:_LONG])
+            carried += [digit[_LONG:], Const(0, _LONG - len(digit[_LONG:]))]
+        width = sum(map(len, own))
+        bits, carries = Cat(own), Cat(carried)[:width]
+        return bits & keep.replicate(width), carries & keep.replicate(width)
+
+    def _either(self, wide: Value, fields: list[Value]) -> Value:
+        """Return a row of wide elements, or an FP4 sum."""
+        if not fields:
+            return wide & (~self.narrow).replicate(len(wide))
+        return Mux(self.narrow, fields[0], wide)
+
+    def _scaled(self, m: Module) -> None:
+        """Take the sum of the subgroups instead, where the group is of E2M1 elements."""
+        pair, bits = self.pair, _sum_bits(self.pair)
+        m.submodules.scaled = scaled = ScaledProduct(_M2XFP)
         sums = [
             block[bits * field : bits * (field + 1)].as_signed()
             for block in self.i.blocks
             for field in range(pair.fields)
         ]
-        before = self.earlier & (~(self.opening | self.narrow)).replicate(len(self.earlier))
-        width = len(self.total)
-        if pair.pairs.metadata:
-            m.submodules.scaled = scaled = ScaledProduct(_M2XFP)
-            terms = [*wide, before.as_signed()]
-            m.d.comb += [
-                *(scaled.i.sums[n].eq(each) for n, each in enumerate(sums)),
-                scaled.i.multipliers.eq(self.i.multipliers),
-            ]
-            total = named(m, "wide_total", signed_total(terms, width))
-            m.d.comb += self.total.eq(Mux(self.narrow, scaled.o.product, total[:width].as_signed()))
-            return m
-        others = [*wide[1:], before.as_signed()]
-        terms = [Signal(signed(len(wide[0])), name="first_term")]
-        m.d.comb += terms[0].eq(Mux(self.narrow, sums[0], wide[0]))
-        for n, each in enumerate(sums[1:]):
-            narrow = each & self.narrow.replicate(bits)
-            if n < len(others):
-                term = Signal(signed(len(others[n])), name=f"term_{n}")
-                m.d.comb += term.eq(Mux(self.narrow, each, others[n]))
-            else:
-                term = Signal(signed(bits), name=f"term_{n}")
-                m.d.comb += term.eq(narrow.as_signed())
-            terms.append(term)
-        m.d.comb += self.total.eq(signed_total(terms, width)[:width].as_signed())
-        return m
+        m.d.comb += [
+            *(scaled.i.sums[n].eq(each) for n, each in enumerate(sums)),
+            scaled.i.multipliers.eq(self.i.multipliers),
+        ]
+        product = Signal(pair.product_shape)
+        m.d.comb += product.eq(scaled.o.product)
+        with m.If(self.narrow):
+            for n, name in enumerate(self.total.shape().members):
+                m.d.comb += self.total[name].eq(product[n * _LONG : (n + 1) * _LONG])
+
+
+def _resolved(m: Module, total: data.View, pair: SwitchPair) -> Value:
+    """Return D from its digits, each carry added to the digit above it.
+
+    All digits are added side by side, those that may get a carry from below for both cases.
+    """
+    bits: list[Value] = [total.digit_0[:_LONG]]
+    carry: Value = Const(0, 1)
+    names = list(total.shape().members)
+    for n, (lower, name) in enumerate(pairwise(names)):
+        digit, kept = total[name][:_LONG], total[lower][_LONG:]
+        without = named(m, f"{name}_without", (digit + kept)[: len(digit) + 1])
+        found: Value = without
+        if n:
+            both = Cat(Const(1, 1), digit) + Cat(Const(1, 1), kept)
+            with_one = named(m, f"{name}_with", both[1 : len(digit) + 2])
+            found = named(m, f"{name}_resolved", Mux(carry, with_one, without))
+        bits.append(found[: len(digit)])
+        carry = found[-1]
+    return Cat(bits).as_signed()
 
 
 class SwitchProduct(Component):
@@ -390,7 +500,8 @@ class SwitchProduct(Component):
     narrow, opening, valid : In(1)
         It is of FP4; the first of its group; there is one.
     o : Out(product_layout)
-        The exact product, if that was the last beat of a group, after ``latency`` steps.
+        The exact product, if that was the last beat of a group, after ``latency`` steps; the
+        carries of D's digits are added behind the last register.
     """
 
     latency = 3
@@ -435,15 +546,16 @@ class SwitchProduct(Component):
                 *(tree.rows[n].eq(held.rows[first + n]) for n in range(pair.rows)),
                 tree.narrow.eq(narrow),
             ]
-            parts: list[Value] = [tree.sums[field] for field in range(pair.fields)]
+            passed = tree.digits.as_value()
             if pair.pairs.metadata:
                 parts = [
                     self._refined(m, held, block * pair.fields + n, part)
-                    for n, part in enumerate(parts)
+                    for n, part in enumerate(_field_sums(pair, tree.digits))
                 ]
-            m.d.comb += sums.blocks[block].eq(Mux(narrow, Cat(parts), tree.wide.as_unsigned()))
+                passed = Mux(narrow, Cat(parts), passed)
+            m.d.comb += sums.blocks[block].eq(passed)
         kept = Signal(_sums_layout(pair))
-        product = Signal(pair.product_shape, reset_less=True)
+        product = Signal(_total_layout(pair), reset_less=True)
         nan = Signal(reset_less=True)
         begin, valid = kinds[2][1], kinds[2][2]
         m.d.comb += [
@@ -452,7 +564,7 @@ class SwitchProduct(Component):
             total.narrow.eq(kinds[2][0]),
             total.opening.eq(begin),
             total.earlier.eq(product),
-            self.o.product.eq(product),
+            self.o.product.eq(_resolved(m, product, pair)),
             self.o.nan.eq(nan),
             self.o.exponent.eq(register(m, step, "exponent_held", kept.exponent)),
         ]

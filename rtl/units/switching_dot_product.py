@@ -47,8 +47,8 @@ class SwitchingDotProduct(Component):
     fp8_lanes
         Products a beat of elements wider than E2M1 on either side.
     chains
-        Independent accumulators that take groups in turn: the register stages of the accumulation.
-        With a window there is one.
+        Independent accumulators that take groups in turn: the register stages of the accumulation,
+        whose sums are split as well with 4. With a window there is one.
     window
         Exponents that the exact accumulation takes, and the bits of its sum, as
         LOWEST..HIGHEST/BITS or by name; none accumulates in FP32. They count in the least unit of
@@ -81,7 +81,7 @@ class SwitchingDotProduct(Component):
         *,
         pairs: Annotated[str, PairTexts()] = "micromix",
         fp8_lanes: Annotated[int, Among((8, 16))] = 16,
-        chains: Annotated[int, Between(1, 3)] = 3,
+        chains: Annotated[int, Between(1, 4)] = 4,
         window: Window | None = None,
     ) -> None:
         known = pair_set(pairs)

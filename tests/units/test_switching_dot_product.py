@@ -161,6 +161,7 @@ def test_exact_rationals(simulator: BulkSimulator) -> None:
         {"pairs": "mxfp4:mxfp4+mxint8:mxint8+mxint8:mxfp8-e5m2", "fp8_lanes": 8},
         {"pairs": "all", "chains": 1, "window": window("230..250/200")},
         {"pairs": "m2xfp", "chains": 1},
+        {"chains": 3},
         {"pairs": "mxfp4:mxfp4+mxfp6-e2m3:mxfp4", "chains": 2, "fp8_lanes": 8},
     ],
 )
@@ -251,7 +252,7 @@ def test_a_mode_that_there_is_not(simulator: BulkSimulator) -> None:
         ({"pairs": "nothing"}, "ACT:WEIGHT"),
         ({"pairs": "mxfp4:mxfp4+amxfp4:mxfp4"}, "format of activations"),
         ({"fp8_lanes": 4}, "one of 8, 16"),
-        ({"chains": 4}, "1 to 3"),
+        ({"chains": 5}, "1 to 4"),
         ({"window": window("usual")}, "chains=1"),
         ({"window": window("usual"), "chains": 1}, "bits"),
     ],
