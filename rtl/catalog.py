@@ -256,6 +256,7 @@ class Instance:
             groups_per_clock=getattr(component, "groups_per_clock", 1 / clocks),
             macs_per_clock=getattr(component, "macs_per_clock", None),
             results_per_group=getattr(component, "results_per_group", 1),
+            long_groups=getattr(component, "long_groups", None),
             clock="" if combinational else "clk",
             reset="" if combinational else "rst",
         )
@@ -451,6 +452,8 @@ UNITS: dict[str, Unit] = {
                 "mxfp6-fp32": {"act": MXFP6_E3M2, "weight": MXFP6_E3M2},
                 "mxfp8-mxfp4-fp32": {"act": MXFP8_E4M3, "weight": MXFP4},
                 "mxfp8-fp32": {"act": MXFP8_E4M3, "weight": MXFP8_E4M3},
+                "mxfp8-fp32_16": {"act": MXFP8_E4M3, "weight": MXFP8_E4M3, "lanes": 16},
+                "mxfp8-fp32_8": {"act": MXFP8_E4M3, "weight": MXFP8_E4M3, "lanes": 8},
             },
             sweep=Sweep(
                 axes={

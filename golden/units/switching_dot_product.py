@@ -41,12 +41,9 @@ def switching_dot_product(
         ``acc`` uint32 [n, steps]: the FP32 pattern after each group; ``refused`` bool; of an exact
         accumulation ``inexact`` bool too.
     """
-    sides = (
-        SwitchedSide(*(torch.from_numpy(side[name].copy()) for name in _PLANES))
-        for side in (act, weight)
-    )
     acc, inexact, refused = running_switched(
-        *sides,
+        _side(act),
+        _side(weight),
         torch.from_numpy(first.copy()),
         pair_set(pairs),
         None if window is None else window_of(window),
@@ -55,4 +52,6 @@ def switching_dot_product(
     return found if window is None else found | {"inexact": inexact.numpy()}
 
 
-_PLANES = ("codes", "scales", "meta", "formats")
+def _side(planes: dict[str, Bytes]) -> SwitchedSide:
+    names = ("codes", "scales", "meta", "formats")
+    return SwitchedSide(*(torch.from_numpy(planes[name].copy()) for name in names))

@@ -1,32 +1,32 @@
 """Accumulation of groups that do not come in every step."""
 
-from amaranth.hdl import Cat, Const, Module, Signal
+from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.formats import FP32, Window
 from m2xfp.rtl.arith.datapath import named
-from m2xfp.rtl.arith.fixed_point import leading_zeros, normalise, select_sum
-from m2xfp.rtl.parts.dot_pair import DotPair
+from m2xfp.rtl.arith.fixed_point import leading_zeros, normalise
 from m2xfp.rtl.parts.exact_accumulation import ExactPipeline, exact_layout
 from m2xfp.rtl.parts.fp32_accumulation import Accumulator
 from m2xfp.rtl.parts.fp32_addition import addend_layout
 from m2xfp.rtl.parts.layouts import value_layout
 from m2xfp.rtl.parts.registers import delayed, register
+from m2xfp.rtl.parts.switch_pair import SwitchPair
+from m2xfp.rtl.parts.switch_product import digits_layout
+from m2xfp.rtl.parts.switch_total import resolved, sign_magnitude
 from m2xfp.rtl.verilog.component import Component
 
 __all__ = ["HeldExact", "HeldRing"]
 
-_DIGIT = 14  # bits of a sum in one piece
 
-
-def _members(pair: DotPair, window: Window | None) -> dict[str, wiring.Member]:
+def _members(pair: SwitchPair, window: Window | None) -> dict[str, wiring.Member]:
     """Return the ports of both kinds, see ``HeldRing``."""
     acc = value_layout(FP32)
     result = {"acc": acc, "refused": 1} | ({} if window is None else {"inexact": 1})
     return {
         "enable": In(1),
-        "i": In(pair.product_layout),
+        "i": In(digits_layout(pair)),
         "valid": In(1),
         "first": In(1),
         "refused": In(1),
@@ -38,7 +38,7 @@ def _members(pair: DotPair, window: Window | None) -> dict[str, wiring.Member]:
     }
 
 
-def _magnitude_layout(pair: DotPair) -> data.StructLayout:
+def _magnitude_layout(pair: SwitchPair) -> data.StructLayout:
     """Return an exact product as sign and magnitude."""
     bits = len(Signal(pair.product_shape)) - 1
     return data.StructLayout(
@@ -64,7 +64,7 @@ class Placed(Component):
         The same value; if ``nan`` the other fields mean nothing.
     """
 
-    def __init__(self, pair: DotPair) -> None:
+    def __init__(self, pair: SwitchPair) -> None:
         self.pair = pair
         super().__init__({"i": In(_magnitude_layout(pair)), "o": Out(addend_layout(pair))})
 
@@ -97,7 +97,7 @@ class HeldRing(Component):
     -------
     enable : In(1)
         Go on by one step.
-    i : In(pair.product_layout)
+    i : In(digits_layout(pair))
         The exact product.
     valid, first, refused, last : In(1)
         There is one; clear its chain to +0 first; it is NaN, and its chain's status is set until
@@ -108,7 +108,7 @@ class HeldRing(Component):
         The chain after the latest turn but ``chains``, if that brought a result.
     """
 
-    def __init__(self, pair: DotPair, chains: int) -> None:
+    def __init__(self, pair: SwitchPair, chains: int) -> None:
         self.pair, self.chains = pair, chains
         self.latency = 2 + chains
         super().__init__(_members(pair, None))
@@ -128,11 +128,9 @@ class HeldRing(Component):
         last = delayed(m, step, "last_held", self.last, 2)
         # |D| needs no sign: the bound of D is symmetric.
         exact = Signal(_magnitude_layout(self.pair))
-        negative = self.i.product[-1]
-        bits = self.i.product[:-1] ^ negative.replicate(len(exact.magnitude))
-        none = Const(0, len(bits))
+        magnitude, negative = sign_magnitude(m, self.i.digits)
         m.d.comb += [
-            exact.magnitude.eq(select_sum(m, bits, none, negative, "magnitude", _DIGIT)),
+            exact.magnitude.eq(magnitude),
             exact.negative.eq(negative),
             exact.exponent.eq(self.i.exponent),
             exact.nan.eq(self.i.nan),
@@ -184,7 +182,7 @@ class HeldExact(Component):
 
     latency = 1 + ExactPipeline.latency
 
-    def __init__(self, pair: DotPair, window: Window) -> None:
+    def __init__(self, pair: SwitchPair, window: Window) -> None:
         self._pair = pair
         self._exact = ExactPipeline(pair, window)
         super().__init__(_members(pair, window))
@@ -202,8 +200,12 @@ class HeldExact(Component):
         with m.If(step & there):
             m.d.sync += status.eq((status & ~first) | refused)
         found = Signal(exact_layout)
+        whole = Signal(self._pair.product_layout)
         m.d.comb += [
-            held.eq(register(m, step, "product_held", self.i.as_value())),
+            whole.product.eq(resolved(m, self.i.digits)),
+            whole.exponent.eq(self.i.exponent),
+            whole.nan.eq(self.i.nan),
+            held.eq(register(m, step, "product_held", whole.as_value())),
             exact.enable.eq(step),
             exact.i.eq(held),
             exact.i.nan.eq(held.nan | refused),

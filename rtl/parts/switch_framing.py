@@ -4,8 +4,8 @@ from amaranth.hdl import Const, Module, Mux, Signal, Value
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.rtl.arith.datapath import named
+from m2xfp.rtl.parts.switch_front import is_mode
 from m2xfp.rtl.parts.switch_pair import SwitchPair, mode_layout
-from m2xfp.rtl.parts.switch_product import is_mode
 from m2xfp.rtl.verilog.component import Component
 
 __all__ = ["SwitchFraming"]

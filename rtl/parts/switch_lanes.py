@@ -54,8 +54,8 @@ def aligned_code(codes: Value, lane: int, side: SwitchSide, chosen: Mapping[str,
         if element not in side.floats:
             forms.append(Cat(Const(0, layout.size - 8), code))
             continue
-        bits = element.mantissa_bits  # type: ignore[union-attr]
-        above = side.exponent_bits - element.exponent_bits  # type: ignore[union-attr]
+        bits = element.mantissa_bits
+        above = side.exponent_bits - element.exponent_bits
         form = Cat(Const(0, side.mantissa_bits - bits), code[:-1], Const(0, above), code[-1])
         forms.append(Cat(form, Const(0, layout.size - len(form))))
     return one_hot_mux([chosen[element.name] for element in side.elements], forms)

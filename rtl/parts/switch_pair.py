@@ -120,9 +120,28 @@ class SwitchPair(DotPair):
         return _BLOCK_ROWS
 
     @property
+    def merged(self) -> int:
+        """FP4 products that are added before they are part of a row: those of a subgroup.
+
+        With 8 rows there are four products a row, and two sums take fewer registers than four
+        products; M2XFP needs the sum of each subgroup alone.
+        """
+        return 2 if self.blocks == 1 and not self.pairs.metadata else 1
+
+    @property
     def fields(self) -> int:
-        """FP4 products in a row."""
-        return _SUBGROUPS // self.blocks
+        """FP4 products, or sums of two, in a row."""
+        return _SUBGROUPS // self.blocks // self.merged
+
+    @property
+    def field_bits(self) -> int:
+        """Bits of one, sign included: products of at most 144."""
+        return signed_bits(-144 * self.merged, 144 * self.merged)
+
+    @property
+    def field_sum_bits(self) -> int:
+        """Bits of the sum of a field: the offset of eight rows is the weight of its sign."""
+        return self.field_bits + 3
 
     @cached_property
     def sides(self) -> tuple[SwitchSide, SwitchSide]:

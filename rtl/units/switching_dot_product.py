@@ -7,8 +7,9 @@ from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.errors import InputError
+from m2xfp.facts import LongGroups
 from m2xfp.formats import Window
-from m2xfp.pairs import pair_set
+from m2xfp.pairs import FORMAT_NUMBERS, pair_set
 from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parameters import Among, Between, PairTexts, checked
 from m2xfp.rtl.parts.registers import delayed
@@ -62,6 +63,8 @@ class SwitchingDotProduct(Component):
     o : Out(packet_stream(acc, refused))
         The chain's accumulator after each group, and whether a group since ``first`` was refused;
         with a ``window`` ``inexact`` too. ``last`` is that of the group's last beat.
+    long_groups
+        Which modes have several beats, and how many.
     latency
         Clocks from the acceptance of a group's last beat to its accumulator at the output, when
         nothing stalls and no beats but groups' last ones follow. Others hold the ring: each may
@@ -96,6 +99,14 @@ class SwitchingDotProduct(Component):
         else:
             raise InputError(f"chains={chains}: the exact accumulation has one chain, chains=1")
         self.latency = SwitchProduct.latency + self._accumulator.latency
+        self.long_groups = LongGroups(
+            "i",
+            ("operands.mode.act", "operands.mode.weight"),
+            tuple(
+                (FORMAT_NUMBERS[one.name], FORMAT_NUMBERS[other.name]) for one, other in known.wide
+            ),
+            self.pair.beats,
+        )
         operands = self.pair.operand_layout
         result = self._accumulator.o.shape()
         super().__init__(
