@@ -15,7 +15,7 @@ from typing import Any
 from m2xfp.errors import InputError
 from m2xfp.plain import check_module_name, parse_json, typed
 
-__all__ = ["EmittedFiles", "Facts", "Field", "Port", "Stream"]
+__all__ = ["EmittedFiles", "Facts", "Field", "LongGroups", "Port", "Stream"]
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,28 @@ def _named(fields: tuple[Field, ...], name: str) -> Field:
 
 
 @dataclass(frozen=True)
+class LongGroups:
+    """Groups that take more beats than the others, told by fields of their beats.
+
+    Members
+    -------
+    stream
+        The input.
+    fields
+        Names of fields of its beats.
+    values
+        For which values of these the group is a long one.
+    beats
+        How many beats it has.
+    """
+
+    stream: str
+    fields: tuple[str, ...]
+    values: tuple[tuple[int, ...], ...]
+    beats: int
+
+
+@dataclass(frozen=True)
 class Facts:
     """A component with all its parameters bound.
 
@@ -190,6 +212,8 @@ class Facts:
         Clocks from the acceptance of a group's last beat to the group's valid at the output.
     beats_per_group
         Input beats that make a group.
+    long_groups
+        Groups that take more beats, of a unit that has such; None for any other.
     clocks_per_group
         Clocks that a group takes when nothing pauses; more than its beats if the unit is slower
         than its stream.
@@ -221,6 +245,7 @@ class Facts:
     groups_per_clock: float
     macs_per_clock: int | None = None
     results_per_group: int = 1
+    long_groups: LongGroups | None = None
     clock: str = "clk"
     reset: str = "rst"
 
@@ -344,6 +369,13 @@ def _check(facts: Facts) -> None:
         facts.clocks_per_block,
     ):
         _check_range("beats and clocks", number, 1, 1 << 40)
+    if (long := facts.long_groups) is not None:
+        _check_range("beats of long groups", long.beats, 2, 1 << 40)
+        known = {s.name: {field.name for field in s.fields} for s in facts.inputs}
+        if not set(long.fields) <= known.get(long.stream, set()):
+            raise InputError(f"long groups are told by fields that {long.stream!r} does not have")
+        if any(len(values) != len(long.fields) for values in long.values):
+            raise InputError("long groups are told by as many values as fields")
     _check_range("latency", facts.latency, 0, 1 << 40)
     _check_range("groups_per_clock", facts.groups_per_clock, 0, 1 << 20)
     _check_range("macs_per_clock", facts.macs_per_clock or 0, 0, 1 << 40)

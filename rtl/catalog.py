@@ -33,6 +33,7 @@ from m2xfp.formats import (
     NVFP4,
     SMX4,
     USUAL_EXPONENTS,
+    Window,
     block_format,
 )
 from m2xfp.rtl.parameters import bind, parameters_of, plain
@@ -47,6 +48,7 @@ from m2xfp.rtl.units.hadamard import Hadamard
 from m2xfp.rtl.units.hadamard_quantizer import HadamardQuantizer
 from m2xfp.rtl.units.minifloat_quantizer import MinifloatQuantizer
 from m2xfp.rtl.units.pe_tile import PeTile
+from m2xfp.rtl.units.switching_dot_product import SwitchingDotProduct
 from m2xfp.rtl.units.weight_encoder import WeightEncoder
 from m2xfp.rtl.verilog.axi import signals_of, streams_of
 from m2xfp.rtl.verilog.component import VERILOG_KEYWORDS, Component
@@ -260,6 +262,7 @@ class Instance:
             groups_per_clock=getattr(component, "groups_per_clock", 1 / clocks),
             macs_per_clock=getattr(component, "macs_per_clock", None),
             results_per_group=getattr(component, "results_per_group", 1),
+            long_groups=getattr(component, "long_groups", None),
             clock="" if combinational else "clk",
             reset="" if combinational else "rst",
         )
@@ -493,6 +496,8 @@ UNITS: dict[str, Unit] = {
                 "mxfp6-fp32": {"act": MXFP6_E3M2, "weight": MXFP6_E3M2},
                 "mxfp8-mxfp4-fp32": {"act": MXFP8_E4M3, "weight": MXFP4},
                 "mxfp8-fp32": {"act": MXFP8_E4M3, "weight": MXFP8_E4M3},
+                "mxfp8-fp32_16": {"act": MXFP8_E4M3, "weight": MXFP8_E4M3, "lanes": 16},
+                "mxfp8-fp32_8": {"act": MXFP8_E4M3, "weight": MXFP8_E4M3, "lanes": 8},
             },
             sweep=Sweep(
                 axes={
@@ -504,6 +509,19 @@ UNITS: dict[str, Unit] = {
                 formats=_multiplied,
             ),
             board=Board(name="dot", config="m2xfp-fp32-single", host="dot_products"),
+        ),
+        Unit(
+            name="switching_dot_product",
+            purpose="groups of MXFP4, MXFP6, MXFP8 or M2XFP, switched group by group, to FP32",
+            component=SwitchingDotProduct,
+            configs={
+                "micromix-16": {},
+                "micromix-8": {"fp8_lanes": 8},
+                "micromix-16-exact": {"chains": 1, "window": Window("200..280/160", 200, 280, 160)},
+                "m2xfp-16": {"pairs": "m2xfp"},
+                "m2xfp-8": {"pairs": "m2xfp", "fp8_lanes": 8},
+                "all-8": {"pairs": "all", "fp8_lanes": 8},
+            },
         ),
         Unit(
             name="gemm_core",

@@ -28,6 +28,7 @@ from m2xfp.formats import (
     input_type,
     window,
 )
+from m2xfp.pairs import PAIR_SETS, pair_set
 from m2xfp.plain import whole_number
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Between",
     "Formats",
     "Names",
+    "PairTexts",
     "Parameter",
     "bind",
     "checked",
@@ -129,6 +131,29 @@ class Formats:
 
 
 @dataclass(frozen=True)
+class PairTexts:
+    """A set of format pairs, see ``m2xfp.pairs``."""
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise InputError for a text that is none."""
+        try:
+            pair_set(value)
+        except UnknownNameError as error:
+            raise InputError(f"{name}={told(value)}: {error}") from error
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+
+    def __str__(self) -> str:
+        """Return the choice in words."""
+        return ", ".join(PAIR_SETS) + ", or ACT:WEIGHT+ACT:WEIGHT..."
+
+    @property
+    def samples(self) -> tuple[str, ...]:
+        """Texts to draw from."""
+        return (*PAIR_SETS, "mxfp4:mxfp4+mxfp8-e4m3:mxfp4", "mxint8:mxint8+mxfp4:mxfp4")
+
+
+@dataclass(frozen=True)
 class _Kind:
     """How values of a type are read and what to say of them.
 
@@ -193,7 +218,7 @@ class Parameter:
     type: type
     default: Any
     optional: bool
-    limit: Between | Among | Names | Formats | None
+    limit: Between | Among | Names | Formats | PairTexts | None
     text: str
 
     def parse(self, text: str) -> Any:

@@ -49,6 +49,7 @@ __all__ = [
     "accumulate",
     "batched_matmul",
     "dot",
+    "group_sums",
     "matmul",
     "packed_linear",
     "product_bias",
@@ -422,6 +423,20 @@ def _addends(
     if split is not None:
         return split_sums(a.elements, w.elements, split, lanes)
     return ((a.elements * w.elements).unflatten(-1, (-1, lanes)).sum(-1),)
+
+
+@torch.no_grad()
+@shielded
+def group_sums(qa: PackedTensor, qw: PackedTensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return the exact sums of the products of each pair of groups, and what scales them.
+
+    Operands as for ``running_fp32``. The first is one float64 tensor [rows, groups] without scales,
+    or two of one sign of which each sum is the sum; the second is [rows, groups] too.
+    """
+    _check_operands(qa, qw, "fp32")
+    a, w = _operand(qa), _operand(qw)
+    terms = _addends(a, w, None, _split(qa, qw))
+    return tuple(term.squeeze(-1) for term in terms), a.scales * w.scales
 
 
 @torch.no_grad()

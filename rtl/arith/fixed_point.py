@@ -13,6 +13,7 @@ from m2xfp.rtl.arith.datapath import named, reduce_tree
 __all__ = [
     "leading_zeros",
     "normalise",
+    "select_sum",
     "shift_right",
     "signed_bits",
     "signed_total",
@@ -41,6 +42,30 @@ def signed_total(values: Sequence[Value], width: int) -> Value:
             terms.append(value)
     constant = -offset % (1 << width)
     return (reduce_tree(add, terms) + constant)[:width] if constant else reduce_tree(add, terms)
+
+
+def select_sum(m: Module, a: Value, b: Value, carry: Value, name: str, digit: int) -> Value:
+    """Return a + b + carry of two unsigned numbers of equal length, one bit longer.
+
+    Digits of ``digit`` bits are added side by side, each but the lowest for both carries that may
+    come from below: a long sum in the time of a short one, whatever synthesis makes of an adder.
+    """
+    parts: list[Value] = []
+    for n in range(0, len(a), digit):
+        x, y = a[n : n + digit], b[n : n + digit]
+
+        def total(carry_in: Value, x: Value = x, y: Value = y) -> Value:
+            return (Cat(carry_in, x) + Cat(carry_in, y))[1:]
+
+        if n == 0:
+            chosen = named(m, f"{name}_{n}", total(carry))
+        else:
+            without = named(m, f"{name}_{n}_without", (x + y)[: len(x) + 1])
+            with_one = named(m, f"{name}_{n}_with", total(Const(1, 1)))
+            chosen = named(m, f"{name}_{n}", Mux(carry, with_one, without))
+        parts.append(chosen[:-1])
+        carry = chosen[-1]
+    return Cat(*parts, carry)
 
 
 def shift_right(

@@ -18,7 +18,7 @@ from m2xfp.rtl.parts.layouts import value_layout
 from m2xfp.rtl.parts.registers import delayed, register
 from m2xfp.rtl.verilog.component import Component
 
-__all__ = ["AccumulatorPipeline"]
+__all__ = ["Accumulator", "AccumulatorPipeline"]
 
 
 class Accumulator(Component):
@@ -31,7 +31,7 @@ class Accumulator(Component):
     pair
         Formats of the operands.
     chains
-        1 to 3. The addition is cut into as many stages.
+        1 to 4. The addition is cut into as many stages; with 4 its sums are split too.
 
     Members
     -------
@@ -59,13 +59,17 @@ class Accumulator(Component):
     def build(self) -> Module:
         """Build the ring."""
         m = Module()
-        m.submodules.align = align = Align(self.pair)
-        m.submodules.add = add = Add(significand_bits(self.pair))
+        split = self.chains == 4
+        m.submodules.align = align = Align(self.pair, split)
+        m.submodules.add = add = Add(significand_bits(self.pair), split)
         m.submodules.normalise = normalised = Normalise(len(add.o.magnitude))
         m.submodules.round = round_ = Round()
         held = register(m, self.enable, "acc_held", Value.cast(round_.acc))
         aligned, summed = Value.cast(align.o), Value.cast(add.o)
-        if self.chains == 3:
+        normal = Value.cast(normalised.o)
+        if self.chains == 4:
+            normal = register(m, self.enable, "normalised", normal)
+        if self.chains >= 3:
             aligned = register(m, self.enable, "aligned", aligned)
         if self.chains >= 2:
             summed = register(m, self.enable, "summed", summed)
@@ -75,7 +79,7 @@ class Accumulator(Component):
             align.addend.eq(self.addend),
             add.i.eq(aligned),
             normalised.i.eq(summed),
-            round_.i.eq(normalised.o),
+            round_.i.eq(normal),
         ]
         return m
 

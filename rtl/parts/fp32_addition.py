@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from m2xfp.errors import InputError
 from m2xfp.formats import FP32
 from m2xfp.rtl.arith.datapath import named
-from m2xfp.rtl.arith.fixed_point import leading_zeros, normalise, shift_right
+from m2xfp.rtl.arith.fixed_point import leading_zeros, normalise, select_sum, shift_right
 from m2xfp.rtl.parts.dot_pair import DotPair
 from m2xfp.rtl.parts.fp32_rounding import summed_layout
 from m2xfp.rtl.parts.layouts import value_layout
@@ -21,6 +21,9 @@ __all__ = ["Add", "Addend", "Align", "addend_layout", "check_addend", "significa
 _EXTRA = 3
 
 _SIGNIFICAND = FP32.mantissa_bits + 1
+
+# Bits of the digits of sums that are split.
+_EXPONENT_DIGIT, _SUM_DIGIT = 6, 11
 
 
 def significand_bits(pair: DotPair) -> int:
@@ -123,6 +126,13 @@ class Align(Component):
     Combinational. An accumulator that is infinite or NaN, or a zero addend, lets the accumulator
     through alone.
 
+    Parameters
+    ----------
+    pair
+        Formats of the operands.
+    split
+        Exponents are subtracted in two digits side by side.
+
     Members
     -------
     acc : In(32)
@@ -133,7 +143,8 @@ class Align(Component):
         Aligned operands.
     """
 
-    def __init__(self, pair: DotPair) -> None:
+    def __init__(self, pair: DotPair, split: bool = False) -> None:
+        self._split = split
         super().__init__(
             {
                 "acc": In(value_layout(FP32)),
@@ -159,7 +170,13 @@ class Align(Component):
         # the distance the other way. Where the addend is larger the distance is one more, which is
         # a fixed shift of the accumulator.
         ahead = Signal(signed(11))
-        m.d.comb += ahead.eq(addend.exponent + (~Cat(acc_exponent, Const(0, 2))).as_signed())
+        other = ~Cat(acc_exponent, Const(0, 2))
+        if self._split:
+            wide = Cat(addend.exponent, addend.exponent[-1]).as_unsigned()
+            other = Cat(other, Const(1, 1))
+            m.d.comb += ahead.eq(select_sum(m, wide, other, Const(0, 1), "ahead", _EXPONENT_DIGIT))
+        else:
+            m.d.comb += ahead.eq(addend.exponent + other.as_signed())
         addend_larger = named(m, "addend_larger", ~ahead[-1])
         takes_addend = named(m, "takes_addend", addend_larger & live)
         distance = Mux(addend_larger, ahead[:10], ~ahead[:10])
@@ -202,6 +219,8 @@ class Add(Component):
     ----------
     bits
         Of an operand's significand.
+    split
+        The sum is made of digits side by side.
 
     Members
     -------
@@ -209,7 +228,8 @@ class Add(Component):
         Aligned operands, their sum.
     """
 
-    def __init__(self, bits: int = _SIGNIFICAND) -> None:
+    def __init__(self, bits: int = _SIGNIFICAND, split: bool = False) -> None:
+        self._split = split
         super().__init__(
             {"i": In(_aligned_layout(bits)), "o": Out(summed_layout(bits + _EXTRA + 1))}
         )
@@ -218,10 +238,13 @@ class Add(Component):
         """Build the adder."""
         m = Module()
         i, o = self.i, self.o
+        large = Cat(Const(0, _EXTRA), i.large)
         total = named(
             m,
             "total",
-            (Cat(Const(0, _EXTRA), i.large) + i.small + i.subtract)[: len(i.small) + 1],
+            select_sum(m, large, i.small, i.subtract, "digit", _SUM_DIGIT)
+            if self._split
+            else (large + i.small + i.subtract)[: len(i.small) + 1],
         )
         carry = total[-1]
         borrowed = named(m, "borrowed", i.subtract & ~carry)

@@ -17,7 +17,15 @@ from m2xfp.rtl.parts.registers import register
 from m2xfp.rtl.parts.top_element_decoder import TopElementDecoder, refinement_layout
 from m2xfp.rtl.verilog.component import Component
 
-__all__ = ["GroupSums", "PartSum", "ProductPipeline", "ScaledProduct", "scale_facts"]
+__all__ = [
+    "GroupSums",
+    "LaneProduct",
+    "PartSum",
+    "ProductPipeline",
+    "ScaledProduct",
+    "refinement_product",
+    "scale_facts",
+]
 
 
 def significand(code: Value) -> Value:
@@ -79,6 +87,30 @@ class LaneProduct(Component):
         return m
 
 
+def refinement_product(
+    m: Module, x: Sequence[Value], w: Sequence[Value], top: Value, refinement: data.View
+) -> tuple[Signal, Signal]:
+    """Return r * 2w(top) of a subgroup as a number of eight bits and one that is still to be added.
+
+    The weight's integer of four bits is shifted by 0..3, and negated as ~magnitude + 1.
+    """
+    weight = Signal(3)
+    flipped = Signal()
+    magnitude = Signal(7)
+    m.d.comb += [
+        weight.eq(one_hot_mux(list(top), [code[:3] for code in w])),
+        flipped.eq(one_hot_mux(list(top), [a[3] ^ b[3] for a, b in zip(x, w, strict=True)])),
+        magnitude.eq(
+            (significand(weight) << shift_of(weight) << refinement.shift)
+            & refinement.nonzero.replicate(7)
+        ),
+    ]
+    negative = named(m, "negative", flipped ^ refinement.negative)
+    narrow = Signal(signed(8))
+    m.d.comb += narrow.eq(Cat(magnitude ^ negative.replicate(7), negative))
+    return narrow, negative
+
+
 class PartSum(Component):
     """Sum P of the products of some lanes, the refinement of the top-1 element included.
 
@@ -122,24 +154,14 @@ class PartSum(Component):
         if not self.pair.refined:
             m.d.comb += self.total.eq(signed_total(products, len(self.total)))
             return m
-        # The narrow product r * 2w(top): the weight's integer of four bits, shifted by 0..3. It is
-        # negated as ~magnitude + 1, and the 1 is one more term of the sum.
         lanes = range(self.pair.part)
-        weight = Signal(3)
-        flipped = Signal()
-        magnitude = Signal(7)
-        refinement = self.refinement
-        m.d.comb += [
-            weight.eq(one_hot_mux(list(self.top), [self.w[n][:3] for n in lanes])),
-            flipped.eq(one_hot_mux(list(self.top), [self.x[n][3] ^ self.w[n][3] for n in lanes])),
-            magnitude.eq(
-                (significand(weight) << shift_of(weight) << refinement.shift)
-                & refinement.nonzero.replicate(7)
-            ),
-        ]
-        negative = named(m, "negative", flipped ^ refinement.negative)
-        narrow = Signal(signed(8))
-        m.d.comb += narrow.eq(Cat(magnitude ^ negative.replicate(7), negative))
+        narrow, negative = refinement_product(
+            m,
+            [self.x[n] for n in lanes],
+            [self.w[n] for n in lanes],
+            self.top,
+            self.refinement,
+        )
         # The plain sum is complete before the refinement arrives: 4 Q + r 2w(top) ripples after it.
         plain = Signal(signed(signed_bits(-self.pair.part * 144, self.pair.part * 144)))
         m.d.comb += [

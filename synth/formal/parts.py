@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 
 from m2xfp.formats import (
+    M2XFP_ACT,
+    M2XFP_WEIGHT,
     BlockFormat,
     FloatElement,
     InputType,
@@ -56,9 +58,19 @@ def _stateless(
 
 
 def _formats(design: Design) -> tuple[BlockFormat, BlockFormat]:
-    """Return the formats of activations and weights of a unit that multiplies."""
+    """Return the formats of activations and weights of a unit that multiplies.
+
+    A unit of several pairs has parts of M2XFP's own beside those of all.
+    """
     given = design.facts.parameters
+    if not _has_one_pair(design):
+        return M2XFP_ACT, M2XFP_WEIGHT
     return block_format(given["act"]), block_format(given["weight"])
+
+
+def _has_one_pair(design: Design) -> bool:
+    """Whether a unit multiplies groups of one pair of formats."""
+    return "pairs" not in design.facts.parameters
 
 
 def _part(design: Design) -> int:
@@ -84,7 +96,7 @@ def _largest(block: BlockFormat) -> int:
 
 def _has_usual_addends(design: Design) -> bool:
     """Whether group products have no more bits than FP32, for which the cases of fp32 are made."""
-    if not _matches("accumulator")(design):
+    if not _matches("accumulator")(design) or not _has_one_pair(design):
         return False
     return all(block.element.bits == 4 for block in _formats(design))
 
@@ -250,7 +262,7 @@ JOBS = (
         "integer-sum",
         "a step of the exact accumulator adds the product, as integers, to the sum or to zero",
         "BMC, any state",
-        _matches("carry_save_sum"),
+        lambda d: _matches("carry_save_sum")(d) and _has_one_pair(d),
         _accumulated,
         lambda d: d.gate_faults("carry_save_sum"),
         slow=True,

@@ -23,6 +23,11 @@ def _groups_through(design: Design) -> bool:
     return len(facts.inputs) == 1 and len(facts.outputs) == 1
 
 
+def _steady(design: Design) -> bool:
+    """Whether, besides, all groups are of one length: others may hold back what is inside."""
+    return _groups_through(design) and design.facts.long_groups is None
+
+
 def _room(facts: Facts) -> int:
     """Return a bound of the groups inside: what the pipeline and its buffers can hold."""
     return facts.latency + 4
@@ -30,7 +35,8 @@ def _room(facts: Facts) -> int:
 
 def _patience(facts: Facts) -> int:
     """Return a bound of the clocks to a result, or to room for a beat, of a unit that moves on."""
-    return facts.latency + facts.clocks_per_block + 4
+    longest = facts.long_groups.beats if facts.long_groups else 1
+    return longest * facts.latency + facts.clocks_per_block + 4
 
 
 def _valids(design: Design) -> list[str]:
@@ -125,7 +131,7 @@ JOBS = (
         "on-time",
         "with a reader always ready, results come exactly the stated latency after their group",
         "IC3",
-        _groups_through,
+        _steady,
         lambda d: always(
             d.control.text, streams.on_time(d.facts, d.control, _room(d.facts)), LIMIT
         ),

@@ -86,7 +86,7 @@ def _groups(facts: Facts, waiting: int) -> list[str]:
     ``ends``: the beat at the output is the last one of its group's result.
     """
     [i], [o] = facts.inputs, facts.outputs
-    beats, results = facts.beats_per_group, facts.results_per_group
+    results = facts.results_per_group
     return [
         # One clock of reset in any state; afterwards reset may come at any time again.
         f"  wire clear = ~started | {facts.reset};",
@@ -95,8 +95,7 @@ def _groups(facts: Facts, waiting: int) -> list[str]:
         f"  wire ends = left == {results - 1};",
         f"  wire result = {o.ports[1]} & {o.ports[2]};",
         "  wire went = result & ends;",
-        f"  reg [{max(beats.bit_length(), 1)}:0] filled = 0;",
-        f"  wire came = beat & filled == {beats - 1};",
+        *_closing(facts),
         f"  reg [{waiting.bit_length()}:0] inside = 0;",
         "  always @(posedge clk)",
         "    if (clear) begin filled <= 0; inside <= 0; left <= 0; end",
@@ -105,6 +104,33 @@ def _groups(facts: Facts, waiting: int) -> list[str]:
         "      inside <= inside + came - went;",
         "      if (result) left <= ends ? 0 : left + 1'd1;",
         "    end",
+    ]
+
+
+def _closing(facts: Facts) -> list[str]:
+    """Return ``filled``, the beats of a group so far, and ``came``: this one makes it whole.
+
+    The first beat of a group says how many there are, where that differs.
+    """
+    beats, long = facts.beats_per_group, facts.long_groups
+    if long is None:
+        return [
+            f"  reg [{max(beats.bit_length(), 1)}:0] filled = 0;",
+            f"  wire came = beat & filled == {beats - 1};",
+        ]
+    stream = facts.stream(long.stream)
+    fields = [stream.field(name) for name in long.fields]
+    hits = [
+        " & ".join(
+            f"{stream.ports[0]}[{field.last_bit}:{field.offset}] == {value}"
+            for field, value in zip(fields, values, strict=True)
+        )
+        for values in long.values
+    ]
+    return [
+        f"  reg [{long.beats.bit_length()}:0] filled = 0;",
+        f"  wire long_one = {' | '.join(f'({hit})' for hit in hits)};",
+        f"  wire came = beat & (filled == 0 ? ~long_one : filled == {long.beats - 1});",
     ]
 
 
