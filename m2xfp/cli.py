@@ -21,6 +21,7 @@ T = TypeVar("T")
 # name -> one-line help. The module m2xfp.commands.<name> holds a click command called `command`.
 # The table stands here so that `m2xfp --help` needs neither torch nor Amaranth.
 COMMANDS = {
+    "accelerator": "Speed and energy of the paper's comparison of accelerators.",
     "bench": "Speed and memory of the golden model against a memory copy.",
     "convert": "A checkpoint folder in another layout or format.",
     "demo": "The main job: real activations through the golden model and the emitted Verilog.",
