@@ -22,6 +22,7 @@ T = TypeVar("T")
 # name -> one-line help. The module m2xfp.commands.<name> holds a click command called `command`.
 # The table stands here so that `m2xfp --help` needs neither torch nor Amaranth.
 COMMANDS = {
+    "accelerator": "Speed and energy of the paper's comparison of accelerators.",
     "bench": "Speed and memory of the golden model against a memory copy.",
     "check": "What every build of a unit must pass: lint, regression, streams, Icarus.",
     "convert": "A checkpoint folder in another layout or format.",

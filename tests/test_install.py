@@ -75,6 +75,7 @@ def as_core(
 WORKS = [
     ("--help",),
     ("--version",),
+    ("accelerator",),
     ("formats",),
     ("gemm", "--tokens", "64"),
     ("verilog", "--list"),

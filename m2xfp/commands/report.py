@@ -26,6 +26,7 @@ DRAWERS = (
     "m2xfp.synth.formal.record",
     "m2xfp.synth.mutants.report",
     "m2xfp.synth.report.accepted",
+    "m2xfp.synth.studies.accelerator",
     "m2xfp.synth.studies.array",
     "m2xfp.synth.studies.explore_report",
     "m2xfp.synth.studies.fractions",

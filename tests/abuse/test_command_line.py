@@ -58,7 +58,17 @@ WORK = (
     "m2xfp.synth.studies.explore.explore",
     "m2xfp.synth.studies.gemm_perplexity.compare_perplexity",
 )
-STUDIES = ("array", "fractions", "gemm", "mac", "paper", "sram", "linear_layers")
+STUDIES = (
+    "array",
+    "measured_accelerator",
+    "paper_accelerator",
+    "fractions",
+    "gemm",
+    "mac",
+    "paper",
+    "sram",
+    "linear_layers",
+)
 
 
 def leaves(group: click.Group, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:

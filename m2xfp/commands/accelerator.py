@@ -1,0 +1,58 @@
+"""``m2xfp accelerator``: speed and energy of the paper's comparison of accelerators."""
+
+from pathlib import Path
+
+import click
+
+from m2xfp.commands.options import OUTPUT_FOLDER, InputPath
+from m2xfp.results import RESULTS
+
+__all__ = ["command"]
+
+
+@click.command()
+@click.option(
+    "--mode",
+    type=click.Choice(["paper", "measured"]),
+    default="paper",
+    show_default=True,
+    help="The paper's assumptions, or this project's own figures.",
+)
+@click.option(
+    "--results",
+    type=InputPath(file_okay=False, path_type=Path),
+    default=RESULTS,
+    show_default=True,
+    help="Folder of the accepted figures that the measured mode starts from.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=OUTPUT_FOLDER,
+    help="Write the figures into this folder; docs/results accepts them.",
+)
+def command(mode: str, results: Path, output: Path | None) -> None:
+    r"""Print speed and energy of M2XFP over the designs that its paper compares with.
+
+    Mode `paper` takes the assumptions of the authors' simulator, and sets the ratios of its log
+    beside them. Mode `measured` takes this project's own clocks, stored bits and energies:
+    prefill, one token, and long caches.
+
+    \b
+    m2xfp accelerator --mode paper
+    m2xfp accelerator --mode measured
+    """
+    from m2xfp.results import write_figures
+    from m2xfp.synth.studies.accelerator import MEASURED, PAPER
+    from m2xfp.synth.studies.measured_accelerator import compare_measured, measured_tables
+    from m2xfp.synth.studies.paper_accelerator import compare, paper_table
+
+    if mode == "paper":
+        name, figures = PAPER, compare()
+        texts = [paper_table(figures)]
+    else:
+        name, figures = MEASURED, compare_measured(results)
+        texts = list(measured_tables(figures).values())
+    click.echo("\n".join(texts), nl=False)
+    if output is not None:
+        click.echo(f"\nfigures: {write_figures(output / name, figures)}")
