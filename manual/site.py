@@ -27,7 +27,7 @@ _PARTS = {
     "Models": ("evaluation", "checkpoints", "pytorch", "speed"),
     "Hardware": (
         *("quantizer", "weight-encoder", "rotation", "mac", "gemm", "integration"),
-        *("silicon", "fpga"),
+        *("accelerator", "silicon", "fpga"),
     ),
     "Proof": ("simulation", "proofs", "coverage", "mutants", "status", "robustness"),
     "Inside": ("architecture", "adding-a-unit"),

@@ -11,7 +11,14 @@ from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parts.quotients import divided, rounded_to_minifloat
 from m2xfp.rtl.verilog.component import Component
 
-__all__ = ["MULTIPLES", "RatioRefiner", "RatioRounder", "boundary_bits", "inclusive", "known_boundary"]
+__all__ = [
+    "MULTIPLES",
+    "RatioRefiner",
+    "RatioRounder",
+    "boundary_bits",
+    "inclusive",
+    "known_boundary",
+]
 
 # A value of significand s against a scale of significand g, both 1 to 2: the boundaries of the
 # codes are at s = g n / 8 for these n. The same boundary serves several binades, 5 for y = 1.25,

@@ -79,9 +79,7 @@ class RelativeType:
             deciding = self.grid.mantissa_bits + (4 if self.block.metadata.bits else 3)
             bits = min(bits, deciding + (self.block.ties == "even"))
         exponent_bits = 1 + self.offset.bit_length()
-        return replace(
-            self.kind, name="relative", exponent_bits=exponent_bits, mantissa_bits=bits
-        )
+        return replace(self.kind, name="relative", exponent_bits=exponent_bits, mantissa_bits=bits)
 
     def narrowed(self, value: data.View, unit_exponent: Value | None) -> tuple[Value, Value]:
         """Return mantissa and exponent of a value as they are stored."""

@@ -174,7 +174,9 @@ class MinifloatQuantizer(Component):
         arriving = Signal(data.ArrayLayout(value_layout(kind), self.lanes))
         bad: list[Value] = []
         for n in range(self.lanes):
-            mantissa, exponent = relative.narrowed(values[n], None if unit is None else unit.exponent)
+            mantissa, exponent = relative.narrowed(
+                values[n], None if unit is None else unit.exponent
+            )
             m.d.comb += [
                 arriving[n].mantissa.eq(mantissa),
                 arriving[n].exponent.eq(exponent),
