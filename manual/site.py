@@ -13,6 +13,7 @@ from pathlib import Path
 
 from m2xfp.errors import InputError, tool_failure
 from m2xfp.files import write_atomic
+from m2xfp.manual.notebooks import notebook_page
 from m2xfp.manual.unit_page import unit_page
 from m2xfp.processes import run
 from m2xfp.progress import track
@@ -72,8 +73,11 @@ def assemble(root: Path, folder: Path) -> Path:
     for name in sorted(pages):
         text = _relinked((docs / f"{name}.md").read_text(), docs, root, folder)
         write_atomic(folder / f"{name}.md", text)
+    notebooks = sorted(docs.glob("notebooks/*.ipynb"))
+    for path in notebooks:
+        write_atomic(folder / "notebooks" / f"{path.stem}.md", notebook_page(path))
     readme = _relinked((root / "README.md").read_text(), root, root, folder)
-    write_atomic(folder / "index.md", f"{readme}\n{_contents()}")
+    write_atomic(folder / "index.md", f"{readme}\n{_contents(notebooks)}")
     status = tables(docs / "results")["status"]
     for unit in track(list(UNITS.values()), desc="pages of units", unit="page"):
         write_atomic(
@@ -95,6 +99,8 @@ def _relinked(text: str, place: Path, root: Path, folder: Path) -> str:
         if not target.exists() or not target.is_relative_to(root.resolve()):
             raise InputError(f"{place}: the link to {found[1]} leads nowhere")
         relative = target.relative_to(root.resolve())
+        if relative.parent == Path("docs/notebooks"):
+            return f"](notebooks/{target.stem}.md)"
         if relative.parts[0] == "docs" and target.suffix == ".md":
             return f"]({target.name}{anchor})"
         if relative.name == "README.md":
@@ -124,8 +130,9 @@ def _toctree(caption: str, pages: Iterator[str] | list[str]) -> str:
     return f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{joined}\n```\n"
 
 
-def _contents() -> str:
+def _contents(notebooks: list[Path]) -> str:
     parts = [_toctree(part, list(names)) for part, names in _PARTS.items()]
+    parts.append(_toctree("Notebooks", [f"notebooks/{path.stem}" for path in notebooks]))
     reference = ["units/index", "api", "commands"]
     return "\n".join([*parts, _toctree("Reference", reference)])
 

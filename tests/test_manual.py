@@ -31,7 +31,8 @@ def test_drawings_say_what_the_facts_say(unit: Any) -> None:
         fields = texts(packet(stream.prefix, stream.fields, stream.tdata_width))
         for field in stream.fields:
             assert field.title in fields
-            assert any(text.endswith(str(field.offset)) for text in fields)
+            places = (f"{field.last_bit}:{field.offset}", str(field.offset), field.formula[1:-1])
+            assert set(places) & set(fields), field.title
         assert ("zero" in fields) == (stream.data_width < stream.tdata_width)
 
 
