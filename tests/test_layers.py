@@ -23,7 +23,7 @@ ALLOWED = {
     "tb": {"base", "golden", "rtl"},
     "synth": {"base", "golden", "models", "rtl", "tb"},
     "fpga": {"base", "golden", "rtl", "tb", "synth"},  # of synth: the native yosys
-    "manual": {"base", "rtl", "tb", "synth"},
+    "manual": {"base", "golden", "rtl", "tb", "synth"},
     "commands": {"base", *ROOMS},
 }
 # Of synth, only these take tensors from models or evaluate them.

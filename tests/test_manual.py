@@ -10,6 +10,7 @@ import pytest
 from m2xfp.errors import InputError
 from m2xfp.manual import site, unit_page
 from m2xfp.manual.drawings import block, counted, packet
+from m2xfp.manual.pictures import PICTURES
 from m2xfp.manual.waves import waves_of
 from m2xfp.rtl.catalog import UNITS, Instance, find_unit
 from m2xfp.tb.bench import find_bench, random_operands
@@ -69,6 +70,15 @@ def test_timing_is_the_units(instance: Instance) -> None:
     assert came[0] - went[facts.beats_per_group - 1] == facts.latency
     if shown < 24:
         assert len(came) == len(vectors.outputs["o"])
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_are_as_drawn(name: str) -> None:
+    """A picture in the repository is what it shows as it is now; each stands in a page."""
+    path = ROOT / "docs" / "pictures" / f"{name}.svg"
+    assert path.read_text() == PICTURES[name](), "run: m2xfp docs --pictures"
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    assert any(f"pictures/{name}.svg)" in page.read_text() for page in pages)
 
 
 class Links(HTMLParser):

@@ -26,7 +26,8 @@ __all__ = ["command"]
     show_default=True,
     help="Folder for the site.",
 )
-def command(root: Path, output: Path) -> None:
+@click.option("--pictures", is_flag=True, help="Draw the pictures of docs/pictures anew instead.")
+def command(root: Path, output: Path, pictures: bool) -> None:
     r"""Build the documentation site: the pages of docs/, a page a unit, Python, command line.
 
     The pages of units are drawn from the units themselves: ports, fields, a timing diagram from a
@@ -37,6 +38,11 @@ def command(root: Path, output: Path) -> None:
     m2xfp docs -o /srv/www/m2xfp
     """
     require("torch", "safetensors", "sphinx", "myst_parser", "sphinx_click", "furo", "wavedrom")
+    from m2xfp.manual.pictures import write_pictures
     from m2xfp.manual.site import build
 
+    if pictures:
+        for path in write_pictures(root / "docs" / "pictures"):
+            click.echo(path)
+        return
     click.echo(build(root, output))
