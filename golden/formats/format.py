@@ -61,6 +61,8 @@ def _require_tensor(x: object) -> Tensor:
         raise TypeError(f"x is {type(x).__name__}; pass a torch.Tensor, e.g. torch.as_tensor(x)")
     if x.dtype not in INPUT_DTYPES:
         raise TypeError(f"x has dtype {x.dtype}; pass float32, bfloat16 or float16, e.g. x.float()")
+    if x.is_nested:
+        raise TypeError("x is a nested tensor; pass its parts one by one, e.g. x.unbind()")
     if x.layout != torch.strided:
         raise TypeError(f"x has layout {x.layout}; pass a dense tensor, e.g. x.to_dense()")
     if not x.ndim:
@@ -601,6 +603,8 @@ def get_format(name: str, **options: Option) -> Format:
     InputError
         An option that the format does not take, or a value that it cannot have.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name is {type(name).__name__}; pass a format's name, such as 'mxfp4'")
     name, colon, rest = name.partition(":")
     options = _parse_options(rest, f"{name}:{rest}") | options if colon else options
     chosen = tuple(sorted(options.items()))

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import random
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -554,6 +555,17 @@ def test_figures_that_lack_a_row(drawer: str, tmp_path: Path) -> None:
         if path.parent == results:
             whole = json.loads(files[path.name])
             try_all(path.name, whole, whole)
+
+
+def test_figures_that_are_none(tmp_path: Path) -> None:
+    """Where a drawer says by an assertion that there is a number."""
+    results, files = _figure_files(tmp_path)
+    text = files["synth-asap7.json"].decode()
+    (results / "synth-asap7.json").write_text(
+        re.sub(r'"energy_pj_per_group": [0-9.e-]+', '"energy_pj_per_group": null', text)
+    )
+    with pytest.raises(InputError, match=r"figures for m2xfp.synth.studies.mac are damaged"):
+        tables_of("m2xfp.synth.studies.mac", results)
 
 
 @pytest.mark.slow

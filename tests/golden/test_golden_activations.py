@@ -230,6 +230,10 @@ def test_bits_interface():
         (torch.zeros(3, dtype=torch.complex64), TypeError, "complex64"),
         (torch.zeros(3).to_sparse(), TypeError, "to_dense"),
         (torch.tensor(1.0), InputError, "no dimension"),
+        (
+            torch.nested.as_nested_tensor([torch.ones(32)], layout=torch.jagged),
+            *(TypeError, "nested tensor; pass its parts"),
+        ),
     ],
 )
 def test_wrong_tensors(wrong, error, text):
@@ -240,6 +244,8 @@ def test_wrong_tensors(wrong, error, text):
 def test_wrong_names_planes_and_bits():
     with pytest.raises(UnknownNameError, match="unknown format 'mxfp5'; there are: mxfp4"):
         get_format("mxfp5")
+    with pytest.raises(TypeError, match="name is int; pass a format's name"):
+        get_format(3)
     fmt = get_format("m2xfp-act")
     packed = fmt.quantize(torch.ones(2, 32))
     with pytest.raises(InputError, match=r"codes has shape \(2, 16\)"):
