@@ -282,19 +282,66 @@ def dense(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> 
 def uppers(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> Groups:
     """Add two groups to a sum of all bits, then one of any length that is larger by some binades.
 
-    Where their difference has a bit less, what was shifted out decides the rounding; an addend that
-    is not normalised has shifted out a bit more.
+    Every other one is a power of two, so that a difference has a bit less: what was shifted out
+    decides the rounding, and an addend that is not normalised has shifted out a bit more.
     """
     act, weight, first = fine(rng, blocks, steps, count)
     at = np.arange(steps) % 3
     for side, other in zip((act, weight), _bytes(rng, blocks, steps, count)[:2], strict=True):
         side[at != 2] = other[at != 2]
+    _set_powers(rng, blocks, (act, weight), (at == 2)[:, None] & (rng.random((steps, count)) < 0.7))
     apart = rng.integers(1, 9, (steps, count))
     larger = rng.integers(-6, 9, (steps, count))
     move = np.where((at == 1)[:, None], -apart, np.where((at == 2)[:, None], larger, 0))
     _place(rng, blocks, (act, weight), rng.integers(180, 300, (steps, count))[0] + move)
     first[at == 0] = True
     return act, weight, first
+
+
+def _set_powers(
+    rng: np.random.Generator,
+    blocks: Formats,
+    groups: tuple[NDArray[np.uint8], NDArray[np.uint8]],
+    chosen: NDArray[np.bool_],
+) -> None:
+    """Make the products of chosen groups powers of two, of any sign: equal ones in some lanes.
+
+    Or the largest in seven of each eight lanes, if one more then makes a power of two.
+    """
+    steps = [
+        [int(block.element.magnitude(c) / block.element.magnitude(1)) for c in codes]
+        for block in blocks
+        for codes in [range(1, largest_code(block) + 1)]
+    ]
+    missing = -(steps[0][-1] * steps[1][-1] * 7) % (
+        1 << (steps[0][-1] * steps[1][-1] * 7).bit_length()
+    )
+    number, size = int(chosen.sum()), blocks[0].group
+    lanes = np.arange(size)
+    used = lanes < (1 << rng.integers(0, size.bit_length(), number))[:, None]
+    codes = [
+        rng.choice([n + 1 for n, step in enumerate(side) if step & (step - 1) == 0], number)
+        for side in steps
+    ]
+    planes = [np.where(used, code[:, None], 0) for code in codes]
+    pairs_left = [
+        (a + 1, w + 1)
+        for a, x in enumerate(steps[0])
+        for w, y in enumerate(steps[1])
+        if x * y == missing
+    ]
+    if pairs_left:
+        rows = rng.random(number) < 0.2
+        for plane, side, code in zip(planes, steps, pairs_left[0], strict=True):
+            plane[rows] = np.where(lanes % 8 == 7, code, len(side))
+    negative = rng.integers(0, 2, number)[:, None] == 1
+    planes[0] = np.where(negative & (planes[0] > 0), negated(planes[0], blocks[0]), planes[0])
+    neutral = 0x55, 0
+    for side, plane, count, meta, block in zip(
+        groups, planes, _scales(blocks), neutral, blocks, strict=True
+    ):
+        side[chosen, :count] = packed_codes(plane, block)
+        side[chosen, count + 1 :] = meta
 
 
 def _set_ones(
