@@ -308,40 +308,34 @@ def _set_powers(
 
     Or the largest in seven of each eight lanes, if one more then makes a power of two.
     """
-    steps = [
-        [int(block.element.magnitude(c) / block.element.magnitude(1)) for c in codes]
-        for block in blocks
-        for codes in [range(1, largest_code(block) + 1)]
-    ]
-    missing = -(steps[0][-1] * steps[1][-1] * 7) % (
-        1 << (steps[0][-1] * steps[1][-1] * 7).bit_length()
-    )
-    number, size = int(chosen.sum()), blocks[0].group
-    lanes = np.arange(size)
-    used = lanes < (1 << rng.integers(0, size.bit_length(), number))[:, None]
-    codes = [
-        rng.choice([n + 1 for n, step in enumerate(side) if step & (step - 1) == 0], number)
-        for side in steps
-    ]
-    planes = [np.where(used, code[:, None], 0) for code in codes]
-    pairs_left = [
-        (a + 1, w + 1)
-        for a, x in enumerate(steps[0])
-        for w, y in enumerate(steps[1])
-        if x * y == missing
-    ]
-    if pairs_left:
-        rows = rng.random(number) < 0.2
-        for plane, side, code in zip(planes, steps, pairs_left[0], strict=True):
-            plane[rows] = np.where(lanes % 8 == 7, code, len(side))
-    negative = rng.integers(0, 2, number)[:, None] == 1
-    planes[0] = np.where(negative & (planes[0] > 0), negated(planes[0], blocks[0]), planes[0])
-    neutral = 0x55, 0
-    for side, plane, count, meta, block in zip(
+    sizes = [_steps(block) for block in blocks]
+    number, lanes = int(chosen.sum()), np.arange(blocks[0].group)
+    used = lanes < (1 << rng.integers(0, len(lanes).bit_length(), number))[:, None]
+    planes = []
+    for steps in sizes:
+        powers = [code for code, size in enumerate(steps, 1) if size & size - 1 == 0]
+        planes.append(np.where(used, rng.choice(powers, number)[:, None], 0))
+    seven = 7 * sizes[0][-1] * sizes[1][-1]
+    missing = (1 << seven.bit_length()) - seven
+    rows = rng.random(number) < 0.2
+    if missing % sizes[1][1] == 0 and missing // sizes[1][1] in sizes[0]:
+        last = sizes[0].index(missing // sizes[1][1]) + 1, 2
+        for plane, steps, code in zip(planes, sizes, last, strict=True):
+            plane[rows] = np.where(lanes % 8 == 7, code, len(steps))
+    negative = (rng.integers(0, 2, number)[:, None] == 1) & (planes[0] > 0)
+    planes[0] = np.where(negative, negated(planes[0], blocks[0]), planes[0])
+    neutral = 0x55, 0  # metadata that leaves activations as they are, and weights
+    for side, plane, codes, meta, block in zip(
         groups, planes, _scales(blocks), neutral, blocks, strict=True
     ):
-        side[chosen, :count] = packed_codes(plane, block)
-        side[chosen, count + 1 :] = meta
+        side[chosen, :codes] = packed_codes(plane, block)
+        side[chosen, codes + 1 :] = meta
+
+
+def _steps(block: BlockFormat) -> list[int]:
+    """Return the magnitudes of codes from 1 to the largest in units of the smallest."""
+    unit = block.element.magnitude(1)
+    return [int(block.element.magnitude(code) / unit) for code in range(1, largest_code(block) + 1)]
 
 
 def _set_ones(
