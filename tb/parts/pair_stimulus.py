@@ -290,7 +290,7 @@ def uppers(rng: np.random.Generator, blocks: Formats, steps: int, count: int) ->
     for side, other in zip((act, weight), _bytes(rng, blocks, steps, count)[:2], strict=True):
         side[at != 2] = other[at != 2]
     _set_powers(rng, blocks, (act, weight), (at == 2)[:, None] & (rng.random((steps, count)) < 0.7))
-    apart = rng.integers(1, 9, (steps, count))
+    apart = rng.integers(4, 14, (steps, count))
     larger = rng.integers(-6, 9, (steps, count))
     move = np.where((at == 1)[:, None], -apart, np.where((at == 2)[:, None], larger, 0))
     _place(rng, blocks, (act, weight), rng.integers(180, 300, (steps, count))[0] + move)
@@ -310,11 +310,20 @@ def _set_powers(
     """
     sizes = [_steps(block) for block in blocks]
     number, lanes = int(chosen.sum()), np.arange(blocks[0].group)
-    used = lanes < (1 << rng.integers(0, len(lanes).bit_length(), number))[:, None]
-    planes = []
-    for steps in sizes:
-        powers = [code for code, size in enumerate(steps, 1) if size & size - 1 == 0]
-        planes.append(np.where(used, rng.choice(powers, number)[:, None], 0))
+    # Each power as often, by all the ways to make it.
+    ways: dict[int, list[tuple[int, int, int]]] = {}
+    for many in (1 << n for n in range(len(lanes).bit_length())):
+        for one, size in enumerate(sizes[0], 1):
+            for other, step in enumerate(sizes[1], 1):
+                if (total := many * size * step) & total - 1 == 0:
+                    ways.setdefault(total, []).append((many, one, other))
+    drawn = rng.random((number, 2))
+    totals = list(ways.values())
+    made = [totals[int(a * len(totals))] for a in drawn[:, 0]]
+    many, *codes = np.array(
+        [way[int(b * len(way))] for way, b in zip(made, drawn[:, 1], strict=True)]
+    ).T
+    planes = [np.where(lanes < many[:, None], code[:, None], 0) for code in codes]
     seven = 7 * sizes[0][-1] * sizes[1][-1]
     missing = (1 << seven.bit_length()) - seven
     rows = rng.random(number) < 0.2
@@ -325,11 +334,11 @@ def _set_powers(
     negative = (rng.integers(0, 2, number)[:, None] == 1) & (planes[0] > 0)
     planes[0] = np.where(negative, negated(planes[0], blocks[0]), planes[0])
     neutral = 0x55, 0  # metadata that leaves activations as they are, and weights
-    for side, plane, codes, meta, block in zip(
+    for side, plane, end, meta, block in zip(
         groups, planes, _scales(blocks), neutral, blocks, strict=True
     ):
-        side[chosen, :codes] = packed_codes(plane, block)
-        side[chosen, codes + 1 :] = meta
+        side[chosen, :end] = packed_codes(plane, block)
+        side[chosen, end + 1 :] = meta
 
 
 def _steps(block: BlockFormat) -> list[int]:
