@@ -282,19 +282,69 @@ def dense(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> 
 def uppers(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> Groups:
     """Add two groups to a sum of all bits, then one of any length that is larger by some binades.
 
-    Where their difference has a bit less, what was shifted out decides the rounding; an addend that
-    is not normalised has shifted out a bit more.
+    Every other one is a power of two, so that a difference has a bit less: what was shifted out
+    decides the rounding, and an addend that is not normalised has shifted out a bit more.
     """
     act, weight, first = fine(rng, blocks, steps, count)
     at = np.arange(steps) % 3
     for side, other in zip((act, weight), _bytes(rng, blocks, steps, count)[:2], strict=True):
         side[at != 2] = other[at != 2]
-    apart = rng.integers(1, 9, (steps, count))
+    _set_powers(rng, blocks, (act, weight), (at == 2)[:, None] & (rng.random((steps, count)) < 0.7))
+    apart = rng.integers(4, 14, (steps, count))
     larger = rng.integers(-6, 9, (steps, count))
     move = np.where((at == 1)[:, None], -apart, np.where((at == 2)[:, None], larger, 0))
     _place(rng, blocks, (act, weight), rng.integers(180, 300, (steps, count))[0] + move)
     first[at == 0] = True
     return act, weight, first
+
+
+def _set_powers(
+    rng: np.random.Generator,
+    blocks: Formats,
+    groups: tuple[NDArray[np.uint8], NDArray[np.uint8]],
+    chosen: NDArray[np.bool_],
+) -> None:
+    """Make the products of chosen groups powers of two, of any sign: equal ones in some lanes.
+
+    Or the largest in seven of each eight lanes, if one more then makes a power of two.
+    """
+    sizes = [_steps(block) for block in blocks]
+    number, lanes = int(chosen.sum()), np.arange(blocks[0].group)
+    # Each power as often, by all the ways to make it.
+    ways: dict[int, list[tuple[int, int, int]]] = {}
+    for many in (1 << n for n in range(len(lanes).bit_length())):
+        for one, size in enumerate(sizes[0], 1):
+            for other, step in enumerate(sizes[1], 1):
+                if (total := many * size * step) & total - 1 == 0:
+                    ways.setdefault(total, []).append((many, one, other))
+    drawn = rng.random((number, 2))
+    totals = list(ways.values())
+    made = [totals[int(a * len(totals))] for a in drawn[:, 0]]
+    many, *codes = np.array(
+        [way[int(b * len(way))] for way, b in zip(made, drawn[:, 1], strict=True)]
+    ).T
+    planes = [np.where(lanes < many[:, None], code[:, None], 0) for code in codes]
+    seven = 7 * sizes[0][-1] * sizes[1][-1]
+    missing = (1 << seven.bit_length()) - seven
+    rows = rng.random(number) < 0.2
+    if missing % sizes[1][1] == 0 and missing // sizes[1][1] in sizes[0]:
+        last = sizes[0].index(missing // sizes[1][1]) + 1, 2
+        for plane, steps, code in zip(planes, sizes, last, strict=True):
+            plane[rows] = np.where(lanes % 8 == 7, code, len(steps))
+    negative = (rng.integers(0, 2, number)[:, None] == 1) & (planes[0] > 0)
+    planes[0] = np.where(negative, negated(planes[0], blocks[0]), planes[0])
+    neutral = 0x55, 0  # metadata that leaves activations as they are, and weights
+    for side, plane, end, meta, block in zip(
+        groups, planes, _scales(blocks), neutral, blocks, strict=True
+    ):
+        side[chosen, :end] = packed_codes(plane, block)
+        side[chosen, end + 1 :] = meta
+
+
+def _steps(block: BlockFormat) -> list[int]:
+    """Return the magnitudes of codes from 1 to the largest in units of the smallest."""
+    unit = block.element.magnitude(1)
+    return [int(block.element.magnitude(code) / unit) for code in range(1, largest_code(block) + 1)]
 
 
 def _set_ones(

@@ -63,7 +63,8 @@ def near_choices(kind: str, block: BlockFormat, seed: int) -> NDArray[np.unsigne
     subgroups = subgroups[: len(subgroups) // block.subgroups * block.subgroups]
     groups = subgroups.reshape(-1, block.subgroups, size)
     lowly = np.flatnonzero(groups.max((1, 2)) < top)
-    groups[lowly, rng.integers(0, block.subgroups, len(lowly))] = x[rng.choice(kept[0], len(lowly))]
+    full = kept[0][x[kept[0]].max(1) >= top]
+    groups[lowly, rng.integers(0, block.subgroups, len(lowly))] = x[rng.choice(full, len(lowly))]
     scale = np.ldexp(1.0, rng.integers(-9, 9, (len(groups), 1)))
     signs = rng.choice([-1.0, 1.0], (len(groups), block.group))
     return from_float64(groups.reshape(len(groups), -1) * scale * signs, facts)

@@ -28,7 +28,7 @@ def from_float64(x: np.ndarray, kind: InputType) -> np.ndarray:
     fraction = kind.mantissa_bits
     lowest = 1 - kind.bias
     magnitude = np.abs(x)
-    e = np.maximum(np.frexp(magnitude)[1] - 1, lowest)
+    e = np.where(magnitude > 0, np.maximum(np.frexp(magnitude)[1] - 1, lowest), lowest)
     steps = np.rint(np.ldexp(magnitude, fraction - e)).astype(np.int64)
     raw = ((e - lowest).astype(np.int64) << fraction) + steps
     raw = np.minimum(raw, (((1 << kind.exponent_bits) - 1) << fraction) - 1)

@@ -30,6 +30,7 @@ from m2xfp.rtl.units.weight_encoder import WeightEncoder
 from m2xfp.tb.bench import bench_of
 from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
 from m2xfp.tb.parts import value_stimulus
+from m2xfp.tb.parts.search_stimulus import near_choices
 from m2xfp.tb.protocol.harness import TestbenchError, run_testbench
 from m2xfp.tb.vectors import TestVectors
 
@@ -431,3 +432,17 @@ def test_protocol_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> Non
     mutant = emit_mutant(fault, UNIT, "bf16-adaptive-12", tmp_path)
     with pytest.raises(TestbenchError):
         run_testbench(mutant, protocol_vectors(mutant), build_dir=sim_dir)
+
+
+def test_near_choices_are_near() -> None:
+    """Nearly all subgroups have two multipliers whose squared errors are alike."""
+    patterns = near_choices("bf16", M2XFP_WEIGHT, seed=3)
+    values = (patterns.astype(np.uint32) << 16).view(np.float32).astype(float)
+    largest = np.abs(values).max(1, keepdims=True)
+    x = np.abs(values / np.exp2(np.floor(np.log2(largest)) - 2)).reshape(-1, 8)
+    grid = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    errors = [((x[..., None] - grid * (1 + k / 4)) ** 2).min(-1).sum(-1) for k in range(4)]
+    best, second = np.sort(errors, axis=0)[:2]
+    # A last place of a sum is 2^-10 of these units.
+    assert np.mean(second - best < 2.0**-6) > 0.9
+    assert len({row.tobytes() for row in patterns}) > 0.9 * len(patterns)
