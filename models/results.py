@@ -75,6 +75,9 @@ def _ratio(nats: Tensor, reference: Tensor) -> dict[str, float]:
     return asdict(bootstrap(nats, reference))
 
 
+_USUAL = {"steps": "", "arithmetic": "float"}
+
+
 def markdown(records: Sequence[Mapping[str, Any]]) -> str:
     """Return a table of perplexities; changes are against the case without quantization.
 
@@ -86,8 +89,7 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
     names = ["weights", "activations"]
     if any(record["cache"] != "none" for record in records):
         names += ["cache", "operands"]
-    if any("steps" in record for record in records):
-        names.append("steps")
+    names += [extra for extra in ("steps", "arithmetic") if any(extra in r for r in records)]
     metrics = [
         (task, metric)
         for task, values in next((r["tasks"] for r in records if "tasks" in r), {}).items()
@@ -105,7 +107,7 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
         tasks = record.get("tasks")
         rows.append(
             [
-                *(record.get(name, "") for name in names),
+                *(record.get(name, _USUAL.get(name)) for name in names),
                 "" if bits is None else f"{bits:g}",
                 *([_share(record)] if covered else []),
                 f"{record['perplexity']['value']:.4f}",

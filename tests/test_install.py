@@ -112,6 +112,7 @@ NEEDS = {
     ("study", "gemm-perplexity"): "golden,sim",
     ("study", "libraries"): "golden",
     ("study", "perplexity"): "golden",
+    ("study", "recipes"): "golden",
     ("study", "sqnr"): "golden",
     ("synth",): "golden",
     ("synth", "--no-power"): "synth",

@@ -247,6 +247,55 @@ def perplexity(device: str, windows: int | None, batch: int, output: Path | None
     _finish(output, FILE, figures, study_tables(figures).values())
 
 
+@command.command("recipes", short_help="A model after rotation, channel scales, GPTQ.")
+@click.argument("model", required=False, type=InputPath(path_type=Path))
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
+@click.option("--context", type=click.IntRange(2, 1 << 30), help="Tokens a window.")
+@click.option("--windows", type=COUNT, help="Use so many windows, evenly spread.")
+@click.option("--batch", type=COUNT, default=4, show_default=True, help="Windows a pass.")
+@click.option(
+    "--calibration-windows",
+    type=COUNT,
+    default=128,
+    show_default=True,
+    help="Windows of 512 tokens that the steps look at.",
+)
+@_OUTPUT
+def recipes(
+    model: Path | None,
+    device: str,
+    context: int | None,
+    windows: int | None,
+    batch: int,
+    calibration_windows: int,
+    output: Path | None,
+) -> None:
+    r"""Evaluate MODEL (as for `m2xfp eval`) in NVFP4 and M2XFP after the steps of recipes.
+
+    Minutes on a large GPU, hours on two CPU cores.
+
+    \b
+    m2xfp study recipes -o docs/results
+    m2xfp study recipes smollm2 --context 1024 -o docs/results
+    """
+    require("torch", "safetensors")
+    from m2xfp.models.checkpoints import open_checkpoint
+    from m2xfp.models.devices import find_device
+    from m2xfp.models.evaluate import perplexity
+    from m2xfp.models.recipe_study import recipe_figures
+    from m2xfp.models.recipes.recipe import Calibration
+    from m2xfp.models.results import markdown
+
+    def tell(case: Case, nats: Tensor) -> None:
+        click.echo(f"{case.label}: {perplexity(nats):.4f}", err=True)
+
+    checkpoint, target = open_checkpoint(model), find_device(device)
+    calibration = Calibration(windows=calibration_windows)
+    found = recipe_figures(checkpoint, target, calibration, context, windows, batch, tell)
+    name = "bundled" if model is None else str(model).replace("/", "-")
+    _finish(output, f"perplexity-recipes-{name}.json", found, [markdown(found["results"])])
+
+
 @command.command("sqnr", short_help="Every format on known distributions.")
 @click.option("--groups", default=4000, show_default=True, type=COUNT, help="Sample.")
 @click.option(

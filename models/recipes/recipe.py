@@ -129,10 +129,10 @@ class Gptq:
         it gets.
     """
 
-    damping: float = 0.01
+    damping: float = 0.05
     order: bool = True
     shrink: tuple[float, ...] = (1.0, 0.9, 0.8)
-    original: bool = True
+    original: bool = False
 
     def __post_init__(self) -> None:
         """Refuse factors that are none."""
