@@ -284,8 +284,8 @@ class _Matrices:
         down = min(down, ROWS_A_RANGE)
         grid = (-(-self.rows // down), -(-self.groups // across), self.batch)
         if track:
-            size = (self.batch, grid[0] * grid[1], 2)
-            self.seen = torch.empty(size, dtype=torch.int32, device=out.device)
+            programs = (self.batch, grid[0] * grid[1], 2)
+            self.seen = torch.empty(programs, dtype=torch.int32, device=out.device)
             self.seen_a_block = ROWS_A_RANGE // down * grid[1]
         decode[grid](
             self.codes, self.scales, self.meta, out, self.exponents, self.seen, self.flags,

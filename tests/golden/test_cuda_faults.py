@@ -111,7 +111,7 @@ FAULTS = {
     "limbs: rounded twice": (
         "assembly.py", "selp.f64 down, down, up, odd;\n", "", MIDPOINT),
     "limbs: NaN forgotten": (
-        "products_gluon.py", 'total = gl.where(bad, float("nan"), acc', "total = gl.where(bad, 0.0, acc",
+        "products_gluon.py", 'gl.where(bad, float("nan"), acc.to', "gl.where(bad, 0.0, acc.to",
         LIMBS),
     "limbs: unsafe tiles pass as safe": (
         "products_facts.py", "return -149, 126 - bits, -1000", "return -9999, 9999, -1000",
