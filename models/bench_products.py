@@ -46,6 +46,9 @@ PRODUCTS = (
     ("mxfp6-e2m3", "mxfp6-e2m3", "fp32"),
     ("mxfp6-e3m2", "mxfp6-e3m2", "fp32"),
     ("mxfp8-e4m3", "mxfp8-e4m3", "fp32"),
+    ("mxfp8-e4m3", "mxfp8-e4m3", "exact"),
+    ("mxfp8-e5m2", "mxfp4", "fp32"),
+    ("mxfp8-e5m2", "mxfp8-e5m2", "exact"),
 )
 """Formats of both operands, and the accumulator."""
 

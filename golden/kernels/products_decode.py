@@ -15,8 +15,8 @@ __all__ = [
     "as_bits",
     "as_float",
     "decode",
+    "gather_ranges",
     "is_safe",
-    "note_range",
     "place_of",
     "power_of_two",
     "store",
@@ -135,20 +135,31 @@ def values(codes, scales, meta, wide, sub, lane, live, groups, F: tl.constexpr):
 
 
 @triton.jit
-def note_range(target, low, high):
-    """Lower both words at ``target``; most programs find them low enough, and wait for nobody."""
-    if low < tl.load(target):
-        tl.atomic_min(target, low)
-    if high < tl.load(target + 1):
-        tl.atomic_min(target + 1, high)
+def gather_ranges(seen, ranges, each, per_block, COUNT: tl.constexpr):
+    """Join what programs noted of the exponents of a block of rows, ``per_block`` at most of them.
+
+    ``each`` programs have a matrix. Atomic operations would do without, but programs wait for them.
+    """
+    start = tl.program_id(0) * per_block
+    stop = tl.minimum(start + per_block, each)
+    low = tl.full((COUNT,), 1 << 20, tl.int32)
+    high = low
+    seen += 2 * tl.program_id(1).to(tl.int64) * each
+    for at in range(start, stop, COUNT):
+        index = at + tl.arange(0, COUNT)
+        low = tl.minimum(low, tl.load(seen + 2 * index, index < stop, 1 << 20))
+        high = tl.minimum(high, tl.load(seen + 2 * index + 1, index < stop, 1 << 20))
+    target = ranges + 2 * (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0))
+    tl.store(target, tl.min(low, 0))
+    tl.store(target + 1, tl.min(high, 0))
 
 
 @triton.jit
 def decode(
-    codes, scales, meta, out, exponents, ranges, flags, rows, groups,
+    codes, scales, meta, out, exponents, seen_by, flags, rows, groups,
     F: tl.constexpr, UNIT: tl.constexpr, LANES: tl.constexpr, SLOTS: tl.constexpr,
     INTEGERS: tl.constexpr, LIMBS: tl.constexpr, RUN: tl.constexpr, TRACK: tl.constexpr,
-    R: tl.constexpr, GROUPS: tl.constexpr, ROWS_A_RANGE: tl.constexpr,
+    R: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     """Decode R rows of GROUPS groups to ``out``, lanes padded to SLOTS; one matrix a program_id(2).
 
@@ -156,7 +167,8 @@ def decode(
     LIMBS cuts the integers in so many digits from -32 to 31, the last one larger, each 2^6 times
     the one before: of RUN addends the first digits, then the second, and so on. Exponents, times
     2^20, are [groups, rows] then, and rows with a NaN are marked in ``flags``; without LIMBS
-    exponents are [rows, groups], and a mark is in them. TRACK records the exponents of rows.
+    exponents are [rows, groups], and a mark is in them. TRACK notes the exponents that a
+    program saw.
     """
     GROUP: tl.constexpr = F[0]
     SUB: tl.constexpr = F[1]
@@ -198,8 +210,10 @@ def decode(
     if TRACK:
         low = tl.min(tl.min(tl.min(tl.where(seen, at, 1048576), 2), 1), 0)
         high = tl.min(tl.min(tl.min(tl.where(seen, -at, 1048576), 2), 1), 0)
-        block = tl.program_id(2) * tl.cdiv(rows, ROWS_A_RANGE) + first // ROWS_A_RANGE
-        note_range(ranges + 2 * block, low, high)
+        program = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
+        place = seen_by + 2 * (program * tl.num_programs(1) + tl.program_id(1))
+        tl.store(place, low)
+        tl.store(place + 1, high)
     k = sub * SUB + lane
     if LIMBS:
         number = tl.where(raw == raw, raw, 0.0).to(tl.int64 if LIMBS > 5 else tl.int32)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from m2xfp.golden.formats.format import Format
 from m2xfp.golden.kernels.plan import plan_of
-from m2xfp.golden.kernels.products_decode import ROWS_A_RANGE, note_range
+from m2xfp.golden.kernels.products_decode import ROWS_A_RANGE
 from m2xfp.golden.kernels.products_facts import Operand
 from m2xfp.golden.kernels.triton_kernels import (
     as_words,
@@ -33,11 +33,9 @@ _SHARES = 16
 
 @triton.jit
 def _operand_kernel(
-    x, out, ranges, count, groups_a_row,
-    plan: tl.constexpr, rows: tl.constexpr, ROWS_A_RANGE: tl.constexpr,
+    x, out, seen_by, count, plan: tl.constexpr, rows: tl.constexpr
 ):  # fmt: skip
-    first = tl.program_id(0).to(tl.int64) * rows
-    group = first + tl.arange(0, rows)
+    group = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
     exists = group < count
     mask = exists[:, None, None]
     offsets = word_offsets(group, plan)
@@ -49,9 +47,9 @@ def _operand_kernel(
     most = tl.max(tl.max(tl.max(tl.maximum(low, high), 2), 1), 0)
     low, high = tl.where(low == 0, 0x7FFF, low), tl.where(high == 0, 0x7FFF, high)
     least = tl.min(tl.min(tl.min(tl.minimum(low, high), 2), 1), 0)
-    if most > 0:
-        target = ranges + 2 * (first // groups_a_row // ROWS_A_RANGE)
-        note_range(target, (least >> 7) - 127, 127 - (most >> 7))
+    place = seen_by + 2 * tl.program_id(0)
+    tl.store(place, tl.where(most > 0, (least >> 7) - 127, 1 << 20))
+    tl.store(place + 1, tl.where(most > 0, 127 - (most >> 7), 1 << 20))
 
 
 @triton.jit
@@ -86,16 +84,19 @@ def takes_inputs(x: Tensor, fmt: Format) -> bool:
     return takes_words(plan_of(fmt), x) and x.is_contiguous() and x.shape[1] % _VALUES == 0
 
 
-def operand_of(x: Tensor, fmt: Format, facts: Operand, ranges: Tensor) -> Tensor:
-    """Return the values of x in the format, in bfloat16, and note their exponents."""
+def operand_of(x: Tensor, fmt: Format, facts: Operand) -> tuple[Tensor, Tensor, int]:
+    """Return the values of x in the format, in bfloat16, and what programs saw of their exponents.
+
+    The last is of how many programs that is, of the rows of a range.
+    """
     out = torch.empty_like(x)
-    count = x.numel() // facts.group
-    rows = _VALUES // facts.group
-    _operand_kernel[(triton.cdiv(count, rows),)](
-        as_words(x), as_words(out), ranges, count, x.shape[1] // facts.group, plan_of(fmt), rows,
-        ROWS_A_RANGE=ROWS_A_RANGE, num_warps=2,
-    )  # fmt: skip
-    return out
+    count, rows = x.numel() // facts.group, _VALUES // facts.group
+    programs = triton.cdiv(count, rows)
+    seen = torch.empty(programs, 2, dtype=torch.int32, device=x.device)
+    _operand_kernel[(programs,)](
+        as_words(x), as_words(out), seen, count, plan_of(fmt), rows, num_warps=2
+    )
+    return out, seen, ROWS_A_RANGE * x.shape[1] // _VALUES
 
 
 def pack_unsafe(

@@ -33,6 +33,7 @@ from m2xfp.golden.kernels.products_decode import (
     ROWS_A_RANGE,
     as_float,
     decode,
+    gather_ranges,
     is_safe,
     place_of,
     power_of_two,
@@ -54,7 +55,6 @@ from m2xfp.golden.kernels.products_limbs import add_up_limbs, multiply_limbs
 
 __all__ = ["matmul", "multiply_inputs", "serves"]
 
-_EMPTY = 1 << 20  # above every exponent
 _NAN_EXPONENT = tl.constexpr(NAN_EXPONENT)
 # Values of an operand that are decoded at a time.
 _WORKSPACE = 1 << 28
@@ -247,17 +247,18 @@ class _Matrices:
         self.codes, self.scales, self.meta = (_aligned(plane) for plane in planes)
         self.batch, self.rows, self.groups = self.scales.shape
         self.blocks = self.batch * -(-self.rows // ROWS_A_RANGE)
-        self.exponents = self.flags = self.scales
+        self.exponents = self.flags = self.seen = self.scales
+        self.seen_a_block = 0
 
     def decode(
         self,
-        ranges: Tensor,
         dtype: torch.dtype,
         integers: bool,
         pad: bool = True,
         run: int = 1,
+        track: bool = True,
     ) -> Tensor:
-        """Return the operand, rows of all matrices after each other, and note its exponents.
+        """Return the operand, rows of all matrices after each other; ``track`` its exponents.
 
         With ``pad`` each addend takes the places that a tensor core multiplies. Integers in int8
         are cut in limbs: of ``run`` addends the lowest, then the next, and so on.
@@ -282,12 +283,25 @@ class _Matrices:
         down = 2048 // (across * facts.group)
         down = min(down, ROWS_A_RANGE)
         grid = (-(-self.rows // down), -(-self.groups // across), self.batch)
+        if track:
+            programs = (self.batch, grid[0] * grid[1], 2)
+            self.seen = torch.empty(programs, dtype=torch.int32, device=out.device)
+            self.seen_a_block = ROWS_A_RANGE // down * grid[1]
         decode[grid](
-            self.codes, self.scales, self.meta, out, self.exponents, ranges, self.flags,
+            self.codes, self.scales, self.meta, out, self.exponents, self.seen, self.flags,
             self.rows, self.groups, F=facts.recipe, UNIT=facts.unit, LANES=lanes, SLOTS=slots,
-            INTEGERS=integers, LIMBS=limbs, RUN=run, TRACK=integers or not facts.small_range,
-            R=down, GROUPS=across, ROWS_A_RANGE=ROWS_A_RANGE,
+            INTEGERS=integers, LIMBS=limbs, RUN=run, TRACK=track,
+            R=down, GROUPS=across,
         )  # fmt: skip
+        return out
+
+    def ranges(self) -> Tensor:
+        """Return between which exponents the values of each block of rows lie."""
+        out = torch.empty(self.blocks, 2, dtype=torch.int32, device=self.codes.device)
+        if self.seen_a_block:
+            gather_ranges[(self.blocks // self.batch, self.batch)](
+                self.seen, out, self.seen.shape[-2], self.seen_a_block, COUNT=512, num_warps=4
+            )
         return out
 
     def complete(self, ranges: Tensor, others: Tensor, bounds: tuple[int, int, int]) -> None:
@@ -308,14 +322,15 @@ class _Inputs(_Matrices):
 
     def decode(
         self,
-        ranges: Tensor,
         dtype: torch.dtype,
         integers: bool,
         pad: bool = True,
         run: int = 1,
+        track: bool = True,
     ) -> Tensor:
-        """Return the operand, and note its exponents."""
-        return operand_of(self.x, self.format, self.facts, ranges)
+        """Return the operand; its exponents are tracked in any case."""
+        out, self.seen, self.seen_a_block = operand_of(self.x, self.format, self.facts)
+        return out
 
     def complete(self, ranges: Tensor, others: Tensor, bounds: tuple[int, int, int]) -> None:
         """Pack the rows that have unsafe tiles."""
@@ -408,19 +423,16 @@ def _multiply(
     batch, m, n = out.shape
     sizes = (m, n, a.groups, out.stride(1), out.stride(0))
     scale, levels = (out, False) if level is None else (level, True)
-    ranges = torch.full((a.blocks + w.blocks, 2), _EMPTY, dtype=torch.int32, device=out.device)
-    ranges_a, ranges_w = ranges[: a.blocks], ranges[a.blocks :]
     if _takes_limbs(a.facts, w.facts, accumulator, lanes):
-        _multiply_limbs(a, w, accumulator, level, ranges_a, ranges_w, out)
+        _multiply_limbs(a, w, accumulator, level, out)
         return
 
     def grid(bm: int, bn: int) -> tuple[int, int]:
         return -(-m // bm) * -(-n // bn), batch
 
     if accumulator == "exact":
-        left, right = (
-            side.decode(part, torch.float16, True) for side, part in ((a, ranges_a), (w, ranges_w))
-        )
+        left, right = (side.decode(torch.float16, True) for side in (a, w))
+        ranges_a, ranges_w = a.ranges(), w.ranges()
         window = 51 - bits - (a.groups + 1).bit_length()
         _fixed[grid(64, 64)](
             left, right, a.exponents, w.exponents, out, ranges_a, ranges_w, scale, *sizes,
@@ -432,12 +444,11 @@ def _multiply(
     assert dtype is not None
     hopper = _hopper(out.device) if m > _FEW and slots <= _FEW else None
     pad = hopper is None
-    left, right = (
-        side.decode(part, dtype, False, pad) for side, part in ((a, ranges_a), (w, ranges_w))
-    )
-    bounds = limits(a.facts, w.facts, lanes)
     # The exponents of E4M3 scales and E2M1 elements cannot reach the ends of float32.
     safe = a.facts.small_range and w.facts.small_range
+    left, right = (side.decode(dtype, False, pad, track=not safe) for side in (a, w))
+    ranges_a, ranges_w = a.ranges(), w.ranges()
+    bounds = limits(a.facts, w.facts, lanes)
     common = {
         "SAFE": safe,
         "LIMITS": bounds,
@@ -468,8 +479,6 @@ def _multiply_limbs(
     w: _Matrices,
     accumulator: str,
     level: Tensor | None,
-    ranges_a: Tensor,
-    ranges_w: Tensor,
     out: Tensor,
 ) -> None:
     """Multiply integers in limbs into ``out`` [batch, M, N]."""
@@ -484,10 +493,8 @@ def _multiply_limbs(
         if hopper is not None and limbs != hopper.LIMBS:
             hopper = None
     run = 1 if hopper is None else hopper.LIMB_RUN
-    left, right = (
-        side.decode(part, torch.int8, True, run=run)
-        for side, part in ((a, ranges_a), (w, ranges_w))
-    )
+    left, right = (side.decode(torch.int8, True, run=run) for side in (a, w))
+    ranges_a, ranges_w = a.ranges(), w.ranges()
     if hopper is not None:
         hopper.multiply_limbs(
             left, right, a.exponents, w.exponents, out, ranges_a, ranges_w, a.flags, w.flags,
