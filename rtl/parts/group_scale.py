@@ -10,7 +10,14 @@ from m2xfp.rtl.parts.layouts import value_layout
 from m2xfp.rtl.parts.scale_rules import FLOOR, ScaleRule
 from m2xfp.rtl.verilog.component import Component
 
-__all__ = ["GroupPeak", "SharedScale", "SignedPeaks", "lowest_reference", "normalise_bits", "peak_layout"]
+__all__ = [
+    "GroupPeak",
+    "SharedScale",
+    "SignedPeaks",
+    "lowest_reference",
+    "normalise_bits",
+    "peak_layout",
+]
 
 
 def normalise_bits(kind: InputType) -> int:
@@ -76,7 +83,7 @@ class GroupPeak(Component):
     def build(self) -> Module:
         """Build the trees."""
         m = Module()
-        kind, rule, earlier = self.kind, self._rule, self.earlier
+        rule, earlier = self._rule, self.earlier
         lanes = [self.lanes[n] for n in range(self.lanes.shape().length)]
 
         def union(name: str, bits: list[Value]) -> None:
@@ -139,9 +146,7 @@ class SignedPeaks(Component):
         return m
 
 
-def peak_layout(
-    kind: InputType, rule: ScaleRule = FLOOR, zero: bool = False
-) -> data.StructLayout:
+def peak_layout(kind: InputType, rule: ScaleRule = FLOOR, zero: bool = False) -> data.StructLayout:
     """Return the fields of a peak.
 
     ``exponent``; ``union`` of the mantissas for fp16, or the ``largest`` of them under a rule with

@@ -70,9 +70,7 @@ def scale_rule(name: str, kind: InputType, element: FloatElement) -> ScaleRule:
     # Only an element whose largest power of two is 1 has scales of subnormals above the least one.
     matters = kind.exponent_bits == 8 and element.emax == 0 and not lower
     subnormal = _least(reached, step // 2) if matters else None
-    return ScaleRule(
-        None if threshold is None else threshold - step, subnormal, lower
-    )
+    return ScaleRule(None if threshold is None else threshold - step, subnormal, lower)
 
 
 def _least(reached: Callable[[Fraction], bool], step: int) -> int | None:
