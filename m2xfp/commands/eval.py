@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from m2xfp.commands.mixed_options import Mixed, mixed_options
 from m2xfp.commands.options import COUNT, OUTPUT, OUTPUT_FOLDER, InputPath
 from m2xfp.extras import require
 
@@ -65,6 +66,7 @@ def _memory(
     help="Layers not to quantize, by name or pattern such as '*.o_proj'. The layer that makes "
     "the logits (lm_head) is left alone unless --head is given.",
 )
+@mixed_options
 @click.option(
     "--arithmetic",
     type=click.Choice(("float", "hardware")),
@@ -182,6 +184,7 @@ def command(
     limit: int | None,
     output: Path | None,
     save: Path | None,
+    mixed: Mixed | None,
 ) -> None:
     r"""Perplexity of MODEL with its linear layers, and its attention, in number formats.
 
@@ -197,6 +200,7 @@ def command(
     m2xfp eval --activations mxfp4 --activations m2xfp-act -o build/eval
     m2xfp eval ~/models/Llama-3.2-1B --weights m2xfp-weight --activations m2xfp-act --text wikitext
     m2xfp eval smollm2 --context 1024 --weights m2xfp-weight --activations m2xfp-act
+    m2xfp eval --mixed mxquant:tile=64 --calibration /usr/share/common-licenses/GPL-3
     m2xfp eval --weights m2xfp-weight --save lm-packed.safetensors
     torchrun --no-python --nproc-per-node 4 m2xfp eval ~/models/Llama-3.1-8B --text wiki.test.raw
     """
@@ -211,8 +215,10 @@ def command(
     from m2xfp.models.checkpoints import dispatch, open_checkpoint
     from m2xfp.models.devices import find_device, joined_processes
     from m2xfp.models.evaluate import (
+        FP,
         check_attention,
         check_cases,
+        cut_windows,
         head_layers,
         sweep_cases,
     )
@@ -227,6 +233,10 @@ def command(
         raise click.UsageError("--split goes without --device-map, --save and --tasks")
     if accumulator is not None and arithmetic != "hardware":
         raise click.UsageError("--accumulator goes with --arithmetic hardware")
+    if mixed is not None:
+        mixed.check(
+            any((weights, activations, cache, operands)), split or device_map or save is not None
+        )
     checkpoint = open_checkpoint(model, dtype, allow_tensors)
     columns = {
         "weights": weights,
@@ -235,7 +245,7 @@ def command(
         "operands": operands,
     }
     how = Arithmetic(arithmetic, accumulator or "fp32")
-    cases = sweep_cases(columns, checkpoint.quantized, how)
+    cases = [FP] if mixed is not None else sweep_cases(columns, checkpoint.quantized, how)
     if save is not None and (len(cases) != 2 or not (cases[1].weights or cases[1].activations)):
         raise click.UsageError("--save goes with one format of weights or activations, or of both")
     names = tasks.split(",") if tasks else []
@@ -253,9 +263,20 @@ def command(
     if not checkpoint.quantized:
         check_cases(loaded[0], cases, skipped, allow_nan)
     check_attention(loaded[0], cases)
+    if mixed is not None:
+        if checkpoint.quantized:
+            raise click.UsageError("--mixed needs a model that is not quantized")
+        size = whole_text.tokens.shape[1]
+        cases += mixed.cases(
+            loaded[0],
+            tuple(skipped),
+            how,
+            lambda given: cut_windows(checkpoint.tokenize(given), size),
+        )
 
     def measure(case: Case, quiet: bool) -> Outcome:
-        from m2xfp.models.evaluate import Case, quantized, window_nats
+        from m2xfp.models.evaluate import Case, window_nats
+        from m2xfp.models.mixed import MixedCase, coverage_of, prepared
         from m2xfp.models.quantized import coverage, stored_formats
         from m2xfp.models.results import Outcome
         from m2xfp.models.split import split_model
@@ -264,10 +285,12 @@ def command(
 
         whole = loaded.pop() if loaded else checkpoint.load()
         size = batch or (4 if checkpoint.tokenizer is None else 1)
-        with quantized(case, whole, skipped, allow_nan) as ready:
-            covered = stored = None
+        covered = coverage_of(whole, skipped) if isinstance(case, MixedCase) else None
+        with prepared(case, whole, skipped, allow_nan) as ready:
+            stored = None
             if checkpoint.quantized or case.weights or case.activations:
                 covered = coverage(ready, skipped)
+            if covered is not None:
                 _warn(case.label, covered, quiet)
             if checkpoint.quantized:
                 stored = Case(*stored_formats(ready))
