@@ -219,7 +219,9 @@ def plot(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         found = record[name]
         spread = [[found["value"] - found["low"]], [found["high"] - found["value"]]]
         axes.errorbar(found["value"], place, xerr=spread, fmt="o", capsize=3, color="tab:blue")
-    axes.set_yticks(range(len(shown)), [_case(record).label for record in shown])
+    axes.set_yticks(
+        range(len(shown)), [record.get("label") or _case(record).label for record in shown]
+    )
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel("perplexity over that without quantization" if changes else "perplexity")

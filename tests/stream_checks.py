@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from m2xfp.facts import Facts
+from m2xfp.formats import block_format
 from m2xfp.tb.bench import bench_of
 from m2xfp.tb.bulk.simulator import BulkSimulator
 from m2xfp.tb.parts import value_stimulus
@@ -54,8 +55,9 @@ def value_vectors(facts: Facts, raw: np.ndarray, seed: int = 0) -> TestVectors:
 def regress(simulator: BulkSimulator, count: int, seed: int) -> int:
     """Play ``count`` groups of every distribution, in turn with the STALLS; return how many."""
     kind = simulator.facts.parameters["input_type"]
+    group = block_format(simulator.facts.parameters["block"]).group
     for index, name in enumerate(value_stimulus.DISTRIBUTIONS):
-        raw = value_stimulus.groups(name, kind, count, seed)
+        raw = value_stimulus.groups(name, kind, count, seed, group)
         stall = STALLS[index % len(STALLS)]
         check(simulator, value_vectors(simulator.facts, raw, seed), stall, seed)
     return count * len(value_stimulus.DISTRIBUTIONS)

@@ -23,10 +23,22 @@ from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.formats.products import matmul
 from m2xfp.golden.formats.scales import PowerOfTwoScale
 
-__all__ = ["MixedTensor", "Split", "micromix_split", "mixed_matmul", "mxquant_splits"]
+__all__ = [
+    "SEGMENTS",
+    "TILE",
+    "Calibration",
+    "MixedTensor",
+    "Split",
+    "micromix_split",
+    "micromix_split_of",
+    "mixed_matmul",
+    "mxquant_splits",
+    "mxquant_splits_of",
+]
 
-_TILE = 128
-_NAMES = ("mxfp4", "mxfp6-e3m2", "mxfp8-e4m3")
+TILE = 128
+"""Channels that a segment has a multiple of, in MicroMix and MXQuant."""
+SEGMENTS = ("mxfp4", "mxfp6-e3m2", "mxfp8-e4m3")
 _ZERO_BYTE = 126
 
 
@@ -39,7 +51,7 @@ def _segment_format(name: str) -> Format:
     return replace(fmt, coder=replace(fmt.coder, scale=scale))
 
 
-for _name in _NAMES:  # so that what was saved with these formats can be loaded
+for _name in SEGMENTS:  # so that what was saved with these formats can be loaded
     _ = _segment_format(_name).key
 
 
@@ -73,16 +85,21 @@ class Split:
     order
         int64 [K]: the channel that comes at each place, by rising score.
     sizes
-        Channels in MXFP4, MXFP6, MXFP8: multiples of 128 that add up to K.
+        Channels in MXFP4, MXFP6, MXFP8: whole tiles that add up to K.
+    tile
+        Channels a tile.
     """
 
     order: Tensor
     sizes: tuple[int, int, int]
+    tile: int = TILE
 
     def __post_init__(self) -> None:
         """Refuse segments that are no whole tiles or do not add up."""
-        if any(size < 0 or size % _TILE for size in self.sizes):
-            raise InputError(f"segments {self.sizes}; each is a multiple of {_TILE}, none negative")
+        if any(size < 0 or size % self.tile for size in self.sizes):
+            raise InputError(
+                f"segments {self.sizes}; each is a multiple of {self.tile}, none negative"
+            )
         if sum(self.sizes) != self.order.numel():
             raise InputError(
                 f"segments {self.sizes} have {sum(self.sizes)} channels, the order "
@@ -100,8 +117,8 @@ class Split:
             One format for all segments: ``mxfp8-e4m3``, as MXQuant has for activations, or
             ``mxfp4``, as MicroMix's main branch has for weights.
         """
-        if every is not None and every not in _NAMES:
-            raise UnknownNameError("format of a segment", every, _NAMES)
+        if every is not None and every not in SEGMENTS:
+            raise UnknownNameError("format of a segment", every, SEGMENTS)
         if not isinstance(x, Tensor):
             raise TypeError(f"x is {type(x).__name__}; pass a torch.Tensor")
         if not x.ndim or x.shape[-1] != self.order.numel():
@@ -109,7 +126,7 @@ class Split:
                 f"x has shape {tuple(x.shape)}; the split has {self.order.numel()} channels"
             )
         parts = x[..., self.order.to(x.device)].split(self.sizes, -1)
-        names = _NAMES if every is None else (every,) * 3
+        names = SEGMENTS if every is None else (every,) * 3
         return MixedTensor(
             tuple(
                 _segment_format(name).quantize(part)
@@ -120,9 +137,63 @@ class Split:
         )
 
 
-def _tiles(count: Fraction | int) -> int:
-    """Return the channels of the whole tiles that hold ``count`` channels."""
-    return -(-count // _TILE) * _TILE
+class Calibration:
+    """What a layer's activations say about its channels, gathered a part at a time.
+
+    Parameters
+    ----------
+    strength
+        lambda of MicroMix: the thresholds are (448/6) 2^-10 lambda and (448/28) 2^-6 lambda times
+        the row's maximum.
+    tile
+        Channels that a segment has a multiple of.
+
+    Members
+    -------
+    rows
+        Rows so far.
+    """
+
+    def __init__(self, strength: float = 1.0, tile: int = TILE) -> None:
+        self.strength, self.tile, self.rows = strength, tile, 0
+        self._total = torch.zeros(0, dtype=torch.float64)
+        self._below = [0, 0]
+
+    def add(self, x: Tensor) -> None:
+        """Take activations [..., K], finite, K a multiple of the tile; InputError for others."""
+        rows = _rows(x, self.tile).abs()
+        if self.rows and rows.shape[-1] != len(self._total):
+            raise InputError(f"x has {rows.shape[-1]} channels, those before {len(self._total)}")
+        top = rows.amax(-1, keepdim=True)
+        for at, factor in enumerate((448 / 6 * 2.0**-10, 448 / 28 * 2.0**-6)):
+            self._below[at] += int((rows < top * (factor * self.strength)).sum())
+        total = rows.sum(0)
+        self._total = self._total + total if self.rows else total
+        self.rows += len(rows)
+
+    @property
+    def channels(self) -> int:
+        """The number of channels."""
+        return len(self._total)
+
+    @property
+    def scores(self) -> Tensor:
+        """The mean magnitude of each channel, float64."""
+        return self._total / self.rows
+
+    @property
+    def order(self) -> Tensor:
+        """The channels by rising score; those of equal score keep their order."""
+        return self.scores.argsort(stable=True)
+
+    def shares(self) -> tuple[int, int, int]:
+        """Return how many elements are below the first threshold, the second only, and neither."""
+        count = self.rows * self.channels
+        return self._below[0], self._below[1] - self._below[0], count - self._below[1]
+
+    def tiles(self, count: Fraction | int) -> int:
+        """Return the channels of the whole tiles that hold ``count`` channels."""
+        return -(-count // self.tile) * self.tile
 
 
 def micromix_split(x: Tensor, strength: float = 1.0) -> Split:
@@ -133,8 +204,7 @@ def micromix_split(x: Tensor, strength: float = 1.0) -> Split:
     x
         Calibration activations, finite, [..., K], K a multiple of 128.
     strength
-        lambda: the thresholds are (448/6) 2^-10 lambda and (448/28) 2^-6 lambda times the row's
-        maximum.
+        As of ``Calibration``.
 
     Returns
     -------
@@ -147,19 +217,22 @@ def micromix_split(x: Tensor, strength: float = 1.0) -> Split:
     InputError
         K is no multiple of 128, or the rounded segments leave a negative rest.
     """
-    rows = _rows(x)
-    top = rows.abs().amax(-1, keepdim=True)
-    below4 = int((rows.abs() < top * (448 / 6 * 2.0**-10 * strength)).sum())
-    below6 = int((rows.abs() < top * (448 / 28 * 2.0**-6 * strength)).sum())
-    count, k = rows.numel(), rows.shape[-1]
-    p6 = _tiles(Fraction(k * (below6 - below4), count))
-    p8 = _tiles(Fraction(k * (count - below6), count))
+    seen = Calibration(strength)
+    seen.add(x)
+    return micromix_split_of(seen)
+
+
+def micromix_split_of(seen: Calibration) -> Split:
+    """Return the split of ``micromix_split`` from gathered activations."""
+    k, count = seen.channels, seen.rows * seen.channels
+    _, six, eight = seen.shares()
+    p6, p8 = (seen.tiles(Fraction(k * part, count)) for part in (six, eight))
     if p6 + p8 > k:
         raise InputError(
             f"MXFP6 needs {p6} and MXFP8 {p8} of {k} channels: nothing is left for MXFP4; "
             "raise strength"
         )
-    return Split(_order(rows), (k - p6 - p8, p6, p8))
+    return Split(seen.order, (k - p6 - p8, p6, p8), seen.tile)
 
 
 def mxquant_splits(xs: Sequence[Tensor], share: float = 0.05) -> list[Split]:
@@ -177,21 +250,28 @@ def mxquant_splits(xs: Sequence[Tensor], share: float = 0.05) -> list[Split]:
     One split a layer: channels rank by mean |x| over (layer median + 1e-8), and a layer with c
     chosen channels has p6 = min(K, 128 ceil(c / 128)), the rest MXFP4.
     """
+    layers = [Calibration() for _ in xs]
+    for seen, x in zip(layers, xs, strict=True):
+        seen.add(x)
+    return mxquant_splits_of(layers, share)
+
+
+def mxquant_splits_of(layers: Sequence[Calibration], share: float = 0.05) -> list[Split]:
+    """Return the splits of ``mxquant_splits`` from gathered activations."""
     if not 0 <= share <= 1:
         raise InputError(f"share={share}; pass a number from 0 to 1")
-    layers = [_rows(x) for x in xs]
     if not layers:
         raise InputError("xs is empty; pass the activations of at least one layer")
-    scores = [_scores(rows) for rows in layers]
+    scores = [seen.scores for seen in layers]
     relative = [score / (score.quantile(0.5) + 1e-8) for score in scores]
     ranked = torch.cat(relative).sort(descending=True, stable=True).indices
     chosen = torch.zeros(len(ranked), dtype=torch.bool, device="cpu")
     chosen[ranked[: int(share * len(ranked))].cpu()] = True
     splits = []
-    for rows, part in zip(layers, chosen.split([len(score) for score in scores]), strict=True):
-        k = rows.shape[-1]
-        p6 = min(k, _tiles(int(part.sum())))
-        splits.append(Split(_order(rows), (k - p6, p6, 0)))
+    for seen, part in zip(layers, chosen.split([len(score) for score in scores]), strict=True):
+        k = seen.channels
+        p6 = min(k, seen.tiles(int(part.sum())))
+        splits.append(Split(seen.order, (k - p6, p6, 0), seen.tile))
     return splits
 
 
@@ -212,26 +292,18 @@ def mixed_matmul(a: MixedTensor, w: MixedTensor) -> Tensor:
     return result
 
 
-def _rows(x: Tensor) -> Tensor:
-    """Return float64 rows of calibration activations; InputError if K is no multiple of 128."""
+def _rows(x: Tensor, tile: int) -> Tensor:
+    """Return float64 rows of calibration activations; InputError if K is no multiple of a tile."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x is {type(x).__name__}; pass a torch.Tensor")
-    if x.ndim < 1 or not x.numel() or x.shape[-1] % _TILE:
+    if x.ndim < 1 or not x.numel() or x.shape[-1] % tile:
         raise InputError(
-            f"x has shape {tuple(x.shape)}; pass activations [..., K], K a multiple of {_TILE}"
+            f"x has shape {tuple(x.shape)}; pass activations [..., K], K a multiple of {tile}"
         )
     rows = widen(x).reshape(-1, x.shape[-1])
     if not bool(rows.isfinite().all()):
         raise InputError("x holds NaN or infinity; calibrate on finite activations")
     return rows
-
-
-def _scores(rows: Tensor) -> Tensor:
-    return rows.abs().mean(0)
-
-
-def _order(rows: Tensor) -> Tensor:
-    return _scores(rows).argsort(stable=True)
 
 
 torch.serialization.add_safe_globals([MixedTensor, Split])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from m2xfp.commands.mixed_options import Mixed, mixed_options
 from m2xfp.commands.options import COUNT, OUTPUT, OUTPUT_FOLDER, InputPath
 from m2xfp.commands.recipe_options import asked_recipe, recipe_options
 from m2xfp.extras import require
@@ -67,6 +68,7 @@ def _memory(
     help="Layers not to quantize, by name or pattern such as '*.o_proj'. The layer that makes "
     "the logits (lm_head) is left alone unless --head is given.",
 )
+@mixed_options
 @click.option(
     "--arithmetic",
     type=click.Choice(("float", "hardware")),
@@ -185,6 +187,7 @@ def command(
     limit: int | None,
     output: Path | None,
     save: Path | None,
+    mixed: Mixed | None,
     **preparation: Any,
 ) -> None:
     r"""Perplexity of MODEL with its linear layers, and its attention, in number formats.
@@ -202,6 +205,7 @@ def command(
     m2xfp eval ~/models/Llama-3.2-1B --weights m2xfp-weight --activations m2xfp-act --text wikitext
     m2xfp eval smollm2 --context 1024 --weights m2xfp-weight --activations m2xfp-act
     m2xfp eval --weights m2xfp-weight --activations m2xfp-act --steps rotate,gptq -o build/eval
+    m2xfp eval --mixed mxquant:tile=64 --calibration /usr/share/common-licenses/GPL-3
     m2xfp eval --weights m2xfp-weight --save lm-packed.safetensors
     torchrun --no-python --nproc-per-node 4 m2xfp eval ~/models/Llama-3.1-8B --text wiki.test.raw
     """
@@ -216,11 +220,11 @@ def command(
     from m2xfp.models.arithmetic import Arithmetic
     from m2xfp.models.checkpoints import dispatch, open_checkpoint
     from m2xfp.models.devices import find_device, joined_processes
-    from m2xfp.models.evaluate import check_attention, check_cases, head_layers, sweep_cases
+    from m2xfp.models.evaluate import FP, check_attention, check_cases, head_layers, sweep_cases
     from m2xfp.models.recipes.calibration import read_windows
     from m2xfp.models.tasks import find_tasks
     from m2xfp.models.texts import read_text
-    from m2xfp.models.windows import cut
+    from m2xfp.models.windows import cut, cut_windows
 
     target = find_device(device)
     if (max_memory or offload) and not device_map:
@@ -229,6 +233,10 @@ def command(
         raise click.UsageError("--split goes without --device-map, --save and --tasks")
     if accumulator is not None and arithmetic != "hardware":
         raise click.UsageError("--accumulator goes with --arithmetic hardware")
+    if mixed is not None:
+        mixed.check(
+            any((weights, activations, cache, operands)), split or device_map or save is not None
+        )
     checkpoint = open_checkpoint(model, dtype, allow_tensors)
     columns = {
         "weights": weights,
@@ -239,12 +247,14 @@ def command(
     how = Arithmetic(arithmetic, accumulator or "fp32")
     recipe, windows_seen = asked_recipe(**preparation), None
     if recipe is not None:
-        if split or device_map:
-            raise click.UsageError("steps go without --split and --device-map")
+        if split or device_map or mixed is not None:
+            raise click.UsageError("steps go without --split, --device-map and --mixed")
         if not any(columns.values()):
             columns = {name: recipe.formats.get(name, ()) for name in columns}
         recipe, windows_seen = read_windows(recipe, checkpoint.tokenize, not checkpoint.tokenizer)
-    cases = sweep_cases(columns, checkpoint.quantized, how, recipe)
+    cases = [FP]
+    if mixed is None:
+        cases = sweep_cases(columns, checkpoint.quantized, how, recipe)
     if save is not None and (len(cases) != 2 or not (cases[1].weights or cases[1].activations)):
         raise click.UsageError("--save goes with one format of weights or activations, or of both")
     if save is not None and save.exists() and save.is_dir() != (checkpoint.tokenizer is not None):
@@ -265,9 +275,20 @@ def command(
     if not checkpoint.quantized:
         check_cases(loaded[0], cases, skipped, allow_nan)
     check_attention(loaded[0], cases)
+    if mixed is not None:
+        if checkpoint.quantized:
+            raise click.UsageError("--mixed needs a model that is not quantized")
+        size = whole_text.tokens.shape[1]
+        cases += mixed.cases(
+            loaded[0],
+            tuple(skipped),
+            how,
+            lambda given: cut_windows(checkpoint.tokenize(given), size),
+        )
 
     def measure(case: Case, quiet: bool) -> Outcome:
-        from m2xfp.models.evaluate import Case, quantized, window_nats
+        from m2xfp.models.evaluate import Case, window_nats
+        from m2xfp.models.mixed import MixedCase, coverage_of, prepared
         from m2xfp.models.quantized import coverage, stored_formats
         from m2xfp.models.results import Outcome
         from m2xfp.models.split import split_model
@@ -278,10 +299,12 @@ def command(
         size = batch or (4 if checkpoint.tokenizer is None else 1)
         if case.recipe is not None:
             whole = whole.to(target)
-        with quantized(case, whole, skipped, allow_nan, windows_seen) as ready:
-            covered = stored = None
+        covered = coverage_of(whole, skipped) if isinstance(case, MixedCase) else None
+        with prepared(case, whole, skipped, allow_nan, windows_seen) as ready:
+            stored = None
             if checkpoint.quantized or case.weights or case.activations:
                 covered = coverage(ready, skipped)
+            if covered is not None:
                 _warn(case.label, covered, quiet)
             if checkpoint.quantized:
                 stored = Case(*stored_formats(ready))

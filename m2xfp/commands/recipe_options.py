@@ -42,13 +42,13 @@ def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--calibration",
             metavar="FILE",
-            help="Text that steps look at; by default what every installation carries, without "
-            "the held-out text.",
+            help="Text that steps and --mixed look at; for steps by default what every "
+            "installation carries, without the held-out text.",
         ),
         click.option(
             "--calibration-windows",
             type=COUNT,
-            help="Pieces of it, of 512 tokens (32).",
+            help="Pieces of it: of 512 tokens for steps (32), windows for --mixed (8).",
         ),
         click.option(
             "--seed",
@@ -81,7 +81,7 @@ def asked_recipe(
     if not given:
         if chosen:
             raise click.UsageError(
-                "--calibration, --calibration-windows and --seed go with --steps"
+                "--calibration, --calibration-windows and --seed go with --steps, or --mixed"
             )
         return None
     if recipe is not None:

@@ -83,7 +83,7 @@ class GroupPeak(Component):
     def build(self) -> Module:
         """Build the trees."""
         m = Module()
-        kind, rule, earlier = self.kind, self._rule, self.earlier
+        rule, earlier = self._rule, self.earlier
         lanes = [self.lanes[n] for n in range(self.lanes.shape().length)]
 
         def union(name: str, bits: list[Value]) -> None:

@@ -1,16 +1,17 @@
 """A group's scale as a minifloat, from the exact quotient, and what lanes compare values with."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parts.quotients import divided, rounded_to_minifloat
 from m2xfp.rtl.parts.ratio_rounding import (
+    COMPARED,
     MULTIPLES,
-    boundary_bits,
+    boundary_layout,
     inclusive,
-    known_boundary,
+    known_boundaries,
 )
 from m2xfp.rtl.parts.relative_values import RelativeType
 from m2xfp.rtl.verilog.component import Component
@@ -91,12 +92,11 @@ class ScaleBoundaries(Component):
     zero : Out(1)
         The scale is zero.
     origin : Out
-        The exponent of values that is three binades below the scale's.
+        The exponent of values that is four binades below the scale's.
     significand : Out
         Of scale and tensor scale: 1.m, the hidden bit on top; zero's is of no meaning.
-    boundaries : Out(ArrayLayout)
-        Its ``MULTIPLES`` in eighths, as ``RatioRounder`` takes them; lanes that have one of two
-        scales know them.
+    boundaries : Out(boundary_layout)
+        What lanes compare with; those that have one of two scales know that.
     """
 
     def __init__(self, relative: RelativeType) -> None:
@@ -104,7 +104,7 @@ class ScaleBoundaries(Component):
         kind, grid = relative.stored, relative.grid
         unit = 23 if relative.tensor_scale else 0
         split = relative.block.scaling == "split"
-        wide = unsigned(0 if split else boundary_bits(kind.mantissa_bits))
+        boundaries = boundary_layout(kind.mantissa_bits)
         super().__init__(
             {
                 "code": In(grid.bits - 1),
@@ -112,7 +112,7 @@ class ScaleBoundaries(Component):
                 "zero": Out(1),
                 "origin": Out(kind.exponent_bits),
                 "significand": Out(grid.mantissa_bits + 1 + (unit and unit + 1)),
-                "boundaries": Out(data.ArrayLayout(wide, len(MULTIPLES))),
+                "boundaries": Out(data.StructLayout({}) if split else boundaries),
             }
         )
 
@@ -120,7 +120,7 @@ class ScaleBoundaries(Component):
         """Build the product and its multiples."""
         m = Module()
         relative, grid = self._relative, self._relative.grid
-        bits, margin = grid.mantissa_bits, relative.margin - 3
+        bits, margin = grid.mantissa_bits, relative.margin - 4
         field, mantissa = self.code[bits:], self.code[:bits]
         fraction = Signal(bits)
         place = Signal(len(self.origin))
@@ -134,10 +134,9 @@ class ScaleBoundaries(Component):
         scale = Cat(fraction, Const(1, 1))
         if not relative.tensor_scale:
             m.d.comb += [self.origin.eq(place), self.significand.eq(scale)]
-            for at, n in enumerate(MULTIPLES if len(self.boundaries[0]) else ()):
+            if relative.block.scaling != "split":
                 size, ties = relative.stored.mantissa_bits, relative.block.ties
-                known = known_boundary(m, fraction, n, size, ties, f"boundary_{n}")
-                m.d.comb += self.boundaries[at].eq(known)
+                m.d.comb += self.boundaries.eq(known_boundaries(m, fraction, size, ties))
             return m
         product = named(m, "product", scale * Cat(self.unit, Const(1, 1)))
         carry = product[-1]
@@ -150,13 +149,27 @@ class ScaleBoundaries(Component):
             7: named(m, "times_7", (full << 3) - full)[: len(full) + 3],
         }
         shift = len(full) - 1 + 3 - relative.stored.mantissa_bits
-        for at, n in enumerate(MULTIPLES):
+        found: dict[int, Value] = {}
+        beyond: list[Value] = []
+        for n in MULTIPLES:
             twos = (n & -n).bit_length() - 1
-            multiple = Cat(Const(0, twos), odd[n >> twos])
+            multiple = Cat(Const(0, twos), odd[n >> twos], Const(0, 1))
             cut: Value = Const(1, 1)
             if inclusive(n, relative.block.ties):
                 cut = multiple[:shift].any()
-            *_, one, two = whole = Cat(multiple, Const(0, 1))[shift : len(full) + 4]
-            below = Cat(cut, whole[:-2])
-            m.d.comb += self.boundaries[at].eq(Cat(below & one.replicate(len(below)), two))
+            *_, one, two = whole = multiple[shift : len(full) + 4]
+            found[n] = named(m, f"boundary_{n}", Cat(cut, whole[:-2], two))
+            if n < 8:
+                beyond.append(one)
+        # How many are below 1: three, two, one or none of the first.
+        m.d.comb += [
+            self.boundaries.always.eq(Mux(beyond[1], ~beyond[0], Cat(~beyond[2], Const(1, 1)))),
+            self.boundaries.one.eq(found[8]),
+        ]
+        for at in range(COMPARED):
+            first = [found[n] for n in MULTIPLES[at : at + 4]]
+            chosen = Mux(
+                beyond[1], Mux(beyond[0], first[0], first[1]), Mux(beyond[2], first[2], first[3])
+            )
+            m.d.comb += self.boundaries.next[at].eq(chosen)
         return m

@@ -63,13 +63,8 @@ def rounded_to_minifloat(
 ) -> Value:
     """Round 1.digits * 2^exponent to a magnitude code: nearest, not saturated, below 2^bits.
 
-    Parameters
-    ----------
-    quotient
-        Significand, with at least one digit more than the element's mantissa; its lead is not
-        looked at.
-    exponent
-        Signed.
+    The quotient has at least one digit more than the element's mantissa, and its lead is not looked
+    at; the exponent is signed.
     """
     mantissa_bits = element.mantissa_bits
     lowest = 1 - element.bias

@@ -75,8 +75,8 @@ class RelativeType:
         """The type that is stored."""
         bits = self.kind.mantissa_bits
         if not self.tensor_scale:
-            # Boundaries are multiples of 1/8 (of refined elements 1/16) of the scale's last bit.
-            deciding = self.grid.mantissa_bits + (4 if self.block.metadata.bits else 3)
+            # Boundaries are multiples of 1/8 (of refined elements 1/32) of the scale's last bit.
+            deciding = self.grid.mantissa_bits + (5 if self.block.metadata.bits else 3)
             bits = min(bits, deciding + (self.block.ties == "even"))
         exponent_bits = 1 + self.offset.bit_length()
         return replace(self.kind, name="relative", exponent_bits=exponent_bits, mantissa_bits=bits)

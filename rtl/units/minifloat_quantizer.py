@@ -237,10 +237,14 @@ class MinifloatQuantizer(Component):
             stored = Signal(8, name=f"stored_{side}")
             m.d.comb += stored.eq(Mux(found["poisoned"], nan, code))
             scales.append(stored)
+        places = self._relative.stored.exponent_bits
+        none = found["poisoned"]
+        if self.block.scaling != "split":
+            none = named(m, "none", none | parts[0].zero)  # two scales are never zero
         return {
             "scales": Cat(scales),
             "zero": Cat(part.zero for part in parts),
-            "origin": Cat(part.origin for part in parts),
+            "origin": Cat(part.origin for part in parts) | none.replicate(len(parts) * places),
             "significand": Cat(part.significand for part in parts),
             "boundaries": Cat(Value.cast(part.boundaries) for part in parts),
         }
@@ -275,7 +279,6 @@ class MinifloatQuantizer(Component):
                 lane.origin.eq(own("origin")),
                 lane.fraction.eq(own("significand")),
                 Value.cast(lane.boundaries).eq(found["boundaries"]),
-                lane.zero.eq(own("zero") | found["poisoned"]),
             ]
             codes.append(Cat(lane.magnitude, beat[n].sign & ~found["poisoned"]))
         tops: Values = {}
@@ -283,7 +286,7 @@ class MinifloatQuantizer(Component):
         for s in range(self.lanes // size if size else 0):
             members = range(s * size, (s + 1) * size)
             largest, first = first_maximum(m, [lanes[n].magnitude for n in members], f"top_{s}")
-            places = [Cat(beat[n].mantissa, lanes[n].above) for n in members]
+            places = [Cat(beat[n].mantissa, lanes[n].place) for n in members]
             tops[f"top_{s}"] = Cat(largest[0], one_hot_mux(first, places))
         return {"codes": Cat(codes), **tops}
 
@@ -298,7 +301,7 @@ class MinifloatQuantizer(Component):
                 refined_element(self.block),
             )
             m.d.comb += [
-                Cat(refiner.odd, refiner.mantissa, refiner.above).eq(kept[name]),
+                Cat(refiner.odd, refiner.mantissa, refiner.place).eq(kept[name]),
                 refiner.divisor.eq(kept["significand"]),
                 refiner.zero.eq(kept["zero"]),
                 refiner.poisoned.eq(kept["poisoned"]),

@@ -216,13 +216,10 @@ def near_boundaries(
 ) -> np.ndarray:
     """Return groups with values on the boundaries of codes, of scales of every significand.
 
-    Positive and negative values of a group have scales of their own, those of the block's minifloat; one value of each sign is such that amax / 6 is on that scale, or on the
-    boundary to the next one, or beside that.
+    Positive and negative values of a group have scales of their own. One value of each sign is such
+    that amax / 6 is a scale, or the boundary to the next one, and all may be beside that.
 
-    Parameters
-    ----------
-    units
-        Tensor scales, float64 [count]; 1 if None.
+    ``units`` are tensor scales, float64 [count]; 1 if None.
     """
     facts, rng, group = input_type(kind), np.random.default_rng([seed, 77]), block.group
     grid = block.scale.grid

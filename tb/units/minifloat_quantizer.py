@@ -19,7 +19,17 @@ from m2xfp.tb.parts.values import decode
 from m2xfp.tb.regression import Case, steady_cases
 from m2xfp.tb.vectors import Beats, TestVectors
 
-__all__ = ["decode", "encode", "expected", "load", "regression", "sample", "vectors"]
+__all__ = [
+    "boundaries",
+    "decode",
+    "encode",
+    "expected",
+    "load",
+    "regression",
+    "sample",
+    "vectors",
+    "with_scales",
+]
 
 # Patterns of tensor scales: numbers of all significands, the least, largest and 1, and none.
 _SCALES = (0x3F800000, 0x3F800001, 0x3FFFFFFF, 0x07000000, 0x7F7FFFFF)
@@ -84,7 +94,7 @@ def vectors(arrays: Arrays, facts: Facts, seed: int = 0) -> TestVectors:
     return TestVectors({"i": Beats(data, last)}, {"o": out}, len(groups))
 
 
-def _with_scales(arrays: Arrays, facts: Facts, seed: int) -> Arrays:
+def with_scales(arrays: Arrays, facts: Facts, seed: int) -> Arrays:
     """Return groups with tensor scales, if the unit takes them: some of each kind."""
     if not facts.parameters["tensor_scale"]:
         return arrays
@@ -108,7 +118,7 @@ def sample(operands: Operands, facts: Facts) -> Arrays:
     return arrays
 
 
-def _boundaries(facts: Facts, count: int, seed: int) -> Arrays:
+def boundaries(facts: Facts, count: int, seed: int) -> Arrays:
     """Return groups whose values lie on the boundaries of codes and scales, and beside them."""
     kind, block = facts.parameters["input_type"], block_format(facts.parameters["block"])
     if not facts.parameters["tensor_scale"]:
@@ -127,8 +137,8 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
 
     def stimulus() -> Iterator[tuple[str, Arrays]]:
         for n in range(4):
-            yield f"boundaries {n}", _boundaries(facts, 4000, seed + n)
+            yield f"boundaries {n}", boundaries(facts, 4000, seed + n)
         for name, arrays in values.stimulus(facts, seed):
-            yield name, _with_scales(arrays, facts, seed)
+            yield name, with_scales(arrays, facts, seed)
 
     return steady_cases(stimulus(), vectors, facts, seed)

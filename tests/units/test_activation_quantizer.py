@@ -9,12 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from choices import usual_first
 from mutation import Mutation, emit_mutant
 from stream_checks import check, regress, value_vectors
 
+from m2xfp.errors import InputError
 from m2xfp.facts import EmittedFiles, Facts
+from m2xfp.formats import E2M1, E3M2, E4M3, FP16, INPUT_TYPES, MXINT8, block_format
+from m2xfp.golden.formats.scales import PowerOfTwoScale
 from m2xfp.rtl.catalog import UNITS
+from m2xfp.rtl.parts.elements import magnitude_element
+from m2xfp.rtl.parts.scale_rules import SCALE_RULES, scale_rule
+from m2xfp.rtl.units.activation_quantizer import ActivationQuantizer
 from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
 from m2xfp.tb.parts import value_stimulus
 from m2xfp.tb.protocol.harness import TestbenchError, build_testbench, run_testbench
@@ -76,8 +83,9 @@ def test_values_at_length(simulator: BulkSimulator) -> None:
 def test_all_patterns(simulator: BulkSimulator) -> None:
     """All 65 536 patterns, each beside a fixed largest magnitude."""
     kind = simulator.facts.parameters["input_type"]
+    group = block_format(simulator.facts.parameters["block"]).group
     for amax in AMAX[kind]:
-        raw = all_patterns(kind, amax)
+        raw = all_patterns(kind, amax, group)
         assert len(np.unique(raw)) == 65536
         check(simulator, value_vectors(simulator.facts, raw), stall={}, seed=0)
 
@@ -132,12 +140,44 @@ def test_one_file_for_both_simulations(
     assert len(sums) == 1
 
 
+@pytest.mark.parametrize("name", SCALE_RULES)
+@pytest.mark.parametrize("kind", ["bf16", "fp16"])
+def test_thresholds_of_rules(name: str, kind: str) -> None:
+    """Every mantissa counts one more, the same or one less as the golden rule says."""
+    facts = INPUT_TYPES[kind]
+    fields = torch.arange(1 << facts.mantissa_bits)
+    values = 1 + fields.double() / (1 << facts.mantissa_bits)
+    for element in (E2M1, E3M2, E4M3, magnitude_element(MXINT8)):
+        rule = scale_rule(name, facts, element)
+        wanted = PowerOfTwoScale(element, name).fit(values, torch.ones(())) + element.emax - 127
+        reached = torch.zeros_like(fields)
+        if rule.threshold is not None:
+            reached = (fields >= rule.threshold).long()
+        assert torch.equal(wanted, reached - rule.head), element
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"block": block_format("nvfp4"), "lanes": 16}, "minifloat_quantizer"),
+        ({"scale_rule": "nearest"}, "floor, ceil"),
+        ({"zero_scale": 5}, "0, 126"),
+        ({"block": block_format("amxfp4:scale_mode=pot"), "input_type": FP16}, "bf16 or fp32"),
+        ({"block": block_format("amxfp4:scale_mode=pot"), "zero_scale": 126}, "zero_scale=0"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(given: dict[str, object], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        ActivationQuantizer(**given)
+
+
 ARITH, STREAMS = "m2xfp.rtl.arith.datapath", "m2xfp.rtl.parts.streams"
 QUANTIZER, SCALE, STORE = (
     f"m2xfp.rtl.{name}"
     for name in ("units.activation_quantizer", "parts.group_scale", "parts.beat_store")
 )
 
+ROUNDER = "m2xfp.rtl.parts.element_rounding"
 ROUNDING = "guard & (rest | code[0])"
 
 # The subgroup's top element, with the keys turned round: the highest index of equals wins.
@@ -243,6 +283,39 @@ OTHER_FAULTS = {
             "beat.poisoned",
         ),
         Mutation("last of the next group", QUANTIZER, """held("last", beat.last)""", "beat.last"),
+    ],
+    # In what other rules and formats have.
+    "smx4-bf16x16": [
+        Mutation(
+            "bit of a pair of its first",
+            QUANTIZER,
+            "for lane in members).any()",
+            "for lane in members[:1]).any()",
+        ),
+    ],
+    "mxint8-bf16x32": [
+        Mutation(
+            "negative one short",
+            ROUNDER,
+            "size ^ sign.replicate(len(size))) + sign",
+            "size ^ sign.replicate(len(size)))",
+        ),
+    ],
+    "micromix-mxfp4-bf16x32": [
+        Mutation(
+            "zero group as small ones", SCALE, "Mux(self.peak.any, scale, self._zero)", "scale | 0"
+        ),
+        Mutation(
+            "threshold one too high", SCALE, "v.mantissa >= threshold", "v.mantissa > threshold"
+        ),
+    ],
+    "amxfp4-pot-bf16x32": [
+        Mutation(
+            "one scale for both signs",
+            QUANTIZER,
+            "Mux(negative, sides[1], sides[0])",
+            "Mux(negative, sides[0], sides[0])",
+        ),
     ],
 }
 
