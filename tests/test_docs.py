@@ -223,6 +223,12 @@ def folder(tmp_path: Path, sim_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
         for plane in ("codes", "scales", "meta")
     }
     np.savez(tmp_path / "pairs.npz", **planes, first=np.arange(64) % 8 == 0)
+    switched = {f"{side}_codes": rng.integers(0, 256, (64, 32), np.uint8) for side in "aw"}
+    switched |= {f"{side}_scales": planes[f"{side}_scales"] for side in "aw"}
+    switched |= dict.fromkeys(
+        ("a_formats", "w_formats"), rng.choice([0, 2, 3], 64).astype(np.uint8)
+    )
+    np.savez(tmp_path / "groups.npz", **switched, first=np.arange(64) % 8 == 0)
     signs = rng.integers(0, 2, (64, 32)) > 0
     np.savez(tmp_path / "blocks.npz", x=np.load(tmp_path / "x.npy"), flips=signs)
     (tmp_path / "build").mkdir()

@@ -18,6 +18,7 @@ from m2xfp.tb.parts.groups import packed_groups
 from m2xfp.tb.vectors import Beats, TestVectors
 
 __all__ = [
+    "GROUP",
     "Placed",
     "decode",
     "encode",

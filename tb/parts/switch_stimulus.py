@@ -10,7 +10,9 @@ from m2xfp.tb.bench import Arrays
 from m2xfp.tb.bulk.simulator import Run
 from m2xfp.tb.parts import pair_stimulus
 from m2xfp.tb.parts.accumulation import chains, from_reset
+from m2xfp.tb.parts.element_codes import largest_code, negated, packed_codes
 from m2xfp.tb.parts.switch_groups import (
+    GROUP,
     group_counts,
     pairs_of,
     placed_runs,
@@ -22,7 +24,7 @@ from m2xfp.tb.parts.switch_groups import (
 from m2xfp.tb.regression import RESETS, STALLS, WARM, Case
 from m2xfp.tb.vectors import Beats, TestVectors
 
-__all__ = ["mixed", "regression", "side_by_side"]
+__all__ = ["mixed", "regression", "side_by_side", "tails"]
 
 STEPS, RUNS = 12, 60
 KINDS = ("near", "gaps", "random_bytes", "cancelling", "nans", "extremes")
@@ -83,6 +85,36 @@ def mixed(facts: Facts, name: str, seed: int) -> Arrays:
     return arrays
 
 
+def tails(facts: Facts, seed: int) -> Arrays:
+    """Return groups of one largest product and a small one, each taken back by the next group.
+
+    The sum is rounded to the large product; what is left then is the small one, in the last bits of
+    the addition.
+    """
+    rng = np.random.default_rng(seed)
+    pairs = pairs_of(facts).pairs
+    choice = np.repeat(rng.integers(0, len(pairs), (STEPS // 2, RUNS)), 2, axis=0)
+    arrays = _chosen(facts, "cancelling", choice, seed)
+    chosen = choice.T.reshape(-1)
+    back = np.arange(STEPS * RUNS) % 2 == 1
+    lanes = np.argsort(rng.random((STEPS * RUNS // 2, GROUP)), axis=1)[:, :2].repeat(2, axis=0)
+    small = rng.integers(1, 8, (2, STEPS * RUNS // 2)).repeat(2, axis=1)
+    for index, pair in enumerate(pairs):
+        rows = np.flatnonzero(chosen == index)
+        for side, (block, name) in enumerate(zip(pair, ("a_", "w_"), strict=True)):
+            codes = np.zeros((len(rows), GROUP), np.int64)
+            every = np.arange(len(rows))
+            codes[every, lanes[rows, 0]] = largest_code(block)
+            codes[every, lanes[rows, 1]] = small[side, rows]
+            if side:
+                codes[back[rows]] = negated(codes[back[rows]], block)
+            plane = packed_codes(codes, block)
+            arrays[f"{name}codes"][rows, : plane.shape[1]] = plane
+            scales = arrays[f"{name}scales"]
+            scales[rows[back[rows]]] = scales[rows[~back[rows]]]
+    return arrays
+
+
 def _refused(facts: Facts, seed: int) -> TestVectors:
     """Return groups with some of any number as format, whether there is such a pair or not."""
     rng = np.random.default_rng(seed)
@@ -136,7 +168,11 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
         for stall in STALLS:
             number += 1
             yield case(f"switched {name}", made, stall)
-    for name, made in (("refused", _refused(facts, seed)), ("changed", _changed(facts, seed))):
+    for name, made in (
+        ("tails", vectors(tails(facts, seed), facts, seed)),
+        ("refused", _refused(facts, seed)),
+        ("changed", _changed(facts, seed)),
+    ):
         for stall in STALLS:
             number += 1
             yield case(name, made, stall)

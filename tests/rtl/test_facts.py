@@ -80,6 +80,22 @@ def test_damaged_descriptions_are_refused(tmp_path: Path) -> None:
             Facts.load(tmp_path / "unit.json")
 
 
+def test_long_groups_are_told_by_fields_that_there_are() -> None:
+    facts = find_unit("switching_dot_product").instance().facts
+    long = facts.long_groups
+    assert long is not None
+    assert long.beats == 2
+    assert (3, 3) in long.values
+    for wrong in (
+        replace(long, fields=("operands.mode.act", "mode")),
+        replace(long, stream="o"),
+        replace(long, values=((1,),)),
+        replace(long, beats=1),
+    ):
+        with pytest.raises(InputError, match="m2xfp verilog"):
+            Facts.from_json(replace(facts, long_groups=wrong).to_json())
+
+
 @pytest.mark.parametrize("unit", ["activation_quantizer", "gemm_core"])
 def test_one_emission_builds_the_component_once(
     unit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

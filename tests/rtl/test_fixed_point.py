@@ -9,6 +9,7 @@ from amaranth.sim import Simulator
 from m2xfp.rtl.arith.fixed_point import (
     leading_zeros,
     normalise,
+    select_sum,
     shift_right,
     signed_bits,
     signed_total,
@@ -52,6 +53,15 @@ def test_signed_total(width: int) -> None:
     for values, found in truth_table([a, b, c], m, signed_total([a, b, c], width)[:width]).items():
         wanted = as_signed(values[0], 3) + values[1] + as_signed(values[2], 2)
         assert found == wanted % (1 << width)
+
+
+@pytest.mark.parametrize(("bits", "digit"), [(1, 1), (4, 2), (5, 2), (5, 3), (4, 7)])
+def test_select_sum(bits: int, digit: int) -> None:
+    a, b, carry = Signal(bits), Signal(bits), Signal()
+    m = Module()
+    total = select_sum(m, a, b, carry, "s", digit)
+    for values, found in truth_table([a, b, carry], m, total).items():
+        assert found == sum(values)
 
 
 @pytest.mark.parametrize("filled", [False, True])

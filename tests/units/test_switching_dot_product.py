@@ -273,16 +273,25 @@ FAULTS = [
     Mutation("only the last beat counts", f"{PARTS}framing", "bad | changed", "changed"),
     Mutation("status stays", f"{PARTS}accumulation", "(status[-1] & ~clear)", "status[-1]"),
     Mutation("results twice", f"{PARTS}accumulation", "results[-1] & moved", "results[-1]"),
+    Mutation("earlier beats lost", f"{PARTS}total", "~(self.opening | self.narrow)", "Const(0, 1)"),
     Mutation(
-        "earlier beats lost", f"{PARTS}product", "~(self.opening | self.narrow)", "Const(0, 1)"
+        "earlier group added", f"{PARTS}total", "~(self.opening | self.narrow)", "~self.narrow"
     ),
-    Mutation("earlier group added", f"{PARTS}product", "self.opening | self.narrow", "self.narrow"),
+    Mutation(
+        "digits lose carries",
+        f"{PARTS}total",
+        'rows += [named(m, "earlier_bits", earlier), carried',
+        'rows += [named(m, "earlier_bits", earlier), carried & 0',
+    ),
+    Mutation("-x for ~x", f"{PARTS}total", "Mux(zero, minus, ~own)", "minus"),
+    Mutation("carry into D lost", f"{PARTS}total", "Mux(carry, made[1], made[0])", "made[0]"),
+    Mutation("offset of four products", f"{PARTS}total", "bit_length() - 2", "bit_length() - 1"),
     Mutation(
         "NaN of the last beat alone", f"{PARTS}product", "kept.nan | (nan & ~begin)", "kept.nan"
     ),
-    Mutation("NaN in FP4 codes", f"{PARTS}product", "special & ~self.narrow", "special"),
-    Mutation("one bias for all", f"{PARTS}product", 'named(m, "raised", offset)', "0"),
     Mutation("pause loses a beat", f"{PARTS}product", "m.If(step & valid)", "m.If(step)"),
+    Mutation("NaN in FP4 codes", f"{PARTS}front", "special & ~self.narrow", "special"),
+    Mutation("one bias for all", f"{PARTS}front", 'named(m, "raised", offset)', "0"),
     Mutation(
         "mantissa at the lower end",
         f"{PARTS}lanes",
@@ -290,12 +299,29 @@ FAULTS = [
         "0), code[:-1], Const(0, side.mantissa_bits - bits)",
     ),
     Mutation("no hidden bit", f"{PARTS}lanes", "code.exponent.any()))", "Const(0, 1)))"),
-    Mutation("negation one short", f"{PARTS}lanes", "as_signed() + sign", "as_signed()"),
+    Mutation(
+        "negation one short",
+        f"{PARTS}lanes",
+        "negative.replicate(bits)) + negative",
+        "negative.replicate(bits))",
+    ),
+    Mutation(
+        "shifts two too far",
+        f"{PARTS}lanes",
+        "product[_TOO_FAR:].as_signed()",
+        "product[: len(self.product)]",
+    ),
     Mutation(
         "448 is NaN",
         f"{PARTS}lanes",
         "(code.exponent == 15) & code.mantissa.all()",
         "(code.exponent == 15) & code.mantissa[1:].all()",
+    ),
+    Mutation(
+        "carry between digits lost",
+        "m2xfp.rtl.arith.fixed_point",
+        "Mux(carry, with_one, without)",
+        "without",
     ),
 ]
 
