@@ -16,7 +16,10 @@ from m2xfp.tb.parts import value_stimulus
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "adding-a-unit.md"
 # All that the package consists of; results and pages are not needed.
-PARTS = ["m2xfp", "rtl", "golden", "models", "tb", "synth", "fpga", "tests", "pyproject.toml"]
+PARTS = [
+    *("m2xfp", "rtl", "golden", "models", "tb", "synth", "fpga", "accelerator"),
+    *("tests", "pyproject.toml"),
+]
 COUNT = 300
 
 
