@@ -37,6 +37,7 @@ COMMANDS = {
     "coverage": "What a unit's regression covers, and what nothing can.",
     "mutate": "Faults in a netlist, and whether the unit's regression notices them.",
     "prove": "Proofs about emitted units, each shown to fail with a fault.",
+    "registers": "Map, C header, page and IP-XACT of the accelerator's registers.",
     "report": "Tables and plots of the accepted figures, and those in the pages.",
     "simulate": "Run a tensor through the emitted Verilog of a unit.",
     "status": "What has been done for each unit, and its stage of verification.",

@@ -37,6 +37,7 @@ from m2xfp.formats import (
     block_format,
 )
 from m2xfp.rtl.parameters import bind, parameters_of, plain
+from m2xfp.rtl.units.accelerator import Accelerator
 from m2xfp.rtl.units.activation_decoder import ActivationDecoder
 from m2xfp.rtl.units.activation_quantizer import ActivationQuantizer
 from m2xfp.rtl.units.dot_product import DotProduct
@@ -551,6 +552,15 @@ UNITS: dict[str, Unit] = {
                 buffer=16384,  # four rows of activations and two of weights of the largest k
                 host="matrices",
             ),
+        ),
+        Unit(
+            name="accelerator",
+            purpose="products of packed matrices from memory to memory, over AXI4",
+            component=Accelerator,
+            configs={
+                "m2xfp-2x2": {"rows": 2, "columns": 2, "max_k": 512, "bus": "128", "chunk": 8},
+                "m2xfp-1x32": {"bus": "512"},
+            },
         ),
     )
 }

@@ -28,7 +28,7 @@ from m2xfp.tables import aligned_table, embed
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-ROOMS = ("rtl", "golden", "models", "tb", "synth", "fpga", "manual")
+ROOMS = ("rtl", "golden", "models", "tb", "synth", "fpga", "accelerator", "manual")
 GUIDE = ROOT / "docs" / "adding-a-unit.md"
 EXAMPLE = "code_negator"  # the unit of the guide, which is not in the catalog
 EXAMPLE_ON_BOARDS = "negator"

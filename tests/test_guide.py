@@ -17,16 +17,8 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "adding-a-unit.md"
 # All that the package consists of; results and pages are not needed.
 PARTS = [
-    "m2xfp",
-    "rtl",
-    "golden",
-    "models",
-    "tb",
-    "synth",
-    "fpga",
-    "manual",
-    "tests",
-    "pyproject.toml",
+    *("m2xfp", "rtl", "golden", "models", "tb", "synth", "fpga", "accelerator", "manual"),
+    *("tests", "pyproject.toml"),
 ]
 COUNT = 300
 

@@ -104,6 +104,7 @@ NEEDS = {
     ("lint",): "sim",
     ("mutate", "pe_tile"): "golden,sim,synth",
     ("prove", "pe_tile"): "golden,sim,synth,prove",
+    ("registers",): "registers",
     ("report", "--results", "."): "golden,synth",
     ("simulate", "gemm_core", "--input", "x.npy", "--output", "y"): "sim",
     ("study", "array"): "synth",
@@ -197,7 +198,7 @@ def test_a_wheel_holds_every_file(clone: Path, tmp_path: Path) -> None:
     subprocess.run([*pip, "-w", str(tmp_path), str(clone)], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
-    rooms = ("golden", "models", "rtl", "tb", "synth", "fpga", "manual")
+    rooms = ("golden", "models", "rtl", "tb", "synth", "fpga", "accelerator", "manual")
     wanted = {
         f"m2xfp/{path.relative_to(clone)}"
         for room in rooms

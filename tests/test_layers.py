@@ -11,7 +11,7 @@ import pytest
 from m2xfp.rtl.catalog import UNITS
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("rtl", "golden", "models", "tb", "synth", "fpga", "manual")
+ROOMS = ("rtl", "golden", "models", "tb", "synth", "fpga", "accelerator", "manual")
 
 # Layer: those that it may import, at the top of a file or inside a function. `base` is what stands
 # in m2xfp/ itself, `commands` the command line.
@@ -24,6 +24,7 @@ ALLOWED = {
     "synth": {"base", "golden", "models", "rtl", "tb"},
     "fpga": {"base", "golden", "rtl", "tb", "synth"},  # of synth: the native yosys
     "manual": {"base", "golden", "rtl", "tb", "synth"},
+    "accelerator": {"base", "golden", "rtl", "tb"},
     "commands": {"base", *ROOMS},
 }
 # Of synth, only these take tensors from models or evaluate them.

@@ -16,6 +16,7 @@ from m2xfp.files import cache_environment, write_atomic
 from m2xfp.processes import run
 from m2xfp.rtl.catalog import Instance
 from m2xfp.rtl.verilog.axi import AxiStream
+from m2xfp.rtl.verilog.axi_ports import AxiPorts, has_axi_ports
 from m2xfp.rtl.verilog.component import Component, EmittedModule, VerilogPlatform
 from m2xfp.rtl.verilog.writer import rewrite
 
@@ -30,6 +31,8 @@ def verilog_text(component: Component, top: str) -> str:
 def yosys_verilog(component: Component, top: str) -> tuple[str, dict[str, EmittedModule]]:
     """Return what ``verilog_text`` rewrites: Verilog as yosys writes it, and the modules."""
     platform = VerilogPlatform(top)
+    if has_axi_ports(component):
+        platform.emit(AxiPorts(component), f"{top}_axi")
     platform.emit(AxiStream(component), top)
     design = "\n".join(module.rtlil for module in platform.modules.values())
     # A chip has no initial values; nothing may be simplified by them.

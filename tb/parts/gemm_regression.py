@@ -17,7 +17,7 @@ from m2xfp.tb.parts.value_stimulus import DISTRIBUTIONS, groups
 from m2xfp.tb.regression import RESETS, STALLS, WARM, Case
 from m2xfp.tb.vectors import Beats, TestVectors
 
-__all__ = ["regression"]
+__all__ = ["random_products", "regression"]
 
 ROUNDS = 9
 
@@ -52,7 +52,7 @@ def _most(streams: GemmStreams) -> int:
     return int(streams.facts.parameters["max_k"]) // streams.act.group
 
 
-def _random_products(
+def random_products(
     rng: np.random.Generator, streams: GemmStreams, count: int, most: int
 ) -> list[Product]:
     """Return products of sizes at every edge of blocks and panels, with at most ``most`` groups."""
@@ -227,7 +227,7 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     streams, rng = GemmStreams(facts), np.random.default_rng(seed)
     for number in range(ROUNDS):
         most = _most(streams) if number < 3 else min(4, _most(streams))
-        products = _random_products(rng, streams, 5, most)
+        products = random_products(rng, streams, 5, most)
         stall = STALLS[number % len(STALLS)]
         timing = None if any(stall) else _on_time(products, streams)
         vectors = (_vectors(streams, products),)
@@ -245,9 +245,9 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     ]
     yield Case("far sizes", tuple(far))
     for number, stall in enumerate(STALLS[:2]):
-        bad = _bad_sizes(streams, _random_products(rng, streams, 8, 2))
+        bad = _bad_sizes(streams, random_products(rng, streams, 8, 2))
         yield Case("bad sizes", (bad,), stall, seed + number)
-    some = _vectors(streams, _random_products(rng, streams, 4, min(2, _most(streams))))
+    some = _vectors(streams, random_products(rng, streams, 4, min(2, _most(streams))))
     for clock, stall in enumerate(RESETS):
         yield Case(f"reset {clock}", (some,), stall, seed + clock, before=WARM + 5 * clock)
     panels = 3
@@ -258,7 +258,7 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
         phases = (
             _broken(streams, products, accident),
             _resync(streams, number),
-            _vectors(streams, _random_products(rng, streams, 3, 2)),
+            _vectors(streams, random_products(rng, streams, 3, 2)),
         )
         stall = STALLS[number % 2]
         yield Case(f"{accident.stream} {accident.what}", phases, stall, seed + number)

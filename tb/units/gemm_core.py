@@ -26,7 +26,10 @@ __all__ = [
     "encode",
     "expected",
     "golden_product",
+    "joined",
     "load",
+    "period",
+    "products_of",
     "regression",
     "sample",
     "vectors",
@@ -111,7 +114,7 @@ def load(path: Path, facts: Facts) -> Arrays:
     return arrays
 
 
-def _products(arrays: Arrays, facts: Facts) -> list[Product]:
+def products_of(arrays: Arrays, facts: Facts) -> list[Product]:
     """Return the products that a file holds, their planes joined to groups."""
     group, planes = GemmStreams(facts).act.group, _planes(facts)
     if "sizes" in arrays:
@@ -143,10 +146,10 @@ def _products(arrays: Arrays, facts: Facts) -> list[Product]:
 
 def encode(arrays: Arrays, facts: Facts) -> dict[str, Beats]:
     """Turn the operands into one command a product, with its streams."""
-    return GemmStreams(facts).inputs(_products(arrays, facts))
+    return GemmStreams(facts).inputs(products_of(arrays, facts))
 
 
-def _joined(results: list[NDArray[Any]], arrays: Arrays) -> Arrays:
+def joined(results: list[NDArray[Any]], arrays: Arrays) -> Arrays:
     """Return ``out``: the one result, or several behind one another, a row a number or group."""
     if "sizes" not in arrays:
         return {"out": results[0]}
@@ -159,16 +162,16 @@ def decode(beats: Mapping[str, Beats], arrays: Arrays, facts: Facts) -> Arrays:
 
     Of several products all numbers or groups, behind one another.
     """
-    found = GemmStreams(facts).results(beats["o"], _products(arrays, facts))
-    return _joined(list(found), arrays)
+    found = GemmStreams(facts).results(beats["o"], products_of(arrays, facts))
+    return joined(list(found), arrays)
 
 
 def expected(arrays: Arrays, facts: Facts) -> Arrays:
     """Return the golden model's products."""
-    return _joined([golden_product(p, facts) for p in _products(arrays, facts)], arrays)
+    return joined([golden_product(p, facts) for p in products_of(arrays, facts)], arrays)
 
 
-def _period(sizes: list[tuple[int, int, int]]) -> int:
+def period(sizes: list[tuple[int, int, int]]) -> int:
     """Return after how many products their sizes begin anew."""
     count = len(sizes)
     return next(
@@ -181,9 +184,9 @@ def vectors(arrays: Arrays, facts: Facts, seed: int = 0) -> TestVectors:
 
     TLAST ends the operands of a command and is never random.
     """
-    streams, products = GemmStreams(facts), _products(arrays, facts)
+    streams, products = GemmStreams(facts), products_of(arrays, facts)
     results = [golden_product(product, facts) for product in products]
-    pieces = len(products) // _period([product.sizes for product in products])
+    pieces = len(products) // period([product.sizes for product in products])
     return TestVectors(streams.inputs(products), streams.outputs(results), pieces)
 
 

@@ -1,0 +1,379 @@
+"""Packed matrices in memory become the beats that the GEMM core takes."""
+
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value
+from amaranth.lib import data, stream
+from amaranth.lib.wiring import In, Out
+
+from m2xfp.formats import BlockFormat
+from m2xfp.rtl.arith.datapath import named
+from m2xfp.rtl.parts.axi_reader import request_layout
+from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
+from m2xfp.rtl.parts.layouts import group_layout
+from m2xfp.rtl.parts.streams import packet_stream
+from m2xfp.rtl.parts.word_memory import WordMemory
+from m2xfp.rtl.verilog.component import Component
+
+__all__ = ["PITCH_BITS", "OperandFetcher", "fetch_layout"]
+
+PITCH_BITS = 32
+
+
+def fetch_layout(address_bits: int) -> data.StructLayout:
+    """Return a job: a packed matrix [rows, groups], fetched as often as ``others`` ask."""
+    return data.StructLayout(
+        {
+            "codes": address_bits,
+            "scales": address_bits,
+            "meta": address_bits,
+            "codes_pitch": PITCH_BITS,
+            "scales_pitch": PITCH_BITS,
+            "rows": SIZE_BITS,
+            "groups": SIZE_BITS,
+            "others": SIZE_BITS,
+        }
+    )
+
+
+def _bits(count: int) -> int:
+    """Return the bits of a number below ``count``, at least one."""
+    return max(1, (count - 1).bit_length())
+
+
+class OperandFetcher(Component):
+    """Read a packed matrix from memory, as often as asked, and give it in the GEMM core's order.
+
+    The matrix is cut into blocks of ``rows * turns`` rows, and these into chunks of ``chunk``
+    groups. A chunk is read row by row, plane by plane, into one of two slots, while the other one
+    is given away: for each group, for each turn, ``rows`` groups a beat.
+
+    Words lie in the slots as they lie in memory; where a row begins in its first word is kept
+    beside them, so rows may begin at any byte, those of codes at any multiple of 16 or of the bus.
+
+    Parameters
+    ----------
+    block
+        Format of the groups.
+    address_bits, bus_bytes
+        Of the bus.
+    rows, turns
+        Groups a beat, and beats a group of a block.
+    chunk
+        Groups of a row that are read together.
+    step
+        Rows of the other matrix that a pass is for.
+
+    Members
+    -------
+    job : In(stream)
+        A matrix, at least a row and a group.
+    request : Out(stream)
+        To an ``AxiReader``.
+    valid, word, tag, first, closes : In
+        What it brings.
+    o : Out(packet_stream(ArrayLayout(group, rows)))
+        The groups; ``last`` on the last beat of the last pass. Rows beyond the matrix are anything,
+        beats of nothing else are left out.
+    wraps : Out(1)
+        A row lies beyond the last address; nothing more is read.
+    """
+
+    def __init__(
+        self,
+        block: BlockFormat,
+        address_bits: int,
+        bus_bytes: int,
+        rows: int,
+        turns: int,
+        chunk: int,
+        step: int,
+    ) -> None:
+        self._step = step
+        self._block, self._bus, self._chunk = block, bus_bytes, chunk
+        self._rows, self._turns, self._address_bits = rows, turns, address_bits
+        self._code_bytes = block.group * block.element.bits // 8
+        self._planes = 3 if block.subgroups else 2
+        self.length_bits = (chunk * self._code_bytes).bit_length()
+        self._tag = data.StructLayout(
+            {"plane": 2, "row": _bits(rows), "turn": _bits(turns), "slot": 1, "ends": 1}
+        )
+        self.tag_bits = self._tag.size
+        # Words that a row's part of a chunk lies in at most.
+        code_words = -(-(chunk * self._code_bytes + bus_bytes - self._code_bytes) // bus_bytes)
+        self._words = (code_words, *[-(-(chunk + bus_bytes - 1) // bus_bytes)] * 2)
+        super().__init__(
+            {
+                "job": In(stream.Signature(fetch_layout(address_bits))),
+                "request": Out(
+                    stream.Signature(request_layout(address_bits, self.length_bits, self.tag_bits))
+                ),
+                "valid": In(1),
+                "word": In(8 * bus_bytes),
+                "tag": In(self.tag_bits),
+                "first": In(1),
+                "closes": In(1),
+                "o": Out(packet_stream(data.ArrayLayout(group_layout(block), rows))),
+                "wraps": Out(1),
+            }
+        )
+
+    def build(self) -> Module:
+        """Build what asks, the slots, and what gives."""
+        m = Module()
+        claimed, full = Signal(2), Signal(2)
+        used = self._give(m, claimed, full, *self._ask(m, claimed))
+        self._fill(m, full)
+        for slot in range(2):
+            with m.If(used[slot]):
+                m.d.sync += [full[slot].eq(0), claimed[slot].eq(0)]
+        return m
+
+    def _ask(self, m: Module, claimed: Signal) -> tuple[list[Array], list[Signal], Array]:
+        """Step through blocks, chunks, rows and planes; return what is kept of each slot."""
+        job, request, planes = self.job.payload, self.request, self._planes
+        bits, lanes = self._address_bits + 1, (self._bus - 1).bit_length()
+        block_rows = self._rows * self._turns
+        active = Signal()
+        slot = Signal()
+        plane = Signal(2)
+        row = Signal(range(self._rows), name="row")
+        turn = Signal(range(self._turns), name="turn")
+        begins = Signal()  # of a chunk
+        held = Signal(job.shape(), reset_less=True)
+        offset = Signal(SIZE_BITS, reset_less=True)  # groups before this chunk
+        groups_left = Signal(SIZE_BITS, reset_less=True)  # this chunk included
+        rows_left = Signal(SIZE_BITS, reset_less=True)  # this row included
+        block_left = Signal(SIZE_BITS, reset_less=True)  # this block included
+        others_left = Signal(SIZE_BITS, reset_less=True)
+        here = [Signal(bits, name=f"here_{p}", reset_less=True) for p in range(planes)]
+        block = [Signal(bits, name=f"block_{p}", reset_less=True) for p in range(planes)]
+
+        count = named(
+            m,
+            "count",
+            Mux(groups_left < self._chunk, groups_left, self._chunk)[: self._chunk.bit_length()],
+        )
+        codes = named(m, "codes", plane == 0)
+        scale = self._code_bytes.bit_length() - 1
+        shift = Mux(codes, offset << scale, offset)
+        length = named(m, "length", Mux(codes, count << scale, count)[: self.length_bits])
+        address = named(m, "address", (Array(here)[plane] + shift)[: bits + 1])
+        beyond = named(m, "beyond", (address + length) > (1 << self._address_bits))
+        last_plane = named(m, "last_plane", plane == planes - 1)
+        last_row = named(
+            m,
+            "last_row",
+            (rows_left == 1) | ((row == self._rows - 1) & (turn == self._turns - 1)),
+        )
+        last_chunk = named(m, "last_chunk", groups_left <= self._chunk)
+        last_block = named(m, "last_block", rows_left == 1)
+        last_pass = named(m, "last_pass", others_left <= self._step)
+        may = named(m, "may", active & (~begins | ~claimed.bit_select(slot, 1)))
+        tag = data.View(self._tag, request.payload.tag)
+        m.d.comb += [
+            self.job.ready.eq(~active),
+            self.wraps.eq(may & beyond),
+            request.valid.eq(may & ~beyond),
+            request.payload.address.eq(address),
+            request.payload.length.eq(length),
+            tag.plane.eq(plane),
+            tag.row.eq(row),
+            tag.turn.eq(turn),
+            tag.slot.eq(slot),
+            tag.ends.eq(last_plane & last_row),
+        ]
+
+        # Where each row begins in its first word, in bytes or, of codes, in groups.
+        place = Cat(row[: (self._rows - 1).bit_length()], turn[: (self._turns - 1).bit_length()])
+        span = (1 << (self._rows - 1).bit_length()) * (1 << (self._turns - 1).bit_length())
+        place = Cat(place, slot)
+        skip = (scale, 0, 0)
+        begin = [
+            Array(
+                Signal(max(0, lanes - skip[p]), name=f"begin_{p}_{n}", reset_less=True)
+                for n in range(2 * span)
+            )
+            for p in range(planes)
+        ]
+        chunk_rows = Array(Signal(range(block_rows + 1), name=f"rows_{n}") for n in range(2))
+        chunk_groups = [
+            Signal(range(self._chunk + 1), name=f"groups_{n}", reset_less=True) for n in range(2)
+        ]
+        chunk_last = [Signal(name=f"last_{n}", reset_less=True) for n in range(2)]
+
+        with m.If(~active):
+            m.d.sync += [
+                active.eq(self.job.valid),
+                held.eq(job),
+                offset.eq(0),
+                groups_left.eq(job.groups),
+                rows_left.eq(job.rows),
+                block_left.eq(job.rows),
+                others_left.eq(job.others),
+                begins.eq(1),
+            ]
+            for p, base in zip(range(planes), (job.codes, job.scales, job.meta), strict=False):
+                m.d.sync += [here[p].eq(base), block[p].eq(base)]
+        asked = named(m, "asked", request.valid & request.ready)
+        bases = (held.codes, held.scales, held.meta)
+        pitches = (held.codes_pitch, held.scales_pitch, held.scales_pitch)
+        with m.If(asked):
+            for p in range(planes):
+                with m.If(plane == p):
+                    m.d.sync += begin[p][place].eq(address[skip[p] : lanes])
+            m.d.sync += [begins.eq(0), plane.eq(Mux(last_plane, 0, plane + 1))]
+            with m.If(begins):
+                for n in range(2):
+                    with m.If(slot == n):
+                        m.d.sync += [
+                            claimed[n].eq(1),
+                            chunk_groups[n].eq(count),
+                            chunk_rows[n].eq(Mux(block_left < block_rows, block_left, block_rows)),
+                            chunk_last[n].eq(last_pass & last_chunk & (block_left <= block_rows)),
+                        ]
+            with m.If(last_plane):
+                self._next_row(m, here, block, bases, pitches, last_row, last_chunk, last_block)
+                m.d.sync += [rows_left.eq(rows_left - 1), row.eq(row + 1)]
+                with m.If(row == self._rows - 1):
+                    m.d.sync += [row.eq(0), turn.eq(turn + 1)]
+            with m.If(last_plane & last_row):
+                m.d.sync += [
+                    row.eq(0),
+                    turn.eq(0),
+                    slot.eq(~slot),
+                    begins.eq(1),
+                    rows_left.eq(block_left),
+                    groups_left.eq(groups_left - self._chunk),
+                    offset.eq(offset + self._chunk),
+                ]
+                with m.If(last_chunk):
+                    m.d.sync += [groups_left.eq(held.groups), offset.eq(0)]
+                    m.d.sync += [rows_left.eq(rows_left - 1), block_left.eq(rows_left - 1)]
+                with m.If(last_chunk & last_block):
+                    m.d.sync += [
+                        rows_left.eq(held.rows),
+                        block_left.eq(held.rows),
+                        others_left.eq(others_left - self._step),
+                        active.eq(~last_pass),
+                    ]
+        return begin, [*chunk_groups, *chunk_last], chunk_rows
+
+    def _next_row(
+        self,
+        m: Module,
+        here: list[Signal],
+        block: list[Signal],
+        bases: tuple[Value, ...],
+        pitches: tuple[Value, ...],
+        last_row: Signal,
+        last_chunk: Signal,
+        last_block: Signal,
+    ) -> None:
+        """Move the addresses: to the next row, back to the block, to the next one, to the first."""
+        bits = self._address_bits + 1
+        for now, start, base, pitch in zip(here, block, bases, pitches, strict=False):
+            # A carry beyond the address stays, so that no row comes back from there.
+            after = named(m, f"{now.name}_after", now + pitch)
+            beyond = after[self._address_bits :].any()
+            following = Cat(after[: bits - 1], beyond)
+            m.d.sync += now.eq(following)
+            with m.If(last_row & ~last_chunk):
+                m.d.sync += now.eq(start)
+            with m.If(last_row & last_chunk):
+                m.d.sync += start.eq(following)
+                with m.If(last_block):
+                    m.d.sync += [now.eq(base), start.eq(base)]
+
+    def _fill(self, m: Module, full: Signal) -> None:
+        """Store what comes."""
+        tag = data.View(self._tag, self.tag)
+        index = Signal(range(max(self._words)), reset_less=True)
+        at = named(m, "index_now", Mux(self.first, 0, index))
+        with m.If(self.valid):
+            m.d.sync += index.eq(at + 1)
+        with m.If(self.valid & self.closes & tag.ends):
+            m.d.sync += full.bit_select(tag.slot, 1).eq(1)
+        for row in range(self._rows):
+            for plane in range(self._planes):
+                memory = self._memories[row][plane]
+                m.d.comb += [
+                    memory.write.eq(self.valid & (tag.row == row) & (tag.plane == plane)),
+                    memory.write_address.eq(self._address(plane, at, tag.turn, tag.slot)),
+                    memory.write_data.eq(self.word),
+                ]
+
+    def _address(self, plane: int, word: Value, turn: Value, slot: Value) -> Value:
+        """Return where a word of a slot is kept."""
+        words, turns = ((n - 1).bit_length() for n in (self._words[plane], self._turns))
+        return Cat(word[:words], turn[:turns], slot)
+
+    def _give(
+        self,
+        m: Module,
+        claimed: Signal,
+        full: Signal,
+        begin: list[Array],
+        kept: list[Signal],
+        chunk_rows: Array,
+    ) -> Signal:
+        """Give the slots away; return which one is used up with this clock."""
+        lanes = (self._bus - 1).bit_length()
+        scale = self._code_bytes.bit_length() - 1
+        slot = Signal(name="slot_given")
+        group = Signal(range(self._chunk), name="group_given")
+        turn = Signal(range(self._turns), name="turn_given")
+        groups, last = (Array(kept[n : n + 2])[slot] for n in (0, 2))
+        group_ends = named(m, "group_ends", group + 1 == groups)
+        turn_ends = named(m, "turn_ends", (turn + 1) * self._rows >= chunk_rows[slot])
+        there = Signal()
+        go = named(m, "go", full.bit_select(slot, 1) & (~there | self.o.ready))
+        ends = named(m, "chunk_ends", go & group_ends & turn_ends)
+        used = Signal(2)
+        m.d.comb += used.eq(ends << slot)
+        with m.If(self.o.ready):
+            m.d.sync += there.eq(0)
+        final = Signal(reset_less=True)
+        with m.If(go):
+            m.d.sync += [
+                there.eq(1),
+                final.eq(last & group_ends & turn_ends),
+                turn.eq(Mux(turn_ends, 0, turn + 1)),
+            ]
+            with m.If(turn_ends):
+                m.d.sync += group.eq(group + 1)
+            with m.If(ends):
+                m.d.sync += [group.eq(0), slot.eq(~slot)]
+        m.d.comb += [self.o.valid.eq(there), self.o.payload.last.eq(final)]
+
+        row_bits, turn_bits = ((n - 1).bit_length() for n in (self._rows, self._turns))
+        skip = (scale, 0, 0)
+        width = (8 * self._code_bytes, 8, 8)
+        fields = ("codes", "scale", "meta")
+        self._memories: list[list[WordMemory]] = []
+        for row in range(self._rows):
+            place = Cat(Const(row, row_bits), turn[:turn_bits], slot)
+            found: list[WordMemory] = []
+            for plane in range(self._planes):
+                words = self._words[plane]
+                depth = 1 << ((words - 1).bit_length() + turn_bits + 1)
+                memory = WordMemory(8 * self._bus, depth)
+                m.submodules[f"{fields[plane]}_{row}"] = memory
+                found.append(memory)
+                inside = max(0, lanes - skip[plane])
+                start = begin[plane][place] if inside else Const(0, 1)
+                where = named(m, f"{fields[plane]}_{row}_at", group + start)
+                m.d.comb += [
+                    memory.read.eq(go),
+                    memory.read_address.eq(
+                        self._address(plane, Cat(where[inside:], Const(0, 8)), turn, slot)
+                    ),
+                ]
+                read = memory.read_data
+                if inside:
+                    chosen = Signal(inside, name=f"{fields[plane]}_{row}_lane", reset_less=True)
+                    with m.If(go):
+                        m.d.sync += chosen.eq(where[:inside])
+                    read = read.word_select(chosen, width[plane])
+                target = getattr(self.o.payload.data[row], fields[plane])
+                m.d.comb += Value.cast(target).eq(read)
+            self._memories.append(found)
+        return used

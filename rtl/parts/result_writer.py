@@ -1,0 +1,120 @@
+"""Rows of panels that the GEMM core gives become pieces in memory."""
+
+from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import data, stream
+from amaranth.lib.wiring import In, Out
+
+from m2xfp.formats import InputType
+from m2xfp.rtl.arith.datapath import named
+from m2xfp.rtl.parts.axi_writer import piece_layout
+from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
+from m2xfp.rtl.parts.layouts import value_layout
+from m2xfp.rtl.parts.operand_fetcher import PITCH_BITS
+from m2xfp.rtl.parts.streams import packet_stream
+from m2xfp.rtl.verilog.component import Component
+
+__all__ = ["ResultWriter", "result_layout"]
+
+
+def result_layout(address_bits: int) -> data.StructLayout:
+    """Return a job: where a matrix [m, n] of results goes."""
+    return data.StructLayout(
+        {"values": address_bits, "pitch": PITCH_BITS, "m": SIZE_BITS, "n": SIZE_BITS}
+    )
+
+
+class ResultWriter(Component):
+    """Give each row of a panel its address and its length.
+
+    Parameters
+    ----------
+    kind
+        Type of the results.
+    columns
+        Of the GEMM core: results a beat.
+    address_bits
+        Of the bus.
+
+    Members
+    -------
+    job : In(stream)
+        A matrix, at least a row and a column.
+    i : In(packet_stream(ArrayLayout(value, columns)))
+        For each panel of columns, for each row, a beat.
+    piece : Out(stream)
+        To an ``AxiWriter``.
+    busy : Out(1)
+        Rows are still to come.
+    wraps : Out(1)
+        A row lies beyond the last address; nothing more is written.
+    """
+
+    def __init__(self, kind: InputType, columns: int, address_bits: int) -> None:
+        self._bytes, self._columns, self._address_bits = kind.width // 8, columns, address_bits
+        self.most_bytes = columns * self._bytes
+        values = data.ArrayLayout(value_layout(kind), columns)
+        super().__init__(
+            {
+                "job": In(stream.Signature(result_layout(address_bits))),
+                "i": In(packet_stream(values)),
+                "piece": Out(stream.Signature(piece_layout(address_bits, self.most_bytes))),
+                "busy": Out(1),
+                "wraps": Out(1),
+            }
+        )
+
+    def build(self) -> Module:
+        """Build the addresses and counters."""
+        m = Module()
+        job, piece, bits = self.job.payload, self.piece, self._address_bits
+        active = Signal()
+        held = Signal(job.shape(), reset_less=True)
+        panel = Signal(bits + 1, reset_less=True)  # address of its first row
+        here = Signal(bits + 1, reset_less=True)
+        rows_left = Signal(SIZE_BITS, reset_less=True)
+        columns_left = Signal(SIZE_BITS, reset_less=True)
+        last_panel = named(m, "last_panel", columns_left <= self._columns)
+        last_row = named(m, "last_row", rows_left == 1)
+        count = named(
+            m,
+            "lanes",
+            Mux(last_panel, columns_left, self._columns)[: self._columns.bit_length()],
+        )
+        length = named(m, "length", (count * self._bytes)[: len(piece.payload.length)])
+        beyond = named(m, "beyond", (here + length) > (1 << bits))
+        after = named(m, "after", here + held.pitch)
+        next_panel = named(m, "next_panel", (panel + self.most_bytes)[: bits + 1])
+        m.d.comb += [
+            self.job.ready.eq(~active),
+            self.busy.eq(active),
+            self.wraps.eq(active & self.i.valid & beyond),
+            piece.valid.eq(active & self.i.valid & ~beyond),
+            self.i.ready.eq(active & piece.ready & ~beyond),
+            piece.payload.address.eq(here),
+            piece.payload.length.eq(length),
+            piece.payload.data.eq(self.i.payload.data.as_value()),
+        ]
+        with m.If(~active):
+            m.d.sync += [
+                active.eq(self.job.valid),
+                held.eq(job),
+                panel.eq(job.values),
+                here.eq(job.values),
+                rows_left.eq(job.m),
+                columns_left.eq(job.n),
+            ]
+        with m.If(piece.valid & piece.ready):
+            # A carry beyond the address stays, so that no row comes back from there.
+            m.d.sync += [
+                here.eq(Cat(after[:bits], after[bits:].any())),
+                rows_left.eq(rows_left - 1),
+            ]
+            with m.If(last_row):
+                m.d.sync += [
+                    panel.eq(next_panel),
+                    here.eq(next_panel),
+                    rows_left.eq(held.m),
+                    columns_left.eq(columns_left - self._columns),
+                    active.eq(~last_panel),
+                ]
+        return m

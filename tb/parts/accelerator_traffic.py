@@ -1,0 +1,274 @@
+"""The traffic of the accelerator on its buses, worked out from its descriptors alone.
+
+Every bus has one ID and moves in the order that docs/accelerator.md gives, so what must come on
+each channel follows from descriptors and memory, whenever it comes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2xfp.facts import Facts, Field, Stream
+from m2xfp.formats import block_format
+from m2xfp.rtl.parts.accelerator_map import OFFSETS
+from m2xfp.tb.fields import Bytes, pack, read, read_plane
+from m2xfp.tb.vectors import Beats
+
+__all__ = ["PAGE", "Descriptor", "Memory", "Traffic"]
+
+PAGE = 4096
+IDENTIFICATION = 0x4D325846
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """The words of a descriptor, by the names of their registers; addresses whole.
+
+    Members
+    -------
+    words
+        What is not 0.
+    number
+        What it is pushed as.
+    """
+
+    words: Mapping[str, int]
+    number: int = 0
+
+    def __getitem__(self, name: str) -> int:
+        """Return a word, or an address."""
+        return self.words.get(name, 0)
+
+    def writes(self) -> Iterator[tuple[int, int]]:
+        """Yield address and word of every register of the descriptor, the push last."""
+        for name, offset in OFFSETS.items():
+            if offset < OFFSETS["operation"] or name == "push":
+                continue
+            whole = self[name.removesuffix("_high")]
+            yield offset, whole >> 32 if name.endswith("_high") else whole & 0xFFFFFFFF
+        yield OFFSETS["push"], self.number
+
+
+class Memory:
+    """A few pages with contents; all else is noise that depends on the address alone.
+
+    Parameters
+    ----------
+    seed
+        Of the noise.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self._seed = seed
+        self._pages: dict[int, NDArray[np.uint8]] = {}
+
+    def _page(self, number: int) -> NDArray[np.uint8]:
+        if number not in self._pages:
+            rng = np.random.default_rng((self._seed, number))
+            self._pages[number] = rng.integers(0, 256, PAGE, np.uint8)
+        return self._pages[number]
+
+    def write(self, address: int, content: NDArray[np.uint8]) -> None:
+        """Store bytes."""
+        for at in range(0, len(content), PAGE):
+            self._write(address + at, content[at : at + PAGE])
+
+    def _write(self, address: int, content: NDArray[np.uint8]) -> None:
+        page, start = divmod(address, PAGE)
+        first = content[: PAGE - start]
+        self._page(page)[start : start + len(first)] = first
+        if len(first) < len(content):
+            self._write(address + len(first), content[len(first) :])
+
+    def read(self, address: int, length: int) -> NDArray[np.uint8]:
+        """Return bytes."""
+        parts = []
+        while length:
+            page, start = divmod(address, PAGE)
+            parts.append(self._page(page)[start : start + length])
+            address, length = address + len(parts[-1]), length - len(parts[-1])
+        return np.concatenate(parts)
+
+    def write_rows(self, address: int, pitch: int, rows: NDArray[np.uint8]) -> None:
+        """Store a matrix of bytes."""
+        for number, row in enumerate(rows):
+            self.write(address + number * pitch, row)
+
+    def read_rows(self, address: int, pitch: int, rows: int, length: int) -> NDArray[np.uint8]:
+        """Return a matrix of bytes."""
+        return np.stack([self.read(address + number * pitch, length) for number in range(rows)])
+
+
+@dataclass
+class Channels:
+    """The beats of every stream so far: fields by name, and ``last``."""
+
+    beats: dict[str, list[dict[str, int | bytes]]] = field(default_factory=dict)
+
+    def add(self, name: str, *, last: bool, **fields: int | bytes) -> None:
+        """Append a beat."""
+        self.beats.setdefault(name, []).append({**fields, "last": last})
+
+
+class Traffic:
+    """What moves on the channels of an accelerator while it runs descriptors.
+
+    Parameters
+    ----------
+    facts
+        The accelerator.
+    memory
+        What its buses lead to; results are written into it.
+    """
+
+    def __init__(self, facts: Facts, memory: Memory) -> None:
+        self.facts, self.memory, self._channels = facts, memory, Channels()
+        given = facts.parameters
+        self.bus = int(given["bus"]) // 8
+        self.block = given["rows"] * given["chains"]
+        self.columns, self.chunk = given["columns"], given["chunk"]
+        self.value_bytes = {"fp32": 4, "bf16": 2}[given["results"]]
+        self._formats = {"a": block_format(given["act"]), "w": block_format(given["weight"])}
+
+    def bursts(self, address: int, length: int) -> Iterator[tuple[int, int]]:
+        """Yield address and beats of the bursts that some bytes take."""
+        at, end = address // self.bus * self.bus, address + length
+        while at < end:
+            stop = min(-(-end // self.bus) * self.bus, (at // PAGE + 1) * PAGE)
+            yield at, (stop - at) // self.bus
+            at = stop
+
+    def planes(self, side: str) -> dict[str, int]:
+        """Return the planes of an operand, with the bytes that a group has in each."""
+        block = self._formats[side]
+        names = ("codes", "scales", "meta")
+        return dict(zip(names, block.group_bytes, strict=False))
+
+    def requests(self, side: str, descriptor: Descriptor) -> Iterator[tuple[int, int]]:
+        """Yield address and length of what is read of an operand, in order."""
+        block = self._formats[side]
+        rows = descriptor["m" if side == "a" else "n"]
+        height = self.block if side == "a" else 1
+        passes = -(-descriptor["n"] // self.columns) if side == "a" else 1
+        groups = descriptor["k"] // block.group
+        sizes = self.planes(side)
+        for _ in range(passes):
+            for top in range(0, rows, height):
+                for first in range(0, groups, self.chunk):
+                    count = min(self.chunk, groups - first)
+                    for row in range(top, min(top + height, rows)):
+                        for plane, size in sizes.items():
+                            pitch = "codes" if plane == "codes" else "scales"
+                            yield (
+                                descriptor[f"{side}_{plane}"]
+                                + row * descriptor[f"{side}_{pitch}_pitch"]
+                                + first * size,
+                                count * size,
+                            )
+
+    def pieces(self, descriptor: Descriptor) -> Iterator[tuple[int, slice, int]]:
+        """Yield row, columns and address of what is written, in order."""
+        m, n, size = descriptor["m"], descriptor["n"], self.value_bytes
+        for first in range(0, n, self.columns):
+            columns = slice(first, min(first + self.columns, n))
+            for row in range(m):
+                address = descriptor["out"] + row * descriptor["out_pitch"] + first * size
+                yield row, columns, address
+
+    def configure(self, descriptor: Descriptor) -> None:
+        """Add the writes that push a descriptor, and a read of the identification."""
+        for address, word in descriptor.writes():
+            self.tell(address, word)
+        self.read_register("id", IDENTIFICATION)
+
+    def tell(self, address: int, word: int, response: int = 0) -> None:
+        """Add a write of a register."""
+        self._channels.add("control_aw", last=True, addr=address)
+        self._channels.add("control_w", last=True, data=word, strb=15)
+        self._channels.add("control_b", last=True, resp=response)
+
+    def ask(self, address: int, word: int = 0, response: int = 0) -> None:
+        """Add a read of a register."""
+        self._channels.add("control_ar", last=True, addr=address)
+        self._channels.add("control_r", last=True, data=word, resp=response)
+
+    def read_register(self, name: str, word: int = 0) -> None:
+        """Add a read of a register by its name."""
+        self.ask(OFFSETS[name], word)
+
+    def answer(self, operand: str, address: int, length: int) -> None:
+        """Add the bursts of a request, and what memory answers."""
+        size = (self.bus - 1).bit_length()
+        for start, beats in self.bursts(address, length):
+            self._channels.add(
+                f"{operand}_ar", last=True, addr=start, len=beats - 1, size=size, burst=1
+            )
+            content = self.memory.read(start, beats * self.bus)
+            for n, word in enumerate(content.reshape(beats, self.bus)):
+                self._channels.add(f"{operand}_r", last=n == beats - 1, data=word.tobytes(), resp=0)
+
+    def run(self, descriptor: Descriptor, out: NDArray[np.generic]) -> None:
+        """Add the traffic of a descriptor whose results are these, and store them."""
+        size = (self.bus - 1).bit_length()
+        for side, operand in (("a", "acts"), ("w", "weights")):
+            for address, length in self.requests(side, descriptor):
+                self.answer(operand, address, length)
+        for row, columns, start in self.pieces(descriptor):
+            values = np.ascontiguousarray(out[row, columns]).view(np.uint8)
+            self.memory.write(start, values)
+            self._write(start, values, size)
+
+    def _write(self, start: int, values: NDArray[np.uint8], size: int) -> None:
+        for address, beats in self.bursts(start, len(values)):
+            self._channels.add(
+                "results_aw", last=True, addr=address, len=beats - 1, size=size, burst=1
+            )
+            self._channels.add("results_b", last=True, resp=0)
+            for beat in range(beats):
+                word, strobes = np.zeros(self.bus, np.uint8), 0
+                for lane in range(self.bus):
+                    place = address + beat * self.bus + lane - start
+                    if 0 <= place < len(values):
+                        word[lane], strobes = values[place], strobes | 1 << lane
+                self._channels.add(
+                    "results_w",
+                    last=beat == beats - 1,
+                    data=word.tobytes(),
+                    strb=strobes.to_bytes(-(-self.bus // 8), "little"),
+                )
+
+    def store(self, addresses: Beats, words: Beats) -> None:
+        """Write what the accelerator has written into the memory."""
+        aw, w = (self.facts.stream(name) for name in ("results_aw", "results_w"))
+        starts, lengths = (read(aw.field(name), addresses.data) for name in ("addr", "len"))
+        content = read_plane(w.field("data"), words.data)
+        strobes = np.unpackbits(read_plane(w.field("strb"), words.data), axis=1, bitorder="little")
+        at = 0
+        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+            for beat in range(length + 1):
+                for lane in np.flatnonzero(strobes[at][: self.bus]).tolist():
+                    place = start + beat * self.bus + lane
+                    self.memory.write(place, content[at, lane : lane + 1])
+                at += 1
+
+    def streams(self, which: Sequence[Stream]) -> dict[str, Beats]:
+        """Return the beats of streams."""
+        return {stream.name: self._beats(stream) for stream in which}
+
+    def _beats(self, stream: Stream) -> Beats:
+        beats = self._channels.beats.get(stream.name, [])
+        if not beats:
+            return Beats(np.zeros((0, stream.bytes), np.uint8), np.zeros(0, bool))
+        planes: dict[Field, Bytes] = {}
+        values: dict[Field, NDArray[np.generic]] = {}
+        for part in stream.fields:
+            found = [beat[part.name] for beat in beats]
+            if isinstance(found[0], bytes):
+                rows = [np.frombuffer(each, np.uint8) for each in found if isinstance(each, bytes)]
+                planes[part] = np.stack(rows)
+            else:
+                values[part] = np.array(found, np.uint64)
+        data: Bytes = pack(stream, values, planes)
+        return Beats(data, np.array([beat["last"] for beat in beats], bool))
