@@ -265,3 +265,33 @@ def test_subgroups_on_tensor_cores(lanes):
     for seed in range(4):
         case = Case(names, "fp32_subgroup", 130 + 64 * seed, 150, 5, spread=3, seed=seed)
         assert differences(case, "cuda") == 0, case
+
+
+def test_quantizing_and_multiplying_in_one_step():
+    """The same bits as in two, also below vmap; and the same errors."""
+    generator = torch.Generator().manual_seed(10)
+    fmt = get_format("m2xfp-act")
+    qw = get_format("m2xfp-weight").quantize(torch.randn(5, 40, generator=generator))
+    x = torch.randn(2, 3, 40, generator=generator)
+    wanted = matmul(fmt.quantize(x), qw)
+    assert torch.equal(products.quantized_matmul(x, fmt, qw), wanted)
+    assert torch.equal(torch.vmap(lambda x: products.quantized_matmul(x, fmt, qw))(x), wanted)
+    level = get_format("nvfp4", tensor_scale="auto")
+    other = get_format("nvfp4").quantize(torch.randn(5, 40, generator=generator))
+    each = torch.vmap(lambda x: products.quantized_matmul(x, level, other))(x)
+    assert torch.equal(each, torch.stack([matmul(level.quantize(part), other) for part in x]))
+    with pytest.raises(InputError, match="K = 40"):
+        products.quantized_matmul(x[..., :32], fmt, qw)
+    with pytest.raises(InputError, match="choose one of"):
+        products.quantized_matmul(x, fmt, qw, "fp16")
+
+
+def test_an_infinite_scale_is_nan_in_a_product():
+    fmt = get_format("mxfp4:scale_mode=e5m2")
+    packed = fmt.quantize(torch.ones(2, 64))
+    packed.scales[0, 1] = 0x7C  # which no quantizer writes
+    for path in ("plain", "auto"):
+        with computing(path):
+            found = matmul(packed, packed)
+        assert found[0].isnan().all(), path
+        assert found[1, 1] > 0, path
