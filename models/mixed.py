@@ -252,6 +252,8 @@ class MixedLinear(nn.Module):
         In the model's type on quantized values, or as `mixed_matmul` has it.
     """
 
+    values: Tensor
+
     def __init__(
         self, layer: nn.Linear, split: Split, rule: Rule, arithmetic: Arithmetic = FLOAT
     ) -> None:
