@@ -359,10 +359,9 @@ UNITS: dict[str, Unit] = {
                 },
             },
             sweep=Sweep(
-                axes={"lanes": ("8", "16"), "block": ("nvfp4", "m2nvfp4-act", "amxfp4")},
+                axes={"lanes": ("8", "16"), "input_type": ("bf16", "fp32"), "block": ("nvfp4",)},
                 formats=lambda given: ("none", given["block"]),
             ),
-            board=Board(name="minifloat", config="nvfp4-bf16x8"),
         ),
         Unit(
             name="weight_encoder",
