@@ -182,8 +182,8 @@ def plots(results: Path, output: Path) -> list[Path]:
 
     drawn = []
     for name, (flow, rows) in accepted_files(results).items():
-        library = flow["pdk_title"] + ", clock gates" * flow["clock_gating"]
-        library += ", full adders" * flow["full_adders"]
+        library = flow["pdk_title"] + ", clock gates" * bool(flow["clock_gating"])
+        library += ", full adders" * bool(flow["full_adders"])
         for ending, plot in (("area", plot_area), ("tradeoff", plot_tradeoff)):
             path = output / f"synth-{name}-{ending}.svg"
             plot(rows, library, path)

@@ -278,8 +278,8 @@ def markdown_table(rows: Sequence[Row], flow: Mapping[str, Any]) -> str:
     how = (
         f"{flow['pdk_title']}; {flow['yosys']}, abc script {flow['abc']!r}, "
         f"{'flat' if flow['flatten'] else 'hierarchical'}"
-        f"{', clock gates' * flow['clock_gating']}"
-        f"{', full adders' * flow.get('full_adders', False)}; no wires, no clock tree; "
+        f"{', clock gates' * bool(flow['clock_gating'])}"
+        f"{', full adders' * bool(flow.get('full_adders'))}; no wires, no clock tree; "
         f"GE = {flow['nand2_area_um2']:g} um2 ({flow['nand2']})."
     )
     return f"{how}\n\n{aligned_table(table)}"

@@ -568,6 +568,16 @@ def test_figures_that_are_none(tmp_path: Path) -> None:
         tables_of("m2xfp.synth.studies.mac", results)
 
 
+def test_a_flag_that_is_a_number(tmp_path: Path) -> None:
+    """It was how often a text was written."""
+    results, files = _figure_files(tmp_path)
+    whole = json.loads(files["synth-asap7.json"])
+    whole["flow"]["clock_gating"] = 1 << 40
+    (results / "synth-asap7.json").write_text(json.dumps(whole))
+    tables = tables_of("m2xfp.synth.report.accepted", results)
+    assert all(text.count(", clock gates") <= 1 for text in tables.values())
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", READERS)
