@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,8 +129,9 @@ class Case:
         if self.recipe is None:
             raise InputError("the case has no steps, so there is no recipe of it")
         names = ("weights", "activations", "cache", "operands")
-        formats = {name: self.facts[name] for name in names}
-        return replace(self.recipe, **{n: None if f == "none" else f for n, f in formats.items()})
+        told = {name: self.facts[name] for name in names}
+        formats: dict[str, Any] = {n: None if f == "none" else f for n, f in told.items()}
+        return replace(self.recipe, **formats)
 
     @property
     def quantizes(self) -> bool:

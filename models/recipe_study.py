@@ -55,7 +55,7 @@ def recipe_cases(calibration: Calibration) -> list[list[Case]]:
         group: list[Case] = []
         for attention, also in attentions:
             for how in (FLOAT, Arithmetic("hardware")) if also else (FLOAT,):
-                case = Case.parse(*formats, *attention, arithmetic=how)
+                case = Case.parse(*formats, attention[0], attention[1], how)
                 group.append(replace(case, recipe=recipe))
         groups.append(group)
     return groups

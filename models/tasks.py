@@ -65,7 +65,8 @@ def _documents(manager: Any, names: Sequence[str], most: int) -> dict[str, list[
 
     The harness itself would take the first, which are those of the first subject or year.
     """
-    tasks = manager.load_task_or_group(list(names))
+    load = getattr(manager, "load", None)  # older ones have trees of groups alone
+    tasks = load(list(names))["tasks"] if load else manager.load_task_or_group(list(names))
     return {name: evenly(len(task.eval_docs), most) for name, task in _each(tasks)}
 
 

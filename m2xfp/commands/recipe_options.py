@@ -76,7 +76,7 @@ def asked_recipe(
     given = [name for name, value in ways.items() if value is not None]
     if len(given) > 1:
         raise click.UsageError(f"{' and '.join(given)} exclude each other; give one of them")
-    settings = {"text": calibration, "windows": calibration_windows, "seed": seed}
+    settings: dict[str, Any] = {"text": calibration, "windows": calibration_windows, "seed": seed}
     chosen = {name: value for name, value in settings.items() if value is not None}
     if not given:
         if chosen:

@@ -157,10 +157,14 @@ def quantize_blocks(
     """
     place, blocks = find_blocks(model)
     widest = max(
-        (model.get_submodule(name).in_features for name in names if name.startswith(f"{place}.")),
+        (
+            cast(nn.Linear, model.get_submodule(name)).in_features
+            for name in names
+            if name.startswith(f"{place}.")
+        ),
         default=0,
     )
-    if windows.numel() < widest:  # type: ignore[operator]
+    if windows.numel() < widest:
         raise InputError(
             f"calibration: {windows.numel()} tokens, and a layer reads {widest} values; gptq needs "
             "at least as many tokens, better ten times: give more or longer windows"
@@ -206,7 +210,9 @@ def _row_parts(packed: PackedTensor, layers: list[nn.Linear]) -> Iterator[Packed
     start = 0
     for layer in layers:
         rows = slice(start, start + layer.out_features)
-        planes = {name: p[rows] if p.ndim else p for name, p in packed.planes().items()}
+        planes: dict[str, Any] = {
+            name: p[rows] if p.ndim else p for name, p in packed.planes().items()
+        }
         yield replace(packed, shape=layer.weight.shape, **planes)
         start = rows.stop
 

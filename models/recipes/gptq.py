@@ -20,6 +20,7 @@ of GPTAQ, arXiv 2504.02692, in closed form.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -170,26 +171,26 @@ def compensated(
     inverse = _inverse(hessian[sequence][:, sequence], name)
     upper = torch.linalg.cholesky(inverse, upper=True)
     level = fmt.quantize(target.to(weight.dtype)).tensor_scale if fmt.level == "auto" else None
-    one = fmt if level is None else get_format(fmt.name, **_with_level(fmt, float(level)))
-    rest, parts, start = target[:, sequence], [None] * count, 0
+    one = (
+        fmt
+        if level is None
+        else get_format(fmt.name, **{**dict(fmt.options), "tensor_scale": float(level)})
+    )
+    rest, start = target[:, sequence], 0
+    parts: dict[int, PackedTensor] = {}
     for rank in ranks.tolist():
         stop = start + len(columns[rank])
         own, here = rest[:, start:stop], upper[start:stop, start:stop]
         parts[rank], error = _best(own, here, one, shrink, weight.dtype)
         rest[:, stop:] -= error @ upper[start:stop, stop:]
         start = stop
-    return _joined(fmt, parts, weight.shape, level)
-
-
-def _with_level(fmt: Format, level: float) -> dict[str, object]:
-    return {**dict(fmt.options), "tensor_scale": level}
+    return _joined(fmt, [parts[rank] for rank in range(count)], weight.shape, level)
 
 
 def _joined(
-    fmt: Format, parts: Sequence[PackedTensor | None], shape: torch.Size, level: Tensor | None
+    fmt: Format, whole: Sequence[PackedTensor], shape: torch.Size, level: Tensor | None
 ) -> PackedTensor:
     """Return groups side by side as one packed tensor."""
-    whole = [part for part in parts if part is not None]
     planes = {n: torch.cat([_planes(part)[n] for part in whole], -1) for n in _planes(whole[0])}
     level = whole[0].tensor_scale if level is None else level
     return PackedTensor(fmt, planes["codes"], planes["scales"], planes.get("meta"), shape, level)
@@ -206,7 +207,7 @@ def _best(
     count = len(own)
     losses = errors.square().sum(-1).nan_to_num(torch.inf).view(-1, count)
     rows = losses.argmin(0) * count + torch.arange(count, device=own.device)
-    planes = {name: plane[rows] for name, plane in _planes(packed).items()}
+    planes: dict[str, Any] = {name: plane[rows] for name, plane in _planes(packed).items()}
     return replace(packed, shape=torch.Size(own.shape), **planes), errors[rows]
 
 
@@ -219,7 +220,9 @@ def _stacked(tries: Sequence[PackedTensor]) -> PackedTensor:
     """Return the rows of packed tensors of one format below each other."""
     first = tries[0]
     shape = torch.Size((len(tries) * first.shape[0], first.shape[1]))
-    planes = {name: torch.cat([_planes(one)[name] for one in tries]) for name in _planes(first)}
+    planes: dict[str, Any] = {
+        name: torch.cat([_planes(one)[name] for one in tries]) for name in _planes(first)
+    }
     return replace(first, shape=shape, **planes)
 
 
@@ -275,8 +278,9 @@ def _table(fmt: Format, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 def _steps(packed: PackedTensor) -> Tensor | None:
     """Return the scale of every place, float64 [out, group]; None where a place has none."""
     fmt, coder = packed.format, packed.format.coder
-    split = not isinstance(coder, ScaledCoder) or coder.split
-    if split or isinstance(coder.refinement, ElementMantissa):
+    if not isinstance(coder, ScaledCoder) or coder.split:
+        return None
+    if isinstance(coder.refinement, ElementMantissa):
         return None
     element = fmt.block.element
     values = decode(torch.arange(1 << element.bits, device=packed.device), element)

@@ -63,10 +63,13 @@ class Norm:
         """Give the channels other factors."""
         weight: Tensor = self.module.weight  # type: ignore[assignment]
         old, held = self.gain(), weight.double()
-        near = {"rtol": 1e-3, "atol": 1e-4}
-        if torch.allclose(old, held, **near):
+
+        def near(a: Tensor, b: Tensor) -> bool:
+            return torch.allclose(a, b, rtol=1e-3, atol=1e-4)
+
+        if near(old, held):
             weight.copy_(gain.to(weight))
-        elif torch.allclose(old, 1 + held, **near):  # as Gemma has it
+        elif near(old, 1 + held):  # as Gemma has it
             weight.copy_((gain - 1).to(weight))
         else:
             raise InputError(f"{self.name}: its factors are not those of its weight")

@@ -734,11 +734,17 @@ def test_tasks_of_the_harness(
     (tmp_path / "data.json").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "copying.yaml").write_text(TASK.format(data=tmp_path / "data.json"))
     common = ("--text", sample, "--context", 40, "--windows", 2, "--task-folder", tmp_path)
-    done = run(folders("Llama"), *common, "--activations", "mxfp4", "--tasks", "copying",
-               "-o", tmp_path / "out")  # fmt: skip
+    packed = tmp_path / "packed"
+    done = run(folders("Llama"), *common, "--weights", "m2xfp-weight", "--activations", "mxfp4",
+               "--tasks", "copying", "--save", packed, "-o", tmp_path / "out")  # fmt: skip
     assert done.exit_code == 0, done.output
     for outcome in figures(tmp_path / "out")["results"]:
         assert outcome["tasks"]["copying"]["acc"] == 0.5  # one answer to one question
+    done = run(packed, *common, "--tasks", "copying", "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    (outcome,) = figures(tmp_path / "out")["results"]
+    assert outcome["weights"] == "m2xfp-weight"
+    assert outcome["tasks"]["copying"]["acc"] == 0.5
     rows = [{"text": "a b a b", "answer": n // 3} for n in range(6)]
     (tmp_path / "sorted.json").write_text("\n".join(map(json.dumps, rows)))
     text = TASK.format(data=tmp_path / "sorted.json").replace("copying", "sorted")

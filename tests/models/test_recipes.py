@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from m2xfp import cli
+from m2xfp.commands.eval import command
 from m2xfp.errors import InputError, M2xfpError
 from m2xfp.golden import get_format
 from m2xfp.golden.formats.products import matmul
@@ -380,13 +380,13 @@ def test_the_command_line_gives_a_recipe_that_gives_the_same_back(
     model, text = tmp_path / "model.safetensors", tmp_path / "text.txt"
     save_model(model, small(), {})
     text.write_bytes(bytes(i * i % 61 for i in range(4000)))
-    given = ["eval", str(model), "--text", str(text), "--windows", "2"]
+    given = [str(model), "--text", str(text), "--windows", "2"]
     asked = ["--weights", "m2xfp-weight", "--activations", "m2xfp-act", "--cache", "m2xfp-weight"]
     steps = ["--steps", "rotate,gptq", "--calibration", str(text), "--calibration-windows", "1"]
     saved = ["--save", str(tmp_path / "packed.safetensors")]
 
     def run(*more: str) -> dict[str, float]:
-        cli.main([*given, *more, "-o", str(tmp_path / "out")], "m2xfp", standalone_mode=False)
+        command([*given, *more, "-o", str(tmp_path / "out")], "m2xfp", standalone_mode=False)
         capsys.readouterr()
         figures = json.loads((tmp_path / "out" / "perplexity.json").read_text())
         last = figures["results"][-1]
