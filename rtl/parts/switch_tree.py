@@ -20,7 +20,7 @@ def tree_digits(pair: SwitchPair) -> list[tuple[int, int]]:
     """Return where the digits of a tree's sum lie, from bit to bit: fields of FP4, and the rest."""
     width = max(pair.row_bits + 3, pair.field_sum_bits * pair.fields)
     starts = [0]
-    while width - starts[-1] > pair.field_sum_bits + 3:
+    while width - starts[-1] > pair.field_sum_bits + 4:
         starts.append(starts[-1] + pair.field_sum_bits)
     return list(zip(starts, [*starts[1:], width], strict=True))
 

@@ -86,9 +86,9 @@ def mixed(facts: Facts, name: str, seed: int) -> Arrays:
 
 
 def tails(facts: Facts, seed: int) -> Arrays:
-    """Return groups of one largest product and a small one, each taken back by the next group.
+    """Return groups of largest products and a small one, each taken back by the next group.
 
-    The sum is rounded to the large product; what is left then is the small one, in the last bits of
+    The sum is rounded to the large ones; what is left then is the small one, in the last bits of
     the addition.
     """
     rng = np.random.default_rng(seed)
@@ -97,22 +97,20 @@ def tails(facts: Facts, seed: int) -> Arrays:
     arrays = _chosen(facts, "cancelling", choice, seed)
     chosen = choice.T.reshape(-1)
     back = np.arange(STEPS * RUNS) % 2 == 1
-    lanes = np.argsort(rng.random((STEPS * RUNS // 2, GROUP)), axis=1)[:, :2].repeat(2, axis=0)
+    lane = rng.integers(0, GROUP, STEPS * RUNS // 2).repeat(2)
     small = rng.integers(1, 8, (2, STEPS * RUNS // 2)).repeat(2, axis=1)
     for index, pair in enumerate(pairs):
         rows = np.flatnonzero(chosen == index)
         for side, (block, name) in enumerate(zip(pair, ("a_", "w_"), strict=True)):
-            codes = np.zeros((len(rows), GROUP), np.int64)
-            every = np.arange(len(rows))
-            codes[every, lanes[rows, 0]] = largest_code(block)
-            codes[every, lanes[rows, 1]] = small[side, rows]
+            codes = np.full((len(rows), GROUP), largest_code(block))
+            codes[np.arange(len(rows)), lane[rows]] = small[side, rows]
             if side:
                 codes[back[rows]] = negated(codes[back[rows]], block)
             plane = packed_codes(codes, block)
             arrays[f"{name}codes"][rows, : plane.shape[1]] = plane
-            scales = arrays[f"{name}scales"]
-            scales[rows[back[rows]]] = scales[rows[~back[rows]]]
-    return arrays
+    for name in ("a_scales", "w_scales"):  # far from overflow and from subnormal sums
+        arrays[name] = rng.integers(100, 135, STEPS * RUNS // 2).repeat(2).astype(np.uint8)
+    return arrays | {"first": ~back}
 
 
 def _refused(facts: Facts, seed: int) -> TestVectors:
