@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from m2xfp.facts import EmittedFiles
 from m2xfp.rtl.catalog import find_unit
 from m2xfp.rtl.parameters import parse_settings
 from m2xfp.rtl.verilog.emit import emit
@@ -50,6 +51,8 @@ class SimulatedTransport:
     ----------
     config, settings
         The accelerator: a configuration of the catalog, and parameters as ``--set`` takes them.
+    files
+        The accelerator if it has been emitted already, instead of these.
     memory_bytes
         Size of the memory.
     latency, rate
@@ -69,14 +72,16 @@ class SimulatedTransport:
         config: str | None = None,
         settings: tuple[str, ...] = (),
         *,
+        files: EmittedFiles | None = None,
         memory_bytes: int = 1 << 24,
         latency: int = 0,
         rate: float = 0.0,
         build_dir: Path = BUILD_DIR,
     ) -> None:
-        unit = find_unit("accelerator")
-        instance = unit.instance(config, parse_settings(unit.component, settings))
-        files = emit(instance, build_dir / "accelerator")
+        if files is None:
+            unit = find_unit("accelerator")
+            instance = unit.instance(config, parse_settings(unit.component, settings))
+            files = emit(instance, build_dir / "accelerator")
         self.memory_start, self.memory_bytes = 0, memory_bytes
         self.model = AxiModel(files, memory_bytes, build_dir=build_dir)
         self.model.set_memory(latency=latency, rate=rate)

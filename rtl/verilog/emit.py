@@ -31,9 +31,20 @@ def verilog_text(component: Component, top: str) -> str:
 def yosys_verilog(component: Component, top: str) -> tuple[str, dict[str, EmittedModule]]:
     """Return what ``verilog_text`` rewrites: Verilog as yosys writes it, and the modules."""
     platform = VerilogPlatform(top)
-    if has_axi_ports(component):
-        platform.emit(AxiPorts(component), f"{top}_axi")
     platform.emit(AxiStream(component), top)
+    return _converted(platform, top)
+
+
+def _axi_shell(component: Component, top: str) -> str:
+    """Return the module that gives a unit AXI4 ports, of a unit whose text is there already."""
+    platform, name = VerilogPlatform(top), f"{top}_axi"
+    platform.emit(AxiPorts(component), name)
+    text = rewrite(*_converted(platform, name))
+    return text[: text.index("endmodule")] + "endmodule\n"
+
+
+def _converted(platform: VerilogPlatform, top: str) -> tuple[str, dict[str, EmittedModule]]:
+    """Return the modules of a platform as Verilog, as yosys writes it, and themselves."""
     design = "\n".join(module.rtlil for module in platform.modules.values())
     # A chip has no initial values; nothing may be simplified by them.
     design = re.sub(r"^ *attribute \\init .*\n", "", design, flags=re.MULTILINE)
@@ -151,6 +162,8 @@ def emit(instance: Instance, directory: str | Path) -> EmittedFiles:
     """
     facts, folder = instance.facts, Path(directory)
     text = f"{header(facts)}\n{verilog_text(instance.component, facts.top)}"
+    if has_axi_ports(instance.component):
+        text += f"\n{_axi_shell(instance.component, facts.top)}"
     return EmittedFiles(
         facts.top,
         write_atomic(folder / f"{facts.top}.v", text),

@@ -144,7 +144,7 @@ class Traffic:
         """Return the planes of an operand, with the bytes that a group has in each."""
         block = self._formats[side]
         names = ("codes", "scales", "meta")
-        return dict(zip(names, block.group_bytes, strict=False))
+        return {name: n for name, n in zip(names, block.group_bytes, strict=False) if n}
 
     def requests(self, side: str, descriptor: Descriptor) -> Iterator[tuple[int, int]]:
         """Yield address and length of what is read of an operand, in order."""

@@ -1,7 +1,7 @@
 """The driver: products of tensors on the emitted accelerator, equal to golden's to the bit."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,12 +10,14 @@ from torch import Tensor
 
 from m2xfp.accelerator import Device, DeviceError, SimulatedTransport
 from m2xfp.errors import InputError
+from m2xfp.facts import EmittedFiles
 from m2xfp.golden.formats.format import get_format
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.formats.products import matmul
 from m2xfp.rtl.parts.accelerator_map import OFFSETS
 
-CONFIG = "m2xfp-2x2"
+UNIT, CONFIG = "accelerator", "m2xfp-2x2"
+Emit = Callable[[str, str], EmittedFiles]
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -27,8 +29,10 @@ def weights(seed: int, n: int, k: int) -> PackedTensor:
 
 
 @pytest.fixture
-def device(sim_dir: Path) -> Iterator[Device]:
-    transport = SimulatedTransport(CONFIG, memory_bytes=1 << 18, latency=5, build_dir=sim_dir)
+def device(emitted: Emit, sim_dir: Path) -> Iterator[Device]:
+    transport = SimulatedTransport(
+        files=emitted(UNIT, CONFIG), memory_bytes=1 << 18, latency=5, build_dir=sim_dir
+    )
     yield Device(transport)
     transport.close()
 
@@ -54,7 +58,7 @@ def test_products_wait_in_a_queue_and_weights_stay(device: Device) -> None:
 def test_memory_comes_back(device: Device) -> None:
     """More products than fit at once, each with its operands."""
     before = dict(device._free)
-    for n in range(40):
+    for n in range(24):
         device.matmul(get_format("m2xfp-act").quantize(normal(n, 30, 512)), weights(n, 9, 512))
     assert device._free == before
     with pytest.raises(InputError, match="no room"):
@@ -85,9 +89,12 @@ def test_operands_must_fit(device: Device) -> None:
         device.upload(get_format("m2xfp-act").quantize(normal(1, 2, 3, 64)))
 
 
-def test_something_else_answers(sim_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_something_else_answers(
+    emitted: Emit, sim_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(SimulatedTransport, "read", lambda self, offset: offset ^ OFFSETS["id"])
-    transport = SimulatedTransport(CONFIG, memory_bytes=1 << 12, build_dir=sim_dir)
+    files = emitted(UNIT, CONFIG)
+    transport = SimulatedTransport(files=files, memory_bytes=1 << 12, build_dir=sim_dir)
     with pytest.raises(DeviceError, match="no accelerator"):
         Device(transport)
     transport.close()

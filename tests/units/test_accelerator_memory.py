@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mutation import Mutation, emit_mutant
 from numpy.typing import NDArray
 
 from m2xfp.facts import EmittedFiles, Facts
 from m2xfp.rtl.parts.descriptor_checker import CAUSES
-from m2xfp.tb.axi.model import AxiError, AxiModel
-from m2xfp.tb.parts.accelerator_traffic import PAGE, Descriptor, Memory, Traffic
+from m2xfp.tb.axi.model import AxiModel
+from m2xfp.tb.parts.accelerator_traffic import Descriptor, Memory, Traffic
 from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product
 from m2xfp.tb.parts.gemm_regression import random_products
 from m2xfp.tb.units.accelerator import core_of, golden_product, place
@@ -165,7 +164,9 @@ def test_beyond_the_last_address(model: AxiModel, name: str) -> None:
     model.set_memory(latency=2000)
     (product,) = products(model.facts, 14, 1)
     whole = prepare(model, product, 0, 3)
-    bad = Descriptor({**whole.words, name: (1 << 32) - 16, "m": 9, "n": 9, "k": 512}, 3)
+    # A chunk of 8 groups: of scales and metadata the first row ends with the last address.
+    start = (1 << 32) - (16 if name in ("a_codes", "out") else 8)
+    bad = Descriptor({**whole.words, name: start, "m": 9, "n": 9, "k": 256}, 3)
     model.allow(1 << 31, 1 << 32)
     model.push(bad)
     ended(model, 1)
@@ -255,60 +256,3 @@ def test_many_sequences_of_descriptors(model: AxiModel) -> None:
     rng = np.random.default_rng(17)
     for _ in range(SLOW_SEQUENCES):
         sequence(model, rng)
-
-
-# --- faults that must be noticed ------------------------------------------------------------------
-
-MUTATIONS = [
-    Mutation(
-        "a burst crosses 4 KB",
-        "m2xfp.rtl.parts.axi_channels",
-        "Mux(left < room, left, room)[: len(room)]",
-        "left[: len(room)]",
-    ),
-    Mutation(
-        "a write response is dropped",
-        "m2xfp.rtl.parts.axi_writer",
-        "self.busy.eq(~idle | (fresh != 0))",
-        "self.busy.eq(~idle)",
-    ),
-    Mutation(
-        "the pitches are swapped",
-        "m2xfp.rtl.units.accelerator",
-        'job.codes_pitch.eq(words[f"{side}_codes_pitch"])',
-        'job.codes_pitch.eq(words[f"{side}_scales_pitch"])',
-    ),
-    Mutation(
-        "a buffer is given away before it is filled",
-        "m2xfp.rtl.parts.operand_fetcher",
-        "with m.If(self.valid & self.closes & tag.ends):",
-        "with m.If(self.valid & self.first & tag.ends):",
-    ),
-    Mutation(
-        "late answers are believed",
-        "m2xfp.rtl.parts.axi_reader",
-        "self.valid.eq(taken & wanted)",
-        "self.valid.eq(taken)",
-    ),
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
-def test_a_fault_is_noticed(mutation: Mutation, tmp_path: Path, sim_dir: Path) -> None:
-    files = emit_mutant(mutation, UNIT, CONFIG, tmp_path)
-    with AxiModel(files, BYTES, seed=7, build_dir=sim_dir) as model:
-        model.write("int_enable", 1)
-        with pytest.raises((AssertionError, AxiError)):
-            some_of_it(model)
-
-
-def some_of_it(model: AxiModel) -> None:
-    test_a_queue_of_products(model, {"pauses": 0.3, "latency": 7})
-    test_an_error_of_the_bus_ends_the_descriptor_alone(model, "out", 2)
-    model.forget()
-    test_an_answer_that_does_not_come(model, "w_codes")
-
-
-def test_pages_are_those_of_the_specification() -> None:
-    assert PAGE == 4096
