@@ -25,10 +25,10 @@ __all__ = ["assemble", "build"]
 # The pages of the site, by part; each page of docs/ stands in one of them.
 _PARTS = {
     "Start": ("install", "format", "formats-conformance"),
-    "Models": ("evaluation", "checkpoints", "pytorch", "speed"),
+    "Models": ("evaluation", "recipes", "checkpoints", "pytorch", "speed"),
     "Hardware": (
         *("quantizer", "weight-encoder", "rotation", "mac", "gemm", "integration"),
-        *("accelerator", "silicon", "fpga"),
+        *("accelerator-unit", "accelerator-registers", "accelerator", "silicon", "fpga"),
     ),
     "Proof": ("simulation", "proofs", "coverage", "mutants", "status", "robustness"),
     "Inside": ("architecture", "adding-a-unit"),
