@@ -1,5 +1,6 @@
 """Tasks of the lm-evaluation-harness on a quantized Hugging Face model, through its API."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -65,8 +66,9 @@ def _documents(manager: Any, names: Sequence[str], most: int) -> dict[str, list[
 
     The harness itself would take the first, which are those of the first subject or year.
     """
-    load = getattr(manager, "load", None)  # older ones have trees of groups alone
-    tasks = load(list(names))["tasks"] if load else manager.load_task_or_group(list(names))
+    with warnings.catch_warnings():  # its successor is not in older versions
+        warnings.simplefilter("ignore", DeprecationWarning)
+        tasks = manager.load_task_or_group(list(names))
     return {name: evenly(len(task.eval_docs), most) for name, task in _each(tasks)}
 
 

@@ -751,7 +751,7 @@ def test_tasks_of_the_harness(
     (tmp_path / "sorted.yaml").write_text(text)
     done = run(folders("Llama"), *common, "--tasks", "sorted", "--limit", 2, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
-    (outcome,) = figures(tmp_path / "out")["results"]
+    outcome, *_ = figures(tmp_path / "out")["results"]
     assert outcome["tasks"]["sorted"]["acc"] == 0.5  # of the first two all or none are right
     missing = run(folders("Llama"), *common, "--tasks", "copyin")
     assert isinstance(missing.exception, UnknownNameError)
