@@ -724,11 +724,9 @@ metric_list: [{{metric: acc}}]
 """
 
 
-@pytest.mark.slow
 def test_tasks_of_the_harness(
     folders: Callable[[str], Path], sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("lm_eval")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     rows = [{"text": "a b a b", "answer": n % 2} for n in range(6)]
     (tmp_path / "data.json").write_text("\n".join(map(json.dumps, rows)))
