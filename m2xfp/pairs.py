@@ -169,7 +169,7 @@ def pair_set(text: str) -> PairSet:
         act, colon, weight = part.partition(":")
         if not colon:
             raise InputError(
-                f"{text!r}: give one of {', '.join(PAIR_SETS)}, or pairs as "
+                f"give one of {', '.join(PAIR_SETS)}, or pairs as "
                 "ACT:WEIGHT+ACT:WEIGHT..., such as mxfp4:mxfp4+mxfp8-e4m3:mxfp8-e4m3"
             )
         for name in (act, weight):

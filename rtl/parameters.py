@@ -138,10 +138,8 @@ class PairTexts:
         """Raise InputError for a text that is none."""
         try:
             pair_set(value)
-        except UnknownNameError as error:
-            raise InputError(f"{name}={told(value)}: {error}") from error
         except InputError as error:
-            raise InputError(f"{name}: {error}") from error
+            raise InputError(f"{name}={told(value)}: {error}") from error
 
     def __str__(self) -> str:
         """Return the choice in words."""

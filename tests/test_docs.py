@@ -229,6 +229,8 @@ def folder(tmp_path: Path, sim_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
         ("a_formats", "w_formats"), rng.choice([0, 2, 3], 64).astype(np.uint8)
     )
     np.savez(tmp_path / "groups.npz", **switched, first=np.arange(64) % 8 == 0)
+    levels = {"x": np.load(tmp_path / "x.npy")[:, :16], "tensor_scales": np.ones(64, np.float32)}
+    np.savez(tmp_path / "levels.npz", **levels)
     signs = rng.integers(0, 2, (64, 32)) > 0
     np.savez(tmp_path / "blocks.npz", x=np.load(tmp_path / "x.npy"), flips=signs)
     (tmp_path / "build").mkdir()

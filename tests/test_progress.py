@@ -66,7 +66,10 @@ def test_an_interrupted_loop_ends_its_line(capfd: pytest.CaptureFixture[str]) ->
 def test_a_terminal_has_a_bar() -> None:
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    subprocess.run([sys.executable, "-c", WORK], stderr=side, cwd=ROOT, check=True)
+    # A command that was called in this process may have left it behind.
+    environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
+    call = [sys.executable, "-c", WORK]
+    subprocess.run(call, stderr=side, cwd=ROOT, env=environment, check=True)
     drawn = os.read(main, 10_000).decode()
     os.close(side)
     os.close(main)

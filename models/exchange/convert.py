@@ -78,11 +78,11 @@ def convert_folder(
         raise InputError(
             f"{os.fspath(place)!r} is there already; remove it, or choose another name"
         )
+    given, how = Path(source), (place, to, skip, allow_nan, shard_bytes, quiet)
+    if not (given.suffix == ".gguf" and given.is_file()):
+        return _converted(open_source(given), *how)
     with TemporaryDirectory(prefix="m2xfp-", ignore_cleanup_errors=True) as home:
-        given = Path(source)
-        is_file = given.suffix == ".gguf" and given.is_file()
-        found = open_gguf(given, Path(home)) if is_file else open_source(given)
-        return _converted(found, place, to, skip, allow_nan, shard_bytes, quiet)
+        return _converted(open_gguf(given, Path(home)), *how)
 
 
 def _converted(

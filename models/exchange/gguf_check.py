@@ -105,6 +105,8 @@ def check_gguf(path: Path) -> None:
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
             _walk_through(_Walk(data, told))
+    except InputError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: an empty file
         raise InputError(f"{told}: {error}") from error
 

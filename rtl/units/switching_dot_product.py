@@ -43,7 +43,7 @@ class SwitchingDotProduct(Component):
     Parameters
     ----------
     pairs
-        The pairs of formats: a name or ACT:WEIGHT+ACT:WEIGHT..., see ``m2xfp.pairs``. M2XFP and
+        The pairs of formats: a name or ACT:WEIGHT+ACT:WEIGHT..., see m2xfp/pairs.py. M2XFP and
         MXFP4 are of E2M1; the widest pair sets the width of sums.
     fp8_lanes
         Products a beat of elements wider than E2M1 on either side.

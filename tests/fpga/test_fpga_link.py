@@ -228,7 +228,7 @@ def test_rates_that_the_clock_cannot_make(clock: float, baud: int, message: str)
         ([], {}, "at least one"),
         (["quantizer", "quantizer"], {}, "each once"),
         (["quantizer"], {"buffer": 3000}, "power of two"),
-        (["quantizer"], {"buffer": 64}, "power of two from 256"),
+        (["quantizer"], {"buffer": 64}, "power of two from 512"),
         (["quantizer"], {"buffer": 65536}, "to 32768"),
     ],
 )

@@ -461,7 +461,7 @@ def test_a_file_of_llama_cpp(kind: str, key: str, tmp_path: Path) -> None:
         how = {"gguf_file": "small.gguf", "dtype": torch.float32}
         assert torch.equal(in_transformers(tmp_path, **how), logits(model))
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(40))
-    with pytest.raises(InputError, match="is no GGUF file that transformers reads"):
+    with pytest.raises(InputError, match="is no GGUF file that can be read: it is of version 0"):
         convert_folder(tmp_path / "bad.gguf", tmp_path / "none", find_target(key))
 
 

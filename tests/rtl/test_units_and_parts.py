@@ -12,7 +12,16 @@ import m2xfp.rtl.parts
 from m2xfp.errors import InputError
 from m2xfp.formats import block_format
 from m2xfp.rtl.catalog import UNITS
-from m2xfp.rtl.parameters import Among, Between, Formats, Names, Parameter, checked, parameters_of
+from m2xfp.rtl.parameters import (
+    Among,
+    Between,
+    Formats,
+    Names,
+    PairTexts,
+    Parameter,
+    checked,
+    parameters_of,
+)
 from m2xfp.rtl.units.dot_product import DotProduct
 from m2xfp.rtl.units.fp32_accumulator import Fp32Accumulator
 from m2xfp.rtl.verilog.component import Component
@@ -74,6 +83,7 @@ def test_constructors_hold_to_their_annotations(unit: str, parameter: Parameter)
         Among: lambda limit: max(limit.samples) + 1,
         Names: lambda _: "no such name",
         Formats: lambda _: 7,
+        PairTexts: lambda _: "no such pair",
         type(None): lambda _: object(),
     }[type(parameter.limit)](parameter.limit)
     with pytest.raises(InputError, match=f"{parameter.name}="):
