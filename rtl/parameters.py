@@ -138,7 +138,7 @@ class PairTexts:
         """Raise InputError for a text that is none."""
         try:
             pair_set(value)
-        except InputError as error:
+        except (InputError, UnknownNameError) as error:
             raise InputError(f"{name}={told(value)}: {error}") from error
 
     def __str__(self) -> str:
