@@ -91,22 +91,28 @@ def run_four_state(
     return sum(map(len, vectors.outputs.values()))
 
 
+_CONTENTS = re.compile(r" +(\w+)\[\d+\] = \d+'h[0-9a-fx]+;$")
 _REGISTER = re.compile(
     r" *(?:output )?reg +(?:\[(?P<high>\d+):0\] +)?(?P<name>\w+)(?: *\[(?P<last>\d+):0\])?[;,)]?$"
 )
 
 
 def _started(verilog: str, seed: int) -> str:
-    """Return Verilog as it is emitted, with an initial value for every register and memory."""
-    chosen, lines, starts = random.Random(seed), [], []
-    for line in verilog.splitlines():
-        if found := _REGISTER.match(line):
+    """Return Verilog as it is emitted, with an initial value for every register and memory.
+
+    A memory that has its contents from an ``initial`` block is a table of constants and keeps them.
+    """
+    chosen, modules = random.Random(seed), []
+    for module in verilog.split("\nendmodule\n"):
+        tables = {found[1] for found in map(_CONTENTS.match, module.splitlines()) if found}
+        starts = []
+        for found in filter(None, map(_REGISTER.match, module.splitlines())):
+            if found["name"] in tables:
+                continue
             bits, last = int(found["high"] or 0) + 1, found["last"]
             for place in [""] if last is None else [f"[{n}]" for n in range(int(last) + 1)]:
                 value = f"{bits}'h{chosen.getrandbits(bits):x}"
                 starts.append(f"    {found['name']}{place} = {value};")
-        if line == "endmodule" and starts:
-            lines += ["  initial begin", *starts, "  end"]
-            starts = []
-        lines.append(line)
-    return "\n".join([*lines, ""])
+        block = ["  initial begin", *starts, "  end"] if starts else []
+        modules.append("\n".join([module, *block]))
+    return "\nendmodule\n".join(modules)

@@ -169,3 +169,17 @@ def test_faults_are_noticed(
     vectors = vectors_of(find_unit(unit).instance(config), clear=clear)
     with pytest.raises(FourStateError):
         play(files, vectors, tmp_path)
+
+
+def test_tables_of_constants_keep_their_contents(emitted: Emit, tmp_path: Path) -> None:
+    """A memory with an initial block is no register; random contents would be another unit."""
+    instance = find_unit("minifloat_quantizer").instance()
+    files = emitted(instance.unit.name, instance.config)
+    table = re.search(
+        r"  initial begin\n(?:    \w+\[\d+\] = \S+;\n)+  end", files.verilog.read_text()
+    )
+    assert table
+    bench = find_bench(instance.unit)
+    vectors = bench.vectors(bench.sample(operands(1, 24), instance.facts), instance.facts)
+    run_four_state(files, vectors, tmp_path, random_registers=True)
+    assert table[0] in (tmp_path / "unit.v").read_text()
