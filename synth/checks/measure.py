@@ -14,14 +14,11 @@ from m2xfp.rtl.verilog.emit import emit
 from m2xfp.synth.flow.lint import lint_file
 from m2xfp.tb.bench import find_bench, random_operands
 from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
-from m2xfp.tb.four_state import FourStateError, run_four_state
+from m2xfp.tb.four_state import FourStateError, run_regression
 from m2xfp.tb.protocol.harness import TestbenchError, run_testbench
 from m2xfp.tb.regression import Case, check_case
 
 __all__ = ["CHECKS", "Checked", "check_instance"]
-
-_PART = 30
-"""Pieces of a case that the second simulator plays; more of them take it long."""
 
 
 @dataclass(frozen=True)
@@ -82,21 +79,7 @@ def _streams(instance: Instance, files: EmittedFiles, folder: Path) -> int:
 
 
 def _second(instance: Instance, files: EmittedFiles, folder: Path) -> int:
-    compared = 0
-    for number, case in enumerate(_cases(instance)):
-        if case.name.startswith("reset "):  # only the traffic before differs, as it does here
-            continue
-        vectors = case.phases[0]
-        compared += run_four_state(
-            files,
-            vectors.part(0, min(vectors.groups, _PART)),
-            folder / f"{files.top}-four-state" / str(number),
-            seed=number,
-            stall=(0.0, 0.3, 0.7)[number % 3],
-            clocks_before=11 + number,
-            random_registers=number % 2 == 1,
-        )
-    return compared
+    return run_regression(files, _cases(instance), folder / f"{files.top}-four-state")
 
 
 CHECKS = {

@@ -18,16 +18,11 @@ from test_every_unit import CASES, SMALL, operands
 from m2xfp.facts import EmittedFiles
 from m2xfp.rtl.catalog import UNITS, Instance, find_unit
 from m2xfp.tb.bench import find_bench
-from m2xfp.tb.four_state import FourStateError, run_four_state
+from m2xfp.tb.four_state import FourStateError, run_four_state, run_regression
 from m2xfp.tb.vectors import TestVectors
 
 Emit = Callable[[str, str], EmittedFiles]
 SEEDS = range(4)
-PART = 30
-"""Pieces of a case that are played; more of them take Icarus long."""
-MOST = 4000
-"""Beats of a case that cannot be cut into pieces: those of products of thousands of rows are left
-to the other simulators."""
 QUICK = ("activation_decoder", "fp32_accumulator")
 # Units whose operands can clear a sum: what is left by traffic before the reset shows only where
 # they do not.
@@ -86,25 +81,8 @@ REGRESSED = [
 def test_regression(emitted: Emit, instance: Instance, tmp_path: Path) -> None:
     """A part of each case of the regression, with unknown and with random registers in turn."""
     files = emitted(instance.unit.name, instance.config)
-    compared = 0
-    for number, case in enumerate(find_bench(instance.unit).regression(instance.facts)):
-        if case.name.startswith("reset "):  # only the traffic before differs, as it does here
-            continue
-        vectors = case.phases[0]
-        vectors = vectors.part(0, min(vectors.groups, PART))
-        if sum(map(len, vectors.inputs.values())) > MOST:
-            continue
-        stall = (0.0, 0.3, 0.7)[number % 3]
-        compared += run_four_state(
-            files,
-            vectors,
-            tmp_path / str(number),
-            seed=number,
-            stall=stall,
-            clocks_before=11 + number,
-            random_registers=number % 2 == 1,
-        )
-    assert compared > PART
+    cases = find_bench(instance.unit).regression(instance.facts)
+    assert run_regression(files, cases, tmp_path) > 30
 
 
 @pytest.mark.parametrize("unit", QUICK)
