@@ -78,6 +78,7 @@ def model(emitted: Emit, sim_dir: Path) -> Iterator[AxiModel]:
         yield made
 
 
+@pytest.mark.slow
 def test_clocks(model: AxiModel, sim_dir: Path) -> None:
     assert differing(model, 1, SHAPES, sim_dir) == []
 
@@ -97,6 +98,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_miscounted_clocks_are_noticed(
     fault: str, model: AxiModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
