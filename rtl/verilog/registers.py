@@ -48,10 +48,12 @@ def _map(top: Any) -> str:
     for register in top.registers():
         name = register.inst_name
         offsets.append(f'    "{name}": 0x{register.absolute_address:03X},')
-        inner = ", ".join(
-            f'"{field.inst_name}": ({field.low}, {field.width})' for field in register.fields()
-        )
-        fields.append(f'    "{name}": {{{inner}}},')
+        parts = [f'"{part.inst_name}": ({part.low}, {part.width})' for part in register.fields()]
+        line = f'    "{name}": {{{", ".join(parts)}}},'
+        if len(line) > 100:
+            inner = "".join(f"        {part},\n" for part in parts)
+            line = f'    "{name}": {{\n{inner}    }},'
+        fields.append(line)
     texts = ['"""Byte offset of each register."""', '"""Lowest bit and width of each field."""']
     return (
         _HEAD

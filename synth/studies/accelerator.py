@@ -5,21 +5,28 @@ from statistics import fmean
 from typing import Any
 
 from m2xfp.results import read_figures
+from m2xfp.synth.studies.accelerator_area import area_table
+from m2xfp.synth.studies.accelerator_throughput import throughput_tables
 from m2xfp.synth.studies.measured_accelerator import measured_tables
 from m2xfp.synth.studies.paper_accelerator import BASELINES, paper_table
 
-__all__ = ["MEASURED", "PAPER", "plots", "tables"]
+__all__ = ["AREA", "MEASURED", "PAPER", "SIMULATED", "plots", "tables"]
 
 PAPER, MEASURED = "accelerator-paper.json", "accelerator-measured.json"
+SIMULATED, AREA = "accelerator-simulated.json", "accelerator-area.json"
 
 
 def tables(results: Path) -> dict[str, str]:
-    """Return the comparison in both modes, as far as it was accepted."""
+    """Return the comparison in both modes, and the throughput, as far as they were accepted."""
     found: dict[str, str] = {}
     if (results / PAPER).exists():
         found["accelerator-paper"] = paper_table(read_figures(results / PAPER))
     if (results / MEASURED).exists():
         found |= measured_tables(read_figures(results / MEASURED))
+    if (results / SIMULATED).exists():
+        found |= throughput_tables(read_figures(results / SIMULATED))
+    if (results / AREA).exists():
+        found["accelerator-area"] = area_table(read_figures(results / AREA))
     return found
 
 
