@@ -32,9 +32,6 @@ extern "C" {
 #define ACCELERATOR__LIMITS__MAX_K_bm 0xfffff
 #define ACCELERATOR__LIMITS__MAX_K_bp 0
 #define ACCELERATOR__LIMITS__MAX_K_bw 20
-#define ACCELERATOR__LIMITS__RESULTS_bm 0x300000
-#define ACCELERATOR__LIMITS__RESULTS_bp 20
-#define ACCELERATOR__LIMITS__RESULTS_bw 2
 #define ACCELERATOR__LIMITS__GROUP_bm 0xff000000
 #define ACCELERATOR__LIMITS__GROUP_bp 24
 #define ACCELERATOR__LIMITS__GROUP_bw 8
@@ -118,30 +115,52 @@ extern "C" {
 #define ACCELERATOR__WAIT_RESULTS__CLOCKS_bp 0
 #define ACCELERATOR__WAIT_RESULTS__CLOCKS_bw 32
 
-// reg - accelerator::word_desc_4189b30a_name_2a78ed76
-#define ACCELERATOR__WORD_DESC_4189B30A_NAME_2A78ED76__VALUE_bm 0xffffffff
-#define ACCELERATOR__WORD_DESC_4189B30A_NAME_2A78ED76__VALUE_bp 0
-#define ACCELERATOR__WORD_DESC_4189B30A_NAME_2A78ED76__VALUE_bw 32
+// reg - accelerator::features
+#define ACCELERATOR__FEATURES__QUANTIZE_FP32_bm 0x1
+#define ACCELERATOR__FEATURES__QUANTIZE_FP32_bp 0
+#define ACCELERATOR__FEATURES__QUANTIZE_FP32_bw 1
+#define ACCELERATOR__FEATURES__QUANTIZE_BF16_bm 0x2
+#define ACCELERATOR__FEATURES__QUANTIZE_BF16_bp 1
+#define ACCELERATOR__FEATURES__QUANTIZE_BF16_bw 1
+#define ACCELERATOR__FEATURES__ENCODE_FP32_bm 0x100
+#define ACCELERATOR__FEATURES__ENCODE_FP32_bp 8
+#define ACCELERATOR__FEATURES__ENCODE_FP32_bw 1
+#define ACCELERATOR__FEATURES__ENCODE_BF16_bm 0x200
+#define ACCELERATOR__FEATURES__ENCODE_BF16_bp 9
+#define ACCELERATOR__FEATURES__ENCODE_BF16_bw 1
+#define ACCELERATOR__FEATURES__PACKED_RESULTS_bm 0x10000
+#define ACCELERATOR__FEATURES__PACKED_RESULTS_bp 16
+#define ACCELERATOR__FEATURES__PACKED_RESULTS_bw 1
+
+// reg - accelerator::work
+#define ACCELERATOR__WORK__CLOCKS_bm 0xffffffff
+#define ACCELERATOR__WORK__CLOCKS_bp 0
+#define ACCELERATOR__WORK__CLOCKS_bw 32
+
+// reg - accelerator::word_desc_381964f0_name_2a78ed76
+#define ACCELERATOR__WORD_DESC_381964F0_NAME_2A78ED76__VALUE_bm 0xffffffff
+#define ACCELERATOR__WORD_DESC_381964F0_NAME_2A78ED76__VALUE_bp 0
+#define ACCELERATOR__WORD_DESC_381964F0_NAME_2A78ED76__VALUE_bw 32
 
 // reg - accelerator::word_name_b5bb0130
 #define ACCELERATOR__WORD_NAME_B5BB0130__VALUE_bm 0xffffffff
 #define ACCELERATOR__WORD_NAME_B5BB0130__VALUE_bp 0
 #define ACCELERATOR__WORD_NAME_B5BB0130__VALUE_bw 32
 
-// reg - accelerator::word_name_c591e009
-#define ACCELERATOR__WORD_NAME_C591E009__VALUE_bm 0xffffffff
-#define ACCELERATOR__WORD_NAME_C591E009__VALUE_bp 0
-#define ACCELERATOR__WORD_NAME_C591E009__VALUE_bw 32
+// reg - accelerator::word_name_b34ddf70
+#define ACCELERATOR__WORD_NAME_B34DDF70__VALUE_bm 0xffffffff
+#define ACCELERATOR__WORD_NAME_B34DDF70__VALUE_bp 0
+#define ACCELERATOR__WORD_NAME_B34DDF70__VALUE_bw 32
 
-// reg - accelerator::word_name_64f1d809
-#define ACCELERATOR__WORD_NAME_64F1D809__VALUE_bm 0xffffffff
-#define ACCELERATOR__WORD_NAME_64F1D809__VALUE_bp 0
-#define ACCELERATOR__WORD_NAME_64F1D809__VALUE_bw 32
+// reg - accelerator::word_name_7ceafe5b
+#define ACCELERATOR__WORD_NAME_7CEAFE5B__VALUE_bm 0xffffffff
+#define ACCELERATOR__WORD_NAME_7CEAFE5B__VALUE_bp 0
+#define ACCELERATOR__WORD_NAME_7CEAFE5B__VALUE_bw 32
 
-// reg - accelerator::word_name_339d842c
-#define ACCELERATOR__WORD_NAME_339D842C__VALUE_bm 0xffffffff
-#define ACCELERATOR__WORD_NAME_339D842C__VALUE_bp 0
-#define ACCELERATOR__WORD_NAME_339D842C__VALUE_bw 32
+// reg - accelerator::word_name_b2edfb4d
+#define ACCELERATOR__WORD_NAME_B2EDFB4D__VALUE_bm 0xffffffff
+#define ACCELERATOR__WORD_NAME_B2EDFB4D__VALUE_bp 0
+#define ACCELERATOR__WORD_NAME_B2EDFB4D__VALUE_bw 32
 
 // reg - accelerator::word_name_ec1684b3
 #define ACCELERATOR__WORD_NAME_EC1684B3__VALUE_bm 0xffffffff
@@ -173,15 +192,15 @@ extern "C" {
 #define ACCELERATOR__WORD_NAME_2EDBF087__VALUE_bp 0
 #define ACCELERATOR__WORD_NAME_2EDBF087__VALUE_bw 32
 
-// reg - accelerator::word_name_fd69c5cf
-#define ACCELERATOR__WORD_NAME_FD69C5CF__VALUE_bm 0xffffffff
-#define ACCELERATOR__WORD_NAME_FD69C5CF__VALUE_bp 0
-#define ACCELERATOR__WORD_NAME_FD69C5CF__VALUE_bw 32
+// reg - accelerator::word_name_893ca2a1
+#define ACCELERATOR__WORD_NAME_893CA2A1__VALUE_bm 0xffffffff
+#define ACCELERATOR__WORD_NAME_893CA2A1__VALUE_bp 0
+#define ACCELERATOR__WORD_NAME_893CA2A1__VALUE_bw 32
 
-// reg - accelerator::word_name_ff33b758
-#define ACCELERATOR__WORD_NAME_FF33B758__VALUE_bm 0xffffffff
-#define ACCELERATOR__WORD_NAME_FF33B758__VALUE_bp 0
-#define ACCELERATOR__WORD_NAME_FF33B758__VALUE_bw 32
+// reg - accelerator::word_name_71f3f2bc
+#define ACCELERATOR__WORD_NAME_71F3F2BC__VALUE_bm 0xffffffff
+#define ACCELERATOR__WORD_NAME_71F3F2BC__VALUE_bp 0
+#define ACCELERATOR__WORD_NAME_71F3F2BC__VALUE_bw 32
 
 // reg - accelerator::word_name_b6140233
 #define ACCELERATOR__WORD_NAME_B6140233__VALUE_bm 0xffffffff
@@ -202,6 +221,26 @@ extern "C" {
 #define ACCELERATOR__WORD_NAME_BAB113FD__VALUE_bm 0xffffffff
 #define ACCELERATOR__WORD_NAME_BAB113FD__VALUE_bp 0
 #define ACCELERATOR__WORD_NAME_BAB113FD__VALUE_bw 32
+
+// reg - accelerator::word_name_a3657027
+#define ACCELERATOR__WORD_NAME_A3657027__VALUE_bm 0xffffffff
+#define ACCELERATOR__WORD_NAME_A3657027__VALUE_bp 0
+#define ACCELERATOR__WORD_NAME_A3657027__VALUE_bw 32
+
+// reg - accelerator::word_name_c4d9f8a7
+#define ACCELERATOR__WORD_NAME_C4D9F8A7__VALUE_bm 0xffffffff
+#define ACCELERATOR__WORD_NAME_C4D9F8A7__VALUE_bp 0
+#define ACCELERATOR__WORD_NAME_C4D9F8A7__VALUE_bw 32
+
+// reg - accelerator::word_name_0d8af379
+#define ACCELERATOR__WORD_NAME_0D8AF379__VALUE_bm 0xffffffff
+#define ACCELERATOR__WORD_NAME_0D8AF379__VALUE_bp 0
+#define ACCELERATOR__WORD_NAME_0D8AF379__VALUE_bw 32
+
+// reg - accelerator::word_desc_408118a3_name_4ad95ea1
+#define ACCELERATOR__WORD_DESC_408118A3_NAME_4AD95EA1__VALUE_bm 0xffffffff
+#define ACCELERATOR__WORD_DESC_408118A3_NAME_4AD95EA1__VALUE_bp 0
+#define ACCELERATOR__WORD_DESC_408118A3_NAME_4AD95EA1__VALUE_bw 32
 
 // reg - accelerator::word_desc_b68a257c_name_c769240c
 #define ACCELERATOR__WORD_DESC_B68A257C_NAME_C769240C__VALUE_bm 0xffffffff
@@ -225,7 +264,9 @@ typedef struct __attribute__ ((__packed__)) {
     uint32_t wait_acts;
     uint32_t wait_weights;
     uint32_t wait_results;
-    uint8_t RESERVED_3c_7f[0x44];
+    uint32_t features;
+    uint32_t work;
+    uint8_t RESERVED_44_7f[0x3c];
     uint32_t operation;
     uint32_t m;
     uint32_t n;
@@ -249,11 +290,17 @@ typedef struct __attribute__ ((__packed__)) {
     uint32_t w_codes_pitch;
     uint32_t w_scales_pitch;
     uint32_t out_pitch;
+    uint32_t out_scales;
+    uint32_t out_scales_high;
+    uint32_t out_meta;
+    uint32_t out_meta_high;
+    uint32_t out_scales_pitch;
+    uint32_t kind;
     uint32_t push;
 } accelerator_t;
 
 
-static_assert(sizeof(accelerator_t) == 0xe0, "Packing error");
+static_assert(sizeof(accelerator_t) == 0xf8, "Packing error");
 
 #ifdef __cplusplus
 }

@@ -15,7 +15,7 @@ def accelerator(
     *,
     act: str,
     weight: str,
-    results: str = "fp32",
+    kind: str = "fp32",
 ) -> Arrays:
     """Multiply packed activations with the rows of packed weights (docs/format.md 7, ``fp32``).
 
@@ -26,12 +26,12 @@ def accelerator(
         say.
     act, weight
         Their formats.
-    results
-        ``fp32``; ``bf16``, rounded once.
+    kind
+        Of the results: ``fp32``; ``bf16``, rounded once.
 
     Returns
     -------
     dict
         ``out``: uint32 or uint16 [m, n] patterns.
     """
-    return gemm_core(acts, weight_groups, act=act, weight=weight, results=results)
+    return gemm_core(acts, weight_groups, act=act, weight=weight, results=kind)

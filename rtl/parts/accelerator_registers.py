@@ -33,7 +33,7 @@ WORDS = tuple(
 
 descriptor_layout = data.StructLayout(dict.fromkeys(WORDS, 32))
 
-IDENTIFICATION, MAP_VERSION = 0x4D325846, 1
+IDENTIFICATION, MAP_VERSION = 0x4D325846, 2
 
 
 class AcceleratorRegisters(Component):
@@ -58,7 +58,7 @@ class AcceleratorRegisters(Component):
         The oldest descriptor. Taking it says that it has ended.
     cause : In(8)
         What went wrong with it, valid when it is taken; 0 for nothing.
-    runs, waits_acts, waits_weights, waits_results : In(1)
+    runs, works, waits_acts, waits_weights, waits_results : In(1)
         What the counters count.
     timeout : Out(32)
         As it was set.
@@ -78,6 +78,7 @@ class AcceleratorRegisters(Component):
                 "descriptor": Out(stream.Signature(descriptor_layout)),
                 "cause": In(8),
                 "runs": In(1),
+                "works": In(1),
                 "waits_acts": In(1),
                 "waits_weights": In(1),
                 "waits_results": In(1),
@@ -287,6 +288,7 @@ _COUNTERS = {
     "wait_acts": "waits_acts",
     "wait_weights": "waits_weights",
     "wait_results": "waits_results",
+    "work": "works",
 }
 
 

@@ -28,7 +28,8 @@ CAUSES = {
 }
 """Causes of errors, as the register ``error`` gives them."""
 
-GEMM = 1
+GEMM, QUANTIZE, ENCODE = 1, 2, 3
+FP32_VALUES, BF16_VALUES, PACKED = 0, 1, 2
 
 
 def first_cause(m: Module, faults: Mapping[str, Value]) -> Value:
@@ -48,8 +49,8 @@ class DescriptorChecker(Component):
         Of the bus: higher bits of addresses must be 0.
     max_k, group
         Largest k, and what it is a multiple of.
-    code_bytes, result_bytes
-        What codes, and results, are multiples of in memory.
+    code_bytes
+        What codes are multiples of in memory.
     metadata
         Whether operands have a plane of metadata.
 
@@ -67,12 +68,11 @@ class DescriptorChecker(Component):
         max_k: int,
         group: int,
         code_bytes: int,
-        result_bytes: int,
         *,
         metadata: bool,
     ) -> None:
         self._address_bits, self._max_k, self._group = address_bits, max_k, group
-        self._code_bytes, self._result_bytes = code_bytes, result_bytes
+        self._code_bytes = code_bytes
         self._metadata = metadata
         super().__init__({"descriptor": In(descriptor_layout), "cause": Out(8)})
 
@@ -90,12 +90,13 @@ class DescriptorChecker(Component):
 
         codes = ("a_codes", "w_codes", "a_codes_pitch", "w_codes_pitch")
         found = {
-            "operation": words.operation != GEMM,
+            "operation": (words.operation != GEMM) | (words.kind > BF16_VALUES),
             "zero": Cat(size == 0 for size in sizes).any(),
             "large": Cat(size[SIZE_BITS:].any() for size in sizes).any() | (words.k > self._max_k),
             "multiple": words.k[: self._group.bit_length() - 1].any(),
             "misaligned": unaligned(self._code_bytes, *codes)
-            | unaligned(self._result_bytes, "out", "out_pitch"),
+            | unaligned(2, "out", "out_pitch")
+            | ((words.kind == FP32_VALUES) & unaligned(4, "out", "out_pitch")),
             "address": Cat(high).any(),
         }
         m.d.comb += self.cause.eq(first_cause(m, found))

@@ -4,9 +4,10 @@ from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream
 from amaranth.lib.wiring import In, Out
 
-from m2xfp.formats import InputType
+from m2xfp.formats import FP32
 from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parts.axi_writer import piece_layout
+from m2xfp.rtl.parts.fp32_rounding import round_to_bf16
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
 from m2xfp.rtl.parts.layouts import value_layout
 from m2xfp.rtl.parts.operand_fetcher import PITCH_BITS
@@ -17,9 +18,15 @@ __all__ = ["ResultWriter", "result_layout"]
 
 
 def result_layout(address_bits: int) -> data.StructLayout:
-    """Return a job: where a matrix [m, n] of results goes."""
+    """Return a job: where a matrix [m, n] of results goes, as FP32 or rounded to bf16."""
     return data.StructLayout(
-        {"values": address_bits, "pitch": PITCH_BITS, "m": SIZE_BITS, "n": SIZE_BITS}
+        {
+            "values": address_bits,
+            "pitch": PITCH_BITS,
+            "m": SIZE_BITS,
+            "n": SIZE_BITS,
+            "bf16": 1,
+        }
     )
 
 
@@ -28,8 +35,6 @@ class ResultWriter(Component):
 
     Parameters
     ----------
-    kind
-        Type of the results.
     columns
         Of the GEMM core: results a beat.
     address_bits
@@ -39,8 +44,8 @@ class ResultWriter(Component):
     -------
     job : In(stream)
         A matrix, at least a row and a column.
-    i : In(packet_stream(ArrayLayout(value, columns)))
-        For each panel of columns, for each row, a beat.
+    i : In(packet_stream(ArrayLayout(32, columns)))
+        FP32: for each panel of columns, for each row, a beat.
     piece : Out(stream)
         To an ``AxiWriter``.
     busy : Out(1)
@@ -49,10 +54,10 @@ class ResultWriter(Component):
         A row lies beyond the last address; nothing more is written.
     """
 
-    def __init__(self, kind: InputType, columns: int, address_bits: int) -> None:
-        self._bytes, self._columns, self._address_bits = kind.width // 8, columns, address_bits
-        self.most_bytes = columns * self._bytes
-        values = data.ArrayLayout(value_layout(kind), columns)
+    def __init__(self, columns: int, address_bits: int) -> None:
+        self._columns, self._address_bits = columns, address_bits
+        self.most_bytes = columns * FP32.width // 8
+        values = data.ArrayLayout(value_layout(FP32), columns)
         super().__init__(
             {
                 "job": In(stream.Signature(result_layout(address_bits))),
@@ -80,10 +85,16 @@ class ResultWriter(Component):
             "lanes",
             Mux(last_panel, columns_left, self._columns)[: self._columns.bit_length()],
         )
-        length = named(m, "length", (count * self._bytes)[: len(piece.payload.length)])
+        length = named(
+            m, "length", Mux(held.bf16, count << 1, count << 2)[: len(piece.payload.length)]
+        )
         beyond = named(m, "beyond", (here + length) > (1 << bits))
         after = named(m, "after", here + held.pitch)
-        next_panel = named(m, "next_panel", (panel + self.most_bytes)[: bits + 1])
+        width = Mux(held.bf16, self.most_bytes // 2, self.most_bytes)
+        next_panel = named(m, "next_panel", (panel + width)[: bits + 1])
+        rounded = Cat(
+            round_to_bf16(m, self.i.payload.data[n], f"rounded_{n}") for n in range(self._columns)
+        )
         m.d.comb += [
             self.job.ready.eq(~active),
             self.busy.eq(active),
@@ -92,7 +103,7 @@ class ResultWriter(Component):
             self.i.ready.eq(active & piece.ready & ~beyond),
             piece.payload.address.eq(here),
             piece.payload.length.eq(length),
-            piece.payload.data.eq(self.i.payload.data.as_value()),
+            piece.payload.data.eq(Mux(held.bf16, rounded, self.i.payload.data.as_value())),
         ]
         with m.If(~active):
             m.d.sync += [

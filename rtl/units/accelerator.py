@@ -9,7 +9,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.errors import InputError
-from m2xfp.formats import BF16, FP32, M2XFP_ACT, M2XFP_WEIGHT
+from m2xfp.formats import M2XFP_ACT, M2XFP_WEIGHT
 from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parameters import Between, Names, checked
 from m2xfp.rtl.parts.accelerator_registers import ADDRESS_BITS, AcceleratorRegisters
@@ -24,7 +24,7 @@ from m2xfp.rtl.parts.axi_channels import (
 )
 from m2xfp.rtl.parts.axi_reader import AxiReader
 from m2xfp.rtl.parts.axi_writer import AxiWriter
-from m2xfp.rtl.parts.descriptor_checker import DescriptorChecker, first_cause
+from m2xfp.rtl.parts.descriptor_checker import BF16_VALUES, DescriptorChecker, first_cause
 from m2xfp.rtl.parts.dot_pair import Activations, Weights
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
 from m2xfp.rtl.parts.operand_fetcher import OperandFetcher
@@ -35,7 +35,6 @@ from m2xfp.rtl.verilog.component import Component
 
 __all__ = ["Accelerator"]
 
-_RESULTS = {"fp32": FP32, "bf16": BF16}
 _BUSES = ("128", "256", "512", "1024")
 
 
@@ -56,8 +55,6 @@ class Accelerator(Component):
         Largest k.
     depth, chains
         Its register stages.
-    results
-        How results are written: as fp32, or as bf16, rounded once more.
     bus
         Bits of the data of the three memory buses.
     address_bits
@@ -104,7 +101,6 @@ class Accelerator(Component):
         max_k: Annotated[int, Between(8, (1 << SIZE_BITS) - 1, usual=(32, 64, 512))] = 4096,
         depth: Annotated[int, Between(1, 2)] = 2,
         chains: Annotated[int, Between(1, 3)] = 3,
-        results: Annotated[str, Names(tuple(_RESULTS))] = "fp32",
         bus: Annotated[str, Names(_BUSES)] = "256",
         address_bits: Annotated[int, Between(32, 64, usual=(32, 40))] = 32,
         chunk: Annotated[int, Between(1, 128, usual=(1, 2, 8))] = 64,
@@ -120,10 +116,10 @@ class Accelerator(Component):
             max_k=max_k,
             depth=depth,
             chains=chains,
-            results=results,
+            results="fp32",
         )
         self.rows, self.columns, self.max_k = rows, columns, max_k
-        self.act, self.weight, self.chains, self.results = act, weight, chains, results
+        self.act, self.weight, self.chains = act, weight, chains
         self.bus_bytes, self.address_bits, self.chunk = int(bus) // 8, address_bits, chunk
         self.queue = queue
         self.latency = self.core.latency + 5
@@ -176,7 +172,7 @@ class Accelerator(Component):
         m.submodules.core = DomainRenamer("job")(core)
         acts = OperandFetcher(pair.act, bits, bus, self.rows, self.chains, self.chunk, self.columns)
         weights = OperandFetcher(pair.weight, bits, bus, 1, 1, self.chunk, 1)
-        results = ResultWriter(_RESULTS[self.results], self.columns, bits)
+        results = ResultWriter(self.columns, bits)
         readers: list[AxiReader] = []
         for name, fetcher in (("acts", acts), ("weights", weights)):
             m.submodules[f"{name}_fetcher"] = DomainRenamer("job")(fetcher)
@@ -217,13 +213,19 @@ class Accelerator(Component):
             "array": {"rows": self.rows, "columns": self.columns},
             "limits": {
                 "max_k": self.max_k,
-                "results": list(_RESULTS).index(self.results),
                 "group": self.core.pair.group,
             },
             "bus": {
                 "bus_bytes": self.bus_bytes,
                 "address_bits": self.address_bits,
                 "depth": self.queue,
+            },
+            "features": {
+                "quantize_fp32": 0,
+                "quantize_bf16": 0,
+                "encode_fp32": 0,
+                "encode_bf16": 0,
+                "packed_results": 0,
             },
         }
 
@@ -238,13 +240,11 @@ class Accelerator(Component):
         """Check a descriptor, start everything, wait for the end or for the first fault."""
         core, (acts, weights, results), (*_, writer) = self.core, parts, masters
         words, bits = registers.descriptor.payload, self.address_bits
-        kind = _RESULTS[self.results]
         m.submodules.checker = checker = DescriptorChecker(
             bits,
             self.max_k,
             core.pair.group,
             core.pair.group * core.pair.act.element.bits // 8,
-            kind.width // 8,
             metadata=bool(core.pair.act.subgroups or core.pair.weight.subgroups),
         )
         m.d.comb += checker.descriptor.eq(words)
@@ -269,6 +269,7 @@ class Accelerator(Component):
             target.pitch.eq(words.out_pitch),
             target.m.eq(words.m),
             target.n.eq(words.n),
+            target.bf16.eq(words.kind == BF16_VALUES),
             command.m.eq(words.m),
             command.n.eq(words.n),
             command.k.eq(words.k),
@@ -295,6 +296,7 @@ class Accelerator(Component):
             registers.descriptor.ready.eq(ending),
             registers.cause.eq(cause),
             registers.runs.eq(running),
+            registers.works.eq(running & core.acts.ready & core.acts.valid),
             registers.waits_acts.eq(running & core.acts.ready & ~core.acts.valid),
             registers.waits_weights.eq(running & core.weights.ready & ~core.weights.valid),
             registers.waits_results.eq(running & core.o.valid & ~core.o.ready),

@@ -48,10 +48,15 @@ def _map(top: Any) -> str:
     for register in top.registers():
         name = register.inst_name
         offsets.append(f'    "{name}": 0x{register.absolute_address:03X},')
-        inner = ", ".join(
+        parts = [
             f'"{field.inst_name}": ({field.low}, {field.width})' for field in register.fields()
-        )
-        fields.append(f'    "{name}": {{{inner}}},')
+        ]
+        line = f'    "{name}": {{{", ".join(parts)}}},'
+        if len(line) > 100:
+            line = "\n".join(
+                [f'    "{name}": {{', *(f"        {part}," for part in parts), "    },"]
+            )
+        fields.append(line)
     texts = ['"""Byte offset of each register."""', '"""Lowest bit and width of each field."""']
     return (
         _HEAD

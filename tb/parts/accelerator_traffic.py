@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from m2xfp.facts import Facts, Field, Stream
 from m2xfp.formats import block_format
 from m2xfp.rtl.parts.accelerator_map import OFFSETS
+from m2xfp.rtl.parts.descriptor_checker import BF16_VALUES
 from m2xfp.tb.fields import Bytes, pack, read, read_plane
 from m2xfp.tb.vectors import Beats
 
@@ -40,6 +41,11 @@ class Descriptor:
     def __getitem__(self, name: str) -> int:
         """Return a word, or an address."""
         return self.words.get(name, 0)
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of one of the values that ``kind`` names."""
+        return 2 if self["kind"] == BF16_VALUES else 4
 
     def writes(self) -> Iterator[tuple[int, int]]:
         """Yield address and word of every register of the descriptor, the push last."""
@@ -129,7 +135,6 @@ class Traffic:
         self.bus = int(given["bus"]) // 8
         self.block = given["rows"] * given["chains"]
         self.columns, self.chunk = given["columns"], given["chunk"]
-        self.value_bytes = {"fp32": 4, "bf16": 2}[given["results"]]
         self._formats = {"a": block_format(given["act"]), "w": block_format(given["weight"])}
 
     def bursts(self, address: int, length: int) -> Iterator[tuple[int, int]]:
@@ -170,7 +175,7 @@ class Traffic:
 
     def pieces(self, descriptor: Descriptor) -> Iterator[tuple[int, slice, int]]:
         """Yield row, columns and address of what is written, in order."""
-        m, n, size = descriptor["m"], descriptor["n"], self.value_bytes
+        m, n, size = descriptor["m"], descriptor["n"], descriptor.value_bytes
         for first in range(0, n, self.columns):
             columns = slice(first, min(first + self.columns, n))
             for row in range(m):

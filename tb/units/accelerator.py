@@ -1,6 +1,6 @@
 """Testbench of the accelerator: matrices into a memory, products out of it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from m2xfp.facts import Facts
 from m2xfp.rtl.catalog import find_unit
 from m2xfp.rtl.parameters import parse_settings
+from m2xfp.rtl.parts.descriptor_checker import BF16_VALUES, FP32_VALUES, GEMM
 from m2xfp.tb.bench import Arrays, Operands, golden_of
 from m2xfp.tb.parts.accelerator_traffic import PAGE, Descriptor, Memory, Traffic
 from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product
@@ -39,7 +40,7 @@ STALLS = ((0.0, 0.0), (0.25, 0.25), (0.0, 0.5), (0.7, 0.0))
 RESETS = ((0.5, 0.5), (0.8, 0.2), (0.2, 0.6)) * 6
 
 
-_SHARED = ("act", "weight", "rows", "columns", "max_k", "depth", "chains", "results")
+_SHARED = ("act", "weight", "rows", "columns", "max_k", "depth", "chains")
 
 
 @cache
@@ -53,7 +54,9 @@ def core_of(facts: Facts) -> Facts:
     return _core(tuple(f"{name}={facts.parameters[name]}" for name in _SHARED))
 
 
-def place(product: Product, facts: Facts, memory: Memory, base: int, index: int = 0) -> Descriptor:
+def place(
+    product: Product, facts: Facts, memory: Memory, base: int, index: int = 0, kind: int = 0
+) -> Descriptor:
     """Store the operands of a product in memory; return the descriptor that multiplies them.
 
     Rows have gaps between them, planes begin at odd places, and codes shortly before a page ends.
@@ -70,10 +73,13 @@ def place(product: Product, facts: Facts, memory: Memory, base: int, index: int 
         First address, a multiple of a page.
     index
         Number of the descriptor.
+    kind
+        Of the results.
     """
     traffic = Traffic(facts, memory)
     m, n, k = product.sizes
-    words = {"operation": 1, "m": m, "n": n, "k": k}
+    words = {"operation": GEMM, "m": m, "n": n, "k": k, "kind": kind}
+    value_bytes = Descriptor(words).value_bytes
     at = base + PAGE - 48
     for side, groups in (("a", product.acts), ("w", product.weights)):
         sizes = traffic.planes(side)
@@ -89,22 +95,26 @@ def place(product: Product, facts: Facts, memory: Memory, base: int, index: int 
             at += 5 if plane == "codes" else 0
             first += size
         at = -(-at // 16) * 16 + 32
-    words["out"] = at + traffic.value_bytes
-    words["out_pitch"] = (n + 1) * traffic.value_bytes
+    words["out"] = at + value_bytes
+    words["out_pitch"] = (n + 1) * value_bytes
     return Descriptor(words, index)
 
 
 def _descriptors(
-    products: list[Product], facts: Facts, memory: Memory
+    products: list[Product], facts: Facts, memory: Memory, kinds: Sequence[int] = (FP32_VALUES,)
 ) -> Iterator[tuple[Product, Descriptor]]:
-    """Place products behind one another, each in as many pages as the largest one needs."""
+    """Place products behind one another, each in as many pages as the largest one needs.
+
+    Their results have ``kinds`` in turn.
+    """
     largest = max(
         m * (k + 40) + n * (k + 40) + m * (n + 1) * 4
         for m, n, k in (product.sizes for product in products)
     )
     step = (-(-largest // PAGE) + 3) * PAGE
     for index, product in enumerate(products):
-        yield product, place(product, facts, memory, index * step, index)
+        kind = kinds[index % len(kinds)]
+        yield product, place(product, facts, memory, index * step, index, kind)
 
 
 def load(path: Path, facts: Facts) -> Arrays:
@@ -120,12 +130,12 @@ def encode(arrays: Arrays, facts: Facts) -> dict[str, Beats]:
     ):
         m, n, _ = product.sizes
         traffic.configure(descriptor)
-        traffic.run(descriptor, np.zeros((m, n), f"u{traffic.value_bytes}"))
+        traffic.run(descriptor, np.zeros((m, n), f"u{descriptor.value_bytes}"))
     return traffic.streams(facts.inputs)
 
 
 def decode(beats: Mapping[str, Beats], arrays: Arrays, facts: Facts) -> Arrays:
-    """Return ``out``, uint32 or uint16 patterns, [m, n] or of several products all of them."""
+    """Return ``out``, uint32 patterns, [m, n] or of several products all of them."""
     traffic = Traffic(facts, Memory())
     placed = list(
         _descriptors(gemm_core.products_of(arrays, core_of(facts)), facts, traffic.memory)
@@ -135,9 +145,9 @@ def decode(beats: Mapping[str, Beats], arrays: Arrays, facts: Facts) -> Arrays:
     for product, descriptor in placed:
         m, n, _ = product.sizes
         rows = traffic.memory.read_rows(
-            descriptor["out"], descriptor["out_pitch"], m, n * traffic.value_bytes
+            descriptor["out"], descriptor["out_pitch"], m, n * descriptor.value_bytes
         )
-        found.append(np.ascontiguousarray(rows).view(f"<u{traffic.value_bytes}"))
+        found.append(np.ascontiguousarray(rows).view(f"<u{descriptor.value_bytes}"))
     return gemm_core.joined(found, arrays)
 
 
@@ -147,18 +157,20 @@ def expected(arrays: Arrays, facts: Facts) -> Arrays:
     return gemm_core.joined([golden_product(product, facts) for product in products], arrays)
 
 
-def golden_product(product: Product, facts: Facts) -> NDArray[Any]:
-    """Return the golden model's product, patterns [m, n]."""
-    found: NDArray[Any] = golden_of(facts)(product.acts, product.weights)["out"]
+def golden_product(product: Product, facts: Facts, kind: int = FP32_VALUES) -> NDArray[Any]:
+    """Return the golden model's product, patterns [m, n] of a kind."""
+    name = "bf16" if kind == BF16_VALUES else "fp32"
+    found: NDArray[Any] = golden_of(facts)(product.acts, product.weights, kind=name)["out"]
     return found
 
 
 def _played(products: list[Product], facts: Facts, pieces: int, seed: int) -> TestVectors:
     """Return the traffic of products that follow one another."""
     traffic = Traffic(facts, Memory(seed))
-    for product, descriptor in _descriptors(products, facts, traffic.memory):
+    kinds = (FP32_VALUES, BF16_VALUES)
+    for product, descriptor in _descriptors(products, facts, traffic.memory, kinds):
         traffic.configure(descriptor)
-        traffic.run(descriptor, golden_product(product, facts))
+        traffic.run(descriptor, golden_product(product, facts, descriptor["kind"]))
     return TestVectors(traffic.streams(facts.inputs), traffic.streams(facts.outputs), pieces)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from m2xfp.facts import EmittedFiles, Facts
 from m2xfp.rtl.parts.descriptor_checker import CAUSES
 from m2xfp.tb.axi.model import AxiModel
-from m2xfp.tb.parts.accelerator_traffic import Descriptor, Memory, Traffic
+from m2xfp.tb.parts.accelerator_traffic import Descriptor, Memory
 from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product
 from m2xfp.tb.parts.gemm_regression import random_products
 from m2xfp.tb.units.accelerator import core_of, golden_product, place
@@ -55,7 +55,7 @@ def prepare(model: AxiModel, product: Product, index: int, number: int = 0) -> D
     memory = Place(model.memory)
     descriptor = place(product, model.facts, memory, index * SLOT, number or index)
     m, n, _ = product.sizes
-    length, pitch = n * Traffic(model.facts, memory).value_bytes, descriptor["out_pitch"]
+    length, pitch = n * descriptor.value_bytes, descriptor["out_pitch"]
     start = descriptor["out"]
     model.memory[start - 4 : start + m * pitch] = UNTOUCHED
     for row in range(m):
@@ -195,7 +195,8 @@ def test_a_reset_forgets_everything(model: AxiModel) -> None:
 # --- the fuzzer -----------------------------------------------------------------------------------
 
 WORDS = {
-    "operation": (0, 2, 1 << 31),
+    "operation": (0, 4, 1 << 31),
+    "kind": (3, 1 << 20),
     "m": (0, 1 << 20, 0xFFFFFFFF),
     "n": (0, 1 << 20),
     "k": (0, 16, 33, 544, 1 << 25),
