@@ -148,7 +148,9 @@ class AttentionCache:
     def _each(self, heads: int) -> int:
         """Return the heads of queries that a head of the cache serves."""
         if heads % self.heads:
-            raise InputError(f"{heads} heads of queries are no multiple of the cache's {self.heads}")
+            raise InputError(
+                f"{heads} heads of queries are no multiple of the cache's {self.heads}"
+            )
         return heads // self.heads
 
 

@@ -195,7 +195,7 @@ class Device:
         if x.ndim != 2:
             raise InputError(f"shape={list(x.shape)}: a matrix has two dimensions")
         x = x.detach().cpu() if x.dtype in _KINDS else x.detach().cpu().float()
-        values = self.empty_values(*x.shape, x.dtype)
+        values = self.empty_values(x.shape[0], x.shape[1], x.dtype)
         padded = F.pad(x, (0, values.pitch // x.dtype.itemsize - x.shape[1])).contiguous()
         self.transport.store(values.address, padded.view(torch.uint8).numpy().reshape(-1))
         return values
@@ -210,7 +210,7 @@ class Device:
         """Store a packed tensor [rows, k] as a matrix, plane by plane as it is."""
         if len(packed.shape) != 2:
             raise InputError(f"shape={list(packed.shape)}: a matrix has two dimensions")
-        matrix = self.empty(*packed.shape, packed.format)
+        matrix = self.empty(packed.shape[0], packed.shape[1], packed.format)
         for name, address in matrix.planes.items():
             content = packed.planes()[name].cpu().contiguous().numpy()
             self.transport.store(address, content.reshape(-1))
@@ -293,7 +293,11 @@ class Device:
         return self._submit(words, out, (values.rows, values.columns), owned)
 
     def _submit(
-        self, words: Mapping[str, int], out: Values | Matrix, shape: tuple[int, ...], owned: list[int]
+        self,
+        words: Mapping[str, int],
+        out: Values | Matrix,
+        shape: tuple[int, ...],
+        owned: list[int],
     ) -> Job:
         """Write what differs from the descriptor before, and push it."""
         while self._pushed - self._seen >= self._depth:

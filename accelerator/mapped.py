@@ -142,9 +142,7 @@ class MappedTransport:
         try:
             words, start = mmio.array, buffer.device_address
         except AttributeError as error:
-            raise InputError(
-                "pass pynq.MMIO and a buffer of pynq.allocate(bytes, 'u1')"
-            ) from error
+            raise InputError("pass pynq.MMIO and a buffer of pynq.allocate(bytes, 'u1')") from error
         return cls(words, np.asarray(buffer).reshape(-1), start, buffer=buffer)
 
     def read(self, offset: int) -> int:

@@ -101,6 +101,7 @@ NEEDS = {
     ("fpga", "check", "icebreaker"): "golden",
     ("fpga", "run", "x.npy", "--port", "p", "-o", "y"): "fpga,golden",
     ("fpga", "table"): "sim,fpga",
+    ("generate", "x"): "golden",
     ("lint",): "sim",
     ("mutate", "pe_tile"): "golden,sim,synth",
     ("prove", "pe_tile"): "golden,sim,synth,prove",
