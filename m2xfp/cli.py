@@ -28,6 +28,7 @@ COMMANDS = {
     "convert": "A checkpoint folder in another layout or format.",
     "demo": "The main job: real activations through the golden model and the emitted Verilog.",
     "docs": "The documentation site.",
+    "driver": "The accelerator's driver in C, with an example on the simulated device.",
     "eval": "Perplexity of a language model in number formats.",
     "explore": "Sweep a unit's parameters: area, energy and accuracy, on Dask.",
     "formats": "The table of number formats, with bits per value.",

@@ -94,6 +94,7 @@ NEEDS = {
     ("coverage", "pe_tile"): "golden,sim,synth",
     ("demo",): "golden,sim",
     ("docs",): "golden,docs",
+    ("driver",): "registers",
     ("eval",): "golden",
     ("eval", "--tasks", "x"): "golden",
     ("explore", "activation_quantizer"): "explore,golden,synth",
