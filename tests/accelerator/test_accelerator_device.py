@@ -52,7 +52,7 @@ def test_tensors_are_packed(device: Device) -> None:
     assert same_planes(device.quantize(x), ACTS.quantize(x))
     assert same_planes(device.quantize(x.float() * 1.01), ACTS.quantize(x.float() * 1.01))
     assert same_planes(device.encode(x), WEIGHTS.quantize(x))
-    with pytest.raises(InputError, match="encode: .* built without encode_fp32"):
+    with pytest.raises(InputError, match=r"encode: .* built without encode_fp32"):
         device.encode(x.float())
 
 
@@ -182,9 +182,9 @@ def test_operands_must_fit(device: Device) -> None:
         device.upload(ACTS.quantize(normal(1, 2, 3, 64)))
     with pytest.raises(InputError, match="two dimensions"):
         device.store(normal(1, 64))
+    weights, out = device.upload(WEIGHTS.quantize(normal(2, 4, 64))), device.empty_values(3, 5)
     with pytest.raises(InputError, match="out: the result is"):
-        weights = device.upload(WEIGHTS.quantize(normal(2, 4, 64)))
-        device.submit_matmul(acts, weights, device.empty_values(3, 5))
+        device.submit_matmul(acts, weights, out)
     large = [device.upload(fmt.quantize(normal(1, 2, 544))) for fmt in (ACTS, WEIGHTS)]
     with pytest.raises(InputError, match="multiplies rows of 512"):
         device.submit_matmul(*large)
@@ -200,9 +200,7 @@ def test_something_else_answers(
     accelerator_files: EmittedFiles, sim_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SimulatedTransport, "read", lambda self, offset: offset ^ OFFSETS["id"])
-    transport = SimulatedTransport(
-        files=accelerator_files, memory_bytes=1 << 12, build_dir=sim_dir
-    )
-    with pytest.raises(DeviceError, match="no accelerator .* id 0x00000000, version 4"):
+    transport = SimulatedTransport(files=accelerator_files, memory_bytes=1 << 12, build_dir=sim_dir)
+    with pytest.raises(DeviceError, match=r"no accelerator .* id 0x00000000, version 4"):
         Device(transport)
     transport.close()
