@@ -44,7 +44,8 @@ def command(mode: str, results: Path, output: Path | None) -> None:
     """
     from m2xfp.results import write_figures
     from m2xfp.synth.studies.accelerator import MEASURED, PAPER
-    from m2xfp.synth.studies.measured_accelerator import compare_measured, measured_tables
+    from m2xfp.synth.studies.measured_accelerator import compare_measured
+    from m2xfp.synth.studies.measured_tables import measured_tables
     from m2xfp.synth.studies.paper_accelerator import compare, paper_table
 
     if mode == "paper":
