@@ -554,11 +554,11 @@ UNITS: dict[str, Unit] = {
         ),
         Unit(
             name="accelerator",
-            purpose="products of packed matrices from memory to memory, over AXI4",
+            purpose="products and packing of matrices from memory to memory, over AXI4",
             component=Accelerator,
             configs={
                 "m2xfp-2x2": {"rows": 2, "columns": 2, "max_k": 512, "bus": "128", "chunk": 8},
-                "m2xfp-1x32": {"bus": "512"},
+                "m2xfp-1x32": {"bus": "1024", "chunk": 128},
             },
         ),
     )

@@ -13,10 +13,10 @@ __all__ = ["command"]
 @click.command()
 @click.option(
     "--mode",
-    type=click.Choice(["paper", "measured"]),
+    type=click.Choice(["paper", "measured", "simulated"]),
     default="paper",
     show_default=True,
-    help="The paper's assumptions, or this project's own figures.",
+    help="The paper's assumptions, this project's own figures, or the accelerator simulated.",
 )
 @click.option(
     "--results",
@@ -36,14 +36,18 @@ def command(mode: str, results: Path, output: Path | None) -> None:
 
     Mode `paper` takes the assumptions of the authors' simulator, and sets the ratios of its log
     beside them. Mode `measured` takes this project's own clocks, stored bits and energies:
-    prefill, one token, and long caches.
+    prefill, one token, and long caches. Mode `simulated` runs products on the emitted accelerator
+    before a memory of limited bandwidth and 100 clocks latency, and counts the clocks of the
+    models' layers: minutes.
 
     \b
     m2xfp accelerator --mode paper
     m2xfp accelerator --mode measured
+    m2xfp accelerator --mode simulated
     """
     from m2xfp.results import write_figures
-    from m2xfp.synth.studies.accelerator import MEASURED, PAPER
+    from m2xfp.synth.studies.accelerator import MEASURED, PAPER, SIMULATED
+    from m2xfp.synth.studies.accelerator_throughput import measure_throughput, throughput_tables
     from m2xfp.synth.studies.measured_accelerator import compare_measured
     from m2xfp.synth.studies.measured_tables import measured_tables
     from m2xfp.synth.studies.paper_accelerator import compare, paper_table
@@ -51,6 +55,9 @@ def command(mode: str, results: Path, output: Path | None) -> None:
     if mode == "paper":
         name, figures = PAPER, compare()
         texts = [paper_table(figures)]
+    elif mode == "simulated":
+        name, figures = SIMULATED, measure_throughput()
+        texts = list(throughput_tables(figures).values())
     else:
         name, figures = MEASURED, compare_measured(results)
         texts = list(measured_tables(figures).values())

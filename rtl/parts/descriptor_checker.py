@@ -1,8 +1,9 @@
 """What is wrong with a descriptor before anything is read or written."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from amaranth.hdl import Cat, Const, Module, Mux, Value
+from amaranth.hdl import Cat, Const, Module, Mux, Value, ValueLike
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.rtl.arith.datapath import named
@@ -10,7 +11,18 @@ from m2xfp.rtl.parts.accelerator_registers import descriptor_layout
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
 from m2xfp.rtl.verilog.component import Component
 
-__all__ = ["CAUSES", "DescriptorChecker", "first_cause"]
+__all__ = [
+    "BF16_VALUES",
+    "CAUSES",
+    "ENCODE",
+    "FP32_VALUES",
+    "GEMM",
+    "PACKED",
+    "QUANTIZE",
+    "Abilities",
+    "DescriptorChecker",
+    "first_cause",
+]
 
 CAUSES = {
     "operation": 1,
@@ -40,6 +52,33 @@ def first_cause(m: Module, faults: Mapping[str, Value]) -> Value:
     return cause
 
 
+@dataclass(frozen=True)
+class Abilities:
+    """What a build of the accelerator can do.
+
+    Members
+    -------
+    max_k, group
+        Largest k of a product, and what k is a multiple of.
+    code_bytes
+        Bytes of a group's codes.
+    quantize, encode
+        Whether QUANTIZE, and ENCODE, take FP32 values, and whether they take bf16 ones.
+    packed_results
+        Results can be packed.
+    metadata
+        Operands have a plane of metadata.
+    """
+
+    max_k: int
+    group: int
+    code_bytes: int
+    quantize: tuple[bool, bool]
+    encode: tuple[bool, bool]
+    packed_results: bool
+    metadata: bool
+
+
 class DescriptorChecker(Component):
     """Find the first fault of a descriptor that its words alone show.
 
@@ -47,12 +86,8 @@ class DescriptorChecker(Component):
     ----------
     address_bits
         Of the bus: higher bits of addresses must be 0.
-    max_k, group
-        Largest k, and what it is a multiple of.
-    code_bytes
-        What codes are multiples of in memory.
-    metadata
-        Whether operands have a plane of metadata.
+    can
+        What there is to do it.
 
     Members
     -------
@@ -62,42 +97,59 @@ class DescriptorChecker(Component):
         One of ``CAUSES``; 0 if all is well.
     """
 
-    def __init__(
-        self,
-        address_bits: int,
-        max_k: int,
-        group: int,
-        code_bytes: int,
-        *,
-        metadata: bool,
-    ) -> None:
-        self._address_bits, self._max_k, self._group = address_bits, max_k, group
-        self._code_bytes = code_bytes
-        self._metadata = metadata
+    def __init__(self, address_bits: int, can: Abilities) -> None:
+        self._address_bits, self._can = address_bits, can
         super().__init__({"descriptor": In(descriptor_layout), "cause": Out(8)})
 
     def build(self) -> Module:
         """Build the comparisons; the first that holds decides."""
         m = Module()
-        words = self.descriptor
-        sizes = (words.m, words.n, words.k)
-        planes = ["codes", "scales", *(["meta"] if self._metadata else [])]
-        addresses = [f"{side}_{plane}" for side in "aw" for plane in planes] + ["out"]
-        high = [Cat(words[name], words[f"{name}_high"])[self._address_bits :] for name in addresses]
+        words, can = self.descriptor, self._can
+        gemm = named(m, "gemm", words.operation == GEMM)
+        packed = named(m, "packed", gemm & (words.kind == PACKED))
+        planar = named(m, "planar", ~gemm | packed)  # results are planes
+        wide = named(m, "wide", words.kind == FP32_VALUES)
 
         def unaligned(size: int, *names: str) -> Value:
             return Cat(words[name][: size.bit_length() - 1] for name in names).any()
 
-        codes = ("a_codes", "w_codes", "a_codes_pitch", "w_codes_pitch")
+        def beyond(*names: str) -> Value:
+            return Cat(
+                Cat(words[name], words[f"{name}_high"])[self._address_bits :] for name in names
+            ).any()
+
+        kinds = {
+            GEMM: (True, True, can.packed_results),
+            QUANTIZE: can.quantize,
+            ENCODE: can.encode,
+        }
+        known = Cat(
+            (words.operation == operation) & (words.kind == kind)
+            for operation, able in kinds.items()
+            for kind, there in enumerate(able)
+            if there
+        ).any()
+        sizes: dict[str, ValueLike] = {"m": 1, "k": 1, "n": gemm}
+        planes = ["codes", "scales", *(["meta"] if can.metadata else [])]
+        operands = [f"{side}_{plane}" for side in "aw" for plane in planes]
+        value_bytes = 2 * can.group
+        group_bits = can.group.bit_length() - 1
         found = {
-            "operation": (words.operation != GEMM) | (words.kind > BF16_VALUES),
-            "zero": Cat(size == 0 for size in sizes).any(),
-            "large": Cat(size[SIZE_BITS:].any() for size in sizes).any() | (words.k > self._max_k),
-            "multiple": words.k[: self._group.bit_length() - 1].any(),
-            "misaligned": unaligned(self._code_bytes, *codes)
+            "operation": ~known,
+            "zero": Cat((words[name] == 0) & counts for name, counts in sizes.items()).any(),
+            "large": Cat(words[name][SIZE_BITS:].any() & on for name, on in sizes.items()).any()
+            | (gemm & (words.k > can.max_k)),
+            "multiple": words.k[:group_bits].any() | (packed & words.n[:group_bits].any()),
+            "misaligned": unaligned(can.code_bytes, "a_codes", "a_codes_pitch")
+            | (gemm & unaligned(can.code_bytes, "w_codes", "w_codes_pitch"))
+            | (~gemm & unaligned(value_bytes, "a_codes", "a_codes_pitch"))
+            | (~gemm & wide & unaligned(2 * value_bytes, "a_codes", "a_codes_pitch"))
             | unaligned(2, "out", "out_pitch")
-            | ((words.kind == FP32_VALUES) & unaligned(4, "out", "out_pitch")),
-            "address": Cat(high).any(),
+            | (wide & unaligned(4, "out", "out_pitch"))
+            | (planar & unaligned(can.code_bytes, "out", "out_pitch")),
+            "address": beyond("a_codes", "out")
+            | (gemm & beyond(*operands))
+            | (planar & beyond("out_scales", *(["out_meta"] if can.metadata else []))),
         }
         m.d.comb += self.cause.eq(first_cause(m, found))
         return m

@@ -27,6 +27,7 @@ class _Core(Protocol):
     chains: int
     input_latency: int
     output_latency: int
+    weight_rows: int
 
 
 class _Steps:
@@ -99,6 +100,8 @@ class GemmTiming:
         Products a cell and clock.
     input_latency, output_latency
         Clocks through the input engines, and through the requantizer.
+    weight_rows
+        Weight rows that are loaded at the same time.
     """
 
     rows: int
@@ -109,6 +112,7 @@ class GemmTiming:
     group: int = 32
     input_latency: int = 0
     output_latency: int = 0
+    weight_rows: int = 1
 
     @classmethod
     def of(cls, core: _Core) -> "GemmTiming":
@@ -122,6 +126,7 @@ class GemmTiming:
             core.pair.group,
             core.input_latency,
             core.output_latency,
+            core.weight_rows,
         )
 
     @property
@@ -192,7 +197,7 @@ class GemmTiming:
             for column in range(0, n, self.columns):
                 final = column + self.columns >= n
                 loaded = max(loaded, released[panel % 2])
-                loaded += min(self.columns, n - column) * groups
+                loaded += -(-min(self.columns, n - column) // self.weight_rows) * groups
                 step = steps.not_before(step, max(loaded + 1, earliest))
                 for block in range(blocks - 1 if quiet else 0, blocks):
                     if final or not quiet:

@@ -3,7 +3,9 @@
 from amaranth.hdl import Shape, ShapeLike, unsigned
 from amaranth.lib import data
 
+from m2xfp.formats import BlockFormat
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
+from m2xfp.rtl.parts.layouts import group_layout
 
 __all__ = [
     "TAG_BITS",
@@ -13,6 +15,7 @@ __all__ = [
     "status_layout",
     "tagged",
     "tile_layout",
+    "weights_layout",
 ]
 
 TAG_BITS = 3
@@ -50,6 +53,12 @@ job_layout = data.StructLayout(
 def tagged(name: str, shape: ShapeLike) -> data.StructLayout:
     """Return the payload of an operand stream: ``shape``, called ``name``, and a command's tag."""
     return data.StructLayout({name: shape, "tag": TAG_BITS})
+
+
+def weights_layout(block: BlockFormat, rows: int) -> data.StructLayout:
+    """Return the payload of the weights: a group, or one of each of ``rows`` rows, with a tag."""
+    group = group_layout(block)
+    return tagged("group", group) if rows == 1 else tagged("rows", data.ArrayLayout(group, rows))
 
 
 def tile_layout(rows: int, columns: int) -> data.StructLayout:

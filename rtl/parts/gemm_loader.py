@@ -7,8 +7,7 @@ from amaranth.lib.wiring import In, Out
 from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parts.dot_pair import DotPair
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
-from m2xfp.rtl.parts.gemm_layouts import TAG_BITS, command_layout, job_layout, tagged
-from m2xfp.rtl.parts.layouts import group_layout
+from m2xfp.rtl.parts.gemm_layouts import TAG_BITS, command_layout, job_layout, weights_layout
 from m2xfp.rtl.parts.streams import SpillRegister, packet_stream
 from m2xfp.rtl.verilog.component import Component
 
@@ -30,6 +29,8 @@ class Loader(Component):
         Weight rows (columns of the result) a panel.
     max_groups
         Groups that a buffer holds of each.
+    rows
+        Weight rows whose groups come in one beat, a divisor of ``columns``.
 
     Members
     -------
@@ -40,7 +41,8 @@ class Loader(Component):
     job : Out(stream)
         Checked commands, in order. Behind one that resynchronises none follows before ``resync``.
     write : Out(columns)
-        One-hot: store the group at ``buffer`` and ``address`` in the column's bank.
+        Store the beat's groups at ``buffer`` and ``address`` in these columns' banks: one, or
+        ``rows`` side by side.
     full : In(2)
         Which buffers are filled and not yet used up.
     filled, misframed : Out(1)
@@ -51,12 +53,13 @@ class Loader(Component):
         All is well again, and no command or weight under way.
     """
 
-    def __init__(self, pair: DotPair, columns: int, max_groups: int) -> None:
+    def __init__(self, pair: DotPair, columns: int, max_groups: int, rows: int = 1) -> None:
         self._pair, self._columns, self._max_groups = pair, columns, max_groups
+        self._rows = rows
         super().__init__(
             {
                 "cmd": In(packet_stream(command_layout)),
-                "weights": In(packet_stream(tagged("group", group_layout(pair.weight)))),
+                "weights": In(packet_stream(weights_layout(pair.weight, rows))),
                 "job": Out(stream.Signature(job_layout)),
                 "write": Out(columns),
                 "buffer": Out(1),
@@ -103,7 +106,8 @@ class Loader(Component):
         starts = named(m, "starts", accepted & ~command.resync & ~job.faults.as_value().any())
 
         buffer = Signal()
-        column = Signal(self._columns, init=1)  # one-hot
+        rows = self._rows
+        column = Signal(self._columns // rows, init=1)  # one-hot: which columns are filled
         group = Signal(range(self._max_groups))
         last_group = Signal(range(self._max_groups), reset_less=True)
         left = Signal(SIZE_BITS, reset_less=True)  # weight rows, this one included
@@ -112,12 +116,14 @@ class Loader(Component):
         room = named(m, "room", loading & ~self.full.bit_select(buffer, 1))
         taken = named(m, "taken", self.weights.valid & room)
         row_ends = named(m, "row_ends", group == last_group)
-        all_ends = named(m, "all_ends", row_ends & (left == 1))
+        all_ends = named(m, "all_ends", row_ends & ((left == 1) if rows == 1 else (left <= rows)))
         panel_ends = named(m, "panel_ends", all_ends | (row_ends & column[-1]))
         wrong = named(m, "wrong", taken & ((weight.last ^ all_ends) | (weight.data.tag != tag)))
         m.d.comb += [
             self.weights.ready.eq(room | failed),
-            self.write.eq(column & taken.replicate(self._columns)),
+            self.write.eq(
+                Cat(each.replicate(rows) for each in column) & taken.replicate(self._columns)
+            ),
             self.buffer.eq(buffer),
             self.address.eq(group),
             self.filled.eq(wrong | (taken & panel_ends)),
@@ -135,7 +141,7 @@ class Loader(Component):
         with m.If(taken):
             m.d.sync += group.eq(Mux(row_ends, 0, group + 1))
             with m.If(row_ends):
-                m.d.sync += [left.eq(left - 1), column.eq(Cat(column[-1], column[:-1]))]
+                m.d.sync += [left.eq(left - rows), column.eq(column.rotate_left(1))]
             with m.If(panel_ends):
                 m.d.sync += [buffer.eq(~buffer), column.eq(1), loading.eq(~all_ends)]
         with m.If(wrong | self.stop):

@@ -43,8 +43,8 @@ class OperandFetcher(Component):
     """Read a packed matrix from memory, as often as asked, and give it in the GEMM core's order.
 
     The matrix is cut into blocks of ``rows * turns`` rows, and these into chunks of ``chunk``
-    groups. A chunk is read row by row, plane by plane, into one of two slots, while the other one
-    is given away: for each group, for each turn, ``rows`` groups a beat.
+    groups. A chunk is read row by row, plane by plane, into one of a few slots, while the others
+    are given away or read: for each group, for each turn, ``rows`` groups a beat.
 
     Words lie in the slots as they lie in memory; where a row begins in its first word is kept
     beside them, so rows may begin at any byte, those of codes at any multiple of 16 or of the bus.
@@ -52,7 +52,8 @@ class OperandFetcher(Component):
     Parameters
     ----------
     block
-        Format of the groups.
+        Format of the groups; or the bytes of one, at most a word of the bus, if the matrix is not
+        packed: then it is one plane, that of the codes.
     address_bits, bus_bytes
         Of the bus.
     rows, turns
@@ -61,6 +62,8 @@ class OperandFetcher(Component):
         Groups of a row that are read together.
     step
         Rows of the other matrix that a pass is for.
+    slots
+        Chunks that are read, or kept to be given, at the same time, a power of two.
 
     Members
     -------
@@ -79,26 +82,32 @@ class OperandFetcher(Component):
 
     def __init__(
         self,
-        block: BlockFormat,
+        block: BlockFormat | int,
         address_bits: int,
         bus_bytes: int,
         rows: int,
         turns: int,
         chunk: int,
         step: int,
+        slots: int,
     ) -> None:
-        self._step = step
-        self._block, self._bus, self._chunk = block, bus_bytes, chunk
+        self._step, self._slots = step, slots
+        self._bus, self._chunk = bus_bytes, chunk
         self._rows, self._turns, self._address_bits = rows, turns, address_bits
-        self._code_bytes = block.group * block.element.bits // 8
-        self._planes = 3 if block.subgroups else 2
-        self.length_bits = (chunk * self._code_bytes).bit_length()
+        if isinstance(block, int):
+            self.group_bytes, self._planes = block, 1
+            layout = data.StructLayout({"codes": 8 * block})
+        else:
+            self.group_bytes = block.group * block.element.bits // 8
+            self._planes = 3 if block.subgroups else 2
+            layout = group_layout(block)
+        self.length_bits = (chunk * self.group_bytes).bit_length()
         self._tag = data.StructLayout(
-            {"plane": 2, "row": _bits(rows), "turn": _bits(turns), "slot": 1, "ends": 1}
+            {"plane": 2, "row": _bits(rows), "turn": _bits(turns), "slot": _bits(slots), "ends": 1}
         )
         self.tag_bits = self._tag.size
         # Words that a row's part of a chunk lies in at most.
-        code_words = -(-(chunk * self._code_bytes + bus_bytes - self._code_bytes) // bus_bytes)
+        code_words = -(-(chunk * self.group_bytes + bus_bytes - self.group_bytes) // bus_bytes)
         self._words = (code_words, *[-(-(chunk + bus_bytes - 1) // bus_bytes)] * 2)
         super().__init__(
             {
@@ -111,7 +120,7 @@ class OperandFetcher(Component):
                 "tag": In(self.tag_bits),
                 "first": In(1),
                 "closes": In(1),
-                "o": Out(packet_stream(data.ArrayLayout(group_layout(block), rows))),
+                "o": Out(packet_stream(data.ArrayLayout(layout, rows))),
                 "wraps": Out(1),
             }
         )
@@ -119,21 +128,21 @@ class OperandFetcher(Component):
     def build(self) -> Module:
         """Build what asks, the slots, and what gives."""
         m = Module()
-        claimed, full = Signal(2), Signal(2)
+        claimed, full = Signal(self._slots), Signal(self._slots)
         used = self._give(m, claimed, full, *self._ask(m, claimed))
         self._fill(m, full)
-        for slot in range(2):
+        for slot in range(self._slots):
             with m.If(used[slot]):
                 m.d.sync += [full[slot].eq(0), claimed[slot].eq(0)]
         return m
 
     def _ask(self, m: Module, claimed: Signal) -> tuple[list[Array], list[Signal], Array]:
         """Step through blocks, chunks, rows and planes; return what is kept of each slot."""
-        job, request, planes = self.job.payload, self.request, self._planes
+        job, request, planes, slots = self.job.payload, self.request, self._planes, self._slots
         bits, lanes = self._address_bits + 1, (self._bus - 1).bit_length()
         block_rows = self._rows * self._turns
         active = Signal()
-        slot = Signal()
+        slot = Signal(range(slots))
         plane = Signal(2)
         row = Signal(range(self._rows), name="row")
         turn = Signal(range(self._turns), name="turn")
@@ -153,7 +162,7 @@ class OperandFetcher(Component):
             Mux(groups_left < self._chunk, groups_left, self._chunk)[: self._chunk.bit_length()],
         )
         codes = named(m, "codes", plane == 0)
-        scale = self._code_bytes.bit_length() - 1
+        scale = self.group_bytes.bit_length() - 1
         shift = Mux(codes, offset << scale, offset)
         length = named(m, "length", Mux(codes, count << scale, count)[: self.length_bits])
         address = named(m, "address", (Array(here)[plane] + shift)[: bits + 1])
@@ -190,15 +199,16 @@ class OperandFetcher(Component):
         begin = [
             Array(
                 Signal(max(0, lanes - skip[p]), name=f"begin_{p}_{n}", reset_less=True)
-                for n in range(2 * span)
+                for n in range(slots * span)
             )
             for p in range(planes)
         ]
-        chunk_rows = Array(Signal(range(block_rows + 1), name=f"rows_{n}") for n in range(2))
+        chunk_rows = Array(Signal(range(block_rows + 1), name=f"rows_{n}") for n in range(slots))
         chunk_groups = [
-            Signal(range(self._chunk + 1), name=f"groups_{n}", reset_less=True) for n in range(2)
+            Signal(range(self._chunk + 1), name=f"groups_{n}", reset_less=True)
+            for n in range(slots)
         ]
-        chunk_last = [Signal(name=f"last_{n}", reset_less=True) for n in range(2)]
+        chunk_last = [Signal(name=f"last_{n}", reset_less=True) for n in range(slots)]
 
         with m.If(~active):
             m.d.sync += [
@@ -222,7 +232,7 @@ class OperandFetcher(Component):
                     m.d.sync += begin[p][place].eq(address[skip[p] : lanes])
             m.d.sync += [begins.eq(0), plane.eq(Mux(last_plane, 0, plane + 1))]
             with m.If(begins):
-                for n in range(2):
+                for n in range(slots):
                     with m.If(slot == n):
                         m.d.sync += [
                             claimed[n].eq(1),
@@ -239,7 +249,7 @@ class OperandFetcher(Component):
                 m.d.sync += [
                     row.eq(0),
                     turn.eq(0),
-                    slot.eq(~slot),
+                    slot.eq(slot + 1),
                     begins.eq(1),
                     rows_left.eq(block_left),
                     groups_left.eq(groups_left - self._chunk),
@@ -317,17 +327,18 @@ class OperandFetcher(Component):
     ) -> Signal:
         """Give the slots away; return which one is used up with this clock."""
         lanes = (self._bus - 1).bit_length()
-        scale = self._code_bytes.bit_length() - 1
-        slot = Signal(name="slot_given")
+        scale = self.group_bytes.bit_length() - 1
+        slots = self._slots
+        slot = Signal(range(slots), name="slot_given")
         group = Signal(range(self._chunk), name="group_given")
         turn = Signal(range(self._turns), name="turn_given")
-        groups, last = (Array(kept[n : n + 2])[slot] for n in (0, 2))
+        groups, last = (Array(kept[n : n + slots])[slot] for n in (0, slots))
         group_ends = named(m, "group_ends", group + 1 == groups)
         turn_ends = named(m, "turn_ends", (turn + 1) * self._rows >= chunk_rows[slot])
         there = Signal()
         go = named(m, "go", full.bit_select(slot, 1) & (~there | self.o.ready))
         ends = named(m, "chunk_ends", go & group_ends & turn_ends)
-        used = Signal(2)
+        used = Signal(slots)
         m.d.comb += used.eq(ends << slot)
         with m.If(self.o.ready):
             m.d.sync += there.eq(0)
@@ -341,12 +352,12 @@ class OperandFetcher(Component):
             with m.If(turn_ends):
                 m.d.sync += group.eq(group + 1)
             with m.If(ends):
-                m.d.sync += [group.eq(0), slot.eq(~slot)]
+                m.d.sync += [group.eq(0), slot.eq(slot + 1)]
         m.d.comb += [self.o.valid.eq(there), self.o.payload.last.eq(final)]
 
         row_bits, turn_bits = ((n - 1).bit_length() for n in (self._rows, self._turns))
         skip = (scale, 0, 0)
-        width = (8 * self._code_bytes, 8, 8)
+        width = (8 * self.group_bytes, 8, 8)
         fields = ("codes", "scale", "meta")
         self._memories: list[list[WordMemory]] = []
         for row in range(self._rows):
@@ -354,7 +365,7 @@ class OperandFetcher(Component):
             found: list[WordMemory] = []
             for plane in range(self._planes):
                 words = self._words[plane]
-                depth = 1 << ((words - 1).bit_length() + turn_bits + 1)
+                depth = slots << ((words - 1).bit_length() + turn_bits)
                 memory = WordMemory(8 * self._bus, depth)
                 m.submodules[f"{fields[plane]}_{row}"] = memory
                 found.append(memory)

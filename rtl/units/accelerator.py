@@ -1,17 +1,28 @@
 """The accelerator: packed matrices in memory, products in memory, descriptors in registers."""
 
 from collections.abc import Mapping
+from math import gcd
 from types import MappingProxyType
 from typing import Annotated
 
-from amaranth.hdl import Cat, ClockDomain, ClockSignal, DomainRenamer, Module, ResetSignal, Signal
+from amaranth.hdl import (
+    Cat,
+    ClockDomain,
+    ClockSignal,
+    DomainRenamer,
+    Module,
+    Mux,
+    ResetSignal,
+    Signal,
+)
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.errors import InputError
-from m2xfp.formats import M2XFP_ACT, M2XFP_WEIGHT
+from m2xfp.formats import BF16, FP32, M2XFP_ACT, M2XFP_WEIGHT, InputType
 from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parameters import Between, Names, checked
+from m2xfp.rtl.parts.accelerator_parts import Masters, Movers, connect_job, first_fault
 from m2xfp.rtl.parts.accelerator_registers import ADDRESS_BITS, AcceleratorRegisters
 from m2xfp.rtl.parts.axi_channels import (
     address_layout,
@@ -24,10 +35,19 @@ from m2xfp.rtl.parts.axi_channels import (
 )
 from m2xfp.rtl.parts.axi_reader import AxiReader
 from m2xfp.rtl.parts.axi_writer import AxiWriter
-from m2xfp.rtl.parts.descriptor_checker import BF16_VALUES, DescriptorChecker, first_cause
+from m2xfp.rtl.parts.descriptor_checker import (
+    ENCODE,
+    FP32_VALUES,
+    GEMM,
+    PACKED,
+    Abilities,
+    DescriptorChecker,
+)
 from m2xfp.rtl.parts.dot_pair import Activations, Weights
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
 from m2xfp.rtl.parts.operand_fetcher import OperandFetcher
+from m2xfp.rtl.parts.packing_engine import PackingEngine, engine_kinds
+from m2xfp.rtl.parts.plane_writer import PlaneWriter
 from m2xfp.rtl.parts.result_writer import ResultWriter
 from m2xfp.rtl.parts.streams import packet_stream
 from m2xfp.rtl.units.gemm_core import GemmCore
@@ -36,14 +56,17 @@ from m2xfp.rtl.verilog.component import Component
 __all__ = ["Accelerator"]
 
 _BUSES = ("128", "256", "512", "1024")
+_VALUE_CHUNK = 16  # beats of values that are read together at most
 
 
 class Accelerator(Component):
-    """Multiply packed matrices in memory, as descriptors in registers say.
+    """Multiply packed matrices in memory, and pack values, as descriptors in registers say.
 
-    out[i, j] = the product of row i of the activations and row j of the weights, bit for bit that
-    of ``GemmCore``. Descriptors run in order, one after the other. A descriptor with an error ends
-    with its cause; what it had not written yet is not written, and the next one runs.
+    GEMM: out[i, j] = the product of row i of the activations and row j of the weights, bit for bit
+    that of ``GemmCore``. QUANTIZE and ENCODE: the planes of a packed matrix, those of
+    ``ActivationQuantizer`` and ``WeightEncoder``. Descriptors run in order, one after the other. A
+    descriptor with an error ends with its cause; what it had not written yet is not written, and
+    the next one runs.
 
     Parameters
     ----------
@@ -52,15 +75,22 @@ class Accelerator(Component):
     rows, columns
         Shape of its array.
     max_k
-        Largest k.
+        Largest k of a product.
     depth, chains
         Its register stages.
+    quantizer, encoder
+        Types of the values that are packed in the format of activations, and of weights: with fp32
+        bf16 is taken too. None leaves the engine out. With ``quantizer`` fp32 and as many columns
+        as a group has values, results can be packed.
     bus
         Bits of the data of the three memory buses.
     address_bits
         Bits of their addresses.
     chunk
-        Groups of a row that are read together: two such chunks of each row of a block are kept.
+        Groups of a row that are read together.
+    slots
+        Such chunks, of each row of a block, that are read ahead or kept, a power of two: what hides
+        the memory's latency.
     queue
         Descriptors that wait at most, a power of two.
 
@@ -101,13 +131,27 @@ class Accelerator(Component):
         max_k: Annotated[int, Between(8, (1 << SIZE_BITS) - 1, usual=(32, 64, 512))] = 4096,
         depth: Annotated[int, Between(1, 2)] = 2,
         chains: Annotated[int, Between(1, 3)] = 3,
+        quantizer: InputType | None = FP32,
+        encoder: InputType | None = BF16,
         bus: Annotated[str, Names(_BUSES)] = "256",
         address_bits: Annotated[int, Between(32, 64, usual=(32, 40))] = 32,
         chunk: Annotated[int, Between(1, 128, usual=(1, 2, 8))] = 64,
+        slots: Annotated[int, Between(2, 32, usual=(2, 4))] = 4,
         queue: Annotated[int, Between(2, 16, usual=(2, 4))] = 4,
     ) -> None:
-        if queue & (queue - 1):
-            raise InputError(f"queue={queue}: must be a power of two")
+        for name, number in (("queue", queue), ("slots", slots)):
+            if number & (number - 1):
+                raise InputError(f"{name}={number}: must be a power of two")
+        for name, kind in (("quantizer", quantizer), ("encoder", encoder)):
+            if kind not in (None, FP32, BF16):
+                raise InputError(f"{name}={kind.name}: memory has values of fp32 or bf16")
+        for block in (act, weight):
+            if block.group_bytes[1] > 1 or block.group_bytes[2] > 1:
+                raise InputError(f"{block.name}: a group has more than a byte of metadata")
+        self.bus_bytes, self.address_bits, self.chunk = int(bus) // 8, address_bits, chunk
+        self.code_bytes = act.group_bytes[0]
+        # As many weight rows come at the same time as a word of the bus has groups.
+        weight_rows = gcd(columns, max(1, self.bus_bytes // self.code_bytes))
         self.core = GemmCore(
             act=act,
             weight=weight,
@@ -116,16 +160,38 @@ class Accelerator(Component):
             max_k=max_k,
             depth=depth,
             chains=chains,
-            results="fp32",
+            weight_rows=weight_rows,
         )
-        self.rows, self.columns, self.max_k = rows, columns, max_k
+        self.rows, self.columns, self.max_k, self.weight_rows = rows, columns, max_k, weight_rows
         self.act, self.weight, self.chains = act, weight, chains
-        self.bus_bytes, self.address_bits, self.chunk = int(bus) // 8, address_bits, chunk
-        self.queue = queue
+        self.quantizer, self.encoder, self.slots, self.queue = quantizer, encoder, slots, queue
         self.latency = self.core.latency + 5
         self.clocks_per_block = self.core.clocks_per_block
         self.groups_per_clock = self.core.groups_per_clock
         self.macs_per_clock = self.core.macs_per_clock
+        self.abilities = Abilities(
+            max_k=max_k,
+            group=act.group,
+            code_bytes=self.code_bytes,
+            quantize=engine_kinds(quantizer),
+            encode=engine_kinds(encoder),
+            packed_results=quantizer is FP32 and columns == act.group,
+            metadata=bool(act.subgroups or weight.subgroups),
+        )
+        # A beat of values is a word of the bus, or a group of bf16.
+        self.unit_bytes = min(self.bus_bytes, 2 * act.group)
+        self._engine = (
+            PackingEngine(
+                act,
+                weight,
+                quantizer,
+                encoder,
+                self.unit_bytes // 2,
+                columns if self.abilities.packed_results else 0,
+            )
+            if quantizer or encoder
+            else None
+        )
         address, read = address_layout(address_bits), read_layout(self.bus_bytes)
         super().__init__(
             {
@@ -148,7 +214,6 @@ class Accelerator(Component):
     def build(self) -> Module:
         """Build registers, masters, fetchers and core, and what starts and ends descriptors."""
         m = Module()
-        pair, bits, bus = self.core.pair, self.address_bits, self.bus_bytes
         flush = Signal()
         # What an error ends is in a domain of its own, which is reset then. The masters are not:
         # what they have begun on the bus has to come to its end.
@@ -168,129 +233,190 @@ class Accelerator(Component):
             )
         m.d.comb += self.irq.eq(registers.irq)
 
-        core = self.core
-        m.submodules.core = DomainRenamer("job")(core)
-        acts = OperandFetcher(pair.act, bits, bus, self.rows, self.chains, self.chunk, self.columns)
-        weights = OperandFetcher(pair.weight, bits, bus, 1, 1, self.chunk, 1)
-        results = ResultWriter(self.columns, bits)
-        readers: list[AxiReader] = []
-        for name, fetcher in (("acts", acts), ("weights", weights)):
-            m.submodules[f"{name}_fetcher"] = DomainRenamer("job")(fetcher)
-            reader = AxiReader(bits, bus, fetcher.length_bits, fetcher.tag_bits)
-            m.submodules[f"{name}_reader"] = reader
-            readers.append(reader)
-            wiring.connect(m, fetcher.request, reader.request)
-            wiring.connect(m, reader.ar, wiring.flipped(getattr(self, f"{name}_ar")))
-            wiring.connect(m, wiring.flipped(getattr(self, f"{name}_r")), reader.r)
-            m.d.comb += reader.flush.eq(flush)
-            for port in ("valid", "word", "tag", "first", "closes"):
-                m.d.comb += getattr(fetcher, port).eq(getattr(reader, port))
-        m.submodules.result_writer = DomainRenamer("job")(results)
-        m.submodules.writer = writer = AxiWriter(bits, bus, results.most_bytes)
-        wiring.connect(m, results.piece, writer.piece)
-        wiring.connect(m, writer.aw, wiring.flipped(self.results_aw))
-        wiring.connect(m, writer.w, wiring.flipped(self.results_w))
-        wiring.connect(m, wiring.flipped(self.results_b), writer.b)
-        m.d.comb += writer.flush.eq(flush)
-
+        m.submodules.core = DomainRenamer("job")(self.core)
+        movers = self._movers(m)
+        masters = self._masters(m, movers, registers, flush)
+        core, acts, weights = self.core, movers.acts, movers.weights
+        groups = core.weights.payload.data
         m.d.comb += [
             core.acts.payload.data.rows.eq(acts.o.payload.data),
             core.acts.payload.last.eq(acts.o.payload.last),
             core.acts.valid.eq(acts.o.valid),
             acts.o.ready.eq(core.acts.ready),
-            core.weights.payload.data.group.eq(weights.o.payload.data[0]),
             core.weights.payload.last.eq(weights.o.payload.last),
             core.weights.valid.eq(weights.o.valid),
             weights.o.ready.eq(core.weights.ready),
         ]
-        wiring.connect(m, core.o, results.i)
-        self._run(m, flush, registers, (acts, weights, results), (readers[0], readers[1], writer))
+        if self.weight_rows == 1:
+            m.d.comb += groups.group.eq(weights.o.payload.data[0])
+        else:
+            m.d.comb += groups.rows.eq(weights.o.payload.data)
+        self._connect_engine(m, movers, registers)
+        self._run(m, flush, registers, movers, masters)
         return m
 
     def _constants(self) -> dict[str, dict[str, int]]:
         """Return what the registers say of this build."""
+        can = self.abilities
         return {
             "array": {"rows": self.rows, "columns": self.columns},
-            "limits": {
-                "max_k": self.max_k,
-                "group": self.core.pair.group,
-            },
+            "limits": {"max_k": self.max_k, "group": self.core.pair.group},
             "bus": {
                 "bus_bytes": self.bus_bytes,
                 "address_bits": self.address_bits,
                 "depth": self.queue,
             },
             "features": {
-                "quantize_fp32": 0,
-                "quantize_bf16": 0,
-                "encode_fp32": 0,
-                "encode_bf16": 0,
-                "packed_results": 0,
+                "quantize_fp32": int(can.quantize[0]),
+                "quantize_bf16": int(can.quantize[1]),
+                "encode_fp32": int(can.encode[0]),
+                "encode_bf16": int(can.encode[1]),
+                "packed_results": int(can.packed_results),
             },
         }
+
+    def _movers(self, m: Module) -> Movers:
+        """Return what moves data between the masters and the core."""
+        pair, bits, bus, job = (
+            self.core.pair,
+            self.address_bits,
+            self.bus_bytes,
+            DomainRenamer("job"),
+        )
+        movers = Movers(
+            acts=OperandFetcher(
+                pair.act, bits, bus, self.rows, self.chains, self.chunk, self.columns, self.slots
+            ),
+            weights=OperandFetcher(
+                pair.weight, bits, bus, self.weight_rows, 1, self.chunk, 1, self.slots
+            ),
+            results=ResultWriter(self.columns, bits),
+        )
+        m.submodules.acts_fetcher = job(movers.acts)
+        m.submodules.weights_fetcher = job(movers.weights)
+        m.submodules.result_writer = job(movers.results)
+        if self._engine is not None:
+            chunk = min(_VALUE_CHUNK, self.chunk * self.slots)
+            movers.values = OperandFetcher(self.unit_bytes, bits, bus, 1, 1, chunk, 1, self.slots)
+            movers.planes = PlaneWriter(self.code_bytes, 4 if bus < 64 else 8, bits)
+            m.submodules.values_fetcher = job(movers.values)
+            m.submodules.plane_writer = job(movers.planes)
+            m.submodules.packing = job(self._engine)
+        return movers
+
+    def _masters(
+        self, m: Module, movers: Movers, registers: AcceleratorRegisters, flush: Signal
+    ) -> Masters:
+        """Build the masters, and connect them with what they serve."""
+        bits, bus = self.address_bits, self.bus_bytes
+        gemm = registers.descriptor.payload.operation == GEMM
+        readers: list[AxiReader] = []
+        served = (("acts", [movers.acts, movers.values]), ("weights", [movers.weights, None]))
+        for name, (fetcher, other) in served:
+            parts = [each for each in (fetcher, other) if each is not None]
+            reader = AxiReader(
+                bits,
+                bus,
+                max(each.length_bits for each in parts),
+                max(each.tag_bits for each in parts),
+            )
+            m.submodules[f"{name}_reader"] = reader
+            readers.append(reader)
+            wiring.connect(m, reader.ar, wiring.flipped(getattr(self, f"{name}_ar")))
+            wiring.connect(m, wiring.flipped(getattr(self, f"{name}_r")), reader.r)
+            m.d.comb += reader.flush.eq(flush)
+            for each in parts:
+                chosen = 1 if other is None else gemm if each is fetcher else ~gemm
+                m.d.comb += [
+                    each.request.ready.eq(reader.request.ready & chosen),
+                    each.valid.eq(reader.valid & chosen),
+                ]
+                with m.If(chosen):
+                    m.d.comb += reader.request.valid.eq(each.request.valid)
+                    for part in ("address", "length", "tag"):
+                        m.d.comb += reader.request.payload[part].eq(each.request.payload[part])
+                for port in ("word", "tag", "first", "closes"):
+                    m.d.comb += getattr(each, port).eq(getattr(reader, port))
+        writers = [each for each in (movers.results, movers.planes) if each is not None]
+        writer = AxiWriter(bits, bus, max(each.most_bytes for each in writers))
+        m.submodules.writer = writer
+        wiring.connect(m, writer.aw, wiring.flipped(self.results_aw))
+        wiring.connect(m, writer.w, wiring.flipped(self.results_w))
+        wiring.connect(m, wiring.flipped(self.results_b), writer.b)
+        m.d.comb += writer.flush.eq(flush)
+        # At most one of them has a job.
+        for each in writers:
+            m.d.comb += each.piece.ready.eq(writer.piece.ready)
+            with m.If(each.piece.valid):
+                m.d.comb += writer.piece.valid.eq(1)
+                for part in ("address", "length", "data"):
+                    m.d.comb += writer.piece.payload[part].eq(each.piece.payload[part])
+        return Masters(readers[0], readers[1], writer)
+
+    def _connect_engine(self, m: Module, movers: Movers, registers: AcceleratorRegisters) -> None:
+        """Lead values, or results, through the engines; without any results go to memory alone."""
+        core, words = self.core, registers.descriptor.payload
+        if self._engine is None or movers.values is None or movers.planes is None:
+            wiring.connect(m, core.o, movers.results.i)
+            return
+        engine, values = self._engine, movers.values
+        packs = Signal(name="packs_results")
+        m.d.comb += [
+            packs.eq((words.operation == GEMM) & (words.kind == PACKED)),
+            engine.wide.eq(words.kind == FP32_VALUES),
+            engine.encode.eq(words.operation == ENCODE),
+            engine.packs_results.eq(packs),
+            engine.i.valid.eq(values.o.valid),
+            engine.i.payload.data.eq(values.o.payload.data[0].codes),
+            engine.i.payload.last.eq(values.o.payload.last),
+            values.o.ready.eq(engine.i.ready),
+        ]
+        wiring.connect(m, engine.o, movers.planes.i)
+        m.d.comb += [
+            movers.results.i.payload.eq(core.o.payload),
+            movers.results.i.valid.eq(core.o.valid & ~packs),
+            core.o.ready.eq(movers.results.i.ready),
+        ]
+        if self.abilities.packed_results:
+            m.d.comb += [
+                engine.results.payload.eq(core.o.payload),
+                engine.results.valid.eq(core.o.valid & packs),
+                core.o.ready.eq(Mux(packs, engine.results.ready, movers.results.i.ready)),
+            ]
 
     def _run(
         self,
         m: Module,
         flush: Signal,
         registers: AcceleratorRegisters,
-        parts: tuple[OperandFetcher, OperandFetcher, ResultWriter],
-        masters: tuple[AxiReader, AxiReader, AxiWriter],
+        movers: Movers,
+        masters: Masters,
     ) -> None:
         """Check a descriptor, start everything, wait for the end or for the first fault."""
-        core, (acts, weights, results), (*_, writer) = self.core, parts, masters
-        words, bits = registers.descriptor.payload, self.address_bits
-        m.submodules.checker = checker = DescriptorChecker(
-            bits,
-            self.max_k,
-            core.pair.group,
-            core.pair.group * core.pair.act.element.bits // 8,
-            metadata=bool(core.pair.act.subgroups or core.pair.weight.subgroups),
-        )
+        core, words = self.core, registers.descriptor.payload
+        m.submodules.checker = checker = DescriptorChecker(self.address_bits, self.abilities)
         m.d.comb += checker.descriptor.eq(words)
-        for part, side, number, others in (
-            (acts, "a", words.m, words.n),
-            (weights, "w", words.n, 1),
-        ):
-            job = part.job.payload
-            m.d.comb += [
-                job.codes.eq(Cat(words[f"{side}_codes"], words[f"{side}_codes_high"])),
-                job.scales.eq(Cat(words[f"{side}_scales"], words[f"{side}_scales_high"])),
-                job.meta.eq(Cat(words[f"{side}_meta"], words[f"{side}_meta_high"])),
-                job.codes_pitch.eq(words[f"{side}_codes_pitch"]),
-                job.scales_pitch.eq(words[f"{side}_scales_pitch"]),
-                job.rows.eq(number),
-                job.groups.eq(words.k >> (core.pair.group.bit_length() - 1)),
-                job.others.eq(others),
-            ]
-        target, command = results.job.payload, core.cmd.payload.data
-        m.d.comb += [
-            target.values.eq(Cat(words.out, words.out_high)),
-            target.pitch.eq(words.out_pitch),
-            target.m.eq(words.m),
-            target.n.eq(words.n),
-            target.bf16.eq(words.kind == BF16_VALUES),
-            command.m.eq(words.m),
-            command.n.eq(words.n),
-            command.k.eq(words.k),
-            core.status.ready.eq(1),
-        ]
+        starts = connect_job(m, words, core, movers)
 
         running, ending, reported = Signal(), Signal(), Signal()
-        starts = (acts.job, weights.job, results.job, core.cmd)
         waiting = Signal(len(starts))  # which of these have not taken their job yet
         cause = Signal(8, reset_less=True)
         quiet = Signal(32)  # clocks in which the bus owed something and nothing moved
-        for n, start in enumerate(starts):
+        for n, (start, _) in enumerate(starts):
             m.d.comb += start.valid.eq(waiting[n])
             with m.If(start.ready):
                 m.d.sync += waiting[n].eq(0)
 
-        fault = self._fault(m, registers, parts, masters, quiet)
+        fault = first_fault(m, registers, core, movers, masters, quiet)
         fails = named(m, "fails", running & (fault != 0))
-        done = named(m, "done", running & reported & (waiting == 0) & ~results.busy & ~writer.busy)
-        moved = named(m, "moved", Cat(master.moved for master in masters).any())
-        owed = named(m, "owed", Cat(master.owed for master in masters).any())
+        writes = named(m, "writes", Cat(each.busy for each in movers.writers).any())
+        done = named(
+            m,
+            "done",
+            running & reported & (waiting == 0) & ~writes & ~masters.writer.busy,
+        )
+        moved = named(m, "moved", Cat(master.moved for master in masters.all).any())
+        owed = named(m, "owed", Cat(master.owed for master in masters.all).any())
         m.d.comb += [
             flush.eq(fails),
             registers.descriptor.ready.eq(ending),
@@ -300,40 +426,19 @@ class Accelerator(Component):
             registers.waits_acts.eq(running & core.acts.ready & ~core.acts.valid),
             registers.waits_weights.eq(running & core.weights.ready & ~core.weights.valid),
             registers.waits_results.eq(running & core.o.valid & ~core.o.ready),
+            core.status.ready.eq(1),
         ]
         m.d.sync += [ending.eq(0), quiet.eq(0)]
         with m.If(running & owed & ~moved):
             m.d.sync += quiet.eq(quiet + 1)
         with m.If(~running & ~ending & registers.descriptor.valid):
-            m.d.sync += [cause.eq(checker.cause), reported.eq(0)]
+            # Only a product has a status, beside the end of what is written.
+            m.d.sync += [cause.eq(checker.cause), reported.eq(words.operation != GEMM)]
             with m.If(checker.cause == 0):
-                m.d.sync += [running.eq(1), waiting.eq(-1)]
+                m.d.sync += [running.eq(1), waiting.eq(Cat(needed for _, needed in starts))]
             with m.Else():
                 m.d.sync += ending.eq(1)
         with m.If(running & core.status.valid):
             m.d.sync += reported.eq(1)
         with m.If(done | fails):
             m.d.sync += [running.eq(0), ending.eq(1), cause.eq(fault), waiting.eq(0)]
-
-    def _fault(
-        self,
-        m: Module,
-        registers: AcceleratorRegisters,
-        parts: tuple[OperandFetcher, OperandFetcher, ResultWriter],
-        masters: tuple[AxiReader, AxiReader, AxiWriter],
-        quiet: Signal,
-    ) -> Signal:
-        """Return the cause of what goes wrong in this clock, 0 if nothing does."""
-        *readers, writer = masters
-        patient = registers.timeout == 0
-        status = self.core.status
-        faults = {
-            "read_slverr": Cat(reader.fault == 2 for reader in readers).any(),
-            "read_decerr": Cat(reader.fault == 3 for reader in readers).any(),
-            "write_slverr": writer.fault == 2,
-            "write_decerr": writer.fault == 3,
-            "address": Cat(part.wraps for part in parts).any(),
-            "timeout": ~patient & (quiet >= registers.timeout),
-            "internal": status.valid & status.payload.data.as_value()[:4].any(),
-        }
-        return named(m, "fault", first_cause(m, faults))

@@ -14,7 +14,7 @@ from m2xfp.rtl.parts.fp32_rounding import round_to_bf16
 from m2xfp.rtl.parts.gemm_array import GemmArray
 from m2xfp.rtl.parts.gemm_buffers import ResultFifo, WeightBank
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
-from m2xfp.rtl.parts.gemm_layouts import command_layout, status_layout, tagged
+from m2xfp.rtl.parts.gemm_layouts import command_layout, status_layout, tagged, weights_layout
 from m2xfp.rtl.parts.gemm_loader import Loader
 from m2xfp.rtl.parts.gemm_sequencer import Sequencer
 from m2xfp.rtl.parts.gemm_tags import TagQueue
@@ -71,6 +71,9 @@ class GemmCore(Component):
     results
         How results leave: as fp32; as bf16, rounded once more, to nearest even; or packed,
         quantized to the activations' format, which takes as many columns as a group has values.
+    weight_rows
+        Weight rows whose groups come in one beat, a divisor of ``columns``: as many groups a clock
+        as memory gives, where loading weights decides.
 
     Members
     -------
@@ -80,7 +83,8 @@ class GemmCore(Component):
         command began; its sizes are ignored, and it computes nothing. ``last`` is ignored.
     weights : In(packet_stream(tagged("group", group)))
         The packed weight matrix [n, k], row by row, once; ``last`` on the last group, the command's
-        ``tag`` in each.
+        ``tag`` in each. With ``weight_rows`` above one ``rows`` instead of ``group``, a group of
+        each of so many rows; rows beyond n are ignored.
     acts : In(packet_stream(tagged("rows", ArrayLayout(group or values, rows))))
         The activation matrix, once for each panel of ``columns`` weight rows. Within a panel, for
         each block of ``rows * chains`` rows: for each group of k: the block's rows, ``rows`` a
@@ -132,6 +136,7 @@ class GemmCore(Component):
         chains: Annotated[int, Between(1, 3)] = 3,
         activations: InputType | None = None,
         results: Annotated[str, Names(RESULTS)] = "fp32",
+        weight_rows: Annotated[int, Between(1, 64, usual=(1,))] = 1,
     ) -> None:
         self.pair = pair = DotPair(act, weight)
         if max_k % pair.group:
@@ -148,7 +153,9 @@ class GemmCore(Component):
             depth,
             chains,
         )
-        self.activations, self.results = activations, results
+        if columns % weight_rows:
+            raise InputError(f"weight_rows={weight_rows}: must divide the {columns} columns")
+        self.activations, self.results, self.weight_rows = activations, results, weight_rows
         self._array = GemmArray(pair, rows, columns, depth, chains)
         self._engines = [_quantizer(act, activations) for _ in range(rows)] if activations else []
         self._requantizer = _quantizer(act, FP32) if results == "packed" else None
@@ -172,7 +179,7 @@ class GemmCore(Component):
         super().__init__(
             {
                 "cmd": In(packet_stream(command_layout)),
-                "weights": In(packet_stream(tagged("group", group_layout(weight)))),
+                "weights": In(packet_stream(weights_layout(weight, weight_rows))),
                 "acts": In(packet_stream(tagged("rows", data.ArrayLayout(incoming, rows)))),
                 "o": Out(packet_stream(outgoing)),
                 "status": Out(packet_stream(status_layout)),
@@ -184,7 +191,7 @@ class GemmCore(Component):
         m = Module()
         rows, columns = self.rows, self.columns
         max_groups = self.max_k // self.pair.group
-        m.submodules.loader = loader = Loader(self.pair, columns, max_groups)
+        m.submodules.loader = loader = Loader(self.pair, columns, max_groups, self.weight_rows)
         m.submodules.sequencer = sequencer = Sequencer(rows, columns, self.chains, max_groups)
         m.submodules.array = array = self._array
         m.submodules.result_fifo = fifo = ResultFifo(rows, columns, max(2, self.chains))
@@ -239,6 +246,8 @@ class GemmCore(Component):
     ) -> None:
         """Give each column a memory of both weight buffers, their groups in turn."""
         max_groups = self.max_k // self.pair.group
+        beat = self.weights.payload.data
+        groups = [beat.group] if self.weight_rows == 1 else list(beat.rows)
         for column in range(self.columns):
             m.submodules[f"bank_{column}"] = bank = WeightBank(
                 group_layout(self.pair.weight), 2 * max_groups
@@ -246,7 +255,7 @@ class GemmCore(Component):
             m.d.comb += [
                 bank.write.eq(loader.write[column]),
                 bank.write_address.eq(2 * loader.address + loader.buffer),
-                bank.write_data.eq(self.weights.payload.data.group),
+                bank.write_data.eq(groups[column % len(groups)]),
                 bank.read.eq(sequencer.read),
                 bank.read_address.eq(2 * sequencer.address + sequencer.buffer),
                 array.weights[column].eq(bank.read_data),

@@ -48,14 +48,11 @@ def _map(top: Any) -> str:
     for register in top.registers():
         name = register.inst_name
         offsets.append(f'    "{name}": 0x{register.absolute_address:03X},')
-        parts = [
-            f'"{field.inst_name}": ({field.low}, {field.width})' for field in register.fields()
-        ]
+        parts = [f'"{part.inst_name}": ({part.low}, {part.width})' for part in register.fields()]
         line = f'    "{name}": {{{", ".join(parts)}}},'
         if len(line) > 100:
-            line = "\n".join(
-                [f'    "{name}": {{', *(f"        {part}," for part in parts), "    },"]
-            )
+            inner = "".join(f"        {part},\n" for part in parts)
+            line = f'    "{name}": {{\n{inner}    }},'
         fields.append(line)
     texts = ['"""Byte offset of each register."""', '"""Lowest bit and width of each field."""']
     return (

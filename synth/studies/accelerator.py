@@ -6,22 +6,26 @@ from statistics import fmean
 from typing import Any
 
 from m2xfp.results import read_figures
+from m2xfp.synth.studies.accelerator_throughput import throughput_tables
 from m2xfp.synth.studies.measured_accelerator import ENERGIES
 from m2xfp.synth.studies.measured_tables import measured_tables
 from m2xfp.synth.studies.paper_accelerator import BASELINES, paper_table
 
-__all__ = ["MEASURED", "PAPER", "plots", "tables"]
+__all__ = ["MEASURED", "PAPER", "SIMULATED", "plots", "tables"]
 
 PAPER, MEASURED = "accelerator-paper.json", "accelerator-measured.json"
+SIMULATED = "accelerator-simulated.json"
 
 
 def tables(results: Path) -> dict[str, str]:
-    """Return the comparison in both modes, as far as it was accepted."""
+    """Return the comparison in both modes, and the throughput, as far as they were accepted."""
     found: dict[str, str] = {}
     if (results / PAPER).exists():
         found["accelerator-paper"] = paper_table(read_figures(results / PAPER))
     if (results / MEASURED).exists():
         found |= measured_tables(read_figures(results / MEASURED))
+    if (results / SIMULATED).exists():
+        found |= throughput_tables(read_figures(results / SIMULATED))
     return found
 
 

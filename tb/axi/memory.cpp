@@ -62,6 +62,7 @@ struct Model {
     uint64_t threshold = 0;       // of a pause, in units of 2^-32
     uint64_t latency = 0;
     double rate = 1e9, credit = 0;  // bytes a clock that all buses together may move
+    int served = 1;                 // reader that was given a beat last
     uint64_t clock = 0, moved = 0, read_bytes = 0, written_bytes = 0;
     std::string error;
     std::vector<AddressPort> addresses;   // acts, weights, results
@@ -146,6 +147,7 @@ struct Model {
                 resp = burst.response;
                 last = burst.done + 1 == burst.beats;
                 offered[which] = true;
+                served = which;
                 credit -= BUS;
             }
         }
@@ -233,9 +235,9 @@ struct Model {
         Vtop& t = *top;
         credit = std::min(credit + rate, 4 * rate + 2.0 * BUS);
         for (AddressPort& port : addresses) port.ready = !pauses();
-        const bool flip = clock & 1;      // neither reader comes first always
+        const int first = 1 - served;     // whoever got a beat last comes last
         for (int n = 0; n < 2; ++n) {
-            if ((n ^ int(flip)) == 0)
+            if ((n ^ first) == 0)
                 drive_read(0, t.m_axi_acts_rvalid, t.m_axi_acts_rdata, t.m_axi_acts_rresp,
                            t.m_axi_acts_rlast);
             else
@@ -343,6 +345,7 @@ API void axi_memory(void* model, double pauses, uint64_t latency, double rate) {
     m.threshold = static_cast<uint64_t>(pauses * 4294967296.0);
     m.latency = latency;
     m.rate = rate > 0 ? rate : 1e9;
+    m.served = 1;
 }
 API void axi_range(void* model, uint64_t start, uint64_t end, int response) {
     static_cast<Model*>(model)->ranges.push_back({start, end, response});

@@ -6,6 +6,8 @@ each channel follows from descriptors and memory, whenever it comes.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import gcd
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from m2xfp.facts import Facts, Field, Stream
 from m2xfp.formats import block_format
 from m2xfp.rtl.parts.accelerator_map import OFFSETS
-from m2xfp.rtl.parts.descriptor_checker import BF16_VALUES
+from m2xfp.rtl.parts.descriptor_checker import BF16_VALUES, ENCODE, GEMM, PACKED
 from m2xfp.tb.fields import Bytes, pack, read, read_plane
 from m2xfp.tb.vectors import Beats
 
@@ -46,6 +48,11 @@ class Descriptor:
     def value_bytes(self) -> int:
         """Bytes of one of the values that ``kind`` names."""
         return 2 if self["kind"] == BF16_VALUES else 4
+
+    @property
+    def packed(self) -> bool:
+        """Whether its results are the planes of a packed matrix."""
+        return self["operation"] != GEMM or self["kind"] == PACKED
 
     def writes(self) -> Iterator[tuple[int, int]]:
         """Yield address and word of every register of the descriptor, the push last."""
@@ -133,9 +140,17 @@ class Traffic:
         self.facts, self.memory, self._channels = facts, memory, Channels()
         given = facts.parameters
         self.bus = int(given["bus"]) // 8
-        self.block = given["rows"] * given["chains"]
         self.columns, self.chunk = given["columns"], given["chunk"]
         self._formats = {"a": block_format(given["act"]), "w": block_format(given["weight"])}
+        self._heights = {
+            "a": given["rows"] * given["chains"],
+            # As many weight rows come together as a word has groups.
+            "w": gcd(self.columns, max(1, self.bus // self._formats["a"].group_bytes[0])),
+        }
+        # Beats of values that are read together, and groups that are written together.
+        self._unit = min(self.bus, 2 * self._formats["a"].group)
+        self._units = min(16, self.chunk * given["slots"])
+        self._gather = 4 if self.bus < 64 else 8
 
     def bursts(self, address: int, length: int) -> Iterator[tuple[int, int]]:
         """Yield address and beats of the bursts that some bytes take."""
@@ -155,7 +170,7 @@ class Traffic:
         """Yield address and length of what is read of an operand, in order."""
         block = self._formats[side]
         rows = descriptor["m" if side == "a" else "n"]
-        height = self.block if side == "a" else 1
+        height = self._heights[side]
         passes = -(-descriptor["n"] // self.columns) if side == "a" else 1
         groups = descriptor["k"] // block.group
         sizes = self.planes(side)
@@ -215,17 +230,66 @@ class Traffic:
                 self._channels.add(f"{operand}_r", last=n == beats - 1, data=word.tobytes(), resp=0)
 
     def run(self, descriptor: Descriptor, out: NDArray[np.generic]) -> None:
-        """Add the traffic of a descriptor whose results are these, and store them."""
-        size = (self.bus - 1).bit_length()
-        for side, operand in (("a", "acts"), ("w", "weights")):
-            for address, length in self.requests(side, descriptor):
-                self.answer(operand, address, length)
-        for row, columns, start in self.pieces(descriptor):
-            values = np.ascontiguousarray(out[row, columns]).view(np.uint8)
-            self.memory.write(start, values)
-            self._write(start, values, size)
+        """Add the traffic of a descriptor whose results are these, and store them.
 
-    def _write(self, start: int, values: NDArray[np.uint8], size: int) -> None:
+        Results are patterns [m, n], or packed groups [m, groups, bytes].
+        """
+        if descriptor["operation"] == GEMM:
+            for side, operand in (("a", "acts"), ("w", "weights")):
+                for address, length in self.requests(side, descriptor):
+                    self.answer(operand, address, length)
+        else:
+            for address, length in self.value_requests(descriptor):
+                self.answer("acts", address, length)
+        if descriptor.packed:
+            for start, content in self.plane_pieces(descriptor, out):
+                self._write(start, content)
+            return
+        for row, columns, start in self.pieces(descriptor):
+            self._write(start, np.ascontiguousarray(out[row, columns]).view(np.uint8))
+
+    def value_requests(self, descriptor: Descriptor) -> Iterator[tuple[int, int]]:
+        """Yield address and length of what is read of values, in order."""
+        count = descriptor["k"] * descriptor.value_bytes // self._unit
+        for row in range(descriptor["m"]):
+            start = descriptor["a_codes"] + row * descriptor["a_codes_pitch"]
+            for first in range(0, count, self._units):
+                length = min(self._units, count - first) * self._unit
+                yield start + first * self._unit, length
+
+    def plane_pieces(
+        self, descriptor: Descriptor, groups: NDArray[Any]
+    ) -> Iterator[tuple[int, Bytes]]:
+        """Yield address and bytes of what is written of packed groups, in order."""
+        rows, count, _ = groups.shape
+        gemm = descriptor["operation"] == GEMM
+        sizes = self.planes("w" if descriptor["operation"] == ENCODE else "a")
+        sets = (
+            [(row, group, 1) for group in range(count) for row in range(rows)]
+            if gemm
+            else [
+                (row, first, min(self._gather, count - first))
+                for row in range(rows)
+                for first in range(0, count, self._gather)
+            ]
+        )
+        for row, first, number in sets:
+            at = 0
+            for plane, size in sizes.items():
+                base, pitch = (
+                    ("out", "out_pitch")
+                    if plane == "codes"
+                    else (f"out_{plane}", "out_scales_pitch")
+                )
+                content = groups[row, first : first + number, at : at + size].reshape(-1)
+                start = descriptor[base] + row * descriptor[pitch] + first * size
+                yield start, content.astype(np.uint8)
+                at += size
+
+    def _write(self, start: int, values: NDArray[np.uint8]) -> None:
+        """Store bytes, and add the bursts that write them."""
+        size = (self.bus - 1).bit_length()
+        self.memory.write(start, values)
         for address, beats in self.bursts(start, len(values)):
             self._channels.add(
                 "results_aw", last=True, addr=address, len=beats - 1, size=size, burst=1

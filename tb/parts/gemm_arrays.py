@@ -136,10 +136,21 @@ class GemmStreams:
 
     def weight_beats(self, weights: Bytes, tag: int = 0) -> Bytes:
         """Return the beats of weights [n, groups, bytes] of the command with a tag."""
+        together = int(self.facts.parameters["weight_rows"])
+        if together > 1:
+            return self._weight_words(weights, together, tag)
         planes = group_arrays(weights.reshape(-1, weights.shape[-1]), self.weight)
         stream = self.facts.stream("weights")
         tags = np.full(weights.shape[0] * weights.shape[1], tag % self.tags)
         return group_beats(stream, planes, self.weight, "group.", {stream.field("tag"): tags})
+
+    def _weight_words(self, weights: Bytes, together: int, tag: int) -> Bytes:
+        """Return the beats of a core that takes groups of several rows at the same time."""
+        n, groups, size = weights.shape
+        padded = np.zeros((-(-n // together) * together, groups, size), np.uint8)
+        padded[:n] = weights
+        beats = padded.reshape(-1, together, groups, size).swapaxes(1, 2)
+        return self._words("weights", self.weight, beats.reshape(-1, together, size), tag)
 
     def act_beats(self, acts: NDArray[Any], n: int, tag: int = 0) -> Bytes:
         """Return the activation beats of a product with n weight rows; ``acts`` as in `Product`."""
@@ -159,10 +170,16 @@ class GemmStreams:
 
     def _act_words(self, beats: NDArray[Any], tag: int) -> Bytes:
         """Return TDATA of groups [beats, rows, values or bytes]."""
-        stream, block = self.facts.stream("acts"), self.act
+        if beats.dtype == np.uint8:
+            return self._words("acts", self.act, beats, tag)
+        stream = self.facts.stream("acts")
         tags = {stream.field("tag"): np.full(len(beats), tag % self.tags)}
-        if beats.dtype != np.uint8:
-            return pack(stream, {number(stream, "rows."): beats} | tags)
+        return pack(stream, {number(stream, "rows."): beats} | tags)
+
+    def _words(self, name: str, block: BlockFormat, beats: Bytes, tag: int) -> Bytes:
+        """Return TDATA of packed groups [beats, rows, bytes]."""
+        stream = self.facts.stream(name)
+        tags = {stream.field("tag"): np.full(len(beats), tag % self.tags)}
         planes = group_arrays(beats.reshape(-1, beats.shape[2]), block)
         values = {"codes": elements(planes["codes"], block.element.bits, block.group)}
         values["scale"] = planes["scales"]
@@ -171,7 +188,7 @@ class GemmStreams:
         return pack(
             stream,
             {
-                stream.field(f"rows.{name}"): array.reshape(len(beats), self.rows, *array.shape[1:])
+                stream.field(f"rows.{name}"): array.reshape(*beats.shape[:2], *array.shape[1:])
                 for name, array in values.items()
             }
             | tags,

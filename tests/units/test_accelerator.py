@@ -10,19 +10,20 @@ from stream_checks import check
 
 from m2xfp.errors import InputError
 from m2xfp.facts import EmittedFiles, Facts
+from m2xfp.formats import BF16, FP32, block_format, input_type
 from m2xfp.rtl.catalog import UNITS
 from m2xfp.rtl.parts.accelerator_map import FIELDS, OFFSETS
-from m2xfp.rtl.parts.descriptor_checker import CAUSES
+from m2xfp.rtl.parts.descriptor_checker import BF16_VALUES, CAUSES, ENCODE, GEMM, QUANTIZE
 from m2xfp.rtl.units.accelerator import Accelerator
 from m2xfp.rtl.verilog.emit import emit
 from m2xfp.rtl.verilog.registers import SOURCE, register_files
 from m2xfp.synth.flow.lint import lint_file
 from m2xfp.tb.bulk.simulator import BulkSimulator
 from m2xfp.tb.fields import read
+from m2xfp.tb.parts.accelerator_tasks import Task, core_of, place, random_tasks, task_results
 from m2xfp.tb.parts.accelerator_traffic import Descriptor, Memory, Traffic
 from m2xfp.tb.parts.gemm_arrays import GemmStreams
 from m2xfp.tb.parts.gemm_regression import random_products
-from m2xfp.tb.units.accelerator import core_of, golden_product, place
 from m2xfp.tb.vectors import TestVectors
 
 UNIT, CONFIG = "accelerator", "m2xfp-2x2"
@@ -31,9 +32,11 @@ Emit = Callable[[str, str], EmittedFiles]
 
 # Shapes in which words, groups, blocks and chunks meet in other ways.
 SHAPES: list[dict[str, Any]] = [
-    {"bus": "512", "rows": 1, "columns": 3, "chunk": 5},
-    {"bus": "1024", "rows": 3, "columns": 1, "chunk": 1, "chains": 1, "address_bits": 40},
-    {"bus": "256", "rows": 1, "columns": 5, "chunk": 16, "chains": 2, "queue": 2},
+    {"bus": "512", "rows": 1, "columns": 8, "chunk": 5, "slots": 8},
+    {"bus": "1024", "rows": 3, "columns": 4, "chunk": 1, "chains": 1, "address_bits": 40},
+    {"bus": "256", "rows": 1, "columns": 32, "chunk": 16, "chains": 2, "queue": 2},
+    {"bus": "512", "rows": 1, "columns": 3, "slots": 2, "quantizer": None, "encoder": None},
+    {"bus": "1024", "columns": 2, "slots": 2, "quantizer": BF16, "encoder": FP32},
 ]
 
 
@@ -43,17 +46,21 @@ def simulator(emitted: Emit, sim_dir: Path) -> BulkSimulator:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", SHAPES, ids=lambda changes: changes["bus"])
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
 def test_shapes(changes: Mapping[str, Any], tmp_path: Path, sim_dir: Path) -> None:
-    instance = UNITS[UNIT].instance(CONFIG, changes)
+    given = {
+        name: input_type(kind) if kind in ("bf16", "fp32") else kind
+        for name, kind in changes.items()
+    }
+    instance = UNITS[UNIT].instance(CONFIG, given)
     files = emit(instance, tmp_path)
     assert lint_file(files.verilog, f"{files.top}_axi") == []
     facts, rng = instance.facts, np.random.default_rng(1)
     traffic = Traffic(facts, Memory(1))
-    for index, product in enumerate(random_products(rng, GemmStreams(core_of(facts)), 8, 16)):
-        descriptor = place(product, facts, traffic.memory, index << 20, index)
+    for index, task in enumerate(random_tasks(rng, facts, 12, 16)):
+        descriptor = place(task, facts, traffic.memory, index << 20, index)
         traffic.configure(descriptor)
-        traffic.run(descriptor, golden_product(product, facts))
+        traffic.run(descriptor, task_results(task, facts))
     vectors = TestVectors(traffic.streams(facts.inputs), traffic.streams(facts.outputs), 1)
     for stall in (0.0, 0.3):
         check(BulkSimulator(files, build_dir=sim_dir), vectors, stall, seed=2)
@@ -69,6 +76,7 @@ def test_axi_ports_are_clean(emitted: Emit) -> None:
 BAD: dict[str, dict[str, int]] = {
     "operation": {"operation": 7},
     "kind": {"kind": 3},
+    "packed results": {"kind": 2},
     "zero": {"n": 0},
     "large": {"k": 544},
     "multiple": {"k": 48},
@@ -85,6 +93,19 @@ MORE: list[tuple[str, dict[str, int]]] = [
     ("misaligned", {"out_pitch": 6}),
     ("address", {"out": 1 << 63}),
     ("address", {"a_meta": 5 << 40}),
+    ("kind", {"operation": QUANTIZE, "kind": 2}),
+    ("kind", {"operation": ENCODE, "kind": 0}),
+    ("zero", {"operation": QUANTIZE, "k": 0}),
+    ("zero", {"operation": ENCODE, "m": 0}),
+    ("large", {"operation": QUANTIZE, "k": 1 << 20}),
+    ("multiple", {"operation": ENCODE, "k": 33}),
+    ("misaligned", {"operation": QUANTIZE, "a_codes": 32}),
+    ("misaligned", {"operation": QUANTIZE, "kind": 0, "a_codes_pitch": 192, "a_codes": 1 << 10}),
+    ("misaligned", {"operation": ENCODE, "a_codes_pitch": 16}),
+    ("misaligned", {"operation": ENCODE, "out": 8}),
+    ("misaligned", {"operation": QUANTIZE, "out_pitch": 24}),
+    ("address", {"operation": QUANTIZE, "out_scales": 1 << 32}),
+    ("address", {"operation": ENCODE, "out_meta": 1 << 50}),
 ]
 
 
@@ -94,13 +115,13 @@ def played(simulator: BulkSimulator, bad: Descriptor) -> dict[str, int]:
     The buses see nothing but the good ones, or this fails.
     """
     facts, rng = simulator.facts, np.random.default_rng(3)
-    first, second = random_products(rng, GemmStreams(core_of(facts)), 2, 4)
+    tasks = random_tasks(rng, facts, 2, 4)
     traffic = Traffic(facts, Memory(3))
-    good = [place(p, facts, traffic.memory, n << 20, n) for n, p in enumerate((first, second))]
+    good = [place(task, facts, traffic.memory, n << 20, n) for n, task in enumerate(tasks)]
     for descriptor in (good[0], bad, good[1]):
         traffic.configure(descriptor)
-    for descriptor, product in zip(good, (first, second), strict=True):
-        traffic.run(descriptor, golden_product(product, facts))
+    for descriptor, task in zip(good, tasks, strict=True):
+        traffic.run(descriptor, task_results(task, facts))
     asked = Traffic(facts, Memory())
     for name in ("error", "completed", "int_status"):
         asked.read_register(name)
@@ -127,13 +148,16 @@ def test_a_bad_descriptor_does_nothing_but_say_so(
 ) -> None:
     facts = simulator.facts
     (product,) = random_products(np.random.default_rng(4), GemmStreams(core_of(facts)), 1, 4)
-    whole = place(product, facts, Memory(), 7 << 20)
+    values = np.zeros((3, 64), np.uint16)
+    task = Task(GEMM, product=product)
+    if words.get("operation") in (QUANTIZE, ENCODE):
+        task = Task(words["operation"], BF16_VALUES, values=values)
+    whole = place(task, facts, Memory(), 7 << 20)
     bad = Descriptor({**whole.words, **words}, 0xBAD)
     found = played(simulator, bad)
     assert field("error", "valid", found["error"])
-    assert (
-        field("error", "cause", found["error"]) == CAUSES["operation" if cause == "kind" else cause]
-    )
+    known = CAUSES.get(cause, CAUSES["operation"])
+    assert field("error", "cause", found["error"]) == known
     assert field("error", "descriptor", found["error"]) == 0xBAD
     assert found["completed"] == 3
     assert found["int_status"] == 3
@@ -202,9 +226,17 @@ def test_the_registers_are_those_of_the_description(simulator: BulkSimulator) ->
 # --- parameters -----------------------------------------------------------------------------------
 
 
-def test_a_queue_of_three_is_refused() -> None:
-    with pytest.raises(InputError, match="power of two"):
+def test_what_cannot_be_built_is_refused() -> None:
+    with pytest.raises(InputError, match="queue=3: must be a power of two"):
         Accelerator(queue=3)
+    with pytest.raises(InputError, match="slots=12: must be a power of two"):
+        Accelerator(slots=12)
+    with pytest.raises(InputError, match="quantizer=fp16"):
+        Accelerator(quantizer=input_type("fp16"))
+    with pytest.raises(InputError, match="more than a byte of metadata"):
+        Accelerator(
+            act=block_format("m2xfp-act:subgroup=4"), weight=block_format("m2xfp-weight:subgroup=4")
+        )
 
 
 def test_it_can_be_described() -> None:

@@ -1,0 +1,160 @@
+"""What the accelerator reaches of its array's peak and of its memory's bandwidth.
+
+Measured in the emitted Verilog before a memory of limited bandwidth and 100 clocks latency; and
+counted, by the cycle model that equals it clock for clock, for the layers of the paper's models.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from m2xfp.formats import block_format
+from m2xfp.progress import track
+from m2xfp.rtl.catalog import find_unit
+from m2xfp.rtl.parameters import parse_settings
+from m2xfp.rtl.verilog.emit import emit
+from m2xfp.synth.studies.paper_accelerator import Model, facts
+from m2xfp.tables import aligned_table
+from m2xfp.tb.axi.cycles import Clocks, product_clocks
+from m2xfp.tb.axi.layers import dense_words, fill, measure_layer
+from m2xfp.tb.axi.model import AxiModel
+from m2xfp.tb.cache import BUILD_DIR
+
+__all__ = ["LATENCY", "RUNS", "Run", "measure_throughput", "throughput_tables"]
+
+LATENCY = 100
+PAPER_CONFIG = "m2xfp-1x32"
+
+Run = tuple[str, tuple[str, ...], float, Sequence[tuple[int, int, int]]]
+"""A configuration, its settings, the memory's bytes a clock, and layers [m, n, k]."""
+
+SMALL = ("rows=1", "columns=8", "bus=256", "chunk=32", "slots=8", "max_k=1024")
+RUNS: tuple[Run, ...] = (
+    ("m2xfp-2x2", SMALL, 32.0, ((2048, 16, 512), (2048, 16, 1024), (1, 256, 512), (1, 256, 1024))),
+    ("m2xfp-2x2", SMALL, 16.0, ((2048, 16, 1024), (1, 256, 1024))),
+    (PAPER_CONFIG, (), 128.0, ((256, 64, 4096), (1, 512, 4096), (1, 512, 2048))),
+    (PAPER_CONFIG, (), 64.0, ((1, 512, 4096),)),
+)
+
+
+def _figures(
+    size: tuple[int, int, int], clocks: Clocks, macs: int, rate: float, weights: int
+) -> dict[str, Any]:
+    """Return what was reached: of the array's peak, and of the memory's bandwidth."""
+    m, n, k = size
+    return {
+        "m": m,
+        "n": n,
+        "k": k,
+        "rate": rate,
+        "clocks": clocks.clocks,
+        "of_peak": round(m * n * k / (clocks.clocks * macs), 4),
+        "weights_of_bandwidth": round(weights / (clocks.clocks * rate), 4),
+        "moved_of_bandwidth": round((clocks.read + clocks.written) / (clocks.clocks * rate), 4),
+    }
+
+
+def _simulate(run: Run, build_dir: Path) -> list[dict[str, Any]]:
+    config, settings, rate, sizes = run
+    unit = find_unit("accelerator")
+    instance = unit.instance(config, parse_settings(unit.component, settings))
+    given = instance.facts.parameters
+    weight = block_format(given["weight"])
+    words = [dense_words(given, size) for size in sizes]
+    memory = max(each["out"] + each["m"] * each["out_pitch"] for each in words)
+    rows = []
+    name = config if not settings else f"{given['rows']}x{given['columns']}, {given['bus']} bits"
+    with AxiModel(
+        emit(instance, build_dir / "accelerator"), memory, seed=1, build_dir=build_dir
+    ) as model:
+        fill(model)
+        for size, each in track(list(zip(sizes, words, strict=True)), desc=name):
+            model.set_memory(latency=LATENCY, rate=rate)
+            counted = product_clocks(given, each, latency=LATENCY, rate=rate, build_dir=build_dir)
+            measured = measure_layer(model, each)
+            bytes_ = size[1] * size[2] // weight.group * sum(weight.group_bytes)
+            row = _figures(size, measured, instance.facts.macs_per_clock, rate, bytes_)
+            rows.append({"build": name, **row, "model": counted.clocks})
+    return rows
+
+
+def _count(model: Model, tokens: int, rate: float, build_dir: Path) -> dict[str, Any]:
+    """Return what the layers of a model reach together, by the cycle model."""
+    unit = find_unit("accelerator")
+    given = dict(unit.instance(PAPER_CONFIG).facts.parameters)
+    given["max_k"] = max(k for _, k in model.layers)
+    weight = block_format(given["weight"])
+    macs = given["rows"] * given["columns"] * weight.group
+    total = [0, 0, 0, 0]
+    for n, k in model.layers:
+        clocks = product_clocks(
+            given,
+            dense_words(given, (tokens, n, k)),
+            latency=LATENCY,
+            rate=rate,
+            build_dir=build_dir,
+        )
+        weights = n * k // weight.group * sum(weight.group_bytes)
+        for place, value in enumerate(
+            (clocks.clocks, tokens * n * k, weights, clocks.read + clocks.written)
+        ):
+            total[place] += value
+    return {
+        "model": model.name,
+        "tokens": tokens,
+        "rate": rate,
+        "clocks": total[0],
+        "of_peak": round(total[1] / (total[0] * macs), 4),
+        "weights_of_bandwidth": round(total[2] / (total[0] * rate), 4),
+        "moved_of_bandwidth": round(total[3] / (total[0] * rate), 4),
+    }
+
+
+def measure_throughput(
+    runs: Sequence[Run] = RUNS,
+    models: Sequence[Model] | None = None,
+    build_dir: Path = BUILD_DIR,
+) -> dict[str, Any]:
+    """Return what products reach in the emitted Verilog, and layers by the cycle model."""
+    known = facts()
+    chosen = known.models if models is None else models
+    rate = known.dram_bits_per_clock / 8
+    simulated = [row for run in runs for row in _simulate(run, build_dir)]
+    counted = [
+        _count(model, tokens, rate, build_dir)
+        for model in track(list(chosen), desc="cycle model")
+        for tokens in (known.tokens, 1)
+    ]
+    return {"latency": LATENCY, "simulated": simulated, "layers": counted}
+
+
+def throughput_tables(figures: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tables of the simulated mode, by name."""
+    shares = ("of_peak", "weights_of_bandwidth", "moved_of_bandwidth")
+    heads = ("of peak MACs", "weights: of bandwidth", "all bytes: of bandwidth")
+    simulated: list[tuple[str, ...]] = [
+        ("build", "m", "n", "k", "bytes a clock", "clocks", "by the model", *heads)
+    ]
+    for row in figures["simulated"]:
+        simulated.append(
+            (
+                row["build"],
+                *(str(row[name]) for name in ("m", "n", "k")),
+                f"{row['rate']:g}",
+                *(str(row[name]) for name in ("clocks", "model")),
+                *(f"{row[name]:.1%}" for name in shares),
+            )
+        )
+    layers: list[tuple[str, ...]] = [("model", "tokens", "clocks of a block", *heads)]
+    for row in figures["layers"]:
+        layers.append(
+            (
+                row["model"],
+                *(str(row[name]) for name in ("tokens", "clocks")),
+                *(f"{row[name]:.1%}" for name in shares),
+            )
+        )
+    return {
+        "accelerator-throughput": aligned_table(simulated),
+        "accelerator-layers": aligned_table(layers),
+    }

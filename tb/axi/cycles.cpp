@@ -1,0 +1,407 @@
+// The clocks of the accelerator, without its values: where every counter, queue and burst stands in
+// each clock of a product, before the memory of memory.cpp. Written from docs/accelerator-unit.md
+// and docs/gemm.md, and shares nothing with the hardware or its emission; tests hold it against the
+// emitted Verilog clock for clock. Driven through ctypes by cycles.py.
+
+#include <algorithm>
+#include <cstdint>
+#include <deque>
+#include <vector>
+
+namespace {
+
+constexpr uint64_t PAGE = 4096;
+constexpr int OWED_READS = 16, OWED_WRITES = 15;
+
+struct Build {               // of the accelerator
+    int64_t rows, columns, chains, depth, chunk, slots, bus, weight_rows, group;
+    int64_t act_planes, weight_planes;
+};
+
+struct Plane {
+    int64_t address, pitch, size;      // size: bytes a group
+};
+
+struct Product {
+    int64_t m, n, k;
+    Plane acts[3], weights[3];
+    int64_t out, out_pitch, value_bytes;
+};
+
+struct Counts {
+    int64_t clocks, work, wait_acts, wait_weights, wait_results, read, written;
+};
+
+struct Burst {
+    int64_t beats, done, due;
+    int slot;                // of the chunk; -1 for writes
+    bool fills;              // its last beat fills the slot
+};
+
+// The memory's side: a rate for all buses together, and a latency.
+struct Memory {
+    double rate, credit;
+    int64_t latency, bus;
+    int last = 1;            // reader that was given a beat last: the other one comes first
+
+    void earn() { credit = std::min(credit + rate, 4 * rate + 2.0 * double(bus)); }
+    bool spend() {
+        if (credit < double(bus)) return false;
+        credit -= double(bus);
+        return true;
+    }
+};
+
+// One matrix: asks for it chunk by chunk, keeps a few chunks, gives them group by group.
+struct Fetcher {
+    const Build& build;
+    const Plane* planes;
+    int64_t planes_count, height, turns, rows, groups, passes;      // height: rows a beat
+    // What asks.
+    int64_t pass = 0, top = 0, first = 0, row = 0, plane = 0;
+    bool active = false, begins = true;
+    int ask_slot = 0;
+    std::vector<char> claimed, full;
+    std::vector<int64_t> chunk_groups, chunk_turns;
+    // What gives.
+    int give_slot = 0;
+    int64_t group = 0, turn = 0;
+    bool there = false;
+    // The master.
+    bool working = false, waits = false;
+    int64_t address = 0, left = 0;
+    int tag_slot = 0;
+    bool tag_fills = false;
+    std::deque<Burst> owed;            // by the memory, some not accepted yet
+    int64_t accepted = 0;              // of these, at the memory
+    bool offered = false;
+
+    Fetcher(const Build& b, const Plane* p, int64_t c, int64_t h, int64_t t, int64_t r, int64_t g,
+            int64_t n)
+        : build{b}, planes{p}, planes_count{c}, height{h}, turns{t}, rows{r}, groups{g}, passes{n},
+          claimed(b.slots), full(b.slots), chunk_groups(b.slots), chunk_turns(b.slots) {}
+
+    int64_t block() const { return std::min(height * turns, rows - top); }
+    int64_t count() const { return std::min(build.chunk, groups - first); }
+
+    // The memory offers a beat if it can.
+    void drive(Memory& memory, int64_t clock, int which) {
+        if (!offered && accepted && owed.front().due <= clock && memory.spend()) {
+            offered = true;
+            memory.last = which;
+        }
+    }
+
+    // A clock; `taken`: what it gives is taken if it is there.
+    void step(Memory& memory, int64_t clock, bool starts, bool taken, int64_t& read) {
+        // Beats come back.
+        int filled = -1;
+        const bool comes = offered;
+        bool burst_ends = false;
+        if (comes) {
+            Burst& burst = owed.front();
+            offered = false;
+            read += build.bus;
+            burst_ends = ++burst.done == burst.beats;
+            if (burst_ends && burst.fills) filled = burst.slot;
+        }
+        // Chunks are given.
+        const bool go = full[give_slot] && (!there || taken);
+        int used = -1;
+        const bool next_there = go || (there && !taken);
+        if (go) {
+            const bool turn_ends = turn + 1 == chunk_turns[give_slot];
+            const bool group_ends = group + 1 == chunk_groups[give_slot];
+            turn = turn_ends ? 0 : turn + 1;
+            if (turn_ends) ++group;
+            if (turn_ends && group_ends) {
+                used = give_slot;
+                group = 0;
+                give_slot = (give_slot + 1) % int(build.slots);
+            }
+        }
+        // The master: a request becomes bursts, an address waits a clock for the memory.
+        const bool issue = working && !waits && int64_t(owed.size()) != OWED_READS;
+        const bool asked = active && (!begins || !claimed[ask_slot]) && !working;
+        if (waits) {
+            owed[accepted].due = clock + 1 + memory.latency;
+            ++accepted;
+            waits = false;
+        }
+        if (burst_ends) {
+            owed.pop_front();
+            --accepted;
+        }
+        if (issue) {
+            const int64_t room = (PAGE - address % PAGE) / build.bus;
+            const int64_t beats = std::min(left, room);
+            owed.push_back({beats, 0, 0, tag_slot, tag_fills && beats == left});
+            waits = true;
+            address = address / build.bus * build.bus + beats * build.bus;
+            left -= beats;
+            if (!left) working = false;
+        }
+        if (asked) ask();
+        if (starts) active = true;
+        if (filled >= 0) full[filled] = 1;
+        if (used >= 0) full[used] = claimed[used] = 0;
+        there = next_there;
+    }
+
+    void ask() {
+        const Plane& at = planes[plane];
+        const int64_t length = count() * at.size;
+        address = at.address + (top + row) * at.pitch + first * at.size;
+        left = (address % build.bus + length + build.bus - 1) / build.bus;
+        working = true;
+        tag_slot = ask_slot;
+        const bool last_plane = plane == planes_count - 1, last_row = row + 1 == block();
+        tag_fills = last_plane && last_row;
+        if (begins) {
+            claimed[ask_slot] = 1;
+            chunk_groups[ask_slot] = count();
+            chunk_turns[ask_slot] = (block() + height - 1) / height;
+        }
+        begins = tag_fills;
+        plane = last_plane ? 0 : plane + 1;
+        if (last_plane) ++row;
+        if (!tag_fills) return;
+        ask_slot = (ask_slot + 1) % int(build.slots);
+        row = 0;
+        first += build.chunk;
+        if (first < groups) return;
+        first = 0;
+        top += height * turns;
+        if (top < rows) return;
+        top = 0;
+        if (++pass == passes) active = false;
+    }
+};
+
+struct Tile {
+    bool valid = false, last = false;
+    int64_t rows = 0;
+};
+
+struct Core {
+    const Build& build;
+    const Product& product;
+    // The loader.
+    bool loading = false;
+    int load_buffer = 0;
+    int64_t load_group = 0, load_column = 0, load_left;
+    bool full[2] = {false, false};
+    // The sequencer.
+    bool job = false, running = false;
+    int buffer = 0;
+    int64_t chain = 0, turn = 0, group = 0, columns_left, block_left, rows_left, groups;
+    std::deque<Tile> pipe;
+    // Results: tiles that wait, by slot.
+    std::vector<Tile> slots;
+    int fill = 0, drain = 0;
+    int64_t row = 0;
+    bool reported = false;
+
+    Core(const Build& b, const Product& p)
+        : build{b}, product{p}, load_left{p.n}, columns_left{p.n}, block_left{p.m},
+          rows_left{p.m}, groups{p.k / b.group},
+          pipe(size_t(1 + b.depth + 1 + b.chains)), slots(size_t(std::max<int64_t>(2, b.chains))) {}
+
+    bool stepping() const { return !pipe.back().valid || !slots[fill].valid; }
+    bool room() const { return loading && !full[load_buffer]; }
+    bool wanted() const { return rows_left != 0; }
+    bool may_issue() const {
+        const bool starts = chain == 0 && group == 0;
+        return running && stepping() && (starts || turn == chain) && full[buffer];
+    }
+    const Tile& oldest() const { return slots[drain]; }
+    bool gives() const { return oldest().valid && !(oldest().last && reported); }
+
+    void step(bool starts, bool act, bool weight, bool taken) {
+        const bool steps = stepping(), take = weight && room();
+        const bool issue = may_issue() && (act || !wanted());
+        // Results leave, and come.
+        const bool moved = gives() && taken;
+        const bool final = row + 1 == oldest().rows;
+        const bool comes = pipe.back().valid && !slots[fill].valid;
+        const Tile incoming = pipe.back();
+        reported = moved && final && oldest().last;
+        if (comes) {
+            slots[fill] = incoming;
+            fill = (fill + 1) % int(slots.size());
+        }
+        if (moved) row = final ? 0 : row + 1;
+        if (moved && final) {
+            slots[drain].valid = false;
+            drain = (drain + 1) % int(slots.size());
+        }
+        // The sequencer.
+        Tile tile;
+        int released = -1;
+        bool job_done = false;
+        const bool begins = chain == 0 && group == 0;
+        if (steps) turn = (turn + 1) % build.chains;
+        if (issue) {
+            const bool chain_ends = chain == build.chains - 1, group_ends = group == groups - 1;
+            const bool last_rows = rows_left <= build.rows;
+            const bool last_columns = columns_left <= build.columns;
+            const int64_t remaining = last_rows ? 0 : rows_left - build.rows;
+            tile.valid = group_ends && wanted();
+            tile.rows = last_rows ? rows_left : build.rows;
+            tile.last = last_rows && last_columns && tile.valid;
+            if (begins) turn = 1 % build.chains;
+            chain = chain_ends ? 0 : chain + 1;
+            rows_left = chain_ends ? block_left : remaining;
+            if (chain_ends) group = group_ends ? 0 : group + 1;
+            if (chain_ends && group_ends) {
+                block_left = rows_left = remaining;
+                if (last_rows) {
+                    released = buffer;
+                    buffer ^= 1;
+                    columns_left -= build.columns;
+                    block_left = rows_left = product.m;
+                    if (last_columns) running = false, job_done = true;
+                }
+            }
+        } else if (!running) {
+            running = job;
+        }
+        if (job_done) job = false;
+        if (steps) {
+            pipe.pop_back();
+            pipe.push_front(tile);
+        }
+        // The loader.
+        if (released >= 0) full[released] = false;
+        if (take) {
+            const bool row_ends = load_group == groups - 1;
+            load_group = row_ends ? 0 : load_group + 1;
+            if (row_ends) {
+                load_left -= build.weight_rows;
+                load_column += build.weight_rows;
+                if (load_left <= 0 || load_column == build.columns) {
+                    full[load_buffer] = true;
+                    load_buffer ^= 1;
+                    load_column = 0;
+                    loading = load_left > 0;
+                }
+            }
+        }
+        if (starts) loading = job = true;
+    }
+};
+
+// Rows of results, and the master that writes them.
+struct Writer {
+    const Build& build;
+    const Product& product;
+    bool active = false;
+    int64_t row = 0, panel = 0;
+    int64_t left = 0, burst = 0, address = 0, pending = 0;
+    bool waits = false, front = false, spare = false;
+    int64_t words = 0;                 // at the memory, their address not
+    std::deque<Burst> writes, answers;
+    Burst header{};
+    bool answer = false;
+
+    bool idle() const { return left == 0 && burst == 0; }
+    bool ready() const { return active && idle(); }
+    bool busy() const { return !idle() || pending != 0; }
+
+    void step(Memory& memory, int64_t clock, bool starts, bool result, int64_t& written) {
+        const bool w_ready = memory.credit >= double(build.bus);
+        if (!answer && !answers.empty() && answers.front().due <= clock) answer = true;
+        // The memory takes an address, then a word, and answers what is complete.
+        if (waits) writes.push_back(header);
+        const bool word = front && w_ready;
+        if (word) memory.credit -= double(build.bus), ++words;
+        while (!writes.empty() && words) {
+            --words;
+            if (++writes.front().done == writes.front().beats) {
+                writes.front().due = clock + 1 + memory.latency;
+                answers.push_back(writes.front());
+                writes.pop_front();
+            }
+        }
+        const bool answered = answer;
+        if (answered) {
+            answer = false;
+            answers.pop_front();
+        }
+        // The master.
+        const bool sent = burst && !spare, was_idle = idle(), takes = ready() && result;
+        const bool issue = left && !burst && !waits && pending != OWED_WRITES;
+        if (w_ready || !front) {
+            front = spare || burst;
+            spare = false;
+        } else if (!spare) {
+            spare = burst;
+        }
+        waits = issue;
+        if (sent) --burst;
+        if (issue) {
+            const int64_t beats = std::min(left, int64_t(PAGE - uint64_t(address) % PAGE) / build.bus);
+            header = {beats, 0, 0, -1, false};
+            burst = beats;
+            left -= beats;
+            address = address / build.bus * build.bus + beats * build.bus;
+        }
+        pending += int(issue) - int(answered);
+        if (was_idle && takes) {
+            const int64_t columns = std::min(build.columns, product.n - panel * build.columns);
+            const int64_t bytes = columns * product.value_bytes;
+            address = product.out + row * product.out_pitch
+                + panel * build.columns * product.value_bytes;
+            left = (address % build.bus + bytes + build.bus - 1) / build.bus;
+            written += bytes;
+            if (++row == product.m) {
+                row = 0;
+                if (++panel * build.columns >= product.n) active = false;
+            }
+        }
+        if (starts) active = true;
+    }
+};
+
+Counts run(const Build& build, const Product& product, int64_t latency, double rate) {
+    const int64_t groups = product.k / build.group;
+    Memory memory{rate > 0 ? rate : 1e9, 0, latency, build.bus};
+    memory.credit = 1e18;
+    memory.earn();
+    Fetcher acts{build, product.acts, build.act_planes, build.rows, build.chains, product.m, groups,
+                 (product.n + build.columns - 1) / build.columns};
+    Fetcher weights{build, product.weights, build.weight_planes, build.weight_rows, 1, product.n, groups, 1};
+    Core core{build, product};
+    Writer writer{build, product};
+    Counts counts{};
+    bool waiting = true, reported = false;
+    for (int64_t clock = 0;; ++clock) {
+        memory.earn();
+        if (memory.last) acts.drive(memory, clock, 0), weights.drive(memory, clock, 1);
+        else weights.drive(memory, clock, 1), acts.drive(memory, clock, 0);
+        const bool done = reported && !waiting && !writer.active && !writer.busy();
+        const bool act_ready = core.may_issue() && core.wanted(), weight_ready = core.room();
+        const bool result = core.gives(), result_ready = writer.ready();
+        ++counts.clocks;
+        counts.work += act_ready && acts.there;
+        counts.wait_acts += act_ready && !acts.there;
+        counts.wait_weights += weight_ready && !weights.there;
+        counts.wait_results += result && !result_ready;
+        if (done) return counts;
+        reported |= core.reported;
+        const bool act = acts.there, weight = weights.there;
+        writer.step(memory, clock, waiting, result, counts.written);
+        acts.step(memory, clock, waiting, act_ready, counts.read);
+        weights.step(memory, clock, waiting, weight_ready, counts.read);
+        core.step(waiting, act, weight, result_ready);
+        waiting = false;
+    }
+}
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default")))
+void cycles_run(const Build* build, const Product* product, int64_t latency, double rate,
+                Counts* counts) {
+    *counts = run(*build, *product, latency, rate);
+}

@@ -1,0 +1,60 @@
+"""Layers as a driver places them: plane by plane, row by row, each plane on a page of its own."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from m2xfp.errors import InputError
+from m2xfp.formats import block_format
+from m2xfp.rtl.parts.descriptor_checker import BF16_VALUES, FP32_VALUES, GEMM
+from m2xfp.tb.axi.cycles import Clocks
+from m2xfp.tb.axi.model import AxiModel
+from m2xfp.tb.parts.accelerator_traffic import PAGE, Descriptor
+
+__all__ = ["dense_words", "measure_layer"]
+
+
+def dense_words(
+    parameters: Mapping[str, Any], size: tuple[int, int, int], kind: int = BF16_VALUES
+) -> dict[str, int]:
+    """Return the descriptor of a product [m, n, k] whose planes have no gaps between their rows."""
+    m, n, k = size
+    words = {"operation": GEMM, "m": m, "n": n, "k": k, "kind": kind}
+    at = 0
+    for side, rows, name in (("a", m, "act"), ("w", n, "weight")):
+        block = block_format(parameters[name])
+        for plane, bytes_ in zip(("codes", "scales", "meta"), block.group_bytes, strict=True):
+            pitch = k // block.group * bytes_
+            words[f"{side}_{plane}"] = at
+            if plane != "meta":
+                words[f"{side}_{plane}_pitch"] = pitch
+            at = -(-(at + rows * pitch) // PAGE) * PAGE
+    words["out"], words["out_pitch"] = at, n * (4 if kind == FP32_VALUES else 2)
+    return words
+
+
+def measure_layer(model: AxiModel, words: Mapping[str, int]) -> Clocks:
+    """Run a product alone, and return what the accelerator and the memory count."""
+    names = ("cycles", "work", "wait_acts", "wait_weights", "wait_results")
+    end = words["out"] + words["m"] * words["out_pitch"]
+    if end > len(model.memory):
+        raise InputError(f"memory={len(model.memory)}: the layer needs {end} bytes")
+    model.write("int_enable", 1)
+    model.write("int_status", 3)
+    # A while of rest, so that the memory's rate is not used up.
+    before = [model.read(name)[0] for name in names]
+    moved = [model.count(name) for name in ("read", "written")]
+    model.push(Descriptor(dict(words), 1))
+    if not model.wait() or model.field("error", "valid"):
+        raise InputError(f"words={dict(words)}: ended with {model.read('error')[0]:#x}")
+    after = [model.read(name)[0] for name in names]
+    counted = [(int(b) - int(a)) & 0xFFFFFFFF for a, b in zip(before, after, strict=True)]
+    bytes_ = [model.count(name) - old for name, old in zip(("read", "written"), moved, strict=True)]
+    return Clocks(*counted, *bytes_)
+
+
+def fill(model: AxiModel, seed: int = 0) -> None:
+    """Fill the memory with noise."""
+    rng = np.random.default_rng(seed)
+    model.memory[:] = rng.integers(0, 256, len(model.memory), np.uint8)

@@ -1,0 +1,106 @@
+"""The accelerator's clocks by a model of its own, against the emitted Verilog clock for clock."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from m2xfp.errors import InputError
+from m2xfp.facts import EmittedFiles
+from m2xfp.rtl.catalog import UNITS
+from m2xfp.rtl.verilog.emit import emit
+from m2xfp.tb.axi import cycles
+from m2xfp.tb.axi.cycles import product_clocks
+from m2xfp.tb.axi.layers import dense_words, measure_layer
+from m2xfp.tb.axi.model import AxiModel
+from m2xfp.tb.parts.accelerator_tasks import Task, core_of, place
+from m2xfp.tb.parts.accelerator_traffic import Memory
+from m2xfp.tb.parts.gemm_arrays import GemmStreams
+from m2xfp.tb.parts.gemm_regression import random_products
+
+UNIT, CONFIG = "accelerator", "m2xfp-2x2"
+BYTES = 1 << 21
+SHAPES, SLOW_SHAPES = 24, 300
+MEMORIES: list[dict[str, Any]] = [
+    {},
+    {"latency": 100},
+    {"latency": 100, "rate": 16.0},
+    {"latency": 37, "rate": 5.5},
+    {"latency": 1, "rate": 24.0},
+]
+BUILDS: list[dict[str, Any]] = [
+    {"bus": "256", "rows": 1, "columns": 4, "chunk": 16, "chains": 3, "slots": 8},
+    {"bus": "512", "rows": 1, "columns": 32, "chunk": 5, "chains": 1, "depth": 1},
+    {"bus": "128", "rows": 3, "columns": 3, "chunk": 1, "chains": 2, "slots": 2},
+]
+Emit = Callable[[str, str], EmittedFiles]
+
+
+def differing(model: AxiModel, seed: int, count: int, build_dir: Path) -> list[str]:
+    """Return the products whose clocks are counted otherwise than they are."""
+    rng, facts = np.random.default_rng(seed), model.facts
+    streams = GemmStreams(core_of(facts))
+    most = facts.parameters["max_k"] // streams.act.group
+    found = []
+    for number in range(count):
+        memory = MEMORIES[number % len(MEMORIES)]
+        model.set_memory(**memory)
+        if number % 2:
+            (product,) = random_products(rng, streams, 1, most)
+            place_in = Memory()
+            task = Task(1, int(rng.integers(2)), product)
+            words = dict(place(task, facts, place_in, 0).words)
+        else:
+            m, n = (int(rng.integers(1, limit)) for limit in (40, 5 * streams.columns))
+            k = int(rng.integers(1, most + 1)) * streams.act.group
+            words = dense_words(facts.parameters, (m, n, k), int(rng.integers(2)))
+        counted = product_clocks(facts.parameters, words, build_dir=build_dir, **memory)
+        measured = measure_layer(model, words)
+        if counted != measured:
+            sizes = [words[name] for name in ("m", "n", "k", "kind")]
+            found.append(f"{sizes} {memory}: {counted} counted, {measured} measured")
+    return found
+
+
+@pytest.fixture
+def model(emitted: Emit, sim_dir: Path) -> Iterator[AxiModel]:
+    with AxiModel(emitted(UNIT, CONFIG), BYTES, seed=3, build_dir=sim_dir) as made:
+        yield made
+
+
+def test_clocks(model: AxiModel, sim_dir: Path) -> None:
+    assert differing(model, 1, SHAPES, sim_dir) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, *BUILDS], ids=str)
+def test_clocks_of_other_builds(changes: Mapping[str, Any], tmp_path: Path, sim_dir: Path) -> None:
+    files = emit(UNITS[UNIT].instance(CONFIG, changes), tmp_path)
+    with AxiModel(files, BYTES, seed=3, build_dir=sim_dir) as made:
+        assert differing(made, 2, SLOW_SHAPES, sim_dir) == []
+
+
+FAULTS = {
+    "one burst less": ("OWED_READS = 16", "OWED_READS = 1"),
+    "an array stage less": ("size_t(1 + b.depth + 1 + b.chains)", "size_t(b.depth + 1 + b.chains)"),
+    "a slot is free at once": ("begins = tag_fills;", "begins = false;"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_miscounted_clocks_are_noticed(
+    fault: str, model: AxiModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = FAULTS[fault]
+    text = cycles.SOURCE.read_text()
+    assert old in text
+    (tmp_path / "cycles.cpp").write_text(text.replace(old, new))
+    monkeypatch.setattr(cycles, "SOURCE", tmp_path / "cycles.cpp")
+    assert differing(model, 1, SHAPES, tmp_path / "build")
+
+
+def test_what_it_does_not_count() -> None:
+    with pytest.raises(InputError, match="products of FP32 or bf16"):
+        product_clocks({}, {"operation": 2})
