@@ -30,8 +30,9 @@ __all__ = ["CELLS", "ENERGIES", "KINDS", "PDK", "compare_measured"]
 PDK = "asap7"
 CACHES = (2048, 8192, 32768, 131072)
 
-# The array that the paper gives M2XFP has 1024 MACs; ours has them as 1 x 32 cells.
-_ROWS, _COLUMNS = 1, 32
+# The array that the paper gives M2XFP has 1024 MACs; ours has them as 1 x 32 cells, and loads as
+# many rows of weights together as a bus of 1024 bits brings.
+_ROWS, _COLUMNS, _WEIGHT_ROWS = 1, 32, 8
 _RESULT_BITS = 16  # bf16
 
 # Heads, heads of the cache and width of a head: the models' published configurations.
@@ -181,7 +182,8 @@ class Units:
 
 def _timing(model: Model) -> GemmTiming:
     """Return the array with weight buffers for the model's largest k."""
-    return GemmTiming(_ROWS, _COLUMNS, max_k=max(k for _, k in model.layers))
+    largest = max(k for _, k in model.layers)
+    return GemmTiming(_ROWS, _COLUMNS, max_k=largest, weight_rows=_WEIGHT_ROWS)
 
 
 def _gemm(timing: GemmTiming, size: tuple[int, int, int], cell: Cell, slower: float = 1.0) -> Cost:
@@ -277,10 +279,10 @@ def _cache(model: Model, length: int, units: Units) -> dict[str, Any]:
         "cache": length,
         "cache_bytes": round(cached / 8),
         "bf16_bytes": 2 * stored * length * width * 2,
-        "clocks": round(each.busy * stored),
+        "clocks": round(each.clocks * stored),
         "dram_clocks": round(cached / facts().dram_bits_per_clock),
-        "weight_clocks": round(weights.busy),
-        "of_token": round(each.busy * stored / (each.busy * stored + weights.busy), 4),
+        "weight_clocks": round(weights.clocks),
+        "of_token": round(each.clocks * stored / (each.clocks * stored + weights.clocks), 4),
         "encoder_share": round(entry_pj / (each.pj * stored + entry_pj), 6),
     }
 

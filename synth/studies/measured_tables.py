@@ -71,7 +71,7 @@ def measured_tables(figures: Mapping[str, Any]) -> dict[str, str]:
     for name in figures["models"][0]["energy"]:
         parts = [fmean(row["energy"][name][part] for row in figures["models"]) for part in ENERGIES]
         title = BASELINES.get(name, name.upper())
-        energy.append((title, *(f"{part:.4f}" for part in parts), f"{sum(parts):.3f}"))
+        energy.append((title, *(f"{part:.5f}" for part in parts), f"{sum(parts):.3f}"))
     return {
         "accelerator-cells": _cell_table(figures),
         "accelerator-models": aligned_table(models),

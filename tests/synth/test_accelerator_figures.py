@@ -9,10 +9,11 @@ import pytest
 
 from m2xfp.errors import InputError
 from m2xfp.results import RESULTS, read_figures
+from m2xfp.rtl.catalog import find_unit
 from m2xfp.rtl.parts.gemm_cycles import GemmTiming
 from m2xfp.synth.studies import paper_accelerator as paper
 from m2xfp.synth.studies.accelerator import MEASURED, PAPER, plots
-from m2xfp.synth.studies.measured_accelerator import compare_measured
+from m2xfp.synth.studies.measured_accelerator import _timing, compare_measured
 
 SPEED, ENERGY = 0.01, 0.03  # what the ratios may differ from the log's
 MEANS = {  # the means of the log, written down by hand
@@ -66,7 +67,7 @@ def test_measured_clocks_are_the_cycle_models() -> None:
     figures = compare_measured(RESULTS)
     (row,) = (row for row in figures["models"] if row["model"] == "opt6b7")
     layers = [(4096, 4096)] * 4 + [(16384, 4096), (4096, 16384)]
-    timing = GemmTiming(1, 32, max_k=16384)
+    timing = GemmTiming(1, 32, max_k=16384, weight_rows=8)
     clocks = sum(timing.clocks(2048, n, k) for n, k in layers)
     macs = sum(2048 * n * k for n, k in layers)
     bits = sum(n * k * 4.5 + n // 32 * 2048 * k * 4.5 + 2048 * n * 16 for n, k in layers)
@@ -78,7 +79,15 @@ def test_a_cache_of_128k_is_cut_where_the_weight_buffers_end() -> None:
     longest = compare_measured(RESULTS)["caches"][-1]
     assert longest["cache"] == 131072 > GemmTiming(1, 32, max_k=14336).max_k
     assert longest["cache_bytes"] == 2 * 8 * 131072 * 128 * 4.5 / 8
-    assert longest["clocks"] >= 2 * 8 * 131072 * 128 / 32
+    assert longest["clocks"] >= 2 * 8 * 131072 * 128 / 32 / 8
+    assert longest["clocks"] >= longest["dram_clocks"]
+
+
+def test_the_weight_rows_are_the_accelerators() -> None:
+    component = find_unit("accelerator").instance("m2xfp-1x32").component
+    timing = _timing(paper.facts().models[0])
+    assert (timing.rows, timing.columns) == (component.rows, component.columns)
+    assert timing.weight_rows == component.weight_rows
 
 
 def test_figures_that_lack_a_unit_are_told(tmp_path: Path) -> None:
