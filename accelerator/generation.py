@@ -3,12 +3,15 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
 from m2xfp.accelerator.device import Device
 from m2xfp.accelerator.engine import DeviceEngine
+from m2xfp.accelerator.transport import SimulatedTransport
 from m2xfp.errors import InputError
+from m2xfp.facts import EmittedFiles
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.models.generate import (
     Engine,
@@ -21,7 +24,14 @@ from m2xfp.models.generate import (
 from m2xfp.models.lm import LanguageModel
 from m2xfp.progress import track
 
-__all__ = ["Generated", "Text", "differences", "generate_golden", "generate_on"]
+__all__ = [
+    "Generated",
+    "Text",
+    "differences",
+    "generate_golden",
+    "generate_on",
+    "generate_simulated",
+]
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,11 @@ class Generated:
     def cache_bytes(self) -> int:
         """Bytes of the cache."""
         return sum(part.nbytes for pair in self.cache for part in pair)
+
+    @property
+    def logits(self) -> int:
+        """How many logits there are."""
+        return sum(step.logits.numel() for step in self.steps)
 
     def summary(self) -> str:
         """Return a line about clocks, utilisation and bytes."""
@@ -145,6 +160,23 @@ def generate_on(device: Device, model: LanguageModel, text: Text) -> Generated:
 
     steps, seconds = _run(model, engine, text, "accelerator", note)
     return Generated(steps, engine.cache(), seconds, counts())
+
+
+def generate_simulated(
+    files: EmittedFiles,
+    model: LanguageModel,
+    text: Text,
+    build_dir: Path,
+    *,
+    latency: int = 0,
+    rate: float = 0.0,
+) -> Generated:
+    """Generate with an emitted accelerator in Verilator, before a simulated memory."""
+    transport = SimulatedTransport(files=files, latency=latency, rate=rate, build_dir=build_dir)
+    try:
+        return generate_on(Device(transport), model, text)
+    finally:
+        transport.close()
 
 
 def differences(found: Generated, wanted: Generated) -> list[str]:

@@ -100,9 +100,12 @@ def command(
 
         require("filelock")
         find_verilator()
-    from m2xfp.accelerator.device import Device
-    from m2xfp.accelerator.generation import Text, differences, generate_golden, generate_on
-    from m2xfp.accelerator.transport import SimulatedTransport
+    from m2xfp.accelerator.generation import (
+        Text,
+        differences,
+        generate_golden,
+        generate_simulated,
+    )
     from m2xfp.models.lm import load_model
     from m2xfp.rtl.verilog.emit import emit
 
@@ -115,11 +118,7 @@ def command(
         click.echo(_shown(text.prompt + golden.text))
         return
     files = emit(one_instance(_UNIT, config, settings), build_dir / "verilog")
-    transport = SimulatedTransport(
-        files=files, latency=latency, rate=rate, build_dir=build_dir / "sim"
-    )
-    found = generate_on(Device(transport), model, text)
-    transport.close()
+    found = generate_simulated(files, model, text, build_dir / "sim", latency=latency, rate=rate)
     click.echo(_shown(text.prompt + found.text))
     click.echo(f"\n{files.top}: {found.summary()}")
     if golden is None:
@@ -129,9 +128,8 @@ def command(
         click.echo(line)
     if different:
         sys.exit(1)
-    logits = sum(step.logits.numel() for step in found.steps)
     click.echo(
-        f"equal to the golden model's: {tokens} tokens, {logits} logits, "
+        f"equal to the golden model's: {tokens} tokens, {found.logits} logits, "
         f"{found.cache_bytes} bytes of cache"
     )
 
