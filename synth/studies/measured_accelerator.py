@@ -9,7 +9,7 @@ its unit that switches formats.
 """
 
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +248,7 @@ def _own(model: Model, tokens: int, units: Units) -> Cost:
     """Return the cost of a block in M2XFP; its keys and values are encoded for the cache."""
     _, stored, width = _HEADS[model.name]
     encoded = tokens * 2 * stored * width / 32 * units.encoder_pj
-    return _block(model, tokens, units.m2xfp) + Cost(*[0.0] * 8, engines=encoded)
+    return _block(model, tokens, units.m2xfp) + replace(_NOTHING, engines=encoded)
 
 
 def _memory_bound(model: Model, bits: float) -> float:

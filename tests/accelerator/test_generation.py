@@ -7,13 +7,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from m2xfp.accelerator import Device, SimulatedTransport
 from m2xfp.accelerator.generation import (
     Generated,
     Text,
     differences,
     generate_golden,
-    generate_on,
+    generate_simulated,
 )
 from m2xfp.cli import cli
 from m2xfp.errors import InputError
@@ -23,8 +22,9 @@ from m2xfp.models.generate import Generator, GoldenEngine, pack_weights
 from m2xfp.models.lm import as_tokens, load_model
 from m2xfp.models.quantized import quantize_model
 
-# 30 bytes are read at once; the second token ends a group of the cache's values.
-TEXT = Text(b"The hardware writes a packed t", tokens=3)
+TEXT = Text(b"The hardware", tokens=3)
+# The third token ends a group of the cache's values.
+LONG = Text(b"The hardware writes a packed t", tokens=8, temperature=0.8, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +36,24 @@ def golden() -> Generated:
 def test_text_on_the_emitted_verilog(
     accelerator_files: EmittedFiles, sim_dir: Path, golden: Generated
 ) -> None:
-    transport = SimulatedTransport(files=accelerator_files, build_dir=sim_dir)
-    device = Device(transport)
-    found = generate_on(device, load_model(), TEXT)
-    transport.close()
+    found = generate_simulated(accelerator_files, load_model(), TEXT, sim_dir)
     assert differences(found, golden) == []
     assert found.text == golden.text
     assert found.cache_bytes == golden.cache_bytes
     assert 0.2 < found.counts["work"] / found.counts["cycles"] < 1
     assert found.counts["read"] > 1_000_000
-    print(found.summary())
+    assert f"{found.counts['cycles']} clocks, array busy in" in found.summary()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_longer_text_behind_a_slow_memory(accelerator_files: EmittedFiles, sim_dir: Path) -> None:
+    golden = generate_golden(load_model(), LONG)
+    found = generate_simulated(
+        accelerator_files, load_model(), LONG, sim_dir, latency=100, rate=8.0
+    )
+    assert differences(found, golden) == []
+    assert found.text == golden.text
 
 
 def test_a_prompt_gives_the_logits_of_the_quantized_model(golden: Generated) -> None:
