@@ -558,7 +558,7 @@ UNITS: dict[str, Unit] = {
             component=Accelerator,
             configs={
                 "m2xfp-2x2": {"rows": 2, "columns": 2, "max_k": 512, "bus": "128", "chunk": 8},
-                "m2xfp-1x32": {"bus": "1024", "chunk": 128},
+                "m2xfp-1x32": {"bus": "1024", "chunk": 128, "outstanding": 64},
             },
         ),
     )

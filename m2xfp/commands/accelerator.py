@@ -13,10 +13,10 @@ __all__ = ["command"]
 @click.command()
 @click.option(
     "--mode",
-    type=click.Choice(["paper", "measured", "simulated"]),
+    type=click.Choice(["paper", "measured", "simulated", "area"]),
     default="paper",
     show_default=True,
-    help="The paper's assumptions, this project's own figures, or the accelerator simulated.",
+    help="The paper's assumptions, own figures, the accelerator simulated, or its area.",
 )
 @click.option(
     "--results",
@@ -38,17 +38,20 @@ def command(mode: str, results: Path, output: Path | None) -> None:
     beside them. Mode `measured` takes this project's own clocks, stored bits and energies:
     prefill, one token, and long caches. Mode `simulated` runs products on the emitted accelerator
     before a memory of limited bandwidth and 100 clocks latency, and counts the clocks of the
-    models' layers: minutes.
+    models' layers: minutes. Mode `area` maps the accelerator onto ASAP7 without its memories.
 
     \b
     m2xfp accelerator --mode paper
     m2xfp accelerator --mode measured
     m2xfp accelerator --mode simulated
+    m2xfp accelerator --mode area
     """
     from m2xfp.results import write_figures
-    from m2xfp.synth.studies.accelerator import MEASURED, PAPER, SIMULATED
+    from m2xfp.synth.flow.pdk import find_pdk
+    from m2xfp.synth.studies.accelerator import AREA, MEASURED, PAPER, SIMULATED
+    from m2xfp.synth.studies.accelerator_area import area_table, measure_area
     from m2xfp.synth.studies.accelerator_throughput import measure_throughput, throughput_tables
-    from m2xfp.synth.studies.measured_accelerator import compare_measured
+    from m2xfp.synth.studies.measured_accelerator import PDK, compare_measured
     from m2xfp.synth.studies.measured_tables import measured_tables
     from m2xfp.synth.studies.paper_accelerator import compare, paper_table
 
@@ -58,6 +61,9 @@ def command(mode: str, results: Path, output: Path | None) -> None:
     elif mode == "simulated":
         name, figures = SIMULATED, measure_throughput()
         texts = list(throughput_tables(figures).values())
+    elif mode == "area":
+        name, figures = AREA, measure_area(find_pdk(PDK))
+        texts = [area_table(figures)]
     else:
         name, figures = MEASURED, compare_measured(results)
         texts = list(measured_tables(figures).values())

@@ -91,6 +91,8 @@ class Accelerator(Component):
     slots
         Such chunks, of each row of a block, that are read ahead or kept, a power of two: what hides
         the memory's latency.
+    outstanding
+        Bursts that each reading bus has under way at most, a power of two.
     queue
         Descriptors that wait at most, a power of two.
 
@@ -137,9 +139,10 @@ class Accelerator(Component):
         address_bits: Annotated[int, Between(32, 64, usual=(32, 40))] = 32,
         chunk: Annotated[int, Between(1, 128, usual=(1, 2, 8))] = 64,
         slots: Annotated[int, Between(2, 32, usual=(2, 4))] = 4,
+        outstanding: Annotated[int, Between(4, 64, usual=(4, 16))] = 32,
         queue: Annotated[int, Between(2, 16, usual=(2, 4))] = 4,
     ) -> None:
-        for name, number in (("queue", queue), ("slots", slots)):
+        for name, number in (("queue", queue), ("slots", slots), ("outstanding", outstanding)):
             if number & (number - 1):
                 raise InputError(f"{name}={number}: must be a power of two")
         for name, kind in (("quantizer", quantizer), ("encoder", encoder)):
@@ -165,6 +168,7 @@ class Accelerator(Component):
         self.rows, self.columns, self.max_k, self.weight_rows = rows, columns, max_k, weight_rows
         self.act, self.weight, self.chains = act, weight, chains
         self.quantizer, self.encoder, self.slots, self.queue = quantizer, encoder, slots, queue
+        self.outstanding = outstanding
         self.latency = self.core.latency + 5
         self.clocks_per_block = self.core.clocks_per_block
         self.groups_per_clock = self.core.groups_per_clock
@@ -319,6 +323,7 @@ class Accelerator(Component):
                 bus,
                 max(each.length_bits for each in parts),
                 max(each.tag_bits for each in parts),
+                self.outstanding,
             )
             m.submodules[f"{name}_reader"] = reader
             readers.append(reader)

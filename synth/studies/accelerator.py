@@ -6,15 +6,16 @@ from statistics import fmean
 from typing import Any
 
 from m2xfp.results import read_figures
+from m2xfp.synth.studies.accelerator_area import area_table
 from m2xfp.synth.studies.accelerator_throughput import throughput_tables
 from m2xfp.synth.studies.measured_accelerator import ENERGIES
 from m2xfp.synth.studies.measured_tables import measured_tables
 from m2xfp.synth.studies.paper_accelerator import BASELINES, paper_table
 
-__all__ = ["MEASURED", "PAPER", "SIMULATED", "plots", "tables"]
+__all__ = ["AREA", "MEASURED", "PAPER", "SIMULATED", "plots", "tables"]
 
 PAPER, MEASURED = "accelerator-paper.json", "accelerator-measured.json"
-SIMULATED = "accelerator-simulated.json"
+SIMULATED, AREA = "accelerator-simulated.json", "accelerator-area.json"
 
 
 def tables(results: Path) -> dict[str, str]:
@@ -26,6 +27,8 @@ def tables(results: Path) -> dict[str, str]:
         found |= measured_tables(read_figures(results / MEASURED))
     if (results / SIMULATED).exists():
         found |= throughput_tables(read_figures(results / SIMULATED))
+    if (results / AREA).exists():
+        found["accelerator-area"] = area_table(read_figures(results / AREA))
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from m2xfp.formats import block_format
 from m2xfp.progress import track
-from m2xfp.rtl.catalog import find_unit
+from m2xfp.rtl.catalog import Instance, find_unit
 from m2xfp.rtl.parameters import parse_settings
 from m2xfp.rtl.verilog.emit import emit
 from m2xfp.synth.studies.paper_accelerator import Model, facts
@@ -20,7 +20,15 @@ from m2xfp.tb.axi.layers import dense_words, fill, measure_layer
 from m2xfp.tb.axi.model import AxiModel
 from m2xfp.tb.cache import BUILD_DIR
 
-__all__ = ["LATENCY", "RUNS", "Run", "measure_throughput", "throughput_tables"]
+__all__ = [
+    "LATENCY",
+    "RUNS",
+    "Run",
+    "count_layers",
+    "counted_row",
+    "measure_throughput",
+    "throughput_tables",
+]
 
 LATENCY = 100
 PAPER_CONFIG = "m2xfp-1x32"
@@ -28,7 +36,7 @@ PAPER_CONFIG = "m2xfp-1x32"
 Run = tuple[str, tuple[str, ...], float, Sequence[tuple[int, int, int]]]
 """A configuration, its settings, the memory's bytes a clock, and layers [m, n, k]."""
 
-SMALL = ("rows=1", "columns=8", "bus=256", "chunk=32", "slots=8", "max_k=1024")
+SMALL = ("rows=1", "columns=8", "bus=256", "chunk=32", "slots=8", "max_k=1024", "outstanding=64")
 RUNS: tuple[Run, ...] = (
     ("m2xfp-2x2", SMALL, 32.0, ((2048, 16, 512), (2048, 16, 1024), (1, 256, 512), (1, 256, 1024))),
     ("m2xfp-2x2", SMALL, 16.0, ((2048, 16, 1024), (1, 256, 1024))),
@@ -54,59 +62,72 @@ def _figures(
     }
 
 
-def _simulate(run: Run, build_dir: Path) -> list[dict[str, Any]]:
-    config, settings, rate, sizes = run
+def _instance(run: Run) -> Instance:
     unit = find_unit("accelerator")
-    instance = unit.instance(config, parse_settings(unit.component, settings))
+    return unit.instance(run[0], parse_settings(unit.component, run[1]))
+
+
+def _row(run: Run, size: tuple[int, int, int], clocks: Clocks, model: int) -> dict[str, Any]:
+    """Return the row of a product that took so many clocks, and by the model so many."""
+    known = _instance(run).facts
+    given, weight = known.parameters, block_format(known.parameters["weight"])
+    name = f"{given['rows']} x {given['columns']}, {given['bus']} bits"
+    bytes_ = size[1] * size[2] // weight.group * sum(weight.group_bytes)
+    figures = _figures(size, clocks, known.macs_per_clock, run[2], bytes_)
+    return {"build": name, **figures, "model": model}
+
+
+def _counted(
+    parameters: Mapping[str, Any], size: tuple[int, int, int], rate: float, build_dir: Path
+) -> Clocks:
+    words = dense_words(parameters, size)
+    return product_clocks(parameters, words, latency=LATENCY, rate=rate, build_dir=build_dir)
+
+
+def counted_row(
+    run: Run, size: tuple[int, int, int], build_dir: Path = BUILD_DIR
+) -> dict[str, Any]:
+    """Return the row of a product as the cycle model counts it."""
+    clocks = _counted(_instance(run).facts.parameters, size, run[2], build_dir)
+    return _row(run, size, clocks, clocks.clocks)
+
+
+def _simulate(run: Run, build_dir: Path) -> list[dict[str, Any]]:
+    """Return the rows of a run, from the emitted Verilog."""
+    instance, (_, _, rate, sizes) = _instance(run), run
     given = instance.facts.parameters
-    weight = block_format(given["weight"])
     words = [dense_words(given, size) for size in sizes]
     memory = max(each["out"] + each["m"] * each["out_pitch"] for each in words)
+    files = emit(instance, build_dir / "accelerator")
     rows = []
-    name = config if not settings else f"{given['rows']}x{given['columns']}, {given['bus']} bits"
-    with AxiModel(
-        emit(instance, build_dir / "accelerator"), memory, seed=1, build_dir=build_dir
-    ) as model:
+    with AxiModel(files, memory, seed=1, build_dir=build_dir) as model:
         fill(model)
-        for size, each in track(list(zip(sizes, words, strict=True)), desc=name):
+        for size, each in track(list(zip(sizes, words, strict=True)), desc=run[0], unit="product"):
             model.set_memory(latency=LATENCY, rate=rate)
-            counted = product_clocks(given, each, latency=LATENCY, rate=rate, build_dir=build_dir)
             measured = measure_layer(model, each)
-            bytes_ = size[1] * size[2] // weight.group * sum(weight.group_bytes)
-            row = _figures(size, measured, instance.facts.macs_per_clock, rate, bytes_)
-            rows.append({"build": name, **row, "model": counted.clocks})
+            counted = _counted(given, size, rate, build_dir)
+            rows.append(_row(run, size, measured, counted.clocks))
     return rows
 
 
-def _count(model: Model, tokens: int, rate: float, build_dir: Path) -> dict[str, Any]:
+def count_layers(model: Model, tokens: int, build_dir: Path = BUILD_DIR) -> dict[str, Any]:
     """Return what the layers of a model reach together, by the cycle model."""
-    unit = find_unit("accelerator")
-    given = dict(unit.instance(PAPER_CONFIG).facts.parameters)
-    given["max_k"] = max(k for _, k in model.layers)
-    weight = block_format(given["weight"])
-    macs = given["rows"] * given["columns"] * weight.group
-    total = [0, 0, 0, 0]
-    for n, k in model.layers:
-        clocks = product_clocks(
-            given,
-            dense_words(given, (tokens, n, k)),
-            latency=LATENCY,
-            rate=rate,
-            build_dir=build_dir,
-        )
-        weights = n * k // weight.group * sum(weight.group_bytes)
-        for place, value in enumerate(
-            (clocks.clocks, tokens * n * k, weights, clocks.read + clocks.written)
-        ):
-            total[place] += value
+    known = find_unit("accelerator").instance(PAPER_CONFIG).facts
+    given = {**known.parameters, "max_k": max(k for _, k in model.layers)}
+    weight, rate = block_format(given["weight"]), facts().dram_bits_per_clock / 8
+    each = [_counted(given, (tokens, n, k), rate, build_dir) for n, k in model.layers]
+    values = sum(n * k for n, k in model.layers)
+    clocks = sum(one.clocks for one in each)
+    moved = sum(one.read + one.written for one in each)
+    weights = values // weight.group * sum(weight.group_bytes)
     return {
         "model": model.name,
         "tokens": tokens,
         "rate": rate,
-        "clocks": total[0],
-        "of_peak": round(total[1] / (total[0] * macs), 4),
-        "weights_of_bandwidth": round(total[2] / (total[0] * rate), 4),
-        "moved_of_bandwidth": round(total[3] / (total[0] * rate), 4),
+        "clocks": clocks,
+        "of_peak": round(tokens * values / (clocks * known.macs_per_clock), 4),
+        "weights_of_bandwidth": round(weights / (clocks * rate), 4),
+        "moved_of_bandwidth": round(moved / (clocks * rate), 4),
     }
 
 
@@ -118,11 +139,10 @@ def measure_throughput(
     """Return what products reach in the emitted Verilog, and layers by the cycle model."""
     known = facts()
     chosen = known.models if models is None else models
-    rate = known.dram_bits_per_clock / 8
     simulated = [row for run in runs for row in _simulate(run, build_dir)]
     counted = [
-        _count(model, tokens, rate, build_dir)
-        for model in track(list(chosen), desc="cycle model")
+        count_layers(model, tokens, build_dir)
+        for model in track(list(chosen), desc="cycle model", unit="model")
         for tokens in (known.tokens, 1)
     ]
     return {"latency": LATENCY, "simulated": simulated, "layers": counted}

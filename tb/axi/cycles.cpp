@@ -10,12 +10,12 @@
 
 namespace {
 
-constexpr uint64_t PAGE = 4096;
-constexpr int OWED_READS = 16, OWED_WRITES = 15;
+constexpr int64_t PAGE = 4096;
+constexpr int OWED_WRITES = 15;
 
 struct Build {               // of the accelerator
     int64_t rows, columns, chains, depth, chunk, slots, bus, weight_rows, group;
-    int64_t act_planes, weight_planes;
+    int64_t outstanding, act_planes, weight_planes;
 };
 
 struct Plane {
@@ -37,6 +37,11 @@ struct Burst {
     int slot;                // of the chunk; -1 for writes
     bool fills;              // its last beat fills the slot
 };
+
+// Words of the next burst: those that are left, up to the end of the page.
+int64_t next_burst(int64_t address, int64_t left, int64_t bus) {
+    return std::min(left, PAGE / bus - address % PAGE / bus);
+}
 
 // The memory's side: a rate for all buses together, and a latency.
 struct Memory {
@@ -121,7 +126,7 @@ struct Fetcher {
             }
         }
         // The master: a request becomes bursts, an address waits a clock for the memory.
-        const bool issue = working && !waits && int64_t(owed.size()) != OWED_READS;
+        const bool issue = working && !waits && int64_t(owed.size()) != build.outstanding;
         const bool asked = active && (!begins || !claimed[ask_slot]) && !working;
         if (waits) {
             owed[accepted].due = clock + 1 + memory.latency;
@@ -133,8 +138,7 @@ struct Fetcher {
             --accepted;
         }
         if (issue) {
-            const int64_t room = (PAGE - address % PAGE) / build.bus;
-            const int64_t beats = std::min(left, room);
+            const int64_t beats = next_burst(address, left, build.bus);
             owed.push_back({beats, 0, 0, tag_slot, tag_fills && beats == left});
             waits = true;
             address = address / build.bus * build.bus + beats * build.bus;
@@ -302,19 +306,24 @@ struct Writer {
     int64_t words = 0;                 // at the memory, their address not
     std::deque<Burst> writes, answers;
     Burst header{};
-    bool answer = false;
+    bool answer = false, held = false, word_first = false;
+
+    // A word that waited comes before all reads.
+    void drive(Memory& memory) { word_first = held && memory.spend(); }
 
     bool idle() const { return left == 0 && burst == 0; }
     bool ready() const { return active && idle(); }
     bool busy() const { return !idle() || pending != 0; }
 
     void step(Memory& memory, int64_t clock, bool starts, bool result, int64_t& written) {
-        const bool w_ready = memory.credit >= double(build.bus);
+        const bool w_ready = word_first || (!held && memory.credit >= double(build.bus));
         if (!answer && !answers.empty() && answers.front().due <= clock) answer = true;
         // The memory takes an address, then a word, and answers what is complete.
         if (waits) writes.push_back(header);
         const bool word = front && w_ready;
-        if (word) memory.credit -= double(build.bus), ++words;
+        if (word && !word_first) memory.credit -= double(build.bus);
+        words += word;
+        held = front && !w_ready;
         while (!writes.empty() && words) {
             --words;
             if (++writes.front().done == writes.front().beats) {
@@ -340,7 +349,7 @@ struct Writer {
         waits = issue;
         if (sent) --burst;
         if (issue) {
-            const int64_t beats = std::min(left, int64_t(PAGE - uint64_t(address) % PAGE) / build.bus);
+            const int64_t beats = next_burst(address, left, build.bus);
             header = {beats, 0, 0, -1, false};
             burst = beats;
             left -= beats;
@@ -377,6 +386,7 @@ Counts run(const Build& build, const Product& product, int64_t latency, double r
     bool waiting = true, reported = false;
     for (int64_t clock = 0;; ++clock) {
         memory.earn();
+        writer.drive(memory);
         if (memory.last) acts.drive(memory, clock, 0), weights.drive(memory, clock, 1);
         else weights.drive(memory, clock, 1), acts.drive(memory, clock, 0);
         const bool done = reported && !waiting && !writer.active && !writer.busy();

@@ -29,7 +29,8 @@ def _structure(name: str, fields: str, extra: Mapping[str, Any] | None = None) -
 
 _Build = _structure(
     "_Build",
-    "rows columns chains depth chunk slots bus weight_rows group act_planes weight_planes",
+    "rows columns chains depth chunk slots bus weight_rows group outstanding act_planes "
+    "weight_planes",
 )
 _Plane = _structure("_Plane", "address pitch size")
 _Product = _structure(
@@ -112,6 +113,7 @@ def product_clocks(
         bus,
         gcd(parameters["columns"], max(1, bus // act.group_bytes[0])),
         act.group,
+        parameters["outstanding"],
         *(3 if block.subgroups else 2 for block in (act, weight)),
     )
     sides = []

@@ -3,6 +3,7 @@
 // or not at all. Every channel is held to the rules of AXI in every clock. Driven through ctypes by
 // model.py; widths.h, generated, has BUS, the bytes of a word.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <deque>
@@ -72,7 +73,9 @@ struct Model {
     std::deque<Word> words;               // of W, accepted
     bool w_held = false, offered[2] = {false, false}, b_offered = false;
     Word w_waiting{};
-    bool lite_held_b = false, lite_held_r = false;
+    bool lite_held_b = false, lite_held_r = false, lite_owed_b = false;
+    uint64_t lite_b = 0, lite_r = 0, lite_words = 0, lite_addresses = 0, lite_answers = 0;
+    int lite_owed_r = 0;
 
     Model(uint8_t* place, uint64_t size, uint64_t seed)
         : memory{place}, bytes{size}, random{seed} {
@@ -113,11 +116,18 @@ struct Model {
         t.m_axi_results_wready = 0;
         for (auto& queue : reads) queue.clear();
         writes.clear(); answers.clear(); words.clear();
-        w_held = b_offered = offered[0] = offered[1] = false;
+        w_held = b_offered = offered[0] = offered[1] = lite_owed_b = false;
+        lite_words = lite_addresses = lite_answers = 0;
+        lite_owed_r = 0;
         t.rst = 1;
         for (int n = 0; n < 2; ++n) {
             t.clk = 0; t.eval(); t.clk = 1; t.eval();
         }
+        for (AddressPort& port : addresses)
+            if (port.valid) fail(std::string(port.name) + ": valid in reset");
+        if (t.m_axi_results_wvalid) fail("results W: valid in reset");
+        if (t.s_axi_control_bvalid || t.s_axi_control_rvalid) fail("control: valid in reset");
+        lite_held_b = lite_held_r = false;
         t.rst = 0;
     }
 
@@ -163,6 +173,7 @@ struct Model {
         if (++queue.front().done == queue.front().beats) queue.pop_front();
     }
 
+    // INCR, whole words, none across 4 KB, and as it is while it waits.
     void check_address(AddressPort& port, std::deque<Burst>& queue) {
         Vtop& t = *top;
         if (port.held && (!port.valid || port.addr(t) != port.held_addr || port.len != port.held_len))
@@ -235,6 +246,9 @@ struct Model {
         Vtop& t = *top;
         credit = std::min(credit + rate, 4 * rate + 2.0 * BUS);
         for (AddressPort& port : addresses) port.ready = !pauses();
+        // A word of results that waited comes before all reads: they would take everything.
+        const bool word_first = w_held && credit >= BUS && !pauses();
+        if (word_first) credit -= BUS;
         const int first = 1 - served;     // whoever got a beat last comes last
         for (int n = 0; n < 2; ++n) {
             if ((n ^ first) == 0)
@@ -244,7 +258,7 @@ struct Model {
                 drive_read(1, t.m_axi_weights_rvalid, t.m_axi_weights_rdata,
                            t.m_axi_weights_rresp, t.m_axi_weights_rlast);
         }
-        t.m_axi_results_wready = credit >= BUS && !pauses();
+        t.m_axi_results_wready = word_first || (!w_held && credit >= BUS && !pauses());
         if (!b_offered && !answers.empty() && answers_now(answers.front()) && !pauses()) {
             b_offered = true;
             t.m_axi_results_bresp = answers.front().response;
@@ -257,7 +271,7 @@ struct Model {
         check_address(addresses[2], writes);
         took_read(0, t.m_axi_acts_rvalid && t.m_axi_acts_rready);
         took_read(1, t.m_axi_weights_rvalid && t.m_axi_weights_rready);
-        if (t.m_axi_results_wvalid && t.m_axi_results_wready) credit -= BUS;
+        if (t.m_axi_results_wvalid && t.m_axi_results_wready && !word_first) credit -= BUS;
         take_word();
         settle_writes();
         if (b_offered && t.m_axi_results_bready) {
@@ -273,10 +287,25 @@ struct Model {
 
     void check_lite() {
         Vtop& t = *top;
-        if (lite_held_b && !t.s_axi_control_bvalid) fail("control B: dropped while it waited");
-        if (lite_held_r && !t.s_axi_control_rvalid) fail("control R: dropped while it waited");
+        const uint64_t b = t.s_axi_control_bresp;
+        const uint64_t r = uint64_t(t.s_axi_control_rdata) << 2 | t.s_axi_control_rresp;
+        if (lite_held_b && (!t.s_axi_control_bvalid || b != lite_b))
+            fail("control B: changed or dropped while it waited");
+        if (lite_held_r && (!t.s_axi_control_rvalid || r != lite_r))
+            fail("control R: changed or dropped while it waited");
+        if (t.s_axi_control_bvalid && !lite_owed_b) fail("control B: comes before its write");
+        if (t.s_axi_control_rvalid && !lite_owed_r) fail("control R: comes before its read");
         lite_held_b = t.s_axi_control_bvalid && !t.s_axi_control_bready;
         lite_held_r = t.s_axi_control_rvalid && !t.s_axi_control_rready;
+        lite_b = b;
+        lite_r = r;
+        // What was accepted before this clock may be answered in it.
+        lite_words += int(t.s_axi_control_wvalid && t.s_axi_control_wready);
+        lite_addresses += int(t.s_axi_control_awvalid && t.s_axi_control_awready);
+        lite_answers += int(t.s_axi_control_bvalid && t.s_axi_control_bready);
+        lite_owed_b = std::min(lite_words, lite_addresses) > lite_answers;
+        lite_owed_r += int(t.s_axi_control_arvalid && t.s_axi_control_arready)
+            - int(t.s_axi_control_rvalid && t.s_axi_control_rready);
     }
 
     // Write a register; return its response, -1 if none comes.

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mutation import Mutation, emit_mutant
 from numpy.typing import NDArray
 
 from m2xfp.facts import EmittedFiles, Facts
 from m2xfp.rtl.parts.descriptor_checker import CAUSES, ENCODE, GEMM, QUANTIZE
-from m2xfp.tb.axi.model import AxiModel
+from m2xfp.tb.axi.model import AxiError, AxiModel
 from m2xfp.tb.parts.accelerator_tasks import (
     Task,
     core_of,
@@ -300,3 +301,58 @@ def test_many_sequences_of_descriptors(model: AxiModel) -> None:
     rng = np.random.default_rng(17)
     for _ in range(SLOW_SEQUENCES):
         sequence(model, rng)
+
+
+# --- mutations ------------------------------------------------------------------------------------
+
+CHANNELS, READER, WRITER, FETCHER, PLANES = (
+    f"m2xfp.rtl.parts.{name}"
+    for name in ("axi_channels", "axi_reader", "axi_writer", "operand_fetcher", "plane_writer")
+)
+FAULTS = [
+    Mutation("burst across 4 KB", CHANNELS, "Mux(left < room, left, room)", "Cat(left, room)"),
+    Mutation("response not waited for", WRITER, "~idle | (fresh != 0))", "~idle)"),
+    Mutation("error of a response dropped", WRITER, "Mux(wanted, b.payload.data.resp, 0)", "0"),
+    Mutation(
+        "swapped pitch",
+        FETCHER,
+        "(held.codes_pitch, held.scales_pitch, held.scales_pitch)",
+        "(held.scales_pitch, held.codes_pitch, held.codes_pitch)",
+    ),
+    Mutation(
+        "swapped pitch of planes",
+        PLANES,
+        "(held.codes_pitch, held.scales_pitch, held.scales_pitch)",
+        "(held.codes_pitch, held.codes_pitch, held.scales_pitch)",
+    ),
+    Mutation("stale buffer", FETCHER, "full[slot].eq(0), claimed[slot]", "claimed[slot]"),
+    Mutation("buffer overwritten", FETCHER, "begins | ~claimed.bit_select(slot, 1)", "begins | 1"),
+    Mutation("set of groups overwritten", PLANES, "filling & ~whole", "filling"),
+    Mutation("late answers taken", READER, "bursts.level == fresh", "bursts.level != 0"),
+]
+
+
+def everything(model: AxiModel) -> None:
+    """All that is above, in short."""
+    test_a_queue_of_products(model, {"latency": 100})
+    rng = np.random.default_rng(16)
+    for _ in range(SEQUENCES):
+        sequence(model, rng)
+    for operation, name in ((GEMM, "w_codes"), (GEMM, "out"), (QUANTIZE, "a_codes")):
+        model.forget()
+        test_an_answer_that_does_not_come(model, operation, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_faults_are_noticed(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
+    mutant = emit_mutant(fault, UNIT, CONFIG, tmp_path)
+    with AxiModel(mutant, BYTES, seed=7, build_dir=sim_dir) as broken:
+        broken.write("int_enable", 1)
+        with pytest.raises((AssertionError, AxiError)):
+            everything(broken)
+
+
+def test_without_a_fault_all_is_well(model: AxiModel) -> None:
+    """What notices faults passes where there are none."""
+    everything(model)
