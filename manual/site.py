@@ -28,7 +28,8 @@ _PARTS = {
     "Models": ("evaluation", "recipes", "checkpoints", "pytorch", "speed"),
     "Hardware": (
         *("quantizer", "weight-encoder", "rotation", "mac", "gemm", "integration"),
-        *("accelerator-unit", "accelerator-registers", "accelerator", "silicon", "fpga"),
+        *("accelerator-unit", "accelerator-driver", "accelerator-registers", "generation"),
+        *("accelerator", "silicon", "fpga"),
     ),
     "Proof": ("simulation", "proofs", "coverage", "mutants", "status", "robustness"),
     "Inside": ("architecture", "adding-a-unit"),

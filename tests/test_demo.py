@@ -161,6 +161,9 @@ def test_the_main_job(sim_dir: Path, tmp_path: Path) -> None:
     assert f"weight_encoder bf16-kv: {weights} groups" in lines[1]
     assert lines[1].endswith(": 0 mismatches")
     assert re.match(r"gemm_core .* of peak: 0 and 0 mismatches$", lines[2])
+    assert re.match(
+        r"accelerator_m2xfp_2x2: 'The hardware.*: 4 tokens, .*: 0 mismatches$", lines[3]
+    )
 
     def figures(start: str) -> list[float]:
         line = next(x for x in lines if x.startswith(f"| {start} ") and re.search(r"\d\.\d", x))
