@@ -108,6 +108,7 @@ NEEDS = {
     ("report", "--results", "."): "golden,synth",
     ("simulate", "gemm_core", "--input", "x.npy", "--output", "y"): "sim",
     ("study", "array"): "synth",
+    ("study", "dot-layer", "mixed"): "golden,sim",
     ("study", "fractions"): "golden",
     ("study", "gemm-layer"): "golden,sim",
     ("study", "gemm-perplexity"): "golden,sim",

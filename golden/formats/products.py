@@ -99,8 +99,10 @@ class _Operand:
 
     def rows(self, start: int, stop: int) -> "_Operand":
         """Return some rows."""
-        parts = (part[start:stop] for part in (self.elements, self.scales, self.fields))
-        return _Operand(*parts, self.tensor_scale)
+        here = slice(start, stop)
+        return _Operand(
+            self.elements[here], self.scales[here], self.fields[here], self.tensor_scale
+        )
 
     @property
     def classes(self) -> int:

@@ -174,6 +174,31 @@ def gemm_layer(layer: str, tokens: int, config: str | None, settings: tuple[str,
         raise SystemExit(1)
 
 
+@command.command("dot-layer", short_help="A linear layer in a dot product's Verilog.")
+@click.argument("kind", metavar="KIND", type=click.Choice(["asymmetric", "mixed"]))
+@click.option("--layer", help="Layer of the model; one with inputs of its own.")
+@click.option("--tokens", type=COUNT, default=8, show_default=True, help="Bytes of text.")
+@click.option("--config", metavar="NAME", help="Configuration of the unit.")
+def dot_layer(kind: str, layer: str | None, tokens: int, config: str | None) -> None:
+    r"""Run a linear layer of the bundled model, on held-out text, through a dot product's Verilog.
+
+    KIND is asymmetric, with AMXFP4 activations in asymmetric_dot_product, or mixed, with MicroMix's
+    split of the channels into MXFP4, MXFP6 and MXFP8 in switching_dot_product. All results are
+    compared with the golden model. Exit status 1 if a bit differs.
+
+    
+    m2xfp study dot-layer asymmetric
+    m2xfp study dot-layer mixed --config micromix-8 --tokens 4
+    """
+    require("torch", "safetensors", "filelock")
+    from m2xfp.synth.studies.dot_layers import run_dot_layer
+
+    run = run_dot_layer(kind, Path("build/sim"), layer=layer, tokens=tokens, config=config)
+    click.echo(str(run))
+    if not run.equal:
+        raise SystemExit(1)
+
+
 @command.command("gemm-perplexity", short_help="A language model in the GEMM core's Verilog.")
 @click.option(
     "--windows",

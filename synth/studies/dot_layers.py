@@ -119,17 +119,19 @@ def _asymmetric(
 
     names = [made.facts.parameters[side] for side in ("act", "weight")]
     qa, qw = (get_format(n).quantize(v) for n, v in zip(names, (x, weight), strict=True))
-    groups = _all_pairs(qa, qw)
-    length = len(groups[0]) // (len(x) * len(weight))
-    first = np.arange(len(groups[0])) % length == 0
-    acc, clocks = _play(made, build_dir, pairs(*groups, made.facts) | {"first": first})
+    left, right = _all_pairs(qa, qw)
+    length = len(left) // (len(x) * len(weight))
+    first = np.arange(len(left)) % length == 0
+    acc, clocks = _play(made, build_dir, pairs(left, right, made.facts) | {"first": first})
     wanted = matmul(qa, qw).numpy().reshape(-1)
     return DotLayerRun(
         made.unit.name,
         made.config,
         layer,
         " x ".join(names),
-        *(len(x), *weight.shape),
+        len(x),
+        weight.shape[0],
+        weight.shape[1],
         len(first),
         clocks,
         _differing(acc[length - 1 :: length], wanted),
@@ -177,7 +179,9 @@ def _mixed(made: Instance, layer: str, x: Tensor, weight: Tensor, build_dir: Pat
         made.config,
         layer,
         " + ".join(f"{size} {name}" for size, name in sizes if size),
-        *(len(x), *weight.shape),
+        len(x),
+        weight.shape[0],
+        weight.shape[1],
         len(whole["first"]),
         clocks,
         _differing(result.numpy().reshape(-1), wanted.numpy().reshape(-1)),

@@ -263,7 +263,7 @@ def _arrays(
         scales = _stored(rng, places, block, made.mantissas, made.nan)
         whole = np.concatenate([packed_codes(codes, block), scales.astype(np.uint8)], -1)
         groups.append(whole.swapaxes(0, 1).reshape(-1, whole.shape[2]))
-    return pairs(*groups, facts) | {"first": first.T.reshape(-1)}
+    return pairs(groups[0], groups[1], facts) | {"first": first.T.reshape(-1)}
 
 
 def outgrown(facts: Facts, seed: int) -> Arrays:

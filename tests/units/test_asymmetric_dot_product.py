@@ -11,7 +11,7 @@ from choices import usual_first
 from golden_checks import spec_of
 from mutation import Mutation, emit_mutant
 
-from m2xfp.errors import InputError
+from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.facts import EmittedFiles
 from m2xfp.formats import (
     AMXFP4,
@@ -27,6 +27,8 @@ from m2xfp.rtl.catalog import find_unit
 from m2xfp.rtl.parts.asymmetric_pair import AsymmetricPair
 from m2xfp.rtl.units.asymmetric_dot_product import AsymmetricDotProduct
 from m2xfp.rtl.verilog.emit import emit
+from m2xfp.synth.studies import dot_layers
+from m2xfp.synth.studies.dot_layers import run_dot_layer
 from m2xfp.tb.bench import Arrays, find_bench
 from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
 from m2xfp.tb.parts.class_pairs import beats_of_a_group, vectors
@@ -220,6 +222,50 @@ def test_one_scale_of_these_types(mode: str, sim_dir: Path) -> None:
     built = BulkSimulator(emit(made, sim_dir / "symmetric"), build_dir=sim_dir)
     for case in find_bench(unit).regression(built.facts, seed=1):
         check_case(built, case)
+
+
+def test_a_linear_layer(sim_dir: Path) -> None:
+    """Of the bundled model, AMXFP4 times MXFP4; and a wrong bit is counted."""
+    run = run_dot_layer("asymmetric", sim_dir, layer="layers.0.self_attn.q_proj", tokens=3)
+    assert (run.m, run.n, run.k, run.groups) == (3, 192, 192, 3 * 192 * 6)
+    assert run.equal
+    assert "576 results from 3456 pairs of groups" in str(run)
+    assert str(run).endswith(": 0 mismatches")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["micromix-16", "micromix-8"])
+def test_a_mixed_linear_layer(config: str, sim_dir: Path) -> None:
+    run = run_dot_layer("mixed", sim_dir, tokens=3, config=config)
+    assert (run.n, run.k) == (192, 512)
+    assert all(name in run.what for name in ("mxfp4", "mxfp6-e3m2", "mxfp8-e4m3"))
+    assert run.equal
+
+
+def test_a_wrong_bit_of_a_layer_is_counted(sim_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    play = dot_layers._play
+
+    def wrong(*given: object) -> tuple[np.ndarray, int]:
+        acc, clocks = play(*given)
+        acc.view(np.uint32)[5] ^= 1  # of the last group of the first result
+        return acc, clocks
+
+    monkeypatch.setattr(dot_layers, "_play", wrong)
+    run = run_dot_layer("asymmetric", sim_dir, layer="layers.0.self_attn.q_proj", tokens=1)
+    assert run.mismatches == 1
+
+
+def test_layers_that_are_refused(sim_dir: Path) -> None:
+    with pytest.raises(UnknownNameError, match="kind of layer"):
+        run_dot_layer("other", sim_dir)
+    with pytest.raises(UnknownNameError, match=r"layers\.0\.mlp\.gate_proj"):
+        run_dot_layer("mixed", sim_dir, layer="layers.9")
+    with pytest.raises(InputError, match="exact accumulation"):
+        run_dot_layer("asymmetric", sim_dir, config="e5m2-half-exact")
+    with pytest.raises(InputError, match="a window has 512"):
+        run_dot_layer("asymmetric", sim_dir, tokens=513)
+    with pytest.raises(InputError, match="multiple of 128"):
+        run_dot_layer("mixed", sim_dir, layer="layers.0.self_attn.q_proj")
 
 
 # --- rates ----------------------------------------------------------------------------------------
