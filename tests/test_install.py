@@ -113,6 +113,7 @@ NEEDS = {
     ("study", "gemm-layer"): "golden,sim",
     ("study", "gemm-perplexity"): "golden,sim",
     ("study", "libraries"): "golden",
+    ("study", "paths", "pe_tile"): "synth",
     ("study", "perplexity"): "golden",
     ("study", "recipes"): "golden",
     ("study", "sqnr"): "golden",

@@ -12,6 +12,7 @@ from m2xfp.commands.options import (
     COUNT,
     OUTPUT_FOLDER,
     InputPath,
+    Number,
     one_instance,
     parameter_options_of,
 )
@@ -90,6 +91,43 @@ def array(pdk: str | None, liberty: tuple[Path, ...], output: Path | None) -> No
     library = _library(pdk, liberty)
     figures = measure_array(library)
     _finish(output, f"array-{library.name}.json", figures, [array_table(figures)])
+
+
+@command.command("paths", short_help="How much of a netlist's area and path is luck.")
+@click.argument("unit", metavar="UNIT")
+@click.option("--config", "configs", multiple=True, metavar="NAME", help="Configuration; repeat.")
+@_library_options
+@click.option("--seeds", type=COUNT, default=8, show_default=True, help="Netlists a script.")
+@click.option("--clock-ns", type=Number(), default=1.0, show_default=True, help="For `speed`.")
+@_OUTPUT
+def paths(
+    unit: str,
+    configs: tuple[str, ...],
+    pdk: str | None,
+    liberty: tuple[Path, ...],
+    seeds: int,
+    clock_ns: float,
+    output: Path | None,
+) -> None:
+    r"""Map UNIT several times by each abc script, inputs in another order; tell best and spread.
+
+    Netlists of one script differ in nothing but the order of inputs and outputs, so the spread of
+    their paths is what a difference of two designs says nothing within.
+
+    \b
+    m2xfp study paths fp32_accumulator --pdk sky130_fd_sc_hd
+    m2xfp study paths dot_product --config mxfp4-fp32 --seeds 4 --clock-ns 6
+    """
+    from m2xfp.synth.flow.timing import find_sta
+    from m2xfp.synth.flow.yosys import yosys_command
+    from m2xfp.synth.studies.paths import measure_paths, path_table
+
+    yosys_command()
+    find_sta()
+    library = _library(pdk, liberty)
+    instances = [one_instance(unit, config, ()) for config in configs or (None,)]
+    figures = measure_paths(instances, library, range(seeds), clock_ns)
+    _finish(output, f"paths-{library.name}.json", figures, [path_table(figures)])
 
 
 @command.command("fractions", short_help="Fraction bits of the weight encoder.")

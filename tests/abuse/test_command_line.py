@@ -68,8 +68,10 @@ STUDIES = (
     "gemm",
     "mac",
     "paper",
+    "paths",
     "sram",
     "linear_layers",
+    "dot_layers",
 )
 
 
