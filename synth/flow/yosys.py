@@ -133,6 +133,8 @@ class FlowOptions:
             raise UnknownNameError("abc script", self.abc, ABC_SCRIPTS)
         if not self.clock_ns > 0:
             raise InputError(f"clock_ns is {self.clock_ns}; give a period above 0 in ns")
+        if type(self.seed) is not int or self.seed < 0:
+            raise InputError(f"seed is {self.seed}; give a whole number, 0 for no permutation")
 
 
 @dataclass(frozen=True)
