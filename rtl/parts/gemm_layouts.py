@@ -1,5 +1,7 @@
 """What passes between the parts of the GEMM core: commands, tiles, statuses."""
 
+from collections.abc import Mapping
+
 from amaranth.hdl import Shape, ShapeLike, unsigned
 from amaranth.lib import data
 
@@ -52,20 +54,26 @@ def tagged(name: str, shape: ShapeLike) -> data.StructLayout:
     return data.StructLayout({name: shape, "tag": TAG_BITS})
 
 
-def tile_layout(rows: int, columns: int) -> data.StructLayout:
+def tile_layout(
+    rows: int,
+    columns: int,
+    faults: data.StructLayout = faults_layout,
+    marks: Mapping[str, ShapeLike] | None = None,
+) -> data.StructLayout:
     """Return what goes with a step whose accumulators are results.
 
     ``rows`` and ``lanes`` say how many rows and columns are part of the matrix, ``last`` that no
     more follow for this command, ``faults`` then how it went, and ``tag`` which command it is. No
     rows and ``last`` is a command without results; rows without lanes are zeros, which close the
-    results of one that failed.
+    results of one that failed. ``marks`` are fields beside these, which the rows take along.
     """
     return data.StructLayout(
         {
             "rows": Shape.cast(range(rows + 1)).width,
             "lanes": Shape.cast(range(columns + 1)).width,
             "last": 1,
-            "faults": faults_layout,
+            "faults": faults,
             "tag": TAG_BITS,
+            **(marks or {}),
         }
     )
