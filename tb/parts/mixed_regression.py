@@ -37,7 +37,9 @@ def _operands(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return groups of a distribution of pairs: of row i and column i, the distribution's own."""
     name = "near" if kind == "tiny" else kind
-    act, weight, _ = pair_stimulus.groups(name, pair, groups, max(m, n), seed)
+    # Two at least: each second group of some kinds is made of the one before.
+    act, weight, _ = pair_stimulus.groups(name, pair, max(2, groups), max(m, n), seed)
+    act, weight = act[:groups], weight[:groups]
     if kind == "tiny":  # sums about the least of FP32, and zeros of both signs
         rng = np.random.default_rng(seed)
         for side, block in ((act, pair[0]), (weight, pair[1])):
@@ -102,12 +104,13 @@ def bad_tables(streams: MixedStreams) -> list[tuple[tuple[int, int, int], Table,
     """Return commands that are refused, and their faults."""
     act, weight = streams.pairs.narrow[0]
     pair = (FORMAT_NUMBERS[act.name], FORMAT_NUMBERS[weight.name])
-    wide = tuple(FORMAT_NUMBERS[block.name] for block in streams.pairs.wide[0])
+    act, weight = streams.pairs.wide[0]
+    wide = (FORMAT_NUMBERS[act.name], FORMAT_NUMBERS[weight.name])
     tile = streams.tile // GROUP
     k = 3 * streams.tile
     good = [(end * tile, *pair) for end in (1, 2, 3)]
 
-    def table(*ends: int, one: Sequence[int] = pair) -> Table:
+    def table(*ends: int, one: tuple[int, int] = pair) -> Table:
         return [(end, *one) for end in ends]
 
     known = {tuple(FORMAT_NUMBERS[b.name] for b in each) for each in streams.pairs.pairs}

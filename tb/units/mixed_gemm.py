@@ -89,7 +89,8 @@ def load(path: Path, facts: Facts) -> Arrays:
     planes = _fields(streams.pairs)
     check_names(path, facts, arrays, ["sizes", "segments", *planes])
     count = len(arrays["sizes"]) if arrays["sizes"].ndim else 0
-    for name, shape in (("sizes", (count, 2)), ("segments", (count, 3, 3))):
+    shapes: dict[str, tuple[int, ...]] = {"sizes": (count, 2), "segments": (count, 3, 3)}
+    for name, shape in shapes.items():
         given = arrays[name]
         if given.dtype != np.int64 or given.shape != shape or not count:
             raise InputError(
