@@ -31,7 +31,7 @@ _CALIBRATION = 4  # windows of held-out text, the last ones, where no splits are
 
 
 def core_of() -> Instance:
-    """Return the core that computes the bundled model: segments of any rule, from tiles of 32 on."""
+    """Return the core that computes the bundled model: it takes segments of every rule."""
     return find_unit("mixed_gemm").instance("micromix-2x2", {"tile": 32})
 
 
