@@ -49,6 +49,7 @@ from m2xfp.rtl.units.group_dot import GroupDot
 from m2xfp.rtl.units.hadamard import Hadamard
 from m2xfp.rtl.units.hadamard_quantizer import HadamardQuantizer
 from m2xfp.rtl.units.minifloat_quantizer import MinifloatQuantizer
+from m2xfp.rtl.units.mixed_gemm import MixedGemm
 from m2xfp.rtl.units.pe_tile import PeTile
 from m2xfp.rtl.units.switching_dot_product import SwitchingDotProduct
 from m2xfp.rtl.units.weight_encoder import WeightEncoder
@@ -578,6 +579,32 @@ UNITS: dict[str, Unit] = {
                 buffer=16384,  # four rows of activations and two of weights of the largest k
                 host="matrices",
             ),
+        ),
+        Unit(
+            name="mixed_gemm",
+            purpose="products whose k is cut into segments of MXFP4, MXFP6, MXFP8 or M2XFP",
+            component=MixedGemm,
+            configs={
+                "micromix-2x2": {"rows": 2, "columns": 2, "max_k": 512, "chains": 3},
+                "micromix-8-2x2": {
+                    "fp8_lanes": 8,
+                    "rows": 2,
+                    "columns": 2,
+                    "max_k": 512,
+                    "chains": 4,
+                    "tile": 32,
+                    "results": "fp32",
+                },
+                "m2xfp-1x2": {
+                    "pairs": "m2xfp",
+                    "rows": 1,
+                    "columns": 2,
+                    "max_k": 256,
+                    "chains": 2,
+                    "tile": 64,
+                    "results": "bf16",
+                },
+            },
         ),
         Unit(
             name="accelerator",

@@ -115,6 +115,7 @@ NEEDS = {
     ("study", "gemm-layer"): "golden,sim",
     ("study", "gemm-perplexity"): "golden,sim",
     ("study", "libraries"): "golden",
+    ("study", "mixed-layer"): "golden,sim",
     ("study", "paths", "pe_tile"): "synth",
     ("study", "perplexity"): "golden",
     ("study", "recipes"): "golden",

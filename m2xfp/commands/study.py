@@ -29,7 +29,7 @@ __all__ = ["command"]
 
 _Function = Callable[..., Any]
 
-_CORE = "gemm_core"
+_CORE, _MIXED = "gemm_core", "mixed_gemm"
 
 _OUTPUT = click.option(
     "-o",
@@ -255,6 +255,56 @@ def gemm_perplexity(windows: int, config: str | None, settings: tuple[str, ...])
     from m2xfp.synth.studies.gemm_perplexity import compare_perplexity
 
     run = compare_perplexity(windows, Path("build/sim"), _core(config, settings))
+    click.echo(str(run))
+    if not run.equal:
+        raise SystemExit(1)
+
+
+@command.command("mixed-layer", short_help="A linear layer in MXFP4, MXFP6 and MXFP8, in Verilog.")
+@click.option(
+    "--mixed",
+    "rule",
+    default="micromix:strength=2,tile=64",
+    show_default=True,
+    metavar="RULE",
+    help="Rule that splits the channels, as for `m2xfp eval --mixed`.",
+)
+@click.option(
+    "--splits",
+    type=InputPath(exists=True, dir_okay=False, path_type=Path),
+    help="Splits of `m2xfp eval --save-splits`, in place of --mixed.",
+)
+@click.option(
+    "--layer", default="layers.0.mlp.gate_proj", show_default=True, help="Layer of the model."
+)
+@click.option("--tokens", type=COUNT, default=64, show_default=True, help="Bytes of text.")
+@parameter_options_of(_MIXED)
+def mixed_layer(
+    rule: str,
+    splits: Path | None,
+    layer: str,
+    tokens: int,
+    config: str | None,
+    settings: tuple[str, ...],
+) -> None:
+    r"""Run a linear layer of the bundled model, split into segments, through the Verilog.
+
+    What the layer reads of held-out text is put into the split's order, quantized by the Verilog of
+    activation_quantizer in each segment's format, and multiplied by that of mixed_gemm, by default
+    its configuration micromix-2x2 with tiles of 32 channels. Everything is compared with the golden
+    model. Exit status 1 if a bit differs.
+
+    \b
+    m2xfp study mixed-layer
+    m2xfp study mixed-layer --mixed mxquant:tile=64,activations=mxfp8-e4m3
+    """
+    require("torch", "safetensors", "filelock")
+    from m2xfp.synth.studies.mixed_layers import core_of, run_mixed
+
+    core = one_instance(_MIXED, config, settings) if config or settings else core_of()
+    run = run_mixed(
+        Path("build/sim"), rule=rule, splits=splits, layer=layer, tokens=tokens, core=core
+    )
     click.echo(str(run))
     if not run.equal:
         raise SystemExit(1)
