@@ -9,6 +9,7 @@ from itertools import chain, islice
 from m2xfp.errors import UnknownNameError
 from m2xfp.rtl.catalog import Instance
 from m2xfp.synth.formal import (
+    axi,
     control,
     gemm,
     mapped,
@@ -32,6 +33,7 @@ JOBS: dict[str, Job] = {
         rules.JOBS,
         control.JOBS,
         gemm.JOBS,
+        axi.JOBS,
         parts.JOBS,
         transforms.JOBS,
         search.JOBS,
