@@ -20,7 +20,7 @@ from m2xfp.synth.formal.job import LIMIT, Job
 from m2xfp.synth.formal.netlist import Flat, from_any_state, simple
 from m2xfp.synth.formal.streams import harness
 
-__all__ = ["JOBS"]
+__all__ = ["JOBS", "refined"]
 
 # Bits of a digit of the carry-save sum.
 DIGIT = 24
@@ -152,7 +152,7 @@ def _accumulated(design: Design) -> Outcome:
     return within(netlist.text, harness(netlist, body), 2, LIMIT)
 
 
-def _refined(block: BlockFormat) -> FloatElement | None:
+def refined(block: BlockFormat) -> FloatElement | None:
     """Return the element with the metadata's mantissa bits: E2M3 for E2M1 and two bits."""
     base, extra = block.element, block.metadata.bits
     assert isinstance(base, FloatElement)
@@ -175,7 +175,7 @@ def _kind(design: Design) -> tuple[InputType, BlockFormat]:
 def _quantized(design: Design) -> Outcome:
     facts, netlist = design.facts, _gates(design, "")
     kind, block = _kind(design)
-    body = references.quantizer(facts, netlist, kind, block, _refined(block))
+    body = references.quantizer(facts, netlist, kind, block, refined(block))
     # A clock of reset, the beats of a group, its way through, and a pause of one clock.
     clocks = 1 + facts.beats_per_group + facts.latency + 1
     return within(netlist.text, harness(netlist, body), clocks, LIMIT)
