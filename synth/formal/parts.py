@@ -172,6 +172,14 @@ def _kind(design: Design) -> tuple[InputType, BlockFormat]:
     return input_type(given["input_type"]), block_format(given["block"])
 
 
+def _spaced(design: Design) -> str:
+    """Return the stream whose beats are two clocks apart or more, if there is one."""
+    if "half_rate_register" in design.modules:
+        return "o"
+    named = {stream.name for stream in design.facts.streams}
+    return "status" if "result_fifo" in design.modules and "status" in named else ""
+
+
 def _quantized(design: Design) -> Outcome:
     facts, netlist = design.facts, _gates(design, "")
     kind, block = _kind(design)
@@ -278,11 +286,11 @@ JOBS = (
     ),
     Job(
         "apart",
-        "results of a unit of several clocks a group are at least two clocks apart",
+        "results of a unit of several clocks a group, or reports, are two clocks apart or more",
         "IC3",
-        _matches("half_rate_register"),
-        lambda d: always(d.control.text, streams.apart(d.facts, d.control), LIMIT),
-        lambda d: d.register_faults([stream.ports[1] for stream in d.facts.outputs]),
+        lambda d: bool(_spaced(d)),
+        lambda d: always(d.control.text, streams.apart(d.facts, d.control, _spaced(d)), LIMIT),
+        lambda d: d.register_faults([d.facts.stream(_spaced(d)).ports[1]]),
     ),
     Job(
         "taken-whole",

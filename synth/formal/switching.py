@@ -27,18 +27,24 @@ def _elements(pairs: PairSet, side: int) -> list[Element]:
     return list(dict.fromkeys(pair[side].element for pair in pairs.wide))
 
 
-def _value(element: Element, code: str, mantissa: int, width: int) -> str:
-    """Return a code's value as an integer, in the last places of the longest mantissa.
+def _value(element: Element, name: str, mantissa: int) -> list[str]:
+    """Return a code's value as ``size`` * 2^``up`` with a sign, in the longest mantissa's places.
 
     sig * 2^(max(e, 1) - 1) with sig = h.m (docs/format.md, section 7); of INT8 the code itself.
     """
+    code, sign = f"{name}_code", element.bits - 1
     if isinstance(element, IntElement):
-        return f"$signed({code}[{element.bits - 1}:0])"
-    bits, exponent = element.mantissa_bits, element.exponent_bits
-    field = f"{code}[{bits} +: {exponent}]"
-    significand = f"{{{width - bits - 1}'d0, {field} != 0, {code}[{bits - 1}:0]}}"
-    size = f"(({significand} << ({field} == 0 ? 0 : {field} - 1)) << {mantissa - bits})"
-    return f"({code}[{element.bits - 1}] ? -$signed({size}) : $signed({size}))"
+        size, up = f"{code}[{sign}] ? -{code}[{sign}:0] : {code}[{sign}:0]", "0"
+    else:
+        bits = element.mantissa_bits
+        field = f"{code}[{bits} +: {element.exponent_bits}]"
+        size = f"{{{field} != 0, {code}[{bits - 1}:0]}} << {mantissa - bits}"
+        up = f"{field} == 0 ? 0 : {field} - 1'd1"
+    return [
+        f"  wire {name}_sign = {code}[{sign}];",
+        f"  wire [7:0] {name}_size = {size};",
+        f"  wire [4:0] {name}_up = {up};",
+    ]
 
 
 def _form(element: Element, code: str, mantissa: int, exponent: int, size: int) -> str:
@@ -66,19 +72,19 @@ def _special(element: Element, code: str) -> str:
 
 def _product(design: Design, pair: tuple[Element, Element]) -> list[str]:
     """Return: the product of any two codes of a pair of elements, as integers."""
-    pairs, width = _pairs(design), len(design.module(WHOLE).ports["product"]) + 8
+    pairs, width = _pairs(design), len(design.module(WHOLE).ports["product"])
     body = []
     for side, (name, element) in enumerate(zip("xw", pair, strict=True)):
-        value = _value(element, f"{name}_code", pairs.mantissa_bits(side), width)
-        body += [
-            f"  wire signed [{width - 1}:0] {name}_value = {value};",
-            f"  wire {name}_special = {_special(element, f'{name}_code')};",
-        ]
+        body += _value(element, name, pairs.mantissa_bits(side))
+        body.append(f"  wire {name}_special = {_special(element, f'{name}_code')};")
     return [
         *body,
-        f"  wire signed [{width - 1}:0] expected = x_value * w_value;",
+        "  wire [15:0] both = x_size * w_size;",
+        "  wire [5:0] up = x_up + w_up;",
+        f"  wire [{width - 1}:0] size = both << up;",
+        f"  wire [{width - 1}:0] expected = x_sign ^ w_sign ? -size : size;",
         "  wire none = x_special | w_special;",
-        "  assign bad = special != none | (~none & $signed(product) != expected);",
+        "  assign bad = special != none | (~none & product != expected);",
     ]
 
 
