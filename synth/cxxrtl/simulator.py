@@ -47,7 +47,7 @@ class CxxrtlSimulator(BulkSimulator):
             "ports.h": ports_header(facts),
             "Vtop.h": _model_header(facts),
             "run.ys": f"read_verilog {emitted.verilog.name}\nhierarchy -check -top {facts.top}\n"
-            "write_cxxrtl -header model.cc\n",
+            "write_cxxrtl -g1 -header model.cc\n",
         }
         shims = [SOURCE, *sorted(_SHIMS.glob("*.h"))]
 
