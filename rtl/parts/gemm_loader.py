@@ -10,6 +10,7 @@ from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parts.dot_pair import DotPair
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
 from m2xfp.rtl.parts.gemm_layouts import TAG_BITS, command_layout, job_layout, words_layout
+from m2xfp.rtl.parts.layouts import group_layout
 from m2xfp.rtl.parts.streams import SpillRegister, packet_stream
 from m2xfp.rtl.verilog.component import Component
 

@@ -20,7 +20,7 @@ from m2xfp.synth.formal.job import LIMIT, Job
 from m2xfp.synth.formal.netlist import Flat, from_any_state, simple
 from m2xfp.synth.formal.streams import harness
 
-__all__ = ["JOBS"]
+__all__ = ["JOBS", "refined"]
 
 # Bits of a digit of the carry-save sum.
 DIGIT = 24
@@ -174,7 +174,7 @@ def _accumulated(design: Design) -> Outcome:
     return within(netlist.text, harness(netlist, body), 2, LIMIT)
 
 
-def _refined(block: BlockFormat) -> FloatElement | None:
+def refined(block: BlockFormat) -> FloatElement | None:
     """Return the element with the metadata's mantissa bits: E2M3 for E2M1 and two bits."""
     base, extra = block.element, block.metadata.bits
     assert isinstance(base, FloatElement)
@@ -194,10 +194,18 @@ def _kind(design: Design) -> tuple[InputType, BlockFormat]:
     return input_type(given["input_type"]), block_format(given["block"])
 
 
+def _spaced(design: Design) -> str:
+    """Return the stream whose beats are two clocks apart or more, if there is one."""
+    if "half_rate_register" in design.modules:
+        return "o"
+    named = {stream.name for stream in design.facts.streams}
+    return "status" if "result_fifo" in design.modules and "status" in named else ""
+
+
 def _quantized(design: Design) -> Outcome:
     facts, netlist = design.facts, _gates(design, "")
     kind, block = _kind(design)
-    body = references.quantizer(facts, netlist, kind, block, _refined(block))
+    body = references.quantizer(facts, netlist, kind, block, refined(block))
     # A clock of reset, the beats of a group, its way through, and a pause of one clock.
     clocks = 1 + facts.beats_per_group + facts.latency + 1
     return within(netlist.text, harness(netlist, body), clocks, LIMIT)
@@ -306,11 +314,11 @@ JOBS = (
     ),
     Job(
         "apart",
-        "results of a unit of several clocks a group are at least two clocks apart",
+        "results of a unit of several clocks a group, or reports, are two clocks apart or more",
         "IC3",
-        _matches("half_rate_register"),
-        lambda d: always(d.control.text, streams.apart(d.facts, d.control), LIMIT),
-        lambda d: d.register_faults([stream.ports[1] for stream in d.facts.outputs]),
+        lambda d: bool(_spaced(d)),
+        lambda d: always(d.control.text, streams.apart(d.facts, d.control, _spaced(d)), LIMIT),
+        lambda d: d.register_faults([d.facts.stream(_spaced(d)).ports[1]]),
     ),
     Job(
         "taken-whole",

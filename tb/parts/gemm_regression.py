@@ -29,6 +29,8 @@ __all__ = [
 ]
 
 ROUNDS = 9
+# Clocks, one after the other, in which traffic of short commands is reset.
+SHORT = 16
 
 
 def _packed_rows(
@@ -110,6 +112,8 @@ class Accident:
         Where it is seen.
     what
         ``tag`` and a bit, ``last`` too early, ``open`` without its last, ``lost`` packet.
+    late
+        Not in the panel's first group, but in the last but one of the largest k.
     """
 
     stream: str
@@ -117,10 +121,11 @@ class Accident:
     panel: int
     what: str
     bit: int = 0
+    late: bool = False
 
 
 def accidents(streams: GemmStreams, panels: int) -> Iterator[Accident]:
-    """Yield accidents at the beginning of panels, and missing ends."""
+    """Yield accidents at the beginning of panels and late in them, and missing ends."""
     width = streams.facts.stream("cmd").field("tag").width
     for stream in ("acts", "weights"):
         for bit in range(width):
@@ -129,6 +134,7 @@ def accidents(streams: GemmStreams, panels: int) -> Iterator[Accident]:
         yield Accident(stream, 0, 0, "last")
         yield Accident(stream, 2, panels - 1, "open")
         yield Accident(stream, 1, 0, "lost")
+        yield Accident(stream, 1, 0, "tag", late=True)
 
 
 def broken(streams: GemmStreams, products: Sequence[Any], accident: Accident) -> TestVectors:
@@ -145,6 +151,10 @@ def broken(streams: GemmStreams, products: Sequence[Any], accident: Accident) ->
     share = {"acts": (stop - start) // panels, "weights": streams.columns * count}
     data, last = beats.data.copy(), beats.last.copy()
     at = start + accident.panel * share[accident.stream]
+    if accident.late:
+        # Of activations, each of a block's rows has a beat a group.
+        turns = min(streams.chains, -(-m // streams.rows)) if accident.stream == "acts" else 1
+        at += max(0, count - 2) * turns
     delivered = accident.panel * m
     if accident.what == "tag":
         field = facts.stream(accident.stream).field("tag")
@@ -244,6 +254,8 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     if facts.parameters["activations"] is None:
         for number, (name, hard) in enumerate(hard_sums(streams, seed)):
             yield Case(name, (played(streams, [hard]),), STALLS[number % 2], seed + number)
+    panels = _product(rng, streams, 1, 16 * streams.columns, min(8, _most(streams)), 12)
+    yield Case("panels", (played(streams, [panels]),))
     large = [_product(rng, streams, m, n, 1, 12) for m, n in large_products(rng, streams)]
     yield Case("large sizes", (played(streams, large),), timing=on_time(large, streams))
     tile = _product(rng, streams, streams.rows, streams.columns, min(2, _most(streams)), 3)
@@ -259,10 +271,16 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     some = played(streams, random_products(rng, streams, 4, min(2, _most(streams))))
     for clock, stall in enumerate(RESETS):
         yield Case(f"reset {clock}", (some,), stall, seed + clock, before=WARM + 5 * clock)
+    # Commands so short that a report is about to leave in many of the clocks.
+    short = played(streams, [_product(rng, streams, 1, 1, 1, 3) for _ in range(40)])
+    for clock in range(SHORT):
+        stall = (STALLS[1], (0.7, 0.1))[clock % 2]
+        yield Case(f"reset {clock}", (short,), stall, seed + clock, before=WARM + clock)
     panels = 3
     n = (panels - 1) * streams.columns + 1
     for number, accident in enumerate(accidents(streams, panels)):
         m, count = int(rng.integers(1, 9)), min(1 + number % 3, _most(streams))
+        count = _most(streams) if accident.late else count
         products = [_product(rng, streams, m, n, count, 3) for _ in range(4)]
         phases = (
             broken(streams, products, accident),
