@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 from zlib import crc32
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -188,7 +189,9 @@ def test_points_are_the_results_with_their_commands(page: Path) -> None:
     }  # fmt: skip
     for command in {point["command"] for point in found}:
         name, *words = shlex.split(command)[1:]
-        cli.commands[name].make_context(name, words)  # type: ignore[attr-defined]
+        command_of = cli.get_command(click.Context(cli), name)
+        assert command_of is not None, command
+        command_of.make_context(name, words)
     text = in_browser(page, seconds=10)
     here = [point for point in found if point["library"] == "asap7" and point["energy"] is not None]
     assert f'id="command">{len(here)} points<' in text
