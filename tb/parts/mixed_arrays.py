@@ -245,7 +245,7 @@ class MixedStreams(GemmStreams):
         values[stream.field("tag")] = np.array(tags or range(len(commands))) % self.tags
         return pack(stream, values)
 
-    def _words(self, groups: Bytes, block: BlockFormat, beats: int) -> Bytes:
+    def _beats_of(self, groups: Bytes, block: BlockFormat, beats: int) -> Bytes:
         """Return the beats of groups [rows, groups, bytes]: codes, scale and metadata of each."""
         fields = {f.name.rpartition(".")[2]: f for f in self.facts.stream("weights").fields}
         count = fields["codes"].shape[0]
@@ -267,7 +267,7 @@ class MixedStreams(GemmStreams):
         blocks = {"acts": "act", "weights": "weight"}
         return np.concatenate(
             [
-                self._words(getattr(part, name), getattr(part, blocks[name]), self.beats(part))
+                self._beats_of(getattr(part, name), getattr(part, blocks[name]), self.beats(part))
                 for part in product.parts
             ],
             axis=1,
