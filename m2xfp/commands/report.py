@@ -34,6 +34,7 @@ DRAWERS = (
     "m2xfp.synth.studies.mac",
     "m2xfp.synth.studies.paper",
     "m2xfp.synth.studies.paths",
+    "m2xfp.synth.studies.peers",
     "m2xfp.fpga.flow.tables",
 )
 PAGES = Path("docs")
@@ -77,10 +78,11 @@ def _figures_of(module: str, results: Path) -> Iterator[None]:
 
 
 def pages(folder: Path, tables: dict[str, str]) -> dict[Path, str]:
-    """Return the text of every page that has a place for a table, with the tables in place."""
+    """Return the text of every page with a place for a table, README.md too, filled in."""
     from m2xfp.tables import embed, table_names
 
-    texts = {path: path.read_text() for path in sorted(folder.glob("*.md"))}
+    found = [*sorted(folder.glob("*.md")), folder.parent / "README.md"]
+    texts = {path: path.read_text() for path in found if path.is_file()}
     return {path: embed(text, tables) for path, text in texts.items() if table_names(text)}
 
 
@@ -104,7 +106,7 @@ def pages(folder: Path, tables: dict[str, str]) -> dict[Path, str]:
     "--pages",
     "in_pages",
     is_flag=True,
-    help="Write the tables into the pages in docs/ instead, between their marks.",
+    help="Write the tables into README.md and docs/ instead, between their marks.",
 )
 def command(results: Path, output: Path, in_pages: bool) -> None:
     r"""Draw all tables and plots from the accepted figures.
