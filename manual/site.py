@@ -39,9 +39,14 @@ _PARTS = {
 # The Python interface: the modules that users import, each with what its __all__ names.
 _MODULES = (
     *("m2xfp.golden", "m2xfp.formats", "m2xfp.facts", "m2xfp.errors"),
+    *("m2xfp.models.quantized", "m2xfp.models.linear", "m2xfp.models.evaluate", "m2xfp.models.qat"),
+    *("m2xfp.models.packed_model", "m2xfp.models.huggingface", "m2xfp.accelerator"),
     *("m2xfp.rtl.catalog", "m2xfp.rtl.verilog.emit"),
     *("m2xfp.tb.bulk.simulator", "m2xfp.tb.vectors", "m2xfp.tb.portable"),
 )
+
+# Packages whose names come from modules of theirs.
+_GATHERED = {"m2xfp.golden", "m2xfp.accelerator"}
 
 _LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)")
 
@@ -154,7 +159,7 @@ def _interface() -> str:
         parts.append(f"## {module}")
         parts.append(
             f"```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n   :imported-members:\n```"
-            if module == "m2xfp.golden"
+            if module in _GATHERED
             else f"```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n```"
         )
     return "\n\n".join(parts) + "\n"

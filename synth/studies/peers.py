@@ -96,8 +96,6 @@ def peers_table(rows: Sequence[Row]) -> str:
 
 def tables(results: Path) -> dict[str, str]:
     """Return the table ``peers`` if rows in ASAP7 are accepted."""
-    rows = next(
-        (rows for name, (_, rows) in accepted_files(results).items() if name == LIBRARY), ()
-    )
-    text = peers_table(rows)
+    found = accepted_files(results).get(LIBRARY)
+    text = peers_table(found[1]) if found else ""
     return {"peers": text} if text else {}
