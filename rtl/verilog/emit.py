@@ -164,7 +164,7 @@ def core_text(facts: Facts, bench: Sequence[str] = (), parts: Sequence[str] = ()
     if bench:
         lines += ["  sim:", "    flow: sim", "    flow_options:", "      tool: icarus"]
         lines += ["      iverilog_options: [-g2005]", "      mode: binary"]
-        lines += ["      verilator_options: [--timing, -Wno-fatal]"]
+        lines += ["      verilator_options: [--timing]"]
         lines += ["    filesets: [rtl, bench, words]", f"    toplevel: {Path(bench[0]).stem}"]
     return "\n".join(lines) + "\n"
 
