@@ -156,7 +156,7 @@ class PackingEngine(Component):
                 beats.i.valid.eq(i.valid & chosen),
                 beats.i.payload.eq(i.payload),
             ]
-            if self._columns and engine is self._quantizer:
+            if self._columns and name == "quantizer":
                 self._choose(m, beats.o, engine.i)
             else:
                 wiring.connect(m, beats.o, engine.i)
