@@ -69,8 +69,10 @@ STUDIES = (
     "gemm",
     "mac",
     "paper",
+    "paths",
     "sram",
     "linear_layers",
+    "dot_layers",
 )
 
 
