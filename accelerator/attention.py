@@ -72,63 +72,55 @@ class AttentionCache:
         columns = values.transpose(1, 2).reshape(-1, tokens)
         columns = torch.cat((self._tail.to(columns.dtype), columns), 1)
         stop = -(-end // group) * group
-        given = [device.store(lines), device.store(columns)]
-        try:
-            rows = range(self.length, end)
-            device.submit_encode(given[0], self._keys.part(rows, range(self._keys.k)))
-            part = self._values.part(range(self._values.rows), range(start, stop))
-            device.submit_encode(given[1], part)
-            device.wait()
-        finally:
-            device.settle()
-            device.remove(*given)
+        lines_at = self._keys.part(range(self.length, end), range(self._keys.k))
+        columns_at = self._values.part(range(self._values.rows), range(start, stop))
+        with device.borrow() as keep:
+            jobs = [device.submit_encode(keep(device.store(lines)), lines_at)]
+            jobs += [device.submit_encode(keep(device.store(columns)), columns_at)]
+            device.wait(jobs)
         self.length = end
         self._tail = columns[:, end // group * group - start :].clone()
 
     def scores(self, queries: Tensor) -> Tensor:
         """Return queries [heads, m, width] times the keys, [heads, m, tokens]."""
         heads, m, _ = queries.shape
-        each = self._each(heads)
-        out = self.device.empty_values(heads * m, self.length, queries.dtype)
-        operands = self.device.store(self._by_token(queries))
-        packed = self.device.empty(m, heads * self._stride)
-        try:
-            self.device.submit_quantize(operands, packed)
-            for head in range(heads):
-                columns = _span(head, self._stride)
-                own = _span(head // each, self._stride)
-                self.device.submit_matmul(
-                    packed.part(range(m), columns),
-                    self._keys.part(range(self.length), own),
+        each, device = self._each(heads), self.device
+        with device.borrow() as keep:
+            out = keep(device.empty_values(heads * m, self.length, queries.dtype))
+            packed = keep(device.empty(m, heads * self._stride))
+            operands = keep(device.store(self._by_token(queries)))
+            jobs = [device.submit_quantize(operands, packed)]
+            jobs += [
+                device.submit_matmul(
+                    packed.part(range(m), _span(head, self._stride)),
+                    self._keys.part(range(self.length), _span(head // each, self._stride)),
                     out.part(_span(head, m), range(self.length)),
                 )
-            self.device.wait()
-            return self.device.load(out).reshape(heads, m, self.length)
-        finally:
-            self.device.settle()
-            self.device.remove(out, operands, packed)
+                for head in range(heads)
+            ]
+            device.wait(jobs)
+            return device.load(out).reshape(heads, m, self.length)
 
     def mix(self, probabilities: Tensor) -> Tensor:
         """Return probabilities [heads, m, tokens] times the values, [heads, m, width]."""
         heads, m, _ = probabilities.shape
-        each = self._each(heads)
-        out = self.device.empty_values(m, heads * self.width, probabilities.dtype)
-        operands = self.device.store(probabilities.reshape(heads * m, -1))
-        packed = self.device.empty(heads * m, self.length)
-        tokens = range(-(-self.length // self.device.group) * self.device.group)
-        try:
-            self.device.submit_quantize(operands, packed)
-            for head in range(heads):
-                self.device.submit_matmul(
+        each, device = self._each(heads), self.device
+        tokens = range(-(-self.length // device.group) * device.group)
+        with device.borrow() as keep:
+            out = keep(device.empty_values(m, heads * self.width, probabilities.dtype))
+            packed = keep(device.empty(heads * m, self.length))
+            operands = keep(device.store(probabilities.reshape(heads * m, -1)))
+            jobs = [device.submit_quantize(operands, packed)]
+            jobs += [
+                device.submit_matmul(
                     packed.part(_span(head, m), tokens),
                     self._values.part(_span(head // each, self.width), tokens),
                     out.part(range(m), _span(head, self.width)),
                 )
-            self.device.wait()
-            return self.device.load(out).unflatten(1, (heads, self.width)).transpose(0, 1)
-        finally:
-            self.device.settle()
-            self.device.remove(out, operands, packed)
+                for head in range(heads)
+            ]
+            device.wait(jobs)
+            return device.load(out).unflatten(1, (heads, self.width)).transpose(0, 1)
 
     def packed(self) -> tuple[PackedTensor, PackedTensor]:
         """Return what is cached: keys [tokens, heads * width], values [heads * width, tokens].

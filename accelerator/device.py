@@ -1,10 +1,9 @@
 """An accelerator as a device: memory, a queue of descriptors, and their results as tensors."""
 
-import math
-import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,59 +12,42 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name PyTorch's documentation uses
 
 from m2xfp.accelerator.memory import Allocator, Matrix, Values
+from m2xfp.accelerator.queue import Queue, Ticket
 from m2xfp.accelerator.transport import Transport
-from m2xfp.errors import InputError, M2xfpError
+from m2xfp.errors import InputError
 from m2xfp.golden.formats.format import Format, get_format
 from m2xfp.golden.formats.packed import PackedTensor
-from m2xfp.rtl.parts.accelerator_map import FIELDS, OFFSETS
-from m2xfp.rtl.parts.descriptor_checker import CAUSES
+from m2xfp.rtl.parts.accelerator_map import FIELDS
 
-__all__ = ["Device", "DeviceError", "Job"]
+__all__ = ["Device", "Job"]
 
-_IDENTIFICATION, _VERSION = 0x4D325846, 2
+Buffer = TypeVar("Buffer", Matrix, Values)
+
 _GEMM, _QUANTIZE, _ENCODE = 1, 2, 3
 _KINDS = {torch.float32: 0, torch.bfloat16: 1}
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-_COUNTERS = ("cycles", "work", "wait_acts", "wait_weights", "wait_results")
-_WORDS = {n: at for n, at in OFFSETS.items() if OFFSETS["operation"] <= at < OFFSETS["push"]}
 
 
-class DeviceError(M2xfpError):
-    """The accelerator ended a descriptor with an error, does not end one, or is none."""
-
-
-@dataclass(eq=False)
-class Job:
-    """A descriptor that was given to the accelerator.
+@dataclass(eq=False, kw_only=True)
+class Job(Ticket):
+    """A descriptor that was given to the accelerator, and its result.
 
     Members
     -------
     device
         The accelerator.
-    number
-        What its descriptor was pushed as.
-    ends
-        How many descriptors have ended when it has.
     out
         Where its result is.
     shape
         Shape of the result.
     owned
         Buffers that are free when the result was taken.
-    fault
-        What went wrong, once that is known.
-    done
-        It has ended.
     """
 
     device: "Device"
-    number: int
-    ends: int
     out: Values | Matrix
     shape: tuple[int, ...]
-    owned: list[int] = field(default_factory=list)
-    fault: str = ""
-    done: bool = False
+    owned: list[int]
 
     def wait(self) -> None:
         """Wait for the end; DeviceError with the cause if it is an error."""
@@ -112,9 +94,10 @@ class Device:
         Most columns of a product's operands, and values of a group.
     features
         What else it can do: ``quantize_bf16``, ...
-    counts
-        Clocks since this object was made: ``cycles`` in which a descriptor ran, ``work`` in which
-        the array took activations, and ``wait_...``. As of the last wait.
+    array
+        Rows and columns of its array.
+    queue
+        Its registers.
 
     Raises
     ------
@@ -131,32 +114,28 @@ class Device:
         timeout: int = 1 << 20,
         patience: float = 600.0,
     ) -> None:
-        self.transport, self.patience = transport, patience
-        found = self._read("id"), self._read("version")
-        if found != (_IDENTIFICATION, _VERSION):
-            raise DeviceError(
-                f"what answers is no accelerator with registers of version {_VERSION}: id "
-                f"0x{found[0]:08X}, version {found[1]}; look at the address of the registers"
-            )
+        self.transport, self.queue = transport, Queue(transport, timeout, patience)
         self.acts = get_format(acts) if isinstance(acts, str) else acts
         self.weights = get_format(weights) if isinstance(weights, str) else weights
-        self.max_k, self.group = self._field("limits", "max_k"), self._field("limits", "group")
+        field = self.queue.field
+        self.max_k, self.group = field("limits", "max_k"), field("limits", "group")
         for fmt in (self.acts, self.weights):
             if fmt.block.group != self.group:
-                raise DeviceError(f"the accelerator has groups of {self.group}, not {fmt.name}'s")
-        self.features = {n for n in FIELDS["features"] if self._field("features", n)}
-        self.array = self._field("array", "rows"), self._field("array", "columns")
+                raise InputError(
+                    f"{fmt.name} has groups of {fmt.block.group}, this accelerator of {self.group}"
+                )
+        self.features = {n for n in FIELDS["features"] if field("features", n)}
+        self.array = field("array", "rows"), field("array", "columns")
         self.memory = Allocator(transport.memory_start, transport.memory_bytes)
-        self.counts = dict.fromkeys(_COUNTERS, 0)
-        self._counted = {name: self._read(name) for name in _COUNTERS}
-        self._depth = self._field("bus", "depth")
-        self._pushed = self._seen = self._read("completed")
-        self._jobs: list[Job] = []
-        self._words: dict[str, int] = {}
-        self._write("timeout", timeout)
-        self._write("error", 1 << 31)
-        self._write("int_status", 3)
-        self._write("int_enable", 1)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Clocks: ``cycles``, ``work``, ``wait_...`` (`m2xfp.accelerator.queue.Queue`)."""
+        return self.queue.counts
+
+    def utilisation(self) -> float:
+        """Return the share of clocks in which the array took activations; nan before any."""
+        return self.queue.utilisation()
 
     # --- memory ---------------------------------------------------------------------------------
 
@@ -173,6 +152,25 @@ class Device:
         """Give the memory of matrices back."""
         for matrix in matrices:
             self.release(*matrix.allocations)
+
+    @contextmanager
+    def borrow(self) -> Iterator[Callable[[Buffer], Buffer]]:
+        """Give the memory of matrices back at the end, when nothing runs that may use it.
+
+        What this yields takes a matrix and returns it: ``with device.borrow() as keep`` and then
+        ``x = keep(device.store(x))``.
+        """
+        kept: list[Matrix | Values] = []
+
+        def keep(matrix: Buffer) -> Buffer:
+            kept.append(matrix)
+            return matrix
+
+        try:
+            yield keep
+        finally:
+            self.queue.settle()
+            self.remove(*kept)
 
     def empty(self, rows: int, k: int, fmt: Format | None = None) -> Matrix:
         """Return a packed matrix, of activations or of another format, to be written."""
@@ -299,21 +297,8 @@ class Device:
         shape: tuple[int, ...],
         owned: list[int],
     ) -> Job:
-        """Write what differs from the descriptor before, and push it."""
-        while self._pushed - self._seen >= self._depth:
-            self._pass_time()
-        for name, offset in _WORDS.items():
-            whole = words.get(name.removesuffix("_high"))
-            if whole is None:
-                continue
-            word = whole >> 32 if name.endswith("_high") else whole & 0xFFFFFFFF
-            if self._words.get(name) != word:
-                self.transport.write(offset, word)
-                self._words[name] = word
-        self._pushed += 1
-        job = Job(self, self._pushed & 0xFFFF, self._pushed, out, shape, owned)
-        self._jobs.append(job)
-        self._write("push", job.number)
+        job = Job(device=self, out=out, shape=shape, owned=owned)
+        self.queue.push(words, job)
         return job
 
     def wait(self, jobs: Iterable[Job] | None = None) -> None:
@@ -324,13 +309,7 @@ class Device:
         DeviceError
             One of them ended with an error, or nothing ends.
         """
-        waited = list(self._jobs if jobs is None else jobs)
-        while not all(job.done for job in waited):
-            self._pass_time()
-        self._count()
-        for job in waited:
-            if job.fault:
-                raise DeviceError(job.fault)
+        self.queue.wait(jobs)
 
     # --- tensors --------------------------------------------------------------------------------
 
@@ -343,14 +322,11 @@ class Device:
         return self._packed(x, self.submit_encode)
 
     def _packed(self, x: Tensor, submit: Any) -> PackedTensor:
-        values = self.store(x.reshape(-1, x.shape[-1]))
-        try:
-            job = submit(values)
+        with self.borrow() as keep:
+            job = submit(keep(self.store(x.reshape(-1, x.shape[-1]))))
             job.shape = tuple(x.shape)
             packed: PackedTensor = job.result()
             return packed
-        finally:
-            self.remove(values)
 
     def matmul(
         self,
@@ -359,13 +335,13 @@ class Device:
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Return acts [m, k] times weights [n, k] transposed, [m, n]."""
-        left = acts if isinstance(acts, Matrix) else self.upload(acts)
-        right = weights if isinstance(weights, Matrix) else self.upload(weights)
-        try:
+        with self.borrow() as keep:
+            left, right = (
+                part if isinstance(part, Matrix) else keep(self.upload(part))
+                for part in (acts, weights)
+            )
             out: Tensor = self.submit_matmul(left, right, dtype=dtype).result()
             return out
-        finally:
-            self.remove(*(part for part in (left, right) if part not in (acts, weights)))
 
     def linear(
         self, x: Tensor, weights: PackedTensor | Matrix, dtype: torch.dtype | None = None
@@ -375,19 +351,16 @@ class Device:
         x [..., k] is quantized by the accelerator.
         """
         dtype = dtype or x.dtype
-        right = weights if isinstance(weights, Matrix) else self.upload(weights)
-        values = self.store(x.reshape(-1, x.shape[-1]))
-        packed = self.empty(values.rows, values.columns)
         kind = dtype if dtype in _KINDS else torch.float32
-        product = self.empty_values(values.rows, right.rows, kind)
-        try:
-            self.submit_quantize(values, packed)
-            self.submit_matmul(packed, right, product)
-            self.wait()
+        with self.borrow() as keep:
+            right = weights if isinstance(weights, Matrix) else keep(self.upload(weights))
+            values = keep(self.store(x.reshape(-1, x.shape[-1])))
+            packed = keep(self.empty(values.rows, values.columns))
+            product = keep(self.empty_values(values.rows, right.rows, kind))
+            jobs = [self.submit_quantize(values, packed)]
+            jobs += [self.submit_matmul(packed, right, product)]
+            self.wait(jobs)
             out = self.load(product)
-        finally:
-            self.settle()
-            self.remove(values, packed, product, *([] if right is weights else [right]))
         return out.to(dtype).reshape(*x.shape[:-1], out.shape[-1])
 
     def attention(
@@ -407,74 +380,6 @@ class Device:
         from m2xfp.accelerator.attention import attend
 
         return attend(self, query, key, value, is_causal=is_causal, scale=scale)
-
-    # --- registers ------------------------------------------------------------------------------
-
-    def _read(self, name: str) -> int:
-        return self.transport.read(OFFSETS[name])
-
-    def _write(self, name: str, word: int) -> None:
-        self.transport.write(OFFSETS[name], word)
-
-    def _field(self, register: str, name: str) -> int:
-        low, width = FIELDS[register][name]
-        return self._read(register) >> low & (1 << width) - 1
-
-    def settle(self) -> None:
-        """Wait until nothing runs, whatever has become of it: before memory is given back."""
-        try:
-            self.wait()
-        except DeviceError:
-            if self._jobs:
-                raise
-
-    def _pass_time(self) -> None:
-        """Let some time pass; DeviceError when nothing has ended for long."""
-        seen, began = self._seen, time.monotonic()
-        self._look()
-        while self._seen == seen:
-            if time.monotonic() - began > self.patience:
-                raise DeviceError(
-                    f"no descriptor has ended for {self.patience:g} s; status "
-                    f"0x{self._read('status'):08X}, completed {self._read('completed')}"
-                )
-            self.transport.wait()
-            self._look()
-
-    def _count(self) -> None:
-        """Add what the counters, which wrap, have counted since they were read."""
-        for name, before in self._counted.items():
-            now = self._read(name)
-            self.counts[name] += (now - before) & 0xFFFFFFFF
-            self._counted[name] = now
-
-    def utilisation(self) -> float:
-        """Return the share of clocks in which the array took activations; nan before any."""
-        return self.counts["work"] / self.counts["cycles"] if self.counts["cycles"] else math.nan
-
-    def _look(self) -> None:
-        """Note which descriptors have ended, and how."""
-        self._write("int_status", 3)
-        self._seen += (self._read("completed") - self._seen) & 0xFFFFFFFF
-        word = self._read("error")
-        if word >> 31:
-            # What ended until it is cleared may have failed as well.
-            self._write("error", 1 << 31)
-            self._seen += (self._read("completed") - self._seen) & 0xFFFFFFFF
-        ended = [job for job in self._jobs if job.ends <= self._seen]
-        self._jobs = [job for job in self._jobs if job.ends > self._seen]
-        if word >> 31:
-            names = {number: name for name, number in CAUSES.items()}
-            cause, number = names.get(word & 0xFF, f"cause {word & 0xFF}"), word >> 8 & 0xFFFF
-            culprit = next((job for job in ended if job.number == number), None)
-            for job in ended:
-                if job is culprit:
-                    job.fault = f"descriptor {job.number} ended with: {cause}"
-                elif culprit is not None and job.ends > culprit.ends:
-                    # The register keeps the first error alone.
-                    job.fault = f"descriptor {job.number} came after one that failed; repeat it"
-        for job in ended:
-            job.done = True
 
 
 def _operand(side: str, matrix: Matrix) -> dict[str, int]:

@@ -41,17 +41,16 @@ class DeviceEngine:
     def linear(self, x: Tensor, *names: str) -> list[Tensor]:
         """Return the outputs of layers that read one x [m, k]: it is quantized once."""
         device = self.device
-        values, packed = device.store(x), device.empty(len(x), x.shape[-1])
-        outs = [device.empty_values(len(x), self._weights[n].rows, x.dtype) for n in names]
-        try:
-            device.submit_quantize(values, packed)
-            for name, out in zip(names, outs, strict=True):
-                device.submit_matmul(packed, self._weights[name], out)
-            device.wait()
+        with device.borrow() as keep:
+            values = keep(device.store(x))
+            packed = keep(device.empty(len(x), x.shape[-1]))
+            jobs, outs = [device.submit_quantize(values, packed)], []
+            for name in names:
+                weights = self._weights[name]
+                outs.append(keep(device.empty_values(len(x), weights.rows, x.dtype)))
+                jobs.append(device.submit_matmul(packed, weights, outs[-1]))
+            device.wait(jobs)
             return [device.load(out) for out in outs]
-        finally:
-            device.settle()
-            device.remove(values, packed, *outs)
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Encode keys and values into the cache of a block."""

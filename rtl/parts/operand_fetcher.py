@@ -16,6 +16,7 @@ from m2xfp.rtl.verilog.component import Component
 __all__ = ["PITCH_BITS", "OperandFetcher", "fetch_layout"]
 
 PITCH_BITS = 32
+_FIELDS = ("codes", "scale", "meta")
 
 
 def fetch_layout(address_bits: int) -> data.StructLayout:
@@ -302,19 +303,25 @@ class OperandFetcher(Component):
             m.d.sync += index.eq(at + 1)
         with m.If(self.valid & self.closes & tag.ends):
             m.d.sync += full.bit_select(tag.slot, 1).eq(1)
-        for row in range(self._rows):
-            for plane in range(self._planes):
+        for plane in range(self._planes):
+            place = self._place(m, plane, tag.turn, tag.slot, "filled")
+            for row in range(self._rows):
                 memory = self._memories[row][plane]
                 m.d.comb += [
                     memory.write.eq(self.valid & (tag.row == row) & (tag.plane == plane)),
-                    memory.write_address.eq(self._address(plane, at, tag.turn, tag.slot)),
+                    memory.write_address.eq(self._address(plane, at, place)),
                     memory.write_data.eq(self.word),
                 ]
 
-    def _address(self, plane: int, word: Value, turn: Value, slot: Value) -> Value:
-        """Return where a word of a slot is kept."""
-        words, turns = ((n - 1).bit_length() for n in (self._words[plane], self._turns))
-        return Cat(word[:words], turn[:turns], slot)
+    def _place(self, m: Module, plane: int, turn: Value, slot: Value, name: str) -> Value:
+        """Return where a turn of a slot begins in the memory of a plane."""
+        start = (slot * self._turns + turn) * self._words[plane]
+        bits = (self._slots * self._turns * self._words[plane] - 1).bit_length()
+        return named(m, f"{_FIELDS[plane]}_{name}", start[:bits])
+
+    def _address(self, plane: int, word: Value, place: Value) -> Value:
+        """Return where a word behind ``place`` is kept."""
+        return place + word[: (self._words[plane] - 1).bit_length()]
 
     def _give(
         self,
@@ -358,33 +365,32 @@ class OperandFetcher(Component):
         row_bits, turn_bits = ((n - 1).bit_length() for n in (self._rows, self._turns))
         skip = (scale, 0, 0)
         width = (8 * self.group_bytes, 8, 8)
-        fields = ("codes", "scale", "meta")
+        places = [self._place(m, plane, turn, slot, "given") for plane in range(self._planes)]
         self._memories: list[list[WordMemory]] = []
         for row in range(self._rows):
             place = Cat(Const(row, row_bits), turn[:turn_bits], slot)
             found: list[WordMemory] = []
             for plane in range(self._planes):
                 words = self._words[plane]
-                depth = slots << ((words - 1).bit_length() + turn_bits)
-                memory = WordMemory(8 * self._bus, depth)
-                m.submodules[f"{fields[plane]}_{row}"] = memory
+                memory = WordMemory(8 * self._bus, slots * self._turns * words)
+                m.submodules[f"{_FIELDS[plane]}_{row}"] = memory
                 found.append(memory)
                 inside = max(0, lanes - skip[plane])
                 start = begin[plane][place] if inside else Const(0, 1)
-                where = named(m, f"{fields[plane]}_{row}_at", group + start)
+                where = named(m, f"{_FIELDS[plane]}_{row}_at", group + start)
                 m.d.comb += [
                     memory.read.eq(go),
                     memory.read_address.eq(
-                        self._address(plane, Cat(where[inside:], Const(0, 8)), turn, slot)
+                        self._address(plane, Cat(where[inside:], Const(0, 8)), places[plane])
                     ),
                 ]
                 read = memory.read_data
                 if inside:
-                    chosen = Signal(inside, name=f"{fields[plane]}_{row}_lane", reset_less=True)
+                    chosen = Signal(inside, name=f"{_FIELDS[plane]}_{row}_lane", reset_less=True)
                     with m.If(go):
                         m.d.sync += chosen.eq(where[:inside])
                     read = read.word_select(chosen, width[plane])
-                target = getattr(self.o.payload.data[row], fields[plane])
+                target = getattr(self.o.payload.data[row], _FIELDS[plane])
                 m.d.comb += Value.cast(target).eq(read)
             self._memories.append(found)
         return used

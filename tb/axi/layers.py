@@ -1,4 +1,4 @@
-"""Layers as a driver places them: plane by plane, row by row, each plane on a page of its own."""
+"""Layers as a driver places them: plane by plane, row by row, rows in whole words."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,14 +18,19 @@ __all__ = ["dense_words", "measure_layer"]
 def dense_words(
     parameters: Mapping[str, Any], size: tuple[int, int, int], kind: int = BF16_VALUES
 ) -> dict[str, int]:
-    """Return the descriptor of a product [m, n, k] whose planes have no gaps between their rows."""
+    """Return the descriptor of a product [m, n, k] whose rows fill whole words of the bus.
+
+    Rows longer than a word begin with one, so that no word is read twice; shorter ones have no gap.
+    """
     m, n, k = size
     words = {"operation": GEMM, "m": m, "n": n, "k": k, "kind": kind}
-    at = 0
+    at, bus = 0, int(parameters["bus"]) // 8
     for side, rows, name in (("a", m, "act"), ("w", n, "weight")):
         block = block_format(parameters[name])
         for plane, bytes_ in zip(("codes", "scales", "meta"), block.group_bytes, strict=True):
             pitch = k // block.group * bytes_
+            if pitch > bus:
+                pitch = -(-pitch // bus) * bus
             words[f"{side}_{plane}"] = at
             if plane != "meta":
                 words[f"{side}_{plane}_pitch"] = pitch

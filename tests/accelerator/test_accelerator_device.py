@@ -166,7 +166,7 @@ def test_a_layer_that_fails_gives_its_memory_back(device: Device) -> None:
 
 def test_nothing_ends(device: Device) -> None:
     model = device.transport.model  # type: ignore[attr-defined]
-    device.patience = 0.0
+    device.queue.patience = 0.0
     device.transport.wait = lambda: None  # type: ignore[method-assign]
     device.transport.write(OFFSETS["timeout"], 0)
     model.answer(0, 1 << 18, 4)

@@ -305,7 +305,7 @@ def test_many_sequences_of_descriptors(model: AxiModel) -> None:
 
 # --- mutations ------------------------------------------------------------------------------------
 
-CHANNELS, READER, WRITER, FETCHER, PLANES = (
+CHANNELS, READER, WRITER, FETCHER, PACKER = (
     f"m2xfp.rtl.parts.{name}"
     for name in ("axi_channels", "axi_reader", "axi_writer", "operand_fetcher", "plane_writer")
 )
@@ -321,13 +321,13 @@ FAULTS = [
     ),
     Mutation(
         "swapped pitch of planes",
-        PLANES,
+        PACKER,
         "(held.codes_pitch, held.scales_pitch, held.scales_pitch)",
         "(held.codes_pitch, held.codes_pitch, held.scales_pitch)",
     ),
     Mutation("stale buffer", FETCHER, "full[slot].eq(0), claimed[slot]", "claimed[slot]"),
     Mutation("buffer overwritten", FETCHER, "begins | ~claimed.bit_select(slot, 1)", "begins | 1"),
-    Mutation("set of groups overwritten", PLANES, "filling & ~whole", "filling"),
+    Mutation("set of groups overwritten", PACKER, "filling & ~whole", "filling"),
     Mutation("late answers taken", READER, "bursts.level == fresh", "bursts.level != 0"),
 ]
 

@@ -51,11 +51,12 @@ OTHERS: dict[str, dict[str, Any]] = {
     | {"activations": BF16, "results": "packed"},
     "small-4x3": SMALL | {"rows": 4, "columns": 3, "max_k": 72, "chains": 3, "results": "bf16"},
     "small-3x1": SMALL | {"rows": 3, "columns": 1, "max_k": 64, "chains": 1},
+    "small-1x6": SMALL | {"rows": 1, "columns": 6, "max_k": 64, "weight_rows": 3},
     "mxfp4-1x2": {"act": MXFP4, "weight": MXFP4, "rows": 1, "columns": 2, "max_k": 128},
     "m2xfp-1x32": {"max_k": 384, "activations": BF16, "results": "packed"},
 }
 NORMAL = ["m2xfp-2x2", "small-packed"]
-SLOW = ["small-4x3", "small-3x1", "mxfp4-1x2", "m2xfp-1x32"]
+SLOW = ["small-4x3", "small-3x1", "small-1x6", "mxfp4-1x2", "m2xfp-1x32"]
 CONFIGS = [*NORMAL, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 Cores = Callable[[str], GemmSimulation]
