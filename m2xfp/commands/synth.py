@@ -69,7 +69,7 @@ def _roles(
 )
 @click.option(
     "--seed",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, 1 << 30),
     default=0,
     show_default=True,
     help="Of a random order of abc's inputs, which is luck (m2xfp study paths); 0 for their own.",
