@@ -67,6 +67,13 @@ def _roles(
     is_flag=True,
     help="Compressor trees of the library's full-adder cells, which abc never takes.",
 )
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 1 << 30),
+    default=0,
+    show_default=True,
+    help="Of a random order of abc's inputs, which is luck (m2xfp study paths); 0 for their own.",
+)
 @click.option("--hierarchy", is_flag=True, help="Keep submodules instead of flattening.")
 @click.option(
     "--json",
@@ -114,6 +121,7 @@ def command(
     booth: bool,
     clock_gating: bool,
     full_adders: bool,
+    seed: int,
     hierarchy: bool,
     json_file: Path | None,
     markdown_file: Path | None,
@@ -172,6 +180,7 @@ def command(
         booth=booth,
         clock_gating=clock_gating,
         full_adders=full_adders,
+        seed=seed,
     )
     library = pdk_from_liberty(liberty, roles) if liberty else find_pdk(pdk or DEFAULT_PDK)
     known_rows = accepted.load(RESULTS, library, options) if check or accept else []

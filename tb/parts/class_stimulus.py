@@ -37,7 +37,8 @@ class Operands:
     codes, places
         Codes, and exponent fields of the scales.
     mantissas
-        Whether scales have any mantissa; else none, so that they are powers of two.
+        Whether scales have any mantissa, or which groups' have, [steps, count, 1]; else none, so
+        that they are powers of two.
     nan
         Share of scales that are NaN or infinite.
     first
@@ -48,7 +49,7 @@ class Operands:
 
     codes: list[Numbers]
     places: list[Numbers]
-    mantissas: bool = True
+    mantissas: bool | NDArray[np.bool_] = True
     nan: float = 0.0
     first: float = 0.05
     period: int = 0
@@ -183,6 +184,50 @@ def borrows(rng: np.random.Generator, blocks: Formats, shape: tuple[int, int]) -
     return made
 
 
+def uppers(rng: np.random.Generator, blocks: Formats, shape: tuple[int, int]) -> Operands:
+    """Add two groups, then one whose sum is a power of two, larger by some binades, of any sign.
+
+    A difference has a bit less then: what was shifted out decides the rounding, and a term that was
+    not normalised has shifted out a bit more.
+    """
+    made = near(rng, blocks, shape)
+    large = (np.arange(shape[0]) % 3 == 2)[:, None, None]
+    group = np.arange(blocks[0].group)
+    many = 1 << rng.integers(0, len(group).bit_length(), (*shape, 1))
+    # 7 of each 8 lanes at 144 and the last one at 16 are a power of two as well.
+    full = rng.random((*shape, 1)) < 0.3
+    for number, last in enumerate((4, 4)):
+        one = rng.choice([1, 2, 4, 6], (*shape, 1))
+        codes = np.where(full, np.where(group % 8 == 7, last, 7), np.where(group < many, one, 0))
+        codes |= np.where(codes > 0, rng.integers(0, 2, (*shape, 1)) << 3, 0)
+        made.codes[number] = np.where(large, codes, made.codes[number])
+        top = _top(blocks[number])
+        raised = made.places[number] + rng.integers(0, 9, made.places[number].shape)
+        made.places[number] = np.where(large, np.clip(raised, 0, top), made.places[number])
+    made.mantissas, made.period = ~large, 3
+    return made
+
+
+def taken_back(rng: np.random.Generator, blocks: Formats, shape: tuple[int, int]) -> Operands:
+    """Add a group, one smaller by any number of binades, and take the first away again."""
+    made = Operands(_codes(rng, blocks, shape), [], period=3)
+    at = np.arange(shape[0]) % 3
+    for block in blocks:
+        top = _top(block)
+        low = 100 if block.scale.grid is None else top // 2
+        high = rng.integers(low, min(low + 60, top) + 1, (*shape, _scales(block)))
+        made.places.append(
+            high - np.where((at == 1)[:, None, None], rng.integers(0, low, high.shape) % 16, 0)
+        )
+    back = np.flatnonzero(at == 2)
+    for codes, places in zip(made.codes, made.places, strict=True):
+        codes[back], places[back] = codes[back - 2], places[back - 2]
+    made.codes[1][back] ^= 8  # and with the signs of weights their classes
+    made.places[1][back] = made.places[1][back][..., ::-1]
+    made.mantissas = False
+    return made
+
+
 def nans(rng: np.random.Generator, blocks: Formats, shape: tuple[int, int]) -> Operands:
     """NaN and infinite scales of each class, and sums that begin with them."""
     made = near(rng, blocks, shape)
@@ -220,6 +265,8 @@ DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, Formats, tuple[int, int]
         extremes,
         powers,
         borrows,
+        uppers,
+        taken_back,
         nans,
         ends,
     )
@@ -227,7 +274,11 @@ DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, Formats, tuple[int, int]
 
 
 def _stored(
-    rng: np.random.Generator, places: Numbers, block: BlockFormat, mantissas: bool, nan: float
+    rng: np.random.Generator,
+    places: Numbers,
+    block: BlockFormat,
+    mantissas: bool | NDArray[np.bool_],
+    nan: float,
 ) -> Numbers:
     """Return stored scales of exponent fields; some are NaN or infinite, or have a sign bit."""
     grid = block.scale.grid
@@ -235,7 +286,7 @@ def _stored(
     if grid is None:
         return np.where(bad, block.scale.nan, places)
     mantissa = rng.integers(0, 1 << grid.mantissa_bits, places.shape)
-    stored = places << grid.mantissa_bits | (mantissa if mantissas else 0)
+    stored = places << grid.mantissa_bits | np.where(mantissas, mantissa, 0)
     stored = np.minimum(stored, grid.max_code)
     # The sign bit means nothing, but where it makes the NaN of E4M3 up to 480.
     sign = (rng.random(places.shape) < 0.1) & ((stored | 0x80) != block.scale.nan)

@@ -230,6 +230,17 @@ def test_weights_by_the_encoder(sim_dir: Path) -> None:
         assert device.self_test().groups == {"encoder": 256}
 
 
+@pytest.mark.slow
+def test_a_scale_for_each_sign(sim_dir: Path) -> None:
+    """Groups that come in as several beats: all of a request, and dot products of any length."""
+    design = Design(CLOCK, BAUD, board_instances(["asymmetric"]))
+    with (
+        SimulatedLine(design, build_dir=sim_dir) as line,
+        Device(SimulatedPort(line)) as device,
+    ):
+        assert device.self_test(groups=60).groups == {"asymmetric": 60}
+
+
 # What is refused before anything is sent
 
 
