@@ -30,6 +30,7 @@ TYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 # The layer that goes through the GEMM core's Verilog, and bytes of text: a second of simulation.
 LAYER = "layers.0.mlp.gate_proj"
 LAYER_TOKENS = 64
+MIXED_TOKENS = 16
 SHOWN_TOKENS = 128  # of a tensor in the page
 
 
@@ -307,6 +308,7 @@ def command(
     from m2xfp.rtl.catalog import find_unit
     from m2xfp.rtl.verilog.emit import emit
     from m2xfp.synth.studies.linear_layers import run_linear
+    from m2xfp.synth.studies.mixed_layers import run_mixed
 
     known = {
         name: keywords["input_type"].name
@@ -344,6 +346,10 @@ def command(
     linear = run_linear(build_dir / "sim", layer=LAYER, tokens=LAYER_TOKENS)
     click.echo(str(linear))
     if not linear.equal:
+        sys.exit(1)
+    mixed = run_mixed(build_dir / "sim", layer=LAYER, tokens=MIXED_TOKENS)
+    click.echo(str(mixed))
+    if not mixed.equal:
         sys.exit(1)
 
     click.echo(f"\nSQNR in dB of the activations in {known[configs[-1]]}")

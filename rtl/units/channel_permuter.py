@@ -60,6 +60,8 @@ class ChannelPermuter(Component):
     latency
         Clocks from the acceptance of a row's last beat to the first one of the result, when nothing
         stalls.
+    clocks_per_block
+        Clocks that the longest table and row take, with what is cleared between them.
 
     Raises
     ------
@@ -88,6 +90,7 @@ class ChannelPermuter(Component):
             )
         self.lanes, self.max_k, self.beats = lanes, max_k, max_k // lanes
         self.latency = 3
+        self.clocks_per_block = 4 * self.beats
         values = data.ArrayLayout(value_layout(input_type), lanes)
         super().__init__(
             {
