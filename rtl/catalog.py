@@ -41,6 +41,7 @@ from m2xfp.rtl.units.accelerator import Accelerator
 from m2xfp.rtl.units.activation_decoder import ActivationDecoder
 from m2xfp.rtl.units.activation_quantizer import ActivationQuantizer
 from m2xfp.rtl.units.asymmetric_dot_product import AsymmetricDotProduct
+from m2xfp.rtl.units.channel_permuter import ChannelPermuter
 from m2xfp.rtl.units.dot_product import DotProduct
 from m2xfp.rtl.units.exact_accumulator import ExactAccumulator
 from m2xfp.rtl.units.fp32_accumulator import Fp32Accumulator
@@ -436,6 +437,16 @@ UNITS: dict[str, Unit] = {
             configs={
                 "32x32": {"points": 32, "lanes": 32},
                 "32x8": {"points": 32, "lanes": 8},
+            },
+        ),
+        Unit(
+            name="channel_permuter",
+            purpose="rows of values with their channels in the order of a table",
+            component=ChannelPermuter,
+            configs={
+                "bf16x8": {"lanes": 8, "max_k": 64},
+                "bf16x16": {},
+                "fp32x4": {"input_type": FP32, "lanes": 4, "max_k": 20},
             },
         ),
         Unit(

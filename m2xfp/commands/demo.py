@@ -34,6 +34,8 @@ LAYER_TOKENS = 64
 PROMPT, GENERATED = b"The hardware", 4
 # Bytes of text whose results the dot products compute one by one.
 DOT_TOKENS = 4
+# Bytes of text whose results the mixed GEMM computes.
+MIXED_TOKENS = 16
 SHOWN_TOKENS = 128  # of a tensor in the page
 
 
@@ -315,9 +317,9 @@ def command(
     M2XFP twice: by the golden model in PyTorch, and by the Verilog of the activation quantizer
     under Verilator. Its weights are encoded twice in the same way, by the exact search and by the
     Verilog of the weight encoder. A whole linear layer follows, through the Verilog of the GEMM
-    core: quantized, multiplied, quantized again; one with a scale for each sign and one in mixed
-    formats, through dot products; and the model writes a few bytes of text on the Verilog of the
-    accelerator. Then: what MXFP4 and M2XFP do to these tensors
+    core: quantized, multiplied, quantized again; in segments of mixed formats, through that of the
+    mixed GEMM; one with a scale for each sign and one in mixed formats, through dot products; and
+    the model writes a few bytes of text on the Verilog of the accelerator. Then: what MXFP4 and M2XFP do to these tensors
     (SQNR) and to the model (perplexity), and the area of the unit. Exit status 1 if a single bit
     differs.
 
@@ -350,6 +352,7 @@ def command(
     from m2xfp.rtl.verilog.emit import emit
     from m2xfp.synth.studies.dot_layers import LAYERS, run_dot_layer
     from m2xfp.synth.studies.linear_layers import run_linear
+    from m2xfp.synth.studies.mixed_layers import run_mixed
 
     known = {
         name: keywords["input_type"].name
@@ -387,6 +390,10 @@ def command(
     linear = run_linear(build_dir / "sim", layer=LAYER, tokens=LAYER_TOKENS)
     click.echo(str(linear))
     if not linear.equal:
+        sys.exit(1)
+    mixed = run_mixed(build_dir / "sim", layer=LAYER, tokens=MIXED_TOKENS)
+    click.echo(str(mixed))
+    if not mixed.equal:
         sys.exit(1)
     dots = [run_dot_layer(kind, build_dir / "sim", tokens=DOT_TOKENS) for kind in LAYERS]
     click.echo("\n".join(map(str, dots)))

@@ -289,10 +289,10 @@ def mixed_layer(
 ) -> None:
     r"""Run a linear layer of the bundled model, split into segments, through the Verilog.
 
-    What the layer reads of held-out text is put into the split's order, quantized by the Verilog of
-    activation_quantizer in each segment's format, and multiplied by that of mixed_gemm, by default
-    its configuration micromix-2x2 with tiles of 32 channels. Everything is compared with the golden
-    model. Exit status 1 if a bit differs.
+    What the layer reads of held-out text is put into the split's order by the Verilog of
+    channel_permuter, quantized by that of activation_quantizer in each segment's format, and
+    multiplied by that of mixed_gemm, by default its configuration micromix-2x2 with tiles of 32
+    channels. Everything is compared with the golden model. Exit status 1 if a bit differs.
 
     \b
     m2xfp study mixed-layer

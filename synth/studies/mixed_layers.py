@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.formats import BF16, block_format
@@ -16,6 +17,7 @@ from m2xfp.synth.studies.linear_layers import layer_reading
 from m2xfp.tb.bench import find_bench
 from m2xfp.tb.bulk.simulator import BulkSimulator
 from m2xfp.tb.mixed_linear import product_of, simulate_mixed
+from m2xfp.tb.parts.channel_tables import check_order
 from m2xfp.tb.parts.groups import join_planes
 
 if TYPE_CHECKING:
@@ -94,9 +96,9 @@ def run_mixed(
 ) -> MixedRun:
     """Run a layer of the bundled model on held-out text through the emitted Verilog.
 
-    What the layer reads, in bfloat16 and in the split's order, is quantized by the Verilog of the
-    activation quantizer in each segment's format, and multiplied with the golden model's weights by
-    that of the core.
+    What the layer reads, in bfloat16, is put in the split's order by the Verilog of the channel
+    permuter, quantized by that of the activation quantizer in each segment's format, and multiplied
+    with the golden model's weights by that of the core.
 
     Parameters
     ----------
@@ -175,10 +177,13 @@ def _plan(rule: str, splits: Path | None) -> Plan:
 def _quantized(
     wanted: MixedProduct, read: Tensor, split: Split, build_dir: Path
 ) -> tuple[MixedProduct, int]:
-    """Return a product with activations by the quantizer's Verilog, and how many groups differ."""
+    """Return a product with activations by the Verilog, and how many of their groups differ.
+
+    The permuter puts the channels in order, and a quantizer takes each segment.
+    """
     from m2xfp.golden.bits import round_to_bits
 
-    ordered = round_to_bits("bf16", read[:, split.order])
+    ordered = _permuted(round_to_bits("bf16", read), split.order.numpy(), build_dir)
     parts, wrong, start = [], 0, 0
     for part in wanted.parts:
         stop = start + 32 * part.groups
@@ -201,3 +206,15 @@ def _quantized(
         parts.append(replace(part, acts=groups))
         start = stop
     return replace(wanted, parts=tuple(parts)), wrong
+
+
+def _permuted(rows: NDArray[Any], order: NDArray[np.int64], build_dir: Path) -> NDArray[Any]:
+    """Return rows [m, k] with their channels in an order, by the permuter's Verilog."""
+    permuter = find_unit("channel_permuter").instance(None, {"lanes": 32, "max_k": 512})
+    check_order(order, 32, 512)
+    simulator = BulkSimulator(emit(permuter, build_dir / "verilog"), build_dir=build_dir)
+    bench, facts = find_bench(permuter.unit), simulator.facts
+    arrays: dict[str, Any] = {"x": rows[None], "order": order[None]}
+    outputs = simulator.run(bench.encode(arrays, facts)).outputs
+    assert not outputs["status"].data.any(), "the permuter refused the split's order"
+    return bench.decode(outputs, arrays, facts)["y"][0]

@@ -164,7 +164,8 @@ class BulkSimulator:
         settings
             Values of input ports that belong to no stream, held from before reset; others are 0.
         patience
-            The run ends when nothing has moved for so many clocks in which no stream paused.
+            The run ends when nothing has moved for so many clocks in which no stream paused, or
+            twice as many as the unit may be at work for (``clocks_per_block``) if that is more.
         cycle_limit
             Clocks after which a unit that still delivers is called hung; the default allows 64 for
             each beat, stalls included.
@@ -371,6 +372,7 @@ class BulkSimulator:
         library, facts = self._library, self.facts
         accepted = dict.fromkeys(beats, 0)
         total = sum(len(rows) for rows in beats.values())
+        patience = max(patience, 2 * facts.clocks_per_block)
         with track(total=total, unit="beat", quiet=not progress, desc=facts.top) as bar:
             status = 0
             while status == 0:

@@ -12,13 +12,16 @@ from choices import usual_first
 from golden_checks import spec_of
 from mutation import Mutation, emit_mutant
 
-from m2xfp.errors import InputError
+from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.facts import EmittedFiles
 from m2xfp.formats import BLOCK_FORMATS, BlockFormat
 from m2xfp.golden import PackedTensor, get_format
 from m2xfp.golden.units.mixed_gemm import mixed_gemm
+from m2xfp.models.mixed import Plan, Rule
 from m2xfp.rtl.catalog import find_unit
 from m2xfp.rtl.units.mixed_gemm import MixedGemm
+from m2xfp.synth.studies import mixed_layers
+from m2xfp.synth.studies.mixed_layers import run_mixed
 from m2xfp.tb.bench import find_bench
 from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
 from m2xfp.tb.parts.mixed_arrays import MixedProduct, MixedStreams, Part, segment_table
@@ -257,6 +260,34 @@ def test_sides_disagree() -> None:
 def test_golden_needs_a_segment() -> None:
     with pytest.raises(InputError, match="parts is empty"):
         mixed_gemm([], [], [])
+
+
+# --- a layer of the bundled model -----------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "rule",
+    ["micromix:strength=2,tile=64", "mxquant:tile=32,share=0.1,activations=mxfp8-e4m3"],
+)
+def test_linear_layer(rule: str, sim_dir: Path, tmp_path: Path) -> None:
+    """Ordered, quantized and multiplied in Verilog; the splits from their file too."""
+    layer = "layers.1.self_attn.q_proj"
+    run = run_mixed(sim_dir, rule=rule, layer=layer, tokens=5)
+    assert run.equal
+    assert sum(size for _, _, size in run.segments) == run.k
+    if "activations" in rule:
+        assert {act for act, _, _ in run.segments} == {"mxfp8-e4m3"}
+    saved = tmp_path / "splits.json"
+    saved.write_text(mixed_layers._plan(rule, None).as_json())
+    assert run_mixed(sim_dir, splits=saved, layer=layer, tokens=5) == run
+
+
+def test_no_such_layer(tmp_path: Path) -> None:
+    saved = tmp_path / "splits.json"
+    saved.write_text(Plan(Rule("micromix"), {}).as_json())
+    with pytest.raises(UnknownNameError, match="linear layer 'head'"):
+        run_mixed(tmp_path, splits=saved, layer="head")
 
 
 # --- faults ---------------------------------------------------------------------------------------
