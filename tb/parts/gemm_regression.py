@@ -245,8 +245,8 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     if facts.parameters["activations"] is None:
         for number, (name, hard) in enumerate(hard_sums(streams, seed)):
             yield Case(name, (_vectors(streams, [hard]),), STALLS[number % 2], seed + number)
-    panels = _product(rng, streams, 1, 16 * streams.columns, min(8, _most(streams)), 12)
-    yield Case("panels", (_vectors(streams, [panels]),))
+    many = _product(rng, streams, 1, 16 * streams.columns, min(8, _most(streams)), 12)
+    yield Case("panels", (_vectors(streams, [many]),))
     large = [_product(rng, streams, m, n, 1, 12) for m, n in large_products(rng, streams)]
     yield Case("large sizes", (_vectors(streams, large),), timing=_on_time(large, streams))
     tile = _product(rng, streams, streams.rows, streams.columns, min(2, _most(streams)), 3)
