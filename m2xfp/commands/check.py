@@ -29,7 +29,7 @@ def command(
 ) -> None:
     r"""Check UNITS, or every unit, with any parameters, before you take them into a chip.
 
-    Each is emitted and must pass four checks: lint by Verilator and yosys; its regression, beat for
+    Each is emitted and must pass four checks: lint by five tools; its regression, beat for
     beat against the golden model, under Verilator; the tests of its streams under cocotb; and a
     part of the regression in Icarus, with unknown values. A fault is printed, and makes the
     status 1. `m2xfp prove`, `m2xfp mutate` and `m2xfp coverage` go further.

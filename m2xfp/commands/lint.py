@@ -1,4 +1,4 @@
-"""``m2xfp lint``: check emitted Verilog with Verilator and yosys."""
+"""``m2xfp lint``: check emitted Verilog with four linters and yosys."""
 
 from pathlib import Path
 
@@ -27,11 +27,11 @@ def command(
     name: str | None,
     output: Path,
 ) -> None:
-    r"""Emit UNIT, or every unit, and check the Verilog.
+    r"""Emit UNIT, or every unit, and check the Verilog with all warnings of five tools.
 
-    Verilator with all warnings on: whatever is not on the short list of harmless forms
-    (tb/lint.vlt) is a finding. Yosys: no wire without a driver, none with several, no loops, no
-    latches. Findings are printed, and the exit status is then 1.
+    Verilator, slang, Icarus and verible read the text without waivers. Yosys: no wire without a
+    driver, none with several, no loops, no latches. Findings are printed, and the exit status is
+    then 1. slang, Icarus and verible are left out where they are not installed.
 
     \b
     m2xfp lint
@@ -40,12 +40,9 @@ def command(
     """
     from m2xfp.progress import track
     from m2xfp.rtl.verilog.emit import emit
-    from m2xfp.synth.flow.lint import lint_file
-    from m2xfp.synth.flow.yosys import yosys_command
-    from m2xfp.tb.verilator import find_verilator
+    from m2xfp.synth.flow.lint import lint_file, linters
 
-    find_verilator()
-    yosys_command()
+    found, missing = linters()
     instances = chosen(unit, config, settings, name)
     findings: list[str] = []
     for instance in track(instances, desc="lint", unit="file"):
@@ -53,6 +50,9 @@ def command(
         findings += lint_file(emitted.verilog, emitted.top)
     for finding in findings:
         click.echo(finding)
-    click.echo(f"{len(instances)} files checked, {len(findings)} with findings")
+    for tool, install in missing.items():
+        click.echo(f"left out: {tool}; install it with: {install}")
+    click.echo(f"tools: {', '.join(found)}")
+    click.echo(f"{len(instances)} files checked, {len(findings)} findings")
     if findings:
         raise SystemExit(1)

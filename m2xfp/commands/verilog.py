@@ -37,6 +37,7 @@ __all__ = ["command"]
     is_flag=True,
     help="Write <module>_rules.sv too: the stream rules as assertions, for simulation.",
 )
+@click.option("--split", is_flag=True, help="A file for each module, instead of one for a unit.")
 @click.option(
     "--with",
     "kinds",
@@ -77,6 +78,7 @@ def command(
     chip: Path | None,
     output: Path,
     rules: bool,
+    split: bool,
     kinds: tuple[str, ...],
     clock_ns: float,
     input_delay: float,
@@ -143,7 +145,7 @@ def command(
             click.echo(f"    {' '.join(x.config for x in instances if x.unit.name == row)}")
         return
     for instance in track(instances, desc="Verilog", unit="file"):
-        emitted = emit(instance, output)
+        emitted = emit(instance, output, split=split)
         if rules:
             write_atomic(output / f"{emitted.top}_rules.sv", rules_text(instance.facts))
         write_beside(instance.facts, output, wanted, budget)

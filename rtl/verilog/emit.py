@@ -20,7 +20,7 @@ from m2xfp.rtl.verilog.axi_ports import AxiPorts, has_axi_ports
 from m2xfp.rtl.verilog.component import Component, EmittedModule, VerilogPlatform
 from m2xfp.rtl.verilog.writer import rewrite
 
-__all__ = ["core_text", "emit", "header", "verilog_text", "yosys_verilog"]
+__all__ = ["core_text", "emit", "header", "modules_of", "verilog_text", "yosys_verilog"]
 
 
 def verilog_text(component: Component, top: str) -> str:
@@ -57,6 +57,9 @@ def _converted(platform: VerilogPlatform, top: str) -> tuple[str, dict[str, Emit
             "opt_merge -share_all",
             "opt_clean -purge",
             "opt_dff",
+            "opt_expr",
+            "opt_merge -share_all",
+            "wreduce",
             "opt_expr",
             "opt_merge -share_all",
             "opt_clean -purge",
@@ -123,11 +126,19 @@ def _field_lines(fields: tuple[Field, ...], width: int) -> list[str]:
     return lines
 
 
-def core_text(facts: Facts, bench: Sequence[str] = ()) -> str:
+def modules_of(text: str) -> dict[str, str]:
+    """Return the modules of emitted Verilog by name, each with the comment above it."""
+    parts = re.findall(r"((?:^(?!endmodule).*\n)+?^endmodule\n)\n?", text, re.MULTILINE)
+    found = {re.search(r"^module (\w+)", part, re.MULTILINE): part for part in parts}
+    return {match[1]: part for match, part in found.items() if match}
+
+
+def core_text(facts: Facts, bench: Sequence[str] = (), parts: Sequence[str] = ()) -> str:
     """Return the FuseSoC description (CAPI2): targets to take the unit, and to lint it.
 
     ``bench`` names a testbench's Verilog and then the files that it reads, for a target ``sim``
-    that runs it in Icarus, or in Verilator (``--tool verilator``). With FuseSoC 2.4 or newer.
+    that runs it in Icarus, or in Verilator (``--tool verilator``). ``parts`` are the files of the
+    unit, if it is not in one. With FuseSoC 2.4 or newer.
     """
     lines = [
         "CAPI=2:",
@@ -136,7 +147,7 @@ def core_text(facts: Facts, bench: Sequence[str] = ()) -> str:
         "filesets:",
         "  rtl:",
         "    files:",
-        f"      - {facts.top}.v",
+        *(f"      - {name}" for name in parts or [f"{facts.top}.v"]),
         "    file_type: verilogSource",
     ]
     if bench:
@@ -144,8 +155,11 @@ def core_text(facts: Facts, bench: Sequence[str] = ()) -> str:
         lines += ["  words:", "    files:"]
         lines += [f"      - {name}: {{copyto: {name}}}" for name in bench[1:]]
         lines += ["    file_type: user"]
+    # One file of several modules is named after one of them.
+    options = "-Wall" if parts else "-Wall, -Wno-DECLFILENAME"
     lines += ["targets:", "  default:", "    filesets: [rtl]", f"    toplevel: {facts.top}"]
-    lines += ["  lint:", "    flow: lint", "    flow_options: {tool: verilator}"]
+    lines += ["  lint:", "    flow: lint", "    flow_options:", "      tool: verilator"]
+    lines += [f"      verilator_options: [{options}]"]
     lines += ["    filesets: [rtl]", f"    toplevel: {facts.top}"]
     if bench:
         lines += ["  sim:", "    flow: sim", "    flow_options:", "      tool: icarus"]
@@ -155,18 +169,22 @@ def core_text(facts: Facts, bench: Sequence[str] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
-def emit(instance: Instance, directory: str | Path) -> EmittedFiles:
+def emit(instance: Instance, directory: str | Path, *, split: bool = False) -> EmittedFiles:
     """Write <top>.v, <top>.json and <top>.core of an instance into ``directory``.
 
-    Each file appears whole or not at all, and is the same bytes for the same version.
+    Each file appears whole or not at all, and is the same bytes for the same version. With
+    ``split`` each module has a file of its own, named like it.
     """
     facts, folder = instance.facts, Path(directory)
     text = f"{header(facts)}\n{verilog_text(instance.component, facts.top)}"
     if has_axi_ports(instance.component):
         text += f"\n{_axi_shell(instance.component, facts.top)}"
+    files = {f"{name}.v": part for name, part in modules_of(text).items()} if split else {}
+    for name, part in (files or {f"{facts.top}.v": text}).items():
+        write_atomic(folder / name, part)
     return EmittedFiles(
         facts.top,
-        write_atomic(folder / f"{facts.top}.v", text),
+        folder / f"{facts.top}.v",
         write_atomic(folder / f"{facts.top}.json", facts.to_json()),
-        write_atomic(folder / f"{facts.top}.core", core_text(facts)),
+        write_atomic(folder / f"{facts.top}.core", core_text(facts, parts=list(files))),
     )

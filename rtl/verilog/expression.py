@@ -1,27 +1,51 @@
-"""Expressions as yosys' Verilog writer puts them, and when one may stand inside another.
+"""Expressions as yosys' Verilog writer puts them: a tree, its text, and how to read it.
 
-Verilog computes the operands of most operators at the width of the whole expression, so a
-subexpression means something else in a wider place if an operator in it can set bits above its own
-width: ``~a`` of one bit is two bits of ones in a place of two. ``Expression.extends`` and
-``substitute`` hold the rule. Source: IEEE 1800-2017, 11.6. All operands are unsigned.
+A tree that was read has the widths of its operands as they came; ``m2xfp.rtl.verilog.exact`` makes
+every operand as wide as its place, as linters want it.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import groupby
 
-__all__ = ["Expression", "parse", "substitute"]
+__all__ = ["Expression", "Names", "constant", "joined", "parse", "part", "zeros"]
 
 _TOKEN = re.compile(
-    r"\s*(\d+'h[0-9a-fx]+|\d+'b[01x]+|[A-Za-z_]\w*(?:\[[\d:]+\])?|<<|>>|[=!<>]=|&&|\|\||[-+*&|^~!<>?:{},])"
+    r"\s*(\d+'h[0-9a-fxz]+|\d+'b[01xz]+|\d+'d\d+|\$signed|[A-Za-z_]\w*(?:\[[\d:]+\])?"
+    r"|<<|>>>|>>|[=!<>]=|&&|\|\||~\^|[-+*&|^~!<>?:{},()])"
 )
-_CONSTANT = re.compile(r"(\d+)'")
+_CONSTANT = re.compile(r"(\d+)'([hbd])(\w+)")
 _PART = re.compile(r"(\w+)(?:\[(\d+)(?::(\d+))?\])?")
+_READ = re.compile(r"(\w+)\[([^\[\]]*[A-Za-z_{].*)\]")
 _REDUCTIONS = ("&", "|", "^", "!")
-_COMPARISONS = ("==", "!=", "<", "<=", ">", ">=", "&&", "||")
-_BITWISE = ("&", "|", "^")
-_ARITHMETIC = ("+", "-", "*")
+COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
+BITWISE = ("&", "|", "^")
+MODULAR = (*BITWISE, "~^", "+", "-", "*")
+"""Operators whose low bits depend on the low bits of their operands alone."""
+
+_LONGEST = 64  # bits of a zero that is written in digits
+_BASES = {"h": 16, "b": 2, "d": 10}
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the names of a module are.
+
+    Members
+    -------
+    widths
+        Bits of wires and registers.
+    memories
+        Bits of a word.
+    choices
+        Bits of the result of the functions that yosys writes for a multiplexer with one select bit
+        an input.
+    """
+
+    widths: Mapping[str, int]
+    memories: Mapping[str, int] = field(default_factory=dict)
+    choices: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -31,32 +55,66 @@ class Expression:
     Members
     -------
     operator
-        "" for a leaf, "{}" for a concatenation, "~", "reduce &", ..., "&", "+", "==", "<<", "?:".
+        "" for a leaf, "{}" for a concatenation, "~", "-x" (negation), "reduce &", ..., "&", "+",
+        "==", "<<", "?:", "signed", "unsigned", "word" of a memory, "+:" for part of a vector,
+        "choice" for one of several values by select bits.
     operands
         In the order of the text.
     width
         Bits of the value, before its place widens it.
     text
-        Text of a leaf.
+        Text of a constant; name of a wire or memory.
+    low
+        Lowest bit of a wire that is meant.
+    value
+        Of a constant.
+    whole
+        Whether a leaf is all of a wire.
+    undefined
+        Whether no bit of a constant is defined.
     """
 
     operator: str
     operands: tuple["Expression", ...]
     width: int
     text: str = ""
+    low: int = 0
+    value: int | None = None
+    whole: bool = False
+    undefined: bool = False
 
     @property
-    def extends(self) -> bool:
-        """Whether a wider place cannot change the value, since no operand sees that width.
+    def is_name(self) -> bool:
+        """Whether it is a wire or part of one."""
+        return not self.operator and self.value is None
 
-        Bitwise operators and choices would do too, but linters complain.
-        """
-        return self.operator in ("", "{}", *_COMPARISONS) or self.operator.startswith("reduce")
+    def leaves(self) -> Iterator["Expression"]:
+        """Yield the wires and parts of wires in it."""
+        if self.is_name:
+            yield self
+        for operand in self.operands:
+            yield from operand.leaves()
+
+    def mapped(self, change: Callable[["Expression"], "Expression"]) -> "Expression":
+        """Return it with every wire or part of one changed."""
+        if not self.operator:
+            return change(self) if self.is_name else self
+        operands = tuple(operand.mapped(change) for operand in self.operands)
+        if operands == self.operands:
+            return self
+        if self.operator == "{}":
+            return joined(operands)
+        return Expression(self.operator, operands, self.width, self.text)
 
     def __str__(self) -> str:
         """Return the Verilog text."""
         if not self.operator:
-            return self.text
+            if self.value == 0 and self.width > _LONGEST:
+                return f"{{{self.width}{{1'h0}}}}"
+            if self.whole or self.value is not None:
+                return self.text
+            high = self.low + self.width - 1
+            return f"{self.text}[{high}:{self.low}]" if self.width > 1 else f"{self.text}[{high}]"
         if self.operator == "{}":
             runs = [(text, len(list(run))) for text, run in groupby(map(str, self.operands))]
             parts = [
@@ -70,25 +128,74 @@ class Expression:
         if self.operator == "?:":
             choice, *branches = map(self._inner, self.operands)
             return f"{choice} ? {' : '.join(branches)}"
+        if self.operator in ("signed", "unsigned"):
+            return f"${self.operator}({self.operands[0]})"
+        if self.operator == "word":
+            return f"{self.text}[{self.operands[0]}]"
+        if self.operator == "+:":
+            return f"{self.operands[0].text}[{self.operands[1]} +: {self.width}]"
         if len(self.operands) == 1:
-            return self.operator.removeprefix("reduce ") + self._inner(self.operands[0])
+            operator = "-" if self.operator == "-x" else self.operator.removeprefix("reduce ")
+            return operator + self._inner(self.operands[0])
         return f" {self.operator} ".join(map(self._inner, self.operands))
 
     def _inner(self, operand: "Expression") -> str:
         """Return an operand's text, in parentheses where they tell something."""
-        bare = operand.operator in ("", "{}") or (
-            len(self.operands) > 1 and operand.operator in ("~", "reduce !")
+        bare = operand.operator in ("", "{}", "signed", "unsigned", "word", "+:") or (
+            len(self.operands) > 1 and operand.operator == "~"
         )
-        if bare or (operand.operator == self.operator and self.operator in _BITWISE):
+        if bare or (operand.operator == self.operator and self.operator in BITWISE):
             return str(operand)
         return f"({operand})"
 
 
-def parse(text: str, widths: Mapping[str, int]) -> Expression | None:
-    """Return the expression, or None for a form that this module does not know.
+def constant(value: int, width: int) -> Expression:
+    """Return a constant."""
+    text = f"{width}'h{value:0{(width + 3) // 4}x}"
+    return Expression("", (), width, text, value=value)
 
-    ``widths`` has all names with their bits.
-    """
+
+def zeros(width: int) -> Expression:
+    """Return so many bits of zero."""
+    return constant(0, width)
+
+
+def part(name: str, low: int, width: int, whole: int) -> Expression:
+    """Return bits of the wire ``name``, which has ``whole`` of them."""
+    return Expression("", (), width, name, low, whole=width == whole)
+
+
+def joined(members: tuple[Expression, ...]) -> Expression:
+    """Return the concatenation of members, the highest bits first, as short as can be."""
+    flat = [
+        m for member in members for m in (member.operands if member.operator == "{}" else [member])
+    ]
+    result: list[Expression] = []
+    for member in flat:
+        last = result[-1] if result else None
+        if last and last.value is not None and member.value is not None:
+            value = last.value << member.width | member.value
+            result[-1] = constant(value, last.width + member.width)
+        elif (
+            last
+            and last.is_name
+            and member.is_name
+            and last.text == member.text
+            and last.low == member.low + member.width
+        ):
+            result[-1] = Expression("", (), last.width + member.width, last.text, member.low)
+        else:
+            result.append(member)
+    if len(result) == 1:
+        return result[0]
+    return Expression("{}", tuple(result), sum(member.width for member in result))
+
+
+def parse(text: str, names: Names) -> Expression | None:
+    """Return the expression, or None for a form that this module does not know."""
+    if (read := _READ.fullmatch(text.strip())) and read[1] in names.memories:
+        address = parse(read[2], names)
+        return address and Expression("word", (address,), names.memories[read[1]], read[1])
     tokens = []
     position = 0
     while position < len(text.rstrip()):
@@ -98,101 +205,92 @@ def parse(text: str, widths: Mapping[str, int]) -> Expression | None:
         tokens.append(match[1])
         position = match.end()
     try:
-        expression = _whole(tokens, widths)
+        expression = _whole(tokens, names)
     except (KeyError, IndexError, ValueError):
         return None
     return None if tokens else expression
 
 
-def _whole(tokens: list[str], widths: Mapping[str, int]) -> Expression:
+def _whole(tokens: list[str], names: Names) -> Expression:
     """Take an operator with its operands off the front of ``tokens``."""
-    if tokens[0] == "~" or tokens[0] in _REDUCTIONS:
+    if tokens[0] in names.choices:
+        return _choice(tokens, names)
+    if tokens[0] in ("~", "-", "+") or tokens[0] in _REDUCTIONS:
         operator = tokens.pop(0)
-        operand = _take(tokens, widths)
-        if operator == "~":
-            return Expression("~", (operand,), operand.width)
+        operand = _take(tokens, names)
+        if operator == "+":
+            return operand
+        if operator in ("~", "-"):
+            return Expression("~" if operator == "~" else "-x", (operand,), operand.width)
         members = operand.operands
-        if operator in _BITWISE and members and all(member.width == 1 for member in members):
+        if (
+            operator in BITWISE
+            and operand.operator == "{}"
+            and all(member.width == 1 for member in members)
+        ):
             return Expression(operator, members, 1)  # |{a, b} of single bits is a | b
         return Expression(f"reduce {operator}", (operand,), 1)
-    left = _take(tokens, widths)
+    left = _take(tokens, names)
     if not tokens:
         return left
     operator = tokens.pop(0)
-    right = _take(tokens, widths)
+    right = _take(tokens, names)
     if operator == "?":
         if tokens.pop(0) != ":":
             raise ValueError(operator)
-        other = _take(tokens, widths)
+        other = _take(tokens, names)
         return Expression("?:", (left, right, other), max(right.width, other.width))
-    if operator in _COMPARISONS:
+    if operator in (*COMPARISONS, "&&", "||"):
         return Expression(operator, (left, right), 1)
-    if operator in _BITWISE or operator in _ARITHMETIC:
+    if operator in MODULAR:
         return Expression(operator, (left, right), max(left.width, right.width))
-    if operator in ("<<", ">>"):
+    if operator in ("<<", ">>", ">>>"):
         return Expression(operator, (left, right), left.width)
     raise ValueError(operator)
 
 
-def _take(tokens: list[str], widths: Mapping[str, int]) -> Expression:
+def _choice(tokens: list[str], names: Names) -> Expression:
+    """Take a call of a function for a multiplexer: what if no select bit is set, values, bits."""
+    width = names.choices[tokens.pop(0)]
+    operands = []
+    for before in "(,,":
+        if tokens.pop(0) != before:
+            raise ValueError(before)
+        operands.append(_take(tokens, names))
+    if tokens.pop(0) != ")":
+        raise ValueError(")")
+    return Expression("choice", tuple(operands), width)
+
+
+def _take(tokens: list[str], names: Names) -> Expression:
     """Take a name, part of one, constant or concatenation off the front of ``tokens``."""
     token = tokens.pop(0)
+    if token == "$signed":
+        if tokens.pop(0) != "(":
+            raise ValueError(token)
+        operand = _take(tokens, names)
+        if tokens.pop(0) != ")":
+            raise ValueError(token)
+        return Expression("signed", (operand,), operand.width)
     if token == "{":
-        members = [_take(tokens, widths)]
+        members = [_take(tokens, names)]
         while (separator := tokens.pop(0)) == ",":
-            members.append(_take(tokens, widths))
+            members.append(_take(tokens, names))
         if separator != "}":
             raise ValueError(separator)
         return Expression("{}", tuple(members), sum(member.width for member in members))
-    if constant := _CONSTANT.match(token):
-        return Expression("", (), int(constant[1]), token)
-    part = _PART.fullmatch(token)
-    if not part:
+    if match := _CONSTANT.fullmatch(token):
+        width, digits = int(match[1]), match[3]
+        plain = re.sub("[xz]", "0", digits)
+        value = int(plain, _BASES[match[2]])
+        text = token if plain == digits else constant(value, width).text
+        undefined = not digits.strip("xz")
+        return Expression("", (), width, text, value=value, undefined=undefined)
+    match = _PART.fullmatch(token)
+    if not match:
         raise ValueError(token)
-    width = widths[part[1]]
-    if part[2]:
-        width = int(part[2]) - int(part[3] or part[2]) + 1
-    return Expression("", (), width, token)
-
-
-def substitute(
-    expression: Expression, name: str, value: Expression, place: int
-) -> Expression | None:
-    """Return ``expression`` with ``value`` for the leaf ``name``; None if that changes its meaning.
-
-    ``value`` has the width of ``name``; ``place`` is the width of what the expression is assigned
-    to.
-    """
-    try:
-        return _replace(expression, name, value, max(place, expression.width))
-    except ValueError:
-        return None
-
-
-def _replace(expression: Expression, name: str, value: Expression, place: int) -> Expression:
-    if not expression.operator:
-        if expression.text == name:
-            if place > value.width and not value.extends:
-                raise ValueError(name)
-            return value
-        if re.match(rf"{name}\b", expression.text):
-            raise ValueError(name)  # a part of it; Verilog has no part of an expression
-        return expression
-    operands = expression.operands
-    places = [place] * len(operands)
-    if expression.operator in ("{}", "&&", "||") or expression.operator.startswith("reduce"):
-        places = [operand.width for operand in operands]
-    elif expression.operator in _COMPARISONS:
-        places = [max(operand.width for operand in operands)] * 2
-    elif expression.operator == "?:":
-        places[0] = operands[0].width
-    elif expression.operator in ("<<", ">>"):
-        places[1] = operands[1].width
-    return Expression(
-        expression.operator,
-        tuple(
-            _replace(operand, name, value, width)
-            for operand, width in zip(operands, places, strict=True)
-        ),
-        expression.width,
-    )
+    whole = names.widths[match[1]]
+    if not match[2]:
+        return part(match[1], 0, whole, whole)
+    low = int(match[3] or match[2])
+    return part(match[1], low, int(match[2]) - low + 1, whole)

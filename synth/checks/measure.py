@@ -11,7 +11,7 @@ from pathlib import Path
 from m2xfp.facts import EmittedFiles
 from m2xfp.rtl.catalog import Instance
 from m2xfp.rtl.verilog.emit import emit
-from m2xfp.synth.flow.lint import lint_file
+from m2xfp.synth.flow.lint import lint_file, linters
 from m2xfp.tb.bench import find_bench, random_operands
 from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
 from m2xfp.tb.four_state import FourStateError, run_regression
@@ -53,7 +53,7 @@ def _lint(instance: Instance, files: EmittedFiles, folder: Path) -> int:
     findings = lint_file(files.verilog, files.top)
     if findings:
         raise AssertionError("\n".join(findings))
-    return 2
+    return len(linters()[0])
 
 
 def _cases(instance: Instance) -> Iterator[Case]:
@@ -83,7 +83,9 @@ def _second(instance: Instance, files: EmittedFiles, folder: Path) -> int:
 
 
 CHECKS = {
-    "lint": _Check("tools", "Verilator with all warnings, yosys' structural checks", _lint),
+    "lint": _Check(
+        "tools", "Verilator, slang, Icarus and verible with all warnings, yosys' checks", _lint
+    ),
     "regression": _Check("beats", "every case of the unit's regression in Verilator", _regression),
     "streams": _Check("tests", "cocotb: stalls, full rate, latency, resets", _streams),
     "second": _Check("beats", "a part of each case in Icarus, four-state", _second),

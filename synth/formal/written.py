@@ -9,7 +9,7 @@ from pathlib import Path
 
 from m2xfp.rtl.verilog.component import EmittedModule
 from m2xfp.rtl.verilog.emit import yosys_verilog
-from m2xfp.rtl.verilog.writer import plain_names
+from m2xfp.rtl.verilog.names import plain_names
 from m2xfp.synth.formal.design import Design
 from m2xfp.synth.formal.engines import Outcome
 from m2xfp.synth.formal.equivalence import NotEqualError, prove_equal, read

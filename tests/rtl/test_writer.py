@@ -10,7 +10,8 @@ from choices import usual_first
 from m2xfp.rtl.catalog import find_unit, select
 from m2xfp.rtl.verilog.component import EmittedModule
 from m2xfp.rtl.verilog.emit import yosys_verilog
-from m2xfp.rtl.verilog.expression import Expression, parse, substitute
+from m2xfp.rtl.verilog.exact import exact, substitute
+from m2xfp.rtl.verilog.expression import Expression, Names, parse, part
 from m2xfp.rtl.verilog.writer import rewrite
 from m2xfp.synth.formal.equivalence import NotEqualError
 from m2xfp.synth.formal.written import prove_written
@@ -63,7 +64,7 @@ def test_written_equals_amaranths(names: tuple[str, str], tmp_path: Path) -> Non
 
 # A change of the written text, of its first place that fits, whatever the names are there.
 PLANTED = {
-    "swapped operands of a subtraction": (r"= (\w+) - (\d'h\w+);", r"= \2 - \1;"),
+    "swapped operands of a subtraction": (r"\((\w+) - (\d'h\w+)\)", r"(\2 - \1)"),
     "dropped inversion": (r"~(?=\w+ &)", ""),
     "wrong slice": (r"(\.\w+\(\w+)\[31:0\]", r"\1[32:1]"),
     "wire too narrow": (r"wire \[17:0\] (?=\w+ =)", "wire [16:0] "),
@@ -99,32 +100,114 @@ def test_the_proof_notices_a_wrong_writer(monkeypatch: pytest.MonkeyPatch, tmp_p
         prove(*names, tmp_path)
 
 
+def no_cut(e: Expression) -> Expression:
+    raise AssertionError(f"{e} needs a wire of its own")
+
+
+NAMES = Names(
+    {"a": 1, "b": 1, "t": 1, "v": 4, "w": 4, "w2": 4, "long": 16}, {"table": 4}, {"choice_0": 4}
+)
+
+
 @pytest.mark.parametrize(
-    ("use", "value", "width", "place", "folded"),
+    ("text", "width", "written"),
     [
-        ("a & t", "~ b", 1, 1, "a & ~b"),
-        ("{ t, a }", "~ b", 1, 2, "{~b, a}"),
-        ("v + t", "a & b", 1, 4, None),  # not at its own width there
-        ("v + t", "~ b", 1, 4, None),  # would become four bits, three of them ones
-        ("v + t", "v == w", 1, 4, "v + (v == w)"),
-        ("v + w2", "v - w", 4, 5, None),
-        ("{ w2, a }", "v - w", 4, 5, "{v - w, a}"),
-        ("w2 == v", "v - w", 4, 1, "(v - w) == v"),
-        ("t ? v : w", "a | b", 1, 4, "(a | b) ? v : w"),
-        ("w2[1] & a", "v - w", 4, 1, None),  # no part of an expression
-        ("| { t, a }", "~ b", 1, 1, "~b | a"),
+        ("v + a", 4, "v + {3'h0, a}"),
+        ("v + a", 5, "{1'h0, v} + {4'h0, a}"),
+        ("v + 1'h1", 6, "{2'h0, v} + 6'h01"),
+        ("v + 7'h41", 4, "v + 4'h1"),
+        ("~ v", 6, "~{2'h0, v}"),
+        ("~ v", 2, "~v[1:0]"),
+        ("- v", 5, "-{1'h0, v}"),
+        ("v & w", 6, "{2'h0, v} & {2'h0, w}"),
+        ("v == w", 3, "{2'h0, v == w}"),
+        ("v == 2'h2", 1, "v == 4'h2"),
+        ("v == 6'h02", 1, "v == 4'h2"),
+        ("v == 6'h22", 1, "{2'h0, v} == 6'h22"),
+        ("long > v", 1, "long > {12'h000, v}"),
+        ("! v", 1, "v == 4'h0"),
+        ("! a", 1, "~a"),
+        ("v && a", 1, "(|v) & a"),
+        ("| v", 2, "{1'h0, |v}"),
+        ("a ? v : w2[1:0]", 4, "a ? v : {2'h0, w2[1:0]}"),
+        ("v ? a : b", 1, "(|v) ? a : b"),
+        ("a ? 4'hx : v", 4, "v"),
+        ("a ? v : 4'hx", 4, "v"),
+        ("a ? v : 4'bx01x", 4, "a ? v : 4'h2"),
+        ("$signed(v) + $signed(w)", 5, "{v[3], v} + {w[3], w}"),
+        ("$signed(v) - $signed({ 1'h0, a })", 4, "v - {3'h0, a}"),
+        ("$signed(v) < $signed(w2[1:0])", 1, "$signed(v) < $signed({w2[1], w2[1], w2[1:0]})"),
+        (
+            "$signed(v) * $signed(w)",
+            5,
+            "$unsigned($signed({v[3], v}) * $signed({w[3], w}))",
+        ),
+        ("v * w", 8, "{4'h0, v} * {4'h0, w}"),
+        ("v << w", 6, "{2'h0, v} << w"),
+        ("$signed(v) << w", 6, "{v[3], v[3], v} << w"),
+        ("v >> w", 4, "v >> w"),
+        ("v >> w", 6, "{2'h0, v >> w}"),
+        ("$signed(v) >>> w", 4, "$unsigned($signed(v) >>> w)"),
+        ("long >> { v[1:0], 2'h0 }", 4, "long[{v[1:0], 2'h0} +: 4]"),
+        ("long >> { v[0], 2'h0 }", 4, "long[{1'h0, v[0], 2'h0} +: 4]"),
+        ("table[v]", 6, "{2'h0, table[v]}"),
+        ("choice_0(4'hx, { v, w }, { a, b })", 4, "({4{b}} & w) | ({4{a}} & v)"),
+        ("choice_0(4'h0, { v, 4'hf }, { a, b })", 4, "{4{b}} | ({4{a}} & v)"),
+        ("choice_0(w2, { v, w }, { a, b })", 4, "(b | a) ? (({4{b}} & w) | ({4{a}} & v)) : w2"),
+        (
+            "choice_0(4'hx, { v, w }, w2[1:0])",
+            2,
+            "({w2[0], w2[0]} & w[1:0]) | ({w2[1], w2[1]} & v[1:0])",
+        ),
     ],
 )
-def test_folding(use: str, value: str, width: int, place: int, folded: str | None) -> None:
-    widths = {"a": 1, "b": 1, "t": 1, "v": 4, "w": 4, "w2": 4}
-    outer, inner = parse(use, widths), parse(value, widths)
+def test_exact_widths(text: str, width: int, written: str) -> None:
+    source = parse(text, NAMES)
+    assert source
+    value = exact(source, width, no_cut)
+    assert value.width == width
+    assert str(value) == written
+
+
+@pytest.mark.parametrize("text", ["long >> v", "v >> w", "table[v]", "$signed(v) >>> w"])
+def test_a_part_of_an_expression_is_cut_from_a_wire(text: str) -> None:
+    """Verilog has no part of an expression."""
+    cut: list[str] = []
+
+    def wire(e: Expression) -> Expression:
+        cut.append(str(e))
+        return part("t9", 0, e.width, e.width)
+
+    source = parse(text, NAMES)
+    assert source
+    assert str(exact(source, 2, wire)) == "t9[1:0]"
+    assert len(cut) == 1
+
+
+@pytest.mark.parametrize(
+    ("use", "value", "folded"),
+    [
+        ("a & t", "~ b", "a & ~b"),
+        ("{ t, a }", "~ b", "{~b, a}"),
+        ("v + t", "a & b", "v + {3'h0, a & b}"),
+        ("v + t", "v == w", "v + {3'h0, v == w}"),
+        ("v + w2", "v - w", "v + (v - w)"),
+        ("{ w2, a }", "v - w", "{v - w, a}"),
+        ("w2 == v", "v - w", "(v - w) == v"),
+        ("t ? v : w", "a | b", "(a | b) ? v : w"),
+        ("w2[1] & a", "v - w", None),  # no part of an expression
+        ("| { t, a }", "~ b", "~b | a"),
+    ],
+)
+def test_folding(use: str, value: str, folded: str | None) -> None:
+    outer, inner = parse(use, NAMES), parse(value, NAMES)
     assert outer
     assert inner
-    assert inner.width == width
-    result = substitute(outer, "t" if "t" in re.findall(r"\w+", use) else "w2", inner, place)
+    name = "t" if "t" in re.findall(r"\w+", use) else "w2"
+    result = substitute(exact(outer, outer.width, no_cut), name, exact(inner, inner.width, no_cut))
     assert (str(result) if result else None) == folded
 
 
-@pytest.mark.parametrize("text", ["$signed(a) + $signed(b)", "f(a, b)", "- a", "a +", "other & a"])
+@pytest.mark.parametrize("text", ["f(a, b)", "a +", "other & a", "a ** b", "choice_0(v, w)"])
 def test_unknown_forms_stay(text: str) -> None:
-    assert parse(text, {"a": 1, "b": 1}) is None
+    assert parse(text, NAMES) is None

