@@ -180,7 +180,7 @@ def test_the_main_job(sim_dir: Path, tmp_path: Path) -> None:
     assert f"weight_encoder bf16-kv: {weights} groups" in lines[1]
     assert lines[1].endswith(": 0 mismatches")
     assert re.match(r"gemm_core .* of peak: 0 and 0 mismatches$", lines[2])
-    assert re.match(r"mixed_gemm .*: 0 mismatches$", lines[3])
+    assert re.match(r"mixed_gemm .*: 0 and 0 mismatches$", lines[3])
     assert re.match(r"asymmetric_dot_product .* in amxfp4 x .*: 0 mismatches$", lines[4])
     assert re.match(r"switching_dot_product .* \+ 128 mxfp8-e4m3: .*: 0 mismatches$", lines[5])
     assert re.match(
