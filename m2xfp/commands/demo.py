@@ -114,7 +114,8 @@ def _rows(planes: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 def _losses(windows: Tensor, activations: str, cache: Path) -> Tensor:
     """Return the losses [n] of windows with layer inputs in a format, with a progress bar."""
-    from m2xfp.models.evaluate import Case, bundled_losses
+    from m2xfp.models.cases import Case
+    from m2xfp.models.evaluate import bundled_losses
     from m2xfp.progress import track
 
     with track(total=len(windows), desc=f"perplexity, {activations}", unit="window") as bar:

@@ -20,7 +20,7 @@ from m2xfp.extras import require
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from m2xfp.models.evaluate import Case
+    from m2xfp.models.cases import Case
     from m2xfp.rtl.catalog import Instance
     from m2xfp.synth.flow.pdk import Pdk
 

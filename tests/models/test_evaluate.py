@@ -20,19 +20,10 @@ from m2xfp.cli import cli
 from m2xfp.errors import InputError, M2xfpError, MissingToolError, UnknownNameError
 from m2xfp.golden import get_format
 from m2xfp.models import checkpoints, evaluate, results
+from m2xfp.models.cases import FP, Case, check_cases, parse_format
 from m2xfp.models.checkpoints import dispatch, open_checkpoint
-from m2xfp.models.evaluate import (
-    FP,
-    Case,
-    bootstrap,
-    bundled_losses,
-    check_cases,
-    head_layers,
-    parse_format,
-    perplexity,
-    quantized,
-    window_nats,
-)
+from m2xfp.models.evaluate import bootstrap, bundled_losses, perplexity, quantized, window_nats
+from m2xfp.models.layers import head_layers
 from m2xfp.models.linear import QuantLinear
 from m2xfp.models.lm import HELD_OUT, LanguageModel, ModelConfig, save_model
 from m2xfp.models.quantized import linear_layers, quantize_model
