@@ -177,7 +177,10 @@ def _write(
                 bar.update(len(jobs))
                 continue
             outlines = {own: told for job in jobs for own, told in job.outlines.items()}
-            with write_shard(part / name, outlines, texts) as writer:
+            told = {own: text for job in jobs for own, text in job.texts.items()}
+            if told:  # torchao's files list what they hold
+                told["tensor_names"] = json.dumps(list(told))
+            with write_shard(part / name, outlines, {**texts, **told}) as writer:
                 for job in jobs:
                     for tensor_name, tensor in job.make().items():
                         writer.put(tensor_name, tensor)
