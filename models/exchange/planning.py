@@ -12,6 +12,7 @@ from torch import Tensor
 
 from m2xfp.errors import UnknownNameError
 from m2xfp.golden.formats.format import Format, get_format
+from m2xfp.models.exchange.gguf import GGUF_LAYOUTS
 from m2xfp.models.exchange.joining import (
     check_values,
     in_power_of_two,
@@ -52,17 +53,23 @@ class Target:
     layout: Layout | None = None
     dtype: torch.dtype | None = None
 
+    @property
+    def is_file(self) -> bool:
+        """Whether it is one file, NAME.gguf, and no folder."""
+        return self.name in GGUF_LAYOUTS
+
 
 def find_target(name: str) -> Target:
     """Return a target: a layout, a type of PyTorch's, or a format of ``m2xfp formats``."""
-    if name in LAYOUTS:
-        return Target(name, LAYOUTS[name].whole, LAYOUTS[name])
+    layouts = {**LAYOUTS, **GGUF_LAYOUTS}
+    if name in layouts:
+        return Target(name, layouts[name].whole, layouts[name])
     if name in _DTYPES:
         return Target(name, dtype=_DTYPES[name])
     try:
         return Target(name, get_format(name))
     except UnknownNameError as error:
-        known = (*LAYOUTS, *_DTYPES, *error.known)
+        known = (*layouts, *_DTYPES, *error.known)
         raise UnknownNameError("target", name, known) from error
 
 

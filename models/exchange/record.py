@@ -153,7 +153,10 @@ class Layout:
                 f"{weight} has rows of {packed.shape[-1]} values, no multiple of "
                 f"{packed.format.block.group}, which {self.name} needs; leave it out (--skip)"
             )
-        planes = self.write(packed)
+        try:
+            planes = self.write(packed)
+        except InputError as error:
+            raise InputError(f"{weight} as {self.name}: {error}") from error
         return {self.tensor_name(weight, plane): tensor for plane, tensor in planes.items()}
 
 
