@@ -100,8 +100,9 @@ def _fact(name: str, value: Any) -> Fact:
 def _tokenizer(source: Source, config: Any) -> Iterator[Fact]:
     """Yield the facts of a tokenizer."""
     file = source.folder / "tokenizer.json"
-    told = read_json(file) if file.is_file() else None
-    model = told.get("model") if isinstance(told, dict) else None
+    found = read_json(file) if file.is_file() else None
+    told: dict[str, Any] = found if isinstance(found, dict) else {}
+    model = told.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE" or not _of_bytes(told):
         kind = model.get("type") if isinstance(model, dict) else None
         raise InputError(

@@ -221,9 +221,9 @@ def _text(packed: Packed | None, dtype: torch.dtype) -> str:
 
 def _config(element: str | None) -> dict[str, Any]:
     """Return torchao's configuration of a model with such weights, as its JSON."""
-    if element is None:
-        kind, kept = "NVFP4WeightOnlyConfig", {"use_dynamic_per_tensor_scale": True}
-    else:
+    kept: dict[str, Any] = {"use_dynamic_per_tensor_scale": True}
+    kind = "NVFP4WeightOnlyConfig"
+    if element is not None:
         kind = "MXDynamicActivationMXWeightConfig"
         kept = {
             "block_size": 32,
@@ -261,7 +261,7 @@ def _write(packed: Packed) -> dict[str, Tensor]:
 
 def torchao_layouts() -> list[Layout]:
     """Return the layouts of checkpoint folders of torchao, whose scales stand row by row."""
-    elements: dict[str | None, str] = {**_ELEMENTS, None: "nvfp4:tensor_scale=auto"}
+    known: list[tuple[str | None, str]] = [*_ELEMENTS.items()]
     return [
         Layout(
             name=f"torchao-{fmt.partition(':')[0]}",
@@ -279,5 +279,5 @@ def torchao_layouts() -> list[Layout]:
             prefix="_",
             text=_text,
         )
-        for element, fmt in elements.items()
+        for element, fmt in (*known, (None, "nvfp4:tensor_scale=auto"))
     ]
