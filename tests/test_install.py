@@ -112,6 +112,7 @@ NEEDS = {
     ("study", "gemm-layer"): "golden,sim",
     ("study", "gemm-perplexity"): "golden,sim",
     ("study", "libraries"): "golden",
+    ("study", "model"): "golden",
     ("study", "perplexity"): "golden",
     ("study", "recipes"): "golden",
     ("study", "sqnr"): "golden",
