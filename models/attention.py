@@ -34,6 +34,9 @@ class QuantAttention(TorchFunctionMode):
     seed
         Rotate queries and keys by Hadamard blocks with signs of this seed before they are
         quantized: the width of a head must be a multiple of 32. None for no rotation.
+    renormalize
+        Divide the results by the sum of the quantized probabilities, which is not 1: a column of
+        ones beside the values has the product give it too.
 
     Members
     -------
@@ -50,9 +53,10 @@ class QuantAttention(TorchFunctionMode):
         operands: Format | str = "m2xfp-act",
         arithmetic: Arithmetic | str = FLOAT,
         seed: int | None = None,
+        renormalize: bool = False,
     ) -> None:
         super().__init__()
-        self.seed = seed
+        self.seed, self.renormalize = seed, renormalize
         self.cache = per_token(get_format(cache) if isinstance(cache, str) else cache, "cache")
         self.operands = on_the_fly(operands, "operands")
         if isinstance(arithmetic, str):
@@ -89,7 +93,19 @@ class QuantAttention(TorchFunctionMode):
         scores = self._product(query, key, enable_gqa)
         weights = attention_weights(scores, factor, attn_mask, is_causal=is_causal)
         probabilities = weights.to(query.dtype)
-        return self._product(probabilities, value.transpose(-1, -2), enable_gqa)
+        return self._mean(probabilities, value.transpose(-1, -2), enable_gqa)
+
+    def _mean(self, probabilities: Tensor, values: Tensor, shared: bool) -> Tensor:
+        """Return the mean of values [..., h, N, K] that probabilities [..., H, M, K] weigh."""
+        if not self.renormalize:
+            return self._product(probabilities, values, shared)
+        ones = torch.ones_like(values[..., :1, :])
+        product = self._product(probabilities, torch.cat((values, ones), -2), shared).float()
+        # What a one becomes in the cache's format is known: in NVFP4 33/32, in most others 1.
+        one = self.cache.fake_quantize(ones[..., :1]).flatten()[0].float()
+        total = product[..., -1:] / one
+        found = product[..., :-1] / torch.where(total > 0, total, 1.0)
+        return found.to(probabilities.dtype)
 
     def _rotated(self, query: Tensor, key: Tensor, seed: int) -> tuple[Tensor, Tensor, float]:
         """Return queries and keys rotated, and what their products are to be multiplied by."""

@@ -16,12 +16,12 @@ from m2xfp.errors import InputError, M2xfpError, MissingToolError
 from m2xfp.golden.formats.format import Format
 from m2xfp.golden.formats.packed import PLANES, PackedTensor
 from m2xfp.models.arithmetic import Arithmetic
-from m2xfp.models.evaluate import head_layers
 from m2xfp.models.inputs import input_quantizer, weight_format
 from m2xfp.models.layers import (
     Weight,
     check_weights,
     find_layers,
+    head_layers,
     is_plain_linear,
     is_transposed_linear,
 )

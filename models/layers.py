@@ -23,6 +23,7 @@ __all__ = [
     "Weight",
     "check_weights",
     "find_layers",
+    "head_layers",
     "is_plain_linear",
     "is_transposed_linear",
     "multiplied_weights",
@@ -287,3 +288,13 @@ def check_weights(weights: Iterable[Weight], allow_nan: bool) -> None:
             f"NaN or infinity in weights: {told}; each makes its whole group NaN. Repair the "
             "checkpoint, or go on with allow_nan=True (--allow-nan)"
         )
+
+
+def head_layers(model: nn.Module) -> list[str]:
+    """Return the name of the layer that makes the logits, which is usually not quantized.
+
+    Empty if the model does not say (``get_output_embeddings``), or if the layer is no linear one.
+    """
+    find = getattr(model, "get_output_embeddings", None)
+    head = find() if callable(find) else None
+    return [name for name, layer in model.named_modules() if layer is head] if head else []

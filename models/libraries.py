@@ -55,6 +55,7 @@ def findings() -> list[Finding]:
         ("torch", _floating_logarithm),
         ("torch", _half_up),
         ("torch", _logarithm_of_groups),
+        ("torch", _code_of_eight),
         ("torchao", _torchao),
         ("torchao", _torchao_rceil),
         ("compressed_tensors", _compressed_tensors),
@@ -166,6 +167,31 @@ def _half_up() -> list[Finding]:
     codes = encode_magnitude(y, E2M1, ties="away").numpy()
     ours = encode_magnitude(y, E2M1).numpy()
     return [_finding("microxcaling's formula", "E2M1: rounding of ties", y.numpy(), codes, ours)]
+
+
+def _code_of_eight() -> list[Finding]:
+    """Compare MX-QLLM's int4-asym, without a limit of its codes, where min and max are opposite.
+
+    The smallest value over the scale is -7.5 then, so the zero point is 0 and the largest is 7.5.
+    """
+    x = torch.randn(1000, 32, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    x[:, 0] = x.abs().amax(-1)
+    x[:, 1] = -x[:, 0]
+    step = (2 * x[:, :1]) / 15
+    zero = -(x[:, 1:2] / step).round() - 8
+    theirs = (x / step + zero).round().amax(-1)
+    codes = get_format("int4-asym").quantize(x).unpack()[0].flatten(0, -2).long()
+    ours = torch.where(codes > 7, codes - 16, codes).amax(-1)
+    subject = "int4-asym: largest code of groups whose largest value is minus the smallest"
+    return [
+        _finding(
+            "MX-QLLM's formula",
+            subject,
+            x[:, 0].double().numpy(),
+            theirs.double().numpy(),
+            ours.double().numpy(),
+        )
+    ]
 
 
 def _torchao() -> list[Finding]:

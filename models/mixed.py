@@ -28,7 +28,8 @@ from m2xfp.golden.formats.mixed import (
     mxquant_splits_of,
 )
 from m2xfp.models.arithmetic import FLOAT, Arithmetic
-from m2xfp.models.evaluate import Case, quantized
+from m2xfp.models.cases import Case
+from m2xfp.models.evaluate import quantized
 from m2xfp.models.layers import Coverage, check_weights, find_layers, listed
 from m2xfp.models.quantized import linear_layers, replace_module
 

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from m2xfp.models.arithmetic import FLOAT, Arithmetic
+from m2xfp.models.cases import FP, Case
 from m2xfp.models.checkpoints import Checkpoint
-from m2xfp.models.evaluate import FP, Case, head_layers, quantized, window_nats
+from m2xfp.models.evaluate import quantized, window_nats
+from m2xfp.models.layers import head_layers
 from m2xfp.models.quantized import coverage, set_arithmetic
 from m2xfp.models.recipes.calibration import read_windows
 from m2xfp.models.recipes.recipe import Calibration, Recipe, parse_steps
@@ -19,10 +21,13 @@ from m2xfp.models.results import Outcome, figures
 from m2xfp.models.texts import read_text
 from m2xfp.models.windows import cut
 
-__all__ = ["BEST", "recipe_cases", "recipe_figures"]
+__all__ = ["BEST", "BEST_ATTENTION", "recipe_cases", "recipe_figures"]
 
 BEST = "rotate:mode=online,awq,gptq"
 """Steps that are good on both models."""
+
+BEST_ATTENTION = "rotate:mode=online,awq,renormalize,gptq"
+"""The same where the attention is quantized, which ``gptq`` sees."""
 
 _M2XFP, _NVFP4 = ("m2xfp-weight", "m2xfp-act"), ("nvfp4", "nvfp4")
 _NO_ATTENTION = ("none", "none")
@@ -42,8 +47,10 @@ _ROWS: tuple[_Row, ...] = (
     *((("none", "nvfp4"), steps, _ONCE) for steps in ("rotate:mode=online,awq",)),
     (("m2xfp-weight", "none"), "", _ONCE),
     (_M2XFP, BEST, ((_NO_ATTENTION, True), (_ELEM_EM, False), (_FP8, True))),
+    (_M2XFP, BEST_ATTENTION, ((_ELEM_EM, True),)),
     (("m2xfp-weight", "none"), "gptq", _ONCE),
     (_NVFP4, BEST, (*_ONCE, (_NVFP4, False))),
+    (_NVFP4, BEST_ATTENTION, ((_NVFP4, False),)),
 )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from m2xfp.files import atomic_path
-from m2xfp.models.evaluate import FP, Case, bootstrap
+from m2xfp.models.cases import FP, Case
+from m2xfp.models.evaluate import bootstrap
 from m2xfp.models.layers import Coverage
 from m2xfp.results import read_figures
 from m2xfp.tables import aligned_table

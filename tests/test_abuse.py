@@ -550,18 +550,19 @@ def test_losses_that_were_damaged_are_measured_again(
     import torch
 
     from m2xfp.models import evaluate
+    from m2xfp.models.cases import FP
     from m2xfp.models.lm import LanguageModel, ModelConfig
 
     torch.manual_seed(0)
     model = LanguageModel(ModelConfig(width=32, layers=1, heads=1, hidden=32, context=16)).eval()
     monkeypatch.setattr(evaluate, "load_model", lambda device: model)
     windows = torch.randint(256, (4, 16))
-    first = evaluate.bundled_losses(evaluate.FP, windows, tmp_path)
+    first = evaluate.bundled_losses(FP, windows, tmp_path)
     (kept,) = tmp_path.glob("losses-*.json")
     whole = kept.read_text()
     for wrong in (whole[:20], whole.replace("5", "6"), "[1]", ""):
         kept.write_text(wrong)
-        assert torch.equal(evaluate.bundled_losses(evaluate.FP, windows, tmp_path), first)
+        assert torch.equal(evaluate.bundled_losses(FP, windows, tmp_path), first)
         assert kept.read_text() == whole
 
 

@@ -117,6 +117,7 @@ NEEDS = {
     ("study", "libraries"): "golden",
     ("study", "mixed-layer"): "golden,sim",
     ("study", "paths", "pe_tile"): "synth",
+    ("study", "model"): "golden",
     ("study", "perplexity"): "golden",
     ("study", "recipes"): "golden",
     ("study", "sqnr"): "golden",

@@ -30,8 +30,9 @@ def _bytes(_context: click.Context, _option: click.Parameter, text: str) -> int:
     required=True,
     metavar="FORMAT",
     help="A format of `m2xfp formats` (a packed folder), a layout of another library "
-    "(mxfp4-pack-quantized, nvfp4-pack-quantized, modelopt-nvfp4, gpt-oss-mxfp4, ...), or "
-    "bfloat16, float16, float32 (a plain checkpoint).",
+    "(mxfp4-pack-quantized, nvfp4-pack-quantized, modelopt-nvfp4, gpt-oss-mxfp4, "
+    "torchao-mxfp4, ...), gguf-mxfp4 or gguf-nvfp4 (a file of llama.cpp), or bfloat16, float16, "
+    "float32 (a plain checkpoint).",
 )
 @click.option(
     "--skip",
@@ -52,7 +53,7 @@ def _bytes(_context: click.Context, _option: click.Parameter, text: str) -> int:
 def command(
     source: Path, target: Path, to: str, skip: tuple[str, ...], allow_nan: bool, shard_size: int
 ) -> None:
-    r"""Write the checkpoint SOURCE in another layout as the folder TARGET.
+    r"""Write the checkpoint SOURCE in another layout as TARGET, a folder or a file NAME.gguf.
 
     SOURCE is a folder of the Hugging Face layout with safetensors files: plain, quantized by
     compressed-tensors, NVIDIA Model-Optimizer, torchao or as gpt-oss is, or packed by m2xfp; or a
@@ -67,6 +68,7 @@ def command(
     m2xfp convert ~/models/Llama-3.2-1B llama-m2xfp --to m2xfp-weight
     m2xfp convert ~/models/Llama-3.2-1B llama-nvfp4 --to nvfp4-pack-quantized
     m2xfp convert ~/models/gpt-oss-20b gpt-oss-m2xfp --to m2xfp-weight
+    m2xfp convert ~/models/Llama-3.2-1B llama.gguf --to gguf-mxfp4
     m2xfp eval llama-m2xfp --text wiki.test.raw
     """
     require("torch", "safetensors", "transformers")

@@ -156,7 +156,8 @@ def _rows(planes: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 def _losses(windows: Tensor, activations: str, cache: Path) -> Tensor:
     """Return the losses [n] of windows with layer inputs in a format, with a progress bar."""
-    from m2xfp.models.evaluate import Case, bundled_losses
+    from m2xfp.models.cases import Case
+    from m2xfp.models.evaluate import bundled_losses
     from m2xfp.progress import track
 
     with track(total=len(windows), desc=f"perplexity, {activations}", unit="window") as bar:
@@ -319,9 +320,9 @@ def command(
     Verilog of the weight encoder. A whole linear layer follows, through the Verilog of the GEMM
     core: quantized, multiplied, quantized again; in segments of mixed formats, through that of the
     mixed GEMM; one with a scale for each sign and one in mixed formats, through dot products; and
-    the model writes a few bytes of text on the Verilog of the accelerator. Then: what MXFP4 and M2XFP do to these tensors
-    (SQNR) and to the model (perplexity), and the area of the unit. Exit status 1 if a single bit
-    differs.
+    the model writes a few bytes of text on the Verilog of the accelerator. Then: what MXFP4 and
+    M2XFP do to these tensors (SQNR) and to the model (perplexity), and the area of the unit. Exit
+    status 1 if a single bit differs.
 
     \b
     m2xfp demo

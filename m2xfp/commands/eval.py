@@ -16,7 +16,7 @@ from m2xfp.commands.recipe_options import asked_recipe, recipe_options
 from m2xfp.extras import require
 
 if TYPE_CHECKING:
-    from m2xfp.models.evaluate import Case
+    from m2xfp.models.cases import Case
     from m2xfp.models.layers import Coverage
     from m2xfp.models.results import Outcome
 
@@ -218,9 +218,10 @@ def command(
         require("lm_eval")
     from m2xfp.files import write_atomic
     from m2xfp.models.arithmetic import Arithmetic
+    from m2xfp.models.cases import FP, check_attention, check_cases, sweep_cases
     from m2xfp.models.checkpoints import dispatch, open_checkpoint
     from m2xfp.models.devices import find_device, joined_processes
-    from m2xfp.models.evaluate import FP, check_attention, check_cases, head_layers, sweep_cases
+    from m2xfp.models.layers import head_layers
     from m2xfp.models.recipes.calibration import read_windows
     from m2xfp.models.tasks import find_tasks
     from m2xfp.models.texts import read_text
@@ -287,7 +288,8 @@ def command(
         )
 
     def measure(case: Case, quiet: bool) -> Outcome:
-        from m2xfp.models.evaluate import Case, window_nats
+        from m2xfp.models.cases import Case
+        from m2xfp.models.evaluate import window_nats
         from m2xfp.models.mixed import MixedCase, coverage_of, prepared
         from m2xfp.models.quantized import coverage, stored_formats
         from m2xfp.models.results import Outcome

@@ -21,7 +21,7 @@ from m2xfp.extras import require
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from m2xfp.models.evaluate import Case
+    from m2xfp.models.cases import Case
     from m2xfp.rtl.catalog import Instance
     from m2xfp.synth.flow.pdk import Pdk
 
@@ -360,6 +360,55 @@ def perplexity(device: str, windows: int | None, batch: int, output: Path | None
     _finish(output, FILE, figures, study_tables(figures).values())
 
 
+@command.command("model", short_help="A model in the formats of the page of evaluations.")
+@click.argument("model", required=False, type=InputPath(path_type=Path))
+@click.option("--hardware", is_flag=True, help="In the arithmetic of the chip.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
+@click.option("--context", type=click.IntRange(2, 1 << 30), help="Tokens a window.")
+@click.option("--windows", type=COUNT, help="Use so many windows, evenly spread.")
+@click.option("--batch", type=COUNT, default=4, show_default=True, help="Windows a pass.")
+@_OUTPUT
+def model_table(
+    model: Path | None,
+    hardware: bool,
+    device: str,
+    context: int | None,
+    windows: int | None,
+    batch: int,
+    output: Path | None,
+) -> None:
+    r"""Evaluate MODEL (as for `m2xfp eval`) in the formats that the page of evaluations compares.
+
+    Minutes on a large GPU, hours on two CPU cores.
+
+    \b
+    m2xfp study model smollm2 --context 1024 -o docs/results
+    m2xfp study model smollm2 --context 1024 --hardware -o docs/results
+    """
+    require("torch", "safetensors")
+    from m2xfp.models.checkpoints import open_checkpoint
+    from m2xfp.models.devices import find_device
+    from m2xfp.models.model_study import model_figures
+    from m2xfp.models.results import markdown
+
+    checkpoint, target = open_checkpoint(model), find_device(device)
+    found = model_figures(checkpoint, target, hardware, context, windows, batch, _tell)
+    name = _name_of(model) + "-hardware" * hardware
+    _finish(output, f"perplexity-{name}.json", found, [markdown(found["results"])])
+
+
+def _name_of(model: Path | None) -> str:
+    """Return what files with figures of a model are called by."""
+    return "bundled" if model is None else str(model).replace("/", "-")
+
+
+def _tell(case: Case, nats: Tensor) -> None:
+    """Say what was measured."""
+    from m2xfp.models.evaluate import perplexity
+
+    click.echo(f"{case.label}: {perplexity(nats):.4f}", err=True)
+
+
 @command.command("recipes", short_help="A model after rotation, channel scales, GPTQ.")
 @click.argument("model", required=False, type=InputPath(path_type=Path))
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
@@ -394,19 +443,16 @@ def recipes(
     require("torch", "safetensors")
     from m2xfp.models.checkpoints import open_checkpoint
     from m2xfp.models.devices import find_device
-    from m2xfp.models.evaluate import perplexity
     from m2xfp.models.recipe_study import recipe_figures
     from m2xfp.models.recipes.recipe import Calibration
     from m2xfp.models.results import markdown
 
-    def tell(case: Case, nats: Tensor) -> None:
-        click.echo(f"{case.label}: {perplexity(nats):.4f}", err=True)
-
     checkpoint, target = open_checkpoint(model), find_device(device)
     calibration = Calibration(windows=calibration_windows)
-    found = recipe_figures(checkpoint, target, calibration, context, windows, batch, tell)
-    name = "bundled" if model is None else str(model).replace("/", "-")
-    _finish(output, f"perplexity-recipes-{name}.json", found, [markdown(found["results"])])
+    found = recipe_figures(checkpoint, target, calibration, context, windows, batch, _tell)
+    _finish(
+        output, f"perplexity-recipes-{_name_of(model)}.json", found, [markdown(found["results"])]
+    )
 
 
 @command.command("sqnr", short_help="Every format on known distributions.")

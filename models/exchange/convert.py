@@ -15,6 +15,7 @@ from m2xfp._version import __version__
 from m2xfp.errors import InputError
 from m2xfp.files import refusals, remove, write_atomic
 from m2xfp.models.exchange.gguf_file import open_gguf
+from m2xfp.models.exchange.gguf_write import write_gguf
 from m2xfp.models.exchange.model import Skeleton
 from m2xfp.models.exchange.planning import Job, Plan, Target, find_target, header_of, planned
 from m2xfp.models.exchange.shards import write_shard
@@ -27,6 +28,7 @@ __all__ = ["Target", "convert_folder", "find_target"]
 
 _SIDE_FILES = (".json", ".model", ".txt", ".jinja")
 _PLAN = "conversion.json"
+_FILE = "model.gguf"
 
 
 def convert_folder(
@@ -49,8 +51,8 @@ def convert_folder(
         A folder of the Hugging Face layout with safetensors files: plain, in a layout of
         ``LAYOUTS`` or of torchao, or packed by this project. Or a file NAME.gguf.
     target
-        The folder to make; it must not be there. Beside it stands TARGET.part while it is made,
-        from which a conversion with the same arguments goes on.
+        The folder to make, or for GGUF the file NAME.gguf; it must not be there. Beside it stands
+        TARGET.part while it is made, from which a conversion with the same arguments goes on.
     to
         From ``find_target``.
     skip
@@ -78,6 +80,9 @@ def convert_folder(
         raise InputError(
             f"{os.fspath(place)!r} is there already; remove it, or choose another name"
         )
+    if to.is_file != (place.suffix == ".gguf"):
+        told = "is the name of a GGUF file" if place.suffix == ".gguf" else "is no name of one"
+        raise InputError(f"{to.name} goes with NAME.gguf alone, and {os.fspath(place)!r} {told}")
     given, how = Path(source), (place, to, skip, allow_nan, shard_bytes, quiet)
     if not (given.suffix == ".gguf" and given.is_file()):
         return _converted(open_source(given), *how)
@@ -115,6 +120,14 @@ def _converted(
     part = place.with_name(place.name + ".part")
     with refusals(part):
         _begin(part, facts)
+        if to.is_file:
+            assert to.layout is not None
+            names = {entry.name: model.place(entry.name) for entry in found.entries}
+            parameters = {own: p.parameter for own, p in names.items() if p.expert is None}
+            write_gguf(part / _FILE, found, plan, parameters, to.layout, shards, quiet)
+            (part / _FILE).rename(place)
+            remove(part)
+            return covered
         own = to.format is not None and to.layout is None
         header = header_of(plan, model) if own else None
         _write(part, shards, own, header, quiet)
@@ -177,7 +190,10 @@ def _write(
                 bar.update(len(jobs))
                 continue
             outlines = {own: told for job in jobs for own, told in job.outlines.items()}
-            with write_shard(part / name, outlines, texts) as writer:
+            told = {own: text for job in jobs for own, text in job.texts.items()}
+            if told:  # torchao's files list what they hold
+                told["tensor_names"] = json.dumps(list(told))
+            with write_shard(part / name, outlines, {**texts, **told}) as writer:
                 for job in jobs:
                     for tensor_name, tensor in job.make().items():
                         writer.put(tensor_name, tensor)

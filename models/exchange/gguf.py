@@ -6,6 +6,9 @@ elements i and i + 8. Codes are the E2M1 codes. The package gguf is not needed f
 Source: gguf 0.19, quants.py.
 """
 
+from collections.abc import Mapping
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -13,12 +16,15 @@ from m2xfp.errors import InputError
 from m2xfp.golden.formats.format import get_format
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.models.exchange.planes import as_bytes, folded_nibbles, paired_nibbles
-from m2xfp.models.exchange.record import Quantized, assembled
+from m2xfp.models.exchange.record import Layout, Packed, Planes, Quantized, assembled
 
-__all__ = ["BLOCKS", "blocks_of", "from_blocks"]
+__all__ = ["BLOCKS", "GGUF_LAYOUTS", "LEVEL", "blocks_of", "from_blocks"]
 
 BLOCKS = {"MXFP4": ("mxfp4", 32, 17), "NVFP4": ("nvfp4", 64, 36)}
 """By ggml's name of a type: the format, values and bytes of a block."""
+
+LEVEL = ":scale"
+"""Behind a weight's name, that of its tensor scale until it is written as NAME.scale."""
 
 # ggml's decoders take the NaN of a scale for something else: in MXFP4 for 2^128, in NVFP4 for 0.
 _NAN_MX, _NAN_NV = 255, 127
@@ -67,7 +73,7 @@ def from_blocks(kind: str, blocks: Tensor, tensor_scale: Tensor | None = None) -
     return assembled(fmt, codes, scales, tensor_scale)
 
 
-def blocks_of(packed: PackedTensor) -> tuple[str, Tensor]:
+def blocks_of(packed: Packed) -> tuple[str, Tensor]:
     """Return ggml's type and the bytes of a weight, uint8 [..., bytes of a row].
 
     A tensor scale does not stand in the blocks; write it beside them as NAME.scale.
@@ -75,8 +81,11 @@ def blocks_of(packed: PackedTensor) -> tuple[str, Tensor]:
     Raises
     ------
     InputError
-        The format is neither MXFP4 nor NVFP4, rows are no whole blocks, or a scale is NaN.
+        The format is neither MXFP4 nor NVFP4, it has several tensor scales, rows are no whole
+        blocks, or a scale is NaN.
     """
+    if not isinstance(packed, PackedTensor):
+        raise InputError("experts have a tensor scale each, which GGUF blocks do not hold")
     found = [item for item in BLOCKS.items() if item[1][0] == packed.format.name]
     if not found:
         raise InputError(f"GGUF has no {packed.format.name}; it has MXFP4 and NVFP4")
@@ -92,3 +101,38 @@ def blocks_of(packed: PackedTensor) -> tuple[str, Tensor]:
     scales = packed.scales.unflatten(-1, (-1, groups))
     codes = packed.codes.unflatten(-1, (-1, groups, values // groups // 2))
     return kind, torch.cat((scales, folded_nibbles(codes).flatten(-2)), -1).flatten(-2)
+
+
+def _read(planes: Planes, kind: str) -> Quantized:
+    return from_blocks(kind, planes["codes"], planes.get("tensor_scale"))
+
+
+def _write(packed: Packed) -> dict[str, Tensor]:
+    planes = packed.planes()
+    found = {"codes": blocks_of(packed)[1]}
+    if "tensor_scale" in planes:
+        found["tensor_scale"] = planes["tensor_scale"].reshape(1)
+    return found
+
+
+def _layout(kind: str, fmt: str, level: Mapping[str, str]) -> Layout:
+    return Layout(
+        name=f"gguf-{kind.lower()}",
+        library="llama.cpp",
+        format=fmt,
+        suffixes={"codes": "", **level},
+        read=partial(_read, kind=kind),
+        write=_write,
+        settings=lambda ignored: {},
+        accepts=lambda config: False,  # no folder has it
+    )
+
+
+GGUF_LAYOUTS = {
+    layout.name: layout
+    for layout in (
+        _layout("MXFP4", "mxfp4", {}),
+        _layout("NVFP4", "nvfp4:tensor_scale=auto", {"tensor_scale": LEVEL}),
+    )
+}
+"""What a GGUF file's quantized weights can be, by the name that ``--to`` takes."""

@@ -21,7 +21,10 @@ from m2xfp.models.exchange.shards import Stored
 from m2xfp.models.exchange.source import Entry, Source
 from m2xfp.plain import read_json
 
-__all__ = ["open_gguf"]
+__all__ = ["model_names", "open_gguf", "row_order"]
+
+Process = Callable[[Any, str], Any]
+"""What transformers does to a tensor of a file, by the tensor's name there."""
 
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -57,7 +60,7 @@ def open_gguf(path: Path, folder: Path) -> Source:
         layers = config.num_hidden_layers  # 32 and so on where the file says nothing
         if layers > len(reader.tensors):
             raise ValueError(f"{layers} layers, and it holds {len(reader.tensors)} tensors")
-        names, process = _names(config, architecture)
+        names, process = model_names(folder, architecture)
     except MemoryError:
         raise
     except Exception as error:  # neither has a class of its own for what is wrong with a file
@@ -87,8 +90,8 @@ def _stored(path: Path, tensor: Any) -> Stored:
     return Stored(path, tensor.name, kind, shape, int(tensor.data_offset))
 
 
-def _names(config: Any, architecture: str) -> tuple[dict[str, str], Callable[[Any, str], Any]]:
-    """Return the model's names by those in the file, and what transformers does to a tensor."""
+def model_names(folder: Path, architecture: str) -> tuple[dict[str, str], Process]:
+    """Return a model's names by those in a file, and what transformers does to its tensors."""
     import transformers
     from transformers.modeling_gguf_pytorch_utils import (
         TENSOR_PROCESSORS,
@@ -96,6 +99,7 @@ def _names(config: Any, architecture: str) -> tuple[dict[str, str], Callable[[An
         get_gguf_hf_weights_map,
     )
 
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config.to_dict())
@@ -113,9 +117,20 @@ def _names(config: Any, architecture: str) -> tuple[dict[str, str], Callable[[An
     return names, process
 
 
-def _taker(
-    name: str, kind: str, process: Callable[[Any, str], Any]
-) -> Callable[[Planes], Quantized | Tensor]:
+def row_order(process: Process, name: str, shape: tuple[int, ...]) -> Tensor:
+    """Return which row of a file's tensor each row of the model's is.
+
+    InputError if transformers changes more of it than the order of its rows.
+    """
+    rows = shape[0]
+    order = torch.arange(rows).reshape(rows, *[1] * (len(shape) - 1))
+    found = torch.from_numpy(process(order.numpy(), name).copy())
+    if found.shape != order.shape or not found.flatten().sort()[0].equal(order.flatten()):
+        raise InputError(f"{name}: transformers changes its values, and not the order of rows only")
+    return found.flatten()
+
+
+def _taker(name: str, kind: str, process: Process) -> Callable[[Planes], Quantized | Tensor]:
     """Return what makes a weight of the bytes of a tensor, its rows in the order of the model."""
 
     def quantized(planes: Planes) -> Quantized:
@@ -125,12 +140,9 @@ def _taker(
         rows = packed.shape[0]
         if packed.codes.is_meta:
             return read
-        order = torch.from_numpy(process(torch.arange(rows).unsqueeze(1).numpy(), name).copy())
-        whole = order.shape == (rows, 1) and order.flatten().sort()[0].equal(torch.arange(rows))
-        if not whole:
-            raise InputError(f"{name}: transformers changes its values; no packed form allows it")
+        order = row_order(process, name, (rows, 1))
         moved = {
-            plane: one if plane == "tensor_scale" else one[order.flatten()]
+            plane: one if plane == "tensor_scale" else one[order]
             for plane, one in packed.planes().items()
         }
         return Quantized(PackedTensor.from_planes(packed.format, moved, tuple(packed.shape)))

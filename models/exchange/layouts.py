@@ -1,8 +1,8 @@
 """The layouts of checkpoint folders of other libraries, one record each.
 
 All hold an E2M1 code a nibble, the even element low, as this project does.
-Sources, each read in its own decoder: compressed-tensors 0.20, NVIDIA Model-Optimizer 0.47, and
-transformers 5.23 for the MXFP4 of gpt-oss.
+Sources, each read in its own decoder: compressed-tensors 0.20, NVIDIA Model-Optimizer 0.47,
+transformers 5.23 for the MXFP4 of gpt-oss; torchao 0.18 has a file of its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.golden.formats.format import get_format
 from m2xfp.models.exchange.planes import as_bytes, e4m3_bytes, e8m0_bytes
 from m2xfp.models.exchange.record import Layout, Packed, Planes, Quantized, assembled
+from m2xfp.models.exchange.torchao import torchao_layouts
 
 __all__ = ["LAYOUTS", "TWO_LEVELS", "find_layout", "layout_of"]
 
@@ -186,6 +187,7 @@ LAYOUTS: dict[str, Layout] = {
             accepts=lambda config: config.get("quant_method") == "mxfp4",
             stacked=True,
         ),
+        *torchao_layouts(),
     )
 }
 """Layouts of folders that are read and written, by the name that ``--to`` takes."""

@@ -11,13 +11,13 @@ from torch import nn
 
 from m2xfp.errors import InputError
 from m2xfp.models.checkpoints import model_outline
-from m2xfp.models.evaluate import head_layers
 from m2xfp.models.exchange.names import Names, Place
 from m2xfp.models.exchange.record import Layout
 from m2xfp.models.layers import (
     Coverage,
     Weight,
     find_layers,
+    head_layers,
     is_plain_linear,
     is_transposed_linear,
     listed,

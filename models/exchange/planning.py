@@ -12,6 +12,7 @@ from torch import Tensor
 
 from m2xfp.errors import UnknownNameError
 from m2xfp.golden.formats.format import Format, get_format
+from m2xfp.models.exchange.gguf import GGUF_LAYOUTS
 from m2xfp.models.exchange.joining import (
     check_values,
     in_power_of_two,
@@ -52,17 +53,23 @@ class Target:
     layout: Layout | None = None
     dtype: torch.dtype | None = None
 
+    @property
+    def is_file(self) -> bool:
+        """Whether it is one file, NAME.gguf, and no folder."""
+        return self.name in GGUF_LAYOUTS
+
 
 def find_target(name: str) -> Target:
     """Return a target: a layout, a type of PyTorch's, or a format of ``m2xfp formats``."""
-    if name in LAYOUTS:
-        return Target(name, LAYOUTS[name].whole, LAYOUTS[name])
+    layouts = {**LAYOUTS, **GGUF_LAYOUTS}
+    if name in layouts:
+        return Target(name, layouts[name].whole, layouts[name])
     if name in _DTYPES:
         return Target(name, dtype=_DTYPES[name])
     try:
         return Target(name, get_format(name))
     except UnknownNameError as error:
-        known = (*LAYOUTS, *_DTYPES, *error.known)
+        known = (*layouts, *_DTYPES, *error.known)
         raise UnknownNameError("target", name, known) from error
 
 
@@ -78,11 +85,14 @@ class Job:
         Makes them.
     nbytes
         Bytes that are read for them.
+    texts
+        What the header of the file says of them.
     """
 
     outlines: Mapping[str, Outline]
     make: Callable[[], Mapping[str, Tensor]]
     nbytes: int
+    texts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def written(self) -> int:
@@ -174,7 +184,7 @@ def _job(plan: Plan, parameter: _Parameter, model: Skeleton, to: Target, allow_n
     if fits and to.layout is not None:
         fits = model.holds(to.layout, whole, one)
     if not fits:
-        return _plain_job(parameter, to.dtype or model.dtype, dim)
+        return _plain_job(parameter, to.dtype or model.dtype, dim, _texts(parameter, to, None))
     assert to.format is not None
     plan.quantized.add(whole)
     kept = all(
@@ -183,11 +193,24 @@ def _job(plan: Plan, parameter: _Parameter, model: Skeleton, to: Target, allow_n
     told = _Weight(parameter, to, model.dtype, -1 if one else dim, kept, allow_nan)
     if to.layout is None:
         _note(plan, whole, model, told, outlines)
-    made = told.tensors(told.packed(outlines, outline=True), model)
+    outline = told.packed(outlines, outline=True)
+    made = told.tensors(outline, model)
     shapes = {name: (one.dtype, tuple(one.shape)) for name, one in made.items()}
     return Job(
-        shapes, lambda: told.tensors(told.packed(parameter.parts()), model), parameter.nbytes
+        shapes,
+        lambda: told.tensors(told.packed(parameter.parts()), model),
+        parameter.nbytes,
+        _texts(parameter, to, outline, model.dtype),
     )
+
+
+def _texts(
+    parameter: _Parameter, to: Target, packed: Packed | None, dtype: torch.dtype = torch.float32
+) -> dict[str, str]:
+    """Return what a file's header says of a parameter."""
+    if to.layout is None or to.layout.text is None:
+        return {}
+    return {parameter.name: to.layout.text(packed, dtype)}
 
 
 @dataclass(frozen=True)
@@ -230,7 +253,9 @@ class _Weight:
         return {f"{base}.{plane}": tensor for plane, tensor in packed.planes().items()}
 
 
-def _plain_job(parameter: _Parameter, dtype: torch.dtype, dim: int | None) -> Job:
+def _plain_job(
+    parameter: _Parameter, dtype: torch.dtype, dim: int | None, texts: Mapping[str, str]
+) -> Job:
     """Return the job of a tensor that is written plain: as it is, or decoded."""
 
     def make(outline: bool) -> dict[str, Tensor]:
@@ -249,7 +274,7 @@ def _plain_job(parameter: _Parameter, dtype: torch.dtype, dim: int | None) -> Jo
 
     made = make(outline=True)
     shapes = {name: (one.dtype, tuple(one.shape)) for name, one in made.items()}
-    return Job(shapes, lambda: make(outline=False), parameter.nbytes)
+    return Job(shapes, lambda: make(outline=False), parameter.nbytes, texts)
 
 
 def _note(

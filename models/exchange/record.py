@@ -82,6 +82,11 @@ class Layout:
     dropped
         Suffixes of a layer's further tensors, such as scales of its inputs, that say nothing about
         its weight.
+    prefix
+        What stands before a weight's own name in those of its tensors.
+    text
+        What the header of a file says of a weight, or of a plain tensor (None), by the type that
+        the weight decodes to; None for a layout whose files say nothing.
     """
 
     name: str
@@ -94,6 +99,8 @@ class Layout:
     accepts: Callable[[Mapping[str, Any]], bool]
     stacked: bool = False
     dropped: tuple[str, ...] = ()
+    prefix: str = ""
+    text: Callable[[Packed | None, torch.dtype], str] | None = None
 
     @property
     def whole(self) -> Format:
@@ -102,14 +109,16 @@ class Layout:
 
     def tensor_name(self, weight: str, plane: str) -> str:
         """Return the name of a plane's tensor."""
-        return weight + self.suffixes[plane]
+        layer, dot, own = weight.rpartition(".")
+        return f"{layer}{dot}{self.prefix}{own}{self.suffixes[plane]}"
 
     def weight_name(self, codes: str) -> str | None:
         """Return the weight that a tensor has the codes of, None if its name is another plane's."""
         suffix = self.suffixes["codes"]
-        if not codes.endswith(suffix) or codes == suffix:
+        layer, dot, own = codes.rpartition(".")
+        if not (own.startswith(self.prefix) and own.endswith(suffix)) or codes == suffix:
             return None
-        return codes[: len(codes) - len(suffix)]
+        return layer + dot + own[len(self.prefix) : len(own) - len(suffix)]
 
     def take(self, weight: str, planes: Planes) -> Quantized:
         """Return the weight of some planes; InputError that names the weight and its tensor."""
@@ -144,7 +153,10 @@ class Layout:
                 f"{weight} has rows of {packed.shape[-1]} values, no multiple of "
                 f"{packed.format.block.group}, which {self.name} needs; leave it out (--skip)"
             )
-        planes = self.write(packed)
+        try:
+            planes = self.write(packed)
+        except InputError as error:
+            raise InputError(f"{weight} as {self.name}: {error}") from error
         return {self.tensor_name(weight, plane): tensor for plane, tensor in planes.items()}
 
 

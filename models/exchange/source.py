@@ -121,17 +121,17 @@ def open_source(folder: Path) -> Source:
         settings = read_json(folder / "hf_quant_config.json")
     if settings is not None and not isinstance(settings, dict):
         raise InputError(f"{told}: quantization_config is no table")
+    if settings is not None and settings.get("quant_method") == "torchao":  # the files say what is
+        return Source(folder, "torchao", config, tuple(files), _of_torchao(shards))
     layout = None if settings is None else layout_of(settings)
     if layout is not None:
         return Source(folder, layout.name, config, tuple(files), _of_layout(layout, shards))
-    if settings is not None and settings.get("quant_method") == "torchao":
-        return Source(folder, "torchao", config, tuple(files), _of_torchao(shards))
     if settings is not None:
         method = settings.get("quant_method")
         form = settings.get("format") or settings.get("quant_algo") or method
         raise InputError(
             f"{told} is quantized as {form!r} of {method!r}, which is not known here; known: "
-            f"torchao, {', '.join(LAYOUTS)}. Give the checkpoint that it was made from"
+            f"{', '.join(LAYOUTS)}. Give the checkpoint that it was made from"
         )
     plain = {name: stored for shard in shards for name, stored in shard.tensors.items()}
     entries = tuple(Entry(name, {"": stored}) for name, stored in plain.items())

@@ -5,7 +5,9 @@ tiles of 128 rows by 4, as matrix units want them. torchao itself is not needed.
 Source: torchao 0.18, prototype/mx_formats and prototype/safetensors.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,10 +25,16 @@ from m2xfp.models.exchange.planes import (
     unswizzled,
     wide_codes,
 )
-from m2xfp.models.exchange.record import Packed, Quantized, assembled
+from m2xfp.models.exchange.record import Layout, Packed, Planes, Quantized, assembled
 from m2xfp.plain import parse_json
 
-__all__ = ["from_torchao", "parts_of_torchao", "read_torchao", "stored_torchao"]
+__all__ = [
+    "from_torchao",
+    "parts_of_torchao",
+    "read_torchao",
+    "stored_torchao",
+    "torchao_layouts",
+]
 
 # torchao's element types, by the names that its attributes and its files have for them.
 _ELEMENTS = {
@@ -37,6 +45,7 @@ _ELEMENTS = {
     "float8_e5m2": "mxfp8-e5m2",
 }
 _CODES = ("float4_e2m1fn_x2", "float8_e4m3fn", "float8_e5m2")
+_PARTS = {"codes": "qdata", "scales": "scale", "tensor_scale": "per_tensor_scale"}
 
 
 def _format(kind: str, element: str, group: object, two_levels: bool) -> Format:
@@ -188,4 +197,87 @@ def stored_torchao(texts: Mapping[str, str]) -> dict[str, tuple[Format, dict[str
     return found
 
 
-_PARTS = {"codes": "qdata", "scales": "scale", "tensor_scale": "per_tensor_scale"}
+def _as_type(name: str) -> Any:
+    """Return a type of PyTorch's, or the name of one that it has not, as torchao's JSON does."""
+    return name if name.startswith("fp6") else {"_type": "torch.dtype", "_data": name}
+
+
+def _text(packed: Packed | None, dtype: torch.dtype) -> str:
+    """Return what the header of a file says of a weight, or of a plain tensor."""
+    if packed is None:
+        return json.dumps({"_type": "Tensor"})
+    usual = _as_type(str(dtype).removeprefix("torch."))
+    kept = {"block_size": packed.format.block.group, "orig_dtype": usual}
+    kept |= {"act_quant_kwargs": None, "is_swizzled_scales": False}
+    element = next((own for own, name in _ELEMENTS.items() if name == packed.format.name), None)
+    if element is None:
+        kind, kept = "NVFP4Tensor", {**kept, "use_triton_kernel": False}
+    else:
+        how = {"_type": "KernelPreference", "_data": "EMULATED"}
+        kind, kept = "MXTensor", {**kept, "elem_dtype": _as_type(element), "kernel_preference": how}
+    parts = [part for plane, part in _PARTS.items() if plane in packed.planes()]
+    return json.dumps({"_type": kind, "_data": kept, "_tensor_data_names": parts})
+
+
+def _config(element: str | None) -> dict[str, Any]:
+    """Return torchao's configuration of a model with such weights, as its JSON."""
+    kept: dict[str, Any] = {"use_dynamic_per_tensor_scale": True}
+    kind = "NVFP4WeightOnlyConfig"
+    if element is not None:
+        kind = "MXDynamicActivationMXWeightConfig"
+        kept = {
+            "block_size": 32,
+            "activation_dtype": _as_type(element),
+            "weight_dtype": _as_type(element),
+            "kernel_preference": {"_type": "KernelPreference", "_data": "EMULATED"},
+            "scaling_mode": {"_type": "ScaleCalculationMode", "_data": "FLOOR"},
+        }
+    return {"default": {"_type": kind, "_version": 1, "_data": kept}}
+
+
+def _settings(ignored: Sequence[str], element: str | None) -> dict[str, Any]:
+    return {
+        "quant_method": "torchao",
+        "quant_type": _config(element),
+        "modules_to_not_convert": list(ignored),
+    }
+
+
+def _is_torchao(config: Mapping[str, Any], element: str | None) -> bool:
+    """Whether a configuration is of weights of this element; what else they are, files say."""
+    told = config.get("quant_type") == _config(element)
+    return config.get("quant_method") == "torchao" and told
+
+
+def _read(planes: Planes, fmt: str) -> Quantized:
+    level = planes.get("tensor_scale")
+    return read_torchao(get_format(fmt), planes["codes"], planes["scales"], level, tiled=False)
+
+
+def _write(packed: Packed) -> dict[str, Tensor]:
+    parts = parts_of_torchao(packed)
+    return {plane: parts[part] for plane, part in _PARTS.items() if part in parts}
+
+
+def torchao_layouts() -> list[Layout]:
+    """Return the layouts of checkpoint folders of torchao, whose scales stand row by row."""
+    known: list[tuple[str | None, str]] = [*_ELEMENTS.items()]
+    return [
+        Layout(
+            name=f"torchao-{fmt.partition(':')[0]}",
+            library="torchao",
+            format=fmt,
+            suffixes={
+                plane: f"_{part}"
+                for plane, part in _PARTS.items()
+                if plane != "tensor_scale" or element is None
+            },
+            read=partial(_read, fmt=fmt),
+            write=_write,
+            settings=partial(_settings, element=element),
+            accepts=partial(_is_torchao, element=element),
+            prefix="_",
+            text=_text,
+        )
+        for element, fmt in (*known, (None, "nvfp4:tensor_scale=auto"))
+    ]

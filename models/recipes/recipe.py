@@ -19,6 +19,7 @@ __all__ = [
     "Calibration",
     "Gptq",
     "Recipe",
+    "Renormalize",
     "Rotate",
     "Smooth",
     "Step",
@@ -113,6 +114,11 @@ class Smooth:
 
 
 @dataclass(frozen=True)
+class Renormalize:
+    """Results of quantized attention divided by the sum of the quantized probabilities."""
+
+
+@dataclass(frozen=True)
 class Gptq:
     """Quantization in which later columns make up for the errors of earlier ones.
 
@@ -143,8 +149,14 @@ class Gptq:
             _between("gptq: shrink", factor, 1 / 16, 16)
 
 
-Step = Rotate | Awq | Smooth | Gptq
-STEPS: dict[str, type[Step]] = {"rotate": Rotate, "awq": Awq, "smooth": Smooth, "gptq": Gptq}
+Step = Rotate | Awq | Smooth | Renormalize | Gptq
+STEPS: dict[str, type[Step]] = {
+    "rotate": Rotate,
+    "awq": Awq,
+    "smooth": Smooth,
+    "renormalize": Renormalize,
+    "gptq": Gptq,
+}
 """Steps by the names that recipes have for them."""
 
 
@@ -207,7 +219,7 @@ class Recipe:
         names = [_name(step) for step in self.steps]
         if not names:
             raise InputError(f"steps: give at least one of {', '.join(STEPS)}")
-        for name in ("rotate", "gptq"):
+        for name in ("rotate", "renormalize", "gptq"):
             if names.count(name) > 1:
                 raise InputError(f"steps: {name} is given {names.count(name)} times; give it once")
         if "gptq" in names[:-1]:
@@ -217,6 +229,11 @@ class Recipe:
     def rotate(self) -> Rotate | None:
         """The rotation, where there is one."""
         return next((step for step in self.steps if isinstance(step, Rotate)), None)
+
+    @property
+    def renormalize(self) -> bool:
+        """Whether quantized attention divides by the sum of its probabilities."""
+        return any(isinstance(step, Renormalize) for step in self.steps)
 
     @property
     def formats(self) -> dict[str, tuple[str, ...]]:

@@ -201,7 +201,8 @@ def _measure(facts: Facts, pdk: Pdk, options: FlowOptions, build: Path) -> Row:
 
 def _perplexity(weights: str, activations: str, build: Path) -> float:
     """Run by a worker: the perplexity of the bundled model."""
-    from m2xfp.models.evaluate import Case, bundled_losses, perplexity
+    from m2xfp.models.cases import Case
+    from m2xfp.models.evaluate import bundled_losses, perplexity
     from m2xfp.models.lm import HELD_OUT, as_tokens
     from m2xfp.models.windows import cut_windows, spread
 
@@ -314,7 +315,7 @@ def _outcome(
     row: dict[str, Any],
     perplexities: Mapping[tuple[str, str], float],
 ) -> Outcome:
-    from m2xfp.models.evaluate import Case
+    from m2xfp.models.cases import Case
 
     formats, ratio, bits = point.formats, None, None
     if formats is not None:

@@ -13,7 +13,8 @@ from m2xfp.errors import InputError
 from m2xfp.golden import computing, dot, get_format, matmul
 from m2xfp.models.arithmetic import Arithmetic
 from m2xfp.models.attention import QuantAttention
-from m2xfp.models.evaluate import Case, quantized, window_nats
+from m2xfp.models.cases import Case
+from m2xfp.models.evaluate import quantized, window_nats
 from m2xfp.models.inputs import InputQuantizer
 from m2xfp.models.linear import QuantLinear
 from m2xfp.models.lm import HELD_OUT, LanguageModel, as_tokens, load_model

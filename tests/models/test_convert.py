@@ -20,6 +20,7 @@ from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.models.checkpoints import open_checkpoint
 from m2xfp.models.exchange import convert
 from m2xfp.models.exchange.convert import convert_folder, find_target
+from m2xfp.models.exchange.layouts import LAYOUTS
 from m2xfp.models.exchange.shards import open_shard, write_shard
 from m2xfp.models.exchange.source import open_source
 from m2xfp.models.packed_model import load_quantized, save_quantized
@@ -442,6 +443,51 @@ def test_a_folder_of_torchao(folder: Path, tiled: bool, tmp_path: Path) -> None:
         assert found[name] == tensor.reshape(-1).view(torch.uint8).numpy().tobytes(), name
     covered = convert_folder(folder, tmp_path / "packed", find_target("m2xfp-weight"))
     assert covered.wanted == 1.0
+
+
+TORCHAO = [name for name in LAYOUTS if name.startswith("torchao")]
+
+
+@pytest.mark.parametrize("name", TORCHAO)
+def test_a_folder_written_as_torchaos(folder: Path, name: str, tmp_path: Path) -> None:
+    """In two files; converted back it has the bytes that it was made of."""
+    key = find_target(name).layout.format
+    convert_folder(folder, tmp_path / "packed", find_target(key))
+    covered = convert_folder(
+        tmp_path / "packed", tmp_path / "ao", find_target(name), (), False, 60_000
+    )
+    assert covered.wanted == 1.0
+    assert len(list((tmp_path / "ao").glob("*.safetensors"))) > 1
+    convert_folder(tmp_path / "ao", tmp_path / "again", find_target(key))
+    assert planes_of(tmp_path / "again") == planes_of(tmp_path / "packed")
+    assert torch.equal(packed_logits(tmp_path / "again"), packed_logits(tmp_path / "packed"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", TORCHAO)
+def test_torchao_reads_what_is_written(folder: Path, name: str, tmp_path: Path) -> None:
+    """Its own tensors, and transformers through it where it multiplies such weights."""
+    support = pytest.importorskip("torchao.prototype.safetensors.safetensors_support")
+    target = find_target(name)
+    convert_folder(folder, tmp_path / "ao", target)
+    (file,) = (tmp_path / "ao").glob("*.safetensors")
+    shard = open_shard(file)
+    tensors = {own: stored.read() for own, stored in shard.tensors.items()}
+    found, left = support.unflatten_tensor_state_dict(tensors, dict(shard.texts))
+    assert not left
+    convert_folder(tmp_path / "ao", tmp_path / "packed", find_target(target.layout.format))
+    model = open_checkpoint(tmp_path / "packed").load()
+    quantized = 0
+    for weight, tensor in found.items():
+        if type(tensor) is Tensor:
+            continue
+        layer = model.get_submodule(weight.removesuffix(".weight"))
+        assert torch.equal(tensor.dequantize(torch.float32), layer.packed.dequantize()), weight
+        quantized += 1
+    assert quantized == 14
+    if name == "torchao-nvfp4":  # of weights alone it multiplies no others yet
+        assert torch.equal(in_transformers(tmp_path / "ao"), packed_logits(tmp_path / "packed"))
 
 
 @pytest.mark.filterwarnings("ignore")

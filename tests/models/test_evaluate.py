@@ -20,19 +20,10 @@ from m2xfp.cli import cli
 from m2xfp.errors import InputError, M2xfpError, MissingToolError, UnknownNameError
 from m2xfp.golden import get_format
 from m2xfp.models import checkpoints, evaluate, results
+from m2xfp.models.cases import FP, Case, check_cases, parse_format
 from m2xfp.models.checkpoints import dispatch, open_checkpoint
-from m2xfp.models.evaluate import (
-    FP,
-    Case,
-    bootstrap,
-    bundled_losses,
-    check_cases,
-    head_layers,
-    parse_format,
-    perplexity,
-    quantized,
-    window_nats,
-)
+from m2xfp.models.evaluate import bootstrap, bundled_losses, perplexity, quantized, window_nats
+from m2xfp.models.layers import head_layers
 from m2xfp.models.linear import QuantLinear
 from m2xfp.models.lm import HELD_OUT, LanguageModel, ModelConfig, save_model
 from m2xfp.models.quantized import linear_layers, quantize_model
@@ -41,6 +32,7 @@ from m2xfp.models.texts import read_text
 from m2xfp.models.windows import cut_windows, spread
 from m2xfp.results import write_figures
 
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 SHAPE = ModelConfig(width=64, layers=2, heads=2, hidden=96, context=32)
 
 
@@ -353,6 +345,27 @@ def test_command_sweeps_and_reports(small_file: Path, small: LanguageModel, tmp_
     expected = window_nats(model, windows, 4)
     assert facts["results"][2]["window_nats"] == expected.tolist()
     assert facts["results"][2]["perplexity"]["value"] == pytest.approx(perplexity(expected))
+
+
+@pytest.mark.parametrize("how", ["", "-hardware"])
+def test_the_study_of_a_model_is_the_pages_table(
+    how: str, small_file: Path, small: LanguageModel, tmp_path: Path
+) -> None:
+    arguments = ["study", "model", str(small_file), "--windows", "2", "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(cli, [*arguments, *["--hardware"] * bool(how)])
+    assert done.exit_code == 0, done.output
+    (file,) = (tmp_path / "out").glob(f"perplexity-*small.safetensors{how}.json")
+    found = json.loads(file.read_text())["results"]
+    page = json.loads((RESULTS / f"perplexity-smollm2{how}.json").read_text())["results"]
+    names = ("weights", "activations", "arithmetic")
+    assert [[r.get(n) for n in names] for r in found] == [[r.get(n) for n in names] for r in page]
+    windows = spread(cut_windows(torch.tensor(list(HELD_OUT.read_bytes())), 32), 2)
+    record = next(r for r in found if r["weights"] == "m2xfp-weight")
+    with quantized(
+        Case.parse("m2xfp-weight", "m2xfp-act"), open_checkpoint(small_file).load()
+    ) as m:
+        expected = window_nats(m, windows, 4)
+    assert record["window_nats"] == pytest.approx(expected.tolist(), rel=2e-3)
 
 
 def test_saved_model_evaluates_alike(small_file: Path, tmp_path: Path) -> None:

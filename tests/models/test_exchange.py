@@ -12,7 +12,7 @@ from m2xfp.golden import PackedTensor, get_format
 from m2xfp.golden.formats.stacked import StackedTensor
 from m2xfp.models.exchange.gguf import BLOCKS, blocks_of, from_blocks
 from m2xfp.models.exchange.layouts import LAYOUTS, TWO_LEVELS, find_layout, layout_of
-from m2xfp.models.exchange.planes import swizzled, unswizzled
+from m2xfp.models.exchange.planes import swizzled, tight_codes, unswizzled
 from m2xfp.models.exchange.record import Layout, Quantized, assembled
 from m2xfp.models.exchange.torchao import from_torchao, parts_of_torchao
 
@@ -200,6 +200,35 @@ def test_gguf(kind: str) -> None:
         nan[0, 0] = 255
         with pytest.raises(InputError, match="1 scales of byte 255"):
             from_blocks(kind, nan)
+
+
+GFLOAT = {
+    **{"mxfp4": "mxfp4_e2m1", "mxfp6-e2m3": "mxfp6_e2m3", "mxfp6-e3m2": "mxfp6_e3m2"},
+    **{"mxfp8-e4m3": "mxfp8_e4m3", "mxfp8-e5m2": "mxfp8_e5m2", "mxint8": "mxint8"},
+}
+
+
+@pytest.mark.parametrize("key", GFLOAT)
+def test_gfloat(key: str) -> None:
+    """Every scale byte with 32 codes, by its decoder of blocks, which computes in float64."""
+    formats = pytest.importorskip("gfloat.formats")
+    from gfloat import decode_block
+
+    block = getattr(formats, f"format_info_{GFLOAT[key]}")
+    fmt = get_format(key, **({"full_range": True} if key == "mxint8" else {}))
+    bits = fmt.block.element.bits
+    codes = random_bytes(1, 255 * 32, top=1 << bits)
+    if key == "mxint8":
+        codes = torch.arange(256, dtype=torch.uint8).repeat(32)[None, : 255 * 32]
+    planes = {
+        "codes": tight_codes(codes, bits) if bits < 8 else codes,
+        "scales": torch.arange(255, dtype=torch.uint8)[None],
+    }
+    ours = PackedTensor.from_planes(fmt, planes, (1, 255 * 32)).dequantize(torch.float64)
+    for scale, group in enumerate(codes.reshape(255, 32).tolist()):
+        theirs = [float(value) for value in decode_block(block, [scale, *group])]
+        found = ours[0, 32 * scale : 32 * (scale + 1)].tolist()
+        assert found == theirs or np.array_equal(found, theirs, equal_nan=True), scale
 
 
 def test_gguf_of_its_own_encoder() -> None:

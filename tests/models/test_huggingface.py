@@ -11,7 +11,7 @@ from torch import nn
 
 from m2xfp.errors import InputError
 from m2xfp.golden import get_format
-from m2xfp.models.evaluate import head_layers
+from m2xfp.models.layers import head_layers
 from m2xfp.models.linear import QuantLinear
 from m2xfp.models.operands import is_watched
 from m2xfp.models.quantized import coverage, quantize_model

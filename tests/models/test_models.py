@@ -310,19 +310,21 @@ def test_attention_without_quantization_is_the_original(number: int) -> None:
     heads = 2 if "enable_gqa" in options else 4
     k, v = torch.randn(2, heads, 10, 16), torch.randn(2, heads, 10, 16)
     expected = F.scaled_dot_product_attention(q, k, v, **options)
-    with QuantAttention(Exact(), Exact()) as mode:
-        found = F.scaled_dot_product_attention(q, k, v, **options)
-    assert mode.calls == 1
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for renormalize in (False, True):
+        with QuantAttention(Exact(), Exact(), renormalize=renormalize) as mode:
+            found = F.scaled_dot_product_attention(q, k, v, **options)
+        assert mode.calls == 1
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_that_see_no_key_give_zero() -> None:
     q, k, v = torch.randn(3, 1, 1, 4, 32)
     mask = torch.tensor([True, False, True, True])[:, None].expand(4, 4)
-    with QuantAttention():
-        found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    assert (found[0, 0, 1] == 0).all()
-    assert found.isfinite().all()
+    for renormalize in (False, True):
+        with QuantAttention(renormalize=renormalize):
+            found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        assert (found[0, 0, 1] == 0).all()
+        assert found.isfinite().all()
 
 
 def test_attention_quantizes_along_what_is_summed() -> None:
@@ -342,6 +344,31 @@ def test_attention_quantizes_along_what_is_summed() -> None:
     assert (found - plain).abs().max() > 1e-3
     after = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True)[0]
     assert torch.equal(after, plain)
+
+
+@pytest.mark.parametrize("how", ["float", "hardware"])
+@pytest.mark.parametrize(
+    ("cache", "operands", "one"),
+    [("m2xfp-weight", "m2xfp-act", 1.0), ("nvfp4", "nvfp4", 33 / 32), ("mxfp4", "mxfp4", 1.0)],
+)
+def test_renormalized_attention(cache: str, operands: str, one: float, how: str) -> None:
+    """The sum of the quantized probabilities, by hand; heads share keys and values."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(4, 40, 32), torch.randn(2, 40, 32), torch.randn(2, 40, 32)
+    held, given = get_format(cache), get_format(operands)
+    assert float(held.fake_quantize(torch.ones(1, 40))[0, 0]) == one
+    keys = held.fake_quantize(k).repeat_interleave(2, 0)
+    values = held.fake_quantize(v.transpose(-1, -2).contiguous()).repeat_interleave(2, 0)
+    scores = given.fake_quantize(q) @ keys.transpose(-1, -2) * 32**-0.5
+    scores = scores.masked_fill(torch.ones(40, 40).triu(1).bool(), -torch.inf)
+    probabilities = given.fake_quantize(scores.softmax(-1))
+    assert (probabilities.sum(-1) - 1).abs().max() > 0.01
+    expected = probabilities @ values.transpose(-1, -2) / probabilities.sum(-1, keepdim=True)
+    with QuantAttention(cache, operands, how, renormalize=True):
+        found = F.scaled_dot_product_attention(
+            q[None], k[None], v[None], is_causal=True, enable_gqa=True
+        )[0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_operands_are_not_searched() -> None:

@@ -18,6 +18,7 @@ from m2xfp.golden.formats.products import matmul
 from m2xfp.golden.formats.rotation import rotate_blocks
 from m2xfp.models.arithmetic import Arithmetic
 from m2xfp.models.attention import QuantAttention
+from m2xfp.models.cases import Case
 from m2xfp.models.linear import QuantLinear, quant_layers
 from m2xfp.models.lm import LanguageModel, ModelConfig, save_model
 from m2xfp.models.packed_model import load_quantized, save_quantized
@@ -240,6 +241,15 @@ def test_rotated_attention_is_that_attention(how: str) -> None:
     assert not torch.equal(found, expected)
 
 
+def test_renormalizing_is_of_quantized_attention() -> None:
+    recipe = Recipe(parse_steps("renormalize,gptq"))
+    formats = get_format("m2xfp-weight"), get_format("m2xfp-act")
+    with pytest.raises(InputError, match="give --cache"):
+        Case(*formats, recipe=recipe)
+    assert Case(*formats, *formats, recipe=recipe).attention().renormalize
+    assert not Case(*formats, *formats, recipe=Recipe(parse_steps("gptq"))).attention().renormalize
+
+
 def test_recipes_travel_as_json(tmp_path: Path) -> None:
     steps = (
         "rotate:mode=online:seed=4:cache=false,smooth:strength=0.25,gptq:shrink=1/0.5:order=false"
@@ -292,7 +302,7 @@ def test_other_json_is_refused_by_name_or_a_recipe(
     ("steps", "told"),
     [
         ("", "step"),
-        ("spin", "awq, gptq, rotate, smooth|rotate, awq, smooth, gptq"),
+        ("spin", "rotate, awq, smooth, renormalize, gptq"),
         ("gptq,rotate", "last step"),
         ("rotate,rotate", "give it once"),
         ("rotate:mode=sideways", "fused or online"),

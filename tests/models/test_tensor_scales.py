@@ -12,7 +12,7 @@ from m2xfp.errors import InputError
 from m2xfp.golden import PackedTensor, computing, get_format
 from m2xfp.models.arithmetic import Arithmetic
 from m2xfp.models.attention import QuantAttention
-from m2xfp.models.evaluate import Case
+from m2xfp.models.cases import Case
 from m2xfp.models.inputs import weight_format
 from m2xfp.models.linear import QuantLinear
 from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
