@@ -33,7 +33,6 @@ CACHES = (2048, 8192, 32768, 131072)
 
 # The array that the paper gives M2XFP has 1024 MACs; ours has them as 1 x 32 cells.
 _ROWS, _COLUMNS = 1, 32
-_WEIGHT_ROWS = 8  # groups that a word of 1024 bits has
 _RESULT_BITS = 16  # bf16
 
 # Heads, heads of the cache and width of a head: the models' published configurations.
@@ -151,8 +150,7 @@ class Units:
 
 def _timing(model: Model) -> GemmTiming:
     """Return the array with weight buffers for the model's largest k."""
-    largest = max(k for _, k in model.layers)
-    return GemmTiming(_ROWS, _COLUMNS, max_k=largest, weight_rows=_WEIGHT_ROWS)
+    return GemmTiming(_ROWS, _COLUMNS, max_k=max(k for _, k in model.layers))
 
 
 def _gemm(
