@@ -43,6 +43,12 @@ class Transport(Protocol):
     def wait(self) -> None:
         """Let time pass until an interrupt is pending, or for a while."""
 
+    def traffic(self) -> dict[str, int]:
+        """Return bytes ``read`` and ``written`` by the accelerator, empty if nobody counts them."""
+
+    def close(self) -> None:
+        """Let go of registers and memory."""
+
 
 class SimulatedTransport:
     """The emitted Verilog in Verilator, with a memory of its own.
@@ -105,6 +111,10 @@ class SimulatedTransport:
     def wait(self) -> None:
         """Run until an interrupt is pending."""
         self.model.wait()
+
+    def traffic(self) -> dict[str, int]:
+        """Return bytes read and written by the accelerator."""
+        return {name: self.model.count(name) for name in ("read", "written")}
 
     def close(self) -> None:
         """Free the simulation."""

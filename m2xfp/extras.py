@@ -41,6 +41,8 @@ PACKAGES = {
     "myst_parser": ("myst-parser", "docs"),
     "sphinx_click": ("sphinx-click", "docs"),
     "wavedrom": ("wavedrom", "docs"),
+    "plotly": ("plotly", "docs"),
+    "ziglang": ("ziglang", "docs"),
 }
 
 

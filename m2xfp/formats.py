@@ -538,8 +538,8 @@ def input_type(name: str) -> InputType:
 def block_format(text: str) -> BlockFormat:
     """Return a block format by its name, or by ``NAME:group=N,subgroup=N`` with another layout.
 
-    Of AMXFP4 ``scale_mode``, what the two scales are, is part of it too. The result is called by
-    the text, in this order of options and without those that change nothing, so a name says all
+    Of AMXFP4 and MXFP4 ``scale_mode``, what the scales are, is part of it too. The result is called
+    by the text, in this order of options and without those that change nothing, so a name says all
     about a format.
 
     Raises
@@ -558,9 +558,12 @@ def block_format(text: str) -> BlockFormat:
     for part in rest.split(",") if colon else ():
         option, _, value = part.partition("=")
         known = ("group", "subgroup")[: 2 if block.metadata.bits else 1]
-        if option == "scale_mode" and block.scaling == "split":
+        if option == "scale_mode" and block in (AMXFP4, MXFP4):
             if value not in ("pot", "e4m3", "e5m2"):
-                raise InputError(f"format {text!r}: scale_mode={value}; give pot, e4m3 or e5m2")
+                raise InputError(
+                    f"format {text!r}: scale_mode={value}; give pot, e4m3 or e5m2. Hardware has "
+                    "scales of 8 bits; those of FP32 the golden model multiplies"
+                )
             mode = value
             continue
         if option not in known or not re.fullmatch(r"[1-9][0-9]{0,5}", value):

@@ -22,7 +22,8 @@ napoleon_custom_sections = [("Members", "Attributes"), ("Result", "notes_style")
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_class_signature = "separated"
-exclude_patterns = ["files"]
+html_extra_path = ["extra"]
+exclude_patterns = ["files", "extra"]
 
 
 def _as_text(_app: Any, _context: Any, lines: list[str]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from m2xfp.errors import InputError, tool_failure
 from m2xfp.files import write_atomic
+from m2xfp.manual.explorer import explorer_page
 from m2xfp.manual.notebooks import notebook_page
 from m2xfp.manual.unit_page import unit_page
 from m2xfp.processes import run
@@ -24,11 +25,12 @@ __all__ = ["assemble", "build"]
 
 # The pages of the site, by part; each page of docs/ stands in one of them.
 _PARTS = {
-    "Start": ("install", "format", "formats-conformance"),
+    "Start": ("install", "explorer", "format", "formats-conformance"),
     "Models": ("evaluation", "recipes", "checkpoints", "pytorch", "speed"),
     "Hardware": (
         *("quantizer", "weight-encoder", "rotation", "mac", "gemm", "integration"),
-        *("accelerator-unit", "accelerator-registers", "accelerator", "silicon", "fpga"),
+        *("accelerator-unit", "accelerator-driver", "accelerator-registers", "generation"),
+        *("accelerator", "silicon", "fpga"),
     ),
     "Proof": ("simulation", "proofs", "coverage", "mutants", "status", "robustness"),
     "Inside": ("architecture", "adding-a-unit"),
@@ -179,6 +181,8 @@ def build(root: Path, output: Path) -> Path:
         Sphinx warned or failed; the message has what it said.
     """
     source = assemble(root, output.with_name(f"{output.name}-source"))
+    page = explorer_page(root / "docs" / "results", output.with_name(f"{output.name}-cache"))
+    write_atomic(source / "extra" / "explorer" / "index.html", page)
     shutil.rmtree(output, ignore_errors=True)
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
     done = run([*command, str(source), str(output)])

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name PyTorch's documentation uses
 from torch.overrides import TorchFunctionMode
 
+from m2xfp.golden.attention import attention_weights
 from m2xfp.golden.formats.format import Format, get_format
 from m2xfp.models.arithmetic import FLOAT, Arithmetic
 from m2xfp.models.inputs import on_the_fly, per_token
@@ -85,17 +86,9 @@ class QuantAttention(TorchFunctionMode):
         if self.seed is not None:
             query, key, rest = self._rotated(query, key, self.seed)
             factor *= rest
-        scores = self._product(query, key, enable_gqa).float() * factor
-        if is_causal:
-            hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-            scores = scores.masked_fill(hidden, -torch.inf)
-        if attn_mask is not None:
-            if attn_mask.dtype == torch.bool:
-                scores = scores.masked_fill(~attn_mask, -torch.inf)
-            else:
-                scores = scores + attn_mask
-        # A query that sees no key at all (padding) gives zero, as the original does.
-        probabilities = scores.softmax(-1).nan_to_num(0.0).to(query.dtype)
+        scores = self._product(query, key, enable_gqa)
+        weights = attention_weights(scores, factor, attn_mask, is_causal=is_causal)
+        probabilities = weights.to(query.dtype)
         return self._product(probabilities, value.transpose(-1, -2), enable_gqa)
 
     def _rotated(self, query: Tensor, key: Tensor, seed: int) -> tuple[Tensor, Tensor, float]:

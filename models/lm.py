@@ -24,10 +24,13 @@ from m2xfp.plain import parse_json, typed
 __all__ = [
     "HELD_OUT",
     "WEIGHTS",
+    "Block",
     "LanguageModel",
     "ModelConfig",
     "as_tokens",
     "load_model",
+    "rotary_tables",
+    "rotate",
     "save_model",
     "skeleton",
 ]
@@ -66,7 +69,7 @@ class ModelConfig:
     rope_base: float = 10_000.0
 
 
-def _rotary(config: ModelConfig, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def rotary_tables(config: ModelConfig, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return cosine and sine of the position angles, float32 [length, head width]."""
     half = config.width // config.heads // 2
     frequency = config.rope_base ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
@@ -75,7 +78,7 @@ def _rotary(config: ModelConfig, length: int, device: torch.device) -> tuple[Ten
     return angle.cos(), angle.sin()
 
 
-def _rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate the pairs (i, i + head width / 2) of x [..., length, head width] by its positions."""
     cosine, sine = rotary
     low, high = x.chunk(2, dim=-1)
@@ -99,8 +102,8 @@ class Attention(nn.Module):
         def by_head(y: Tensor) -> Tensor:
             return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-        q = _rotate(by_head(self.q_proj(x)), rotary)
-        k = _rotate(by_head(self.k_proj(x)), rotary)
+        q = rotate(by_head(self.q_proj(x)), rotary)
+        k = rotate(by_head(self.k_proj(x)), rotary)
         v = by_head(self.v_proj(x))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.o_proj(y.transpose(1, 2).flatten(-2))
@@ -163,7 +166,7 @@ class LanguageModel(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return logits [batch, length, vocabulary] for int64 tokens [batch, length]."""
         x = self.embed_tokens(tokens)
-        rotary = _rotary(self.config, tokens.shape[-1], tokens.device)
+        rotary = rotary_tables(self.config, tokens.shape[-1], tokens.device)
         for layer in self.layers:
             x = layer(x, rotary)
         return F.linear(self.norm(x), self.embed_tokens.weight)

@@ -40,6 +40,7 @@ from m2xfp.rtl.parameters import bind, parameters_of, plain
 from m2xfp.rtl.units.accelerator import Accelerator
 from m2xfp.rtl.units.activation_decoder import ActivationDecoder
 from m2xfp.rtl.units.activation_quantizer import ActivationQuantizer
+from m2xfp.rtl.units.asymmetric_dot_product import AsymmetricDotProduct
 from m2xfp.rtl.units.dot_product import DotProduct
 from m2xfp.rtl.units.exact_accumulator import ExactAccumulator
 from m2xfp.rtl.units.fp32_accumulator import Fp32Accumulator
@@ -48,6 +49,7 @@ from m2xfp.rtl.units.group_dot import GroupDot
 from m2xfp.rtl.units.hadamard import Hadamard
 from m2xfp.rtl.units.hadamard_quantizer import HadamardQuantizer
 from m2xfp.rtl.units.minifloat_quantizer import MinifloatQuantizer
+from m2xfp.rtl.units.mixed_gemm import MixedGemm
 from m2xfp.rtl.units.pe_tile import PeTile
 from m2xfp.rtl.units.switching_dot_product import SwitchingDotProduct
 from m2xfp.rtl.units.weight_encoder import WeightEncoder
@@ -290,6 +292,11 @@ def _encoded(given: Mapping[str, Any]) -> tuple[str, str]:
     return f"{name}:{','.join([*filter(None, [layout]), *texts])}", "none"
 
 
+# AMXFP4 with other scales, and a window of all sums of exponents of two E5M2 scales: 58 + 19 bits
+# hold any one group, the other 15 the sum of 2^15 of the largest.
+_E4M3, _POT = (block_format(f"amxfp4:scale_mode={mode}") for mode in ("e4m3", "pot"))
+_E5M2_EXPONENTS = Window("2..60/92", 2, 60, 92)
+
 _MICROMIX = {"scale_rule": "ceil", "zero_scale": 126}
 
 UNITS: dict[str, Unit] = {
@@ -524,6 +531,27 @@ UNITS: dict[str, Unit] = {
             },
         ),
         Unit(
+            name="asymmetric_dot_product",
+            purpose="groups with a scale for each sign (AMXFP4) to running dot products",
+            component=AsymmetricDotProduct,
+            configs={
+                "e5m2-half": {},
+                "e5m2-full": {"sums": 2, "chains": 6},
+                "e5m2-half-exact": {"chains": 1, "window": _E5M2_EXPONENTS},
+                "e5m2-full-exact": {"sums": 2, "chains": 1, "window": _E5M2_EXPONENTS},
+                "e5m2-both-quarter": {"weight": AMXFP4},
+                "e5m2-both-half": {"weight": AMXFP4, "sums": 2, "chains": 6},
+                "e4m3-half": {"act": _E4M3, "weight": block_format("mxfp4:scale_mode=e4m3")},
+                "pot-half": {"act": _POT, "weight": MXFP4},
+            },
+            board=Board(
+                name="asymmetric",
+                config="e5m2-half",
+                changes={"chains": 1},
+                host="dot_products",
+            ),
+        ),
+        Unit(
             name="gemm_core",
             purpose="activations times packed weights of any size, weights resident on chip",
             component=GemmCore,
@@ -551,6 +579,32 @@ UNITS: dict[str, Unit] = {
                 buffer=16384,  # four rows of activations and two of weights of the largest k
                 host="matrices",
             ),
+        ),
+        Unit(
+            name="mixed_gemm",
+            purpose="products whose k is cut into segments of MXFP4, MXFP6, MXFP8 or M2XFP",
+            component=MixedGemm,
+            configs={
+                "micromix-2x2": {"rows": 2, "columns": 2, "max_k": 512, "chains": 3},
+                "micromix-8-2x2": {
+                    "fp8_lanes": 8,
+                    "rows": 2,
+                    "columns": 2,
+                    "max_k": 512,
+                    "chains": 4,
+                    "tile": 32,
+                    "results": "fp32",
+                },
+                "m2xfp-1x2": {
+                    "pairs": "m2xfp",
+                    "rows": 1,
+                    "columns": 2,
+                    "max_k": 256,
+                    "chains": 2,
+                    "tile": 64,
+                    "results": "bf16",
+                },
+            },
         ),
         Unit(
             name="accelerator",

@@ -223,7 +223,8 @@ def scale_value(spec: Spec, field: int) -> Fraction | None:
         return pow2(field - 127)
     if spec.scale == "fp32":
         return from_bits("fp32", field)[1]
-    return SCALE_GRIDS[spec.scale][field]
+    grid, magnitude = SCALE_GRIDS[spec.scale], field & 0x7F  # the sign bit is not looked at
+    return grid[magnitude] if magnitude < len(grid) else None
 
 
 def fit_scale(spec: Spec, amax: Fraction, unit: Fraction) -> int:
@@ -476,6 +477,44 @@ def add_fp32(acc: int, addend: Fraction | None) -> int:
     return to_bits("fp32", (int(total < 0), abs(total)))
 
 
+def terms(
+    specs: tuple[Spec, Spec], groups: tuple[Group, Group], lanes: int
+) -> list[Fraction | None]:
+    """Return what two groups add, in order: sums of ``lanes`` products, or, if a side has two
+    scales, of the products of each class of signs: pp, pn, np, nn. None is no number."""
+    values = [dequantize(spec, group) for spec, group in zip(specs, groups, strict=True)]
+    classes = [(0, 1) if spec.sides == 2 else (None,) for spec in specs]
+    signs = [
+        [code >> (spec.element.bits - 1) for code in group.codes]
+        for spec, group in zip(specs, groups, strict=True)
+    ]
+    found: list[Fraction | None] = []
+    for s in classes[0]:
+        for t in classes[1]:
+            chosen = [
+                i
+                for i in range(specs[0].group)
+                if (s is None or signs[0][i] == s) and (t is None or signs[1][i] == t)
+            ]
+            scales = [
+                scale_value(spec, group.scales[side or 0])
+                for spec, group, side in zip(specs, groups, (s, t), strict=True)
+            ]
+            if len(classes[0]) + len(classes[1]) > 2:
+                parts = [chosen]
+            else:
+                parts = [chosen[i : i + lanes] for i in range(0, len(chosen), lanes)]
+            for part in parts:
+                pairs = [(values[0][i], values[1][i]) for i in part]
+                if None in scales or any(m is None or n is None for (_, m), (_, n) in pairs):
+                    found.append(None)
+                    continue
+                found.append(
+                    sum(((-m * n if a != b else m * n) for (a, m), (b, n) in pairs), Fraction())
+                )
+    return found
+
+
 def dot(
     specs: tuple[Spec, Spec],
     rows: tuple[list[Group], list[Group]],
@@ -486,18 +525,13 @@ def dot(
     """Contract two rows of groups; return float32 bits."""
     acc, total, poisoned = initial, Fraction(0), False
     for a, w in zip(*rows, strict=True):
-        xa, xw = dequantize(specs[0], a), dequantize(specs[1], w)
         lanes = specs[0].group
         if accumulator == "fp32_subgroup":
             lanes = specs[0].subgroup or specs[1].subgroup
-        for i in range(0, specs[0].group, lanes):
-            pairs = list(zip(xa[i : i + lanes], xw[i : i + lanes], strict=True))
-            if any(m is None or n is None for (_, m), (_, n) in pairs):
-                poisoned, addend = True, None
+        for addend in terms(specs, (a, w), lanes):
+            if addend is None:
+                poisoned = True
             else:
-                addend = sum(
-                    ((-m * n if s != t else m * n) for (s, m), (t, n) in pairs), Fraction()
-                )
                 total += addend
             acc = add_fp32(acc, addend)
     if accumulator == "exact":

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 import m2xfp.golden.bits
 import m2xfp.models.lm
 import m2xfp.synth.flow.pdk
+import m2xfp.synth.studies.dot_layers
 import m2xfp.synth.studies.linear_layers
 from m2xfp.cli import cli
 from m2xfp.commands import demo
@@ -18,6 +19,7 @@ from m2xfp.errors import MissingToolError, UnknownNameError
 from m2xfp.facts import EmittedFiles
 from m2xfp.models.activations import layer_inputs
 from m2xfp.models.lm import LanguageModel, ModelConfig, load_model
+from m2xfp.synth.studies.dot_layers import DotLayerRun
 from m2xfp.synth.studies.linear_layers import LinearRun
 
 
@@ -129,6 +131,23 @@ def test_a_wrong_linear_layer_ends_with_status_1(
     assert "SQNR" not in result.stdout
 
 
+def test_a_wrong_layer_of_dot_products_ends_with_status_1(
+    sim_dir: Path, model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = LinearRun("layer", "m2xfp", 1, 96, 64, 5000, 0.98, 0, 1536, 0)
+
+    def run(kind: str, _folder: Path, *, tokens: int) -> DotLayerRun:
+        return DotLayerRun(kind, "c", "layer", "x", tokens, 96, 64, 8, 9, int(kind == "mixed"))
+
+    monkeypatch.setattr(m2xfp.models.lm, "load_model", lambda: model)
+    monkeypatch.setattr(m2xfp.synth.studies.linear_layers, "run_linear", lambda *_, **__: right)
+    monkeypatch.setattr(m2xfp.synth.studies.dot_layers, "run_dot_layer", run)
+    result = CliRunner().invoke(cli, ["demo", "--build-dir", str(sim_dir.parent)])
+    assert result.exit_code == 1
+    assert "asymmetric c: layer" in result.stdout
+    assert result.stdout.strip().endswith("1 mismatches")
+
+
 @pytest.mark.parametrize("config", ["bf16x33", "mxfp4-bf16x32"])
 def test_unknown_configuration(config: str) -> None:
     result = CliRunner().invoke(cli, ["demo", "--config", config])
@@ -161,6 +180,11 @@ def test_the_main_job(sim_dir: Path, tmp_path: Path) -> None:
     assert f"weight_encoder bf16-kv: {weights} groups" in lines[1]
     assert lines[1].endswith(": 0 mismatches")
     assert re.match(r"gemm_core .* of peak: 0 and 0 mismatches$", lines[2])
+    assert re.match(r"asymmetric_dot_product .* in amxfp4 x .*: 0 mismatches$", lines[3])
+    assert re.match(r"switching_dot_product .* \+ 128 mxfp8-e4m3: .*: 0 mismatches$", lines[4])
+    assert re.match(
+        r"accelerator_m2xfp_2x2: 'The hardware.*: 4 tokens, .*: 0 mismatches$", lines[5]
+    )
 
     def figures(start: str) -> list[float]:
         line = next(x for x in lines if x.startswith(f"| {start} ") and re.search(r"\d\.\d", x))

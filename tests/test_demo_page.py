@@ -45,6 +45,10 @@ def figures() -> dict:
             **{"layer": "layers.0", "config": "m2xfp", "m": 64, "n": 512, "k": 192},
             **{"clocks": 50709, "utilisation": 0.969, "mismatches": 0, "groups_mismatched": 0},
         },
+        "generated": {
+            **{"unit": "accelerator", "text": "The <b>", "tokens": 4, "logits": 1024},
+            **{"cache_bytes": 9216, "clocks": 812345, "busy": 0.512, "different": []},
+        },
         "group": demo._typical_group("layers.0.gate_proj", X),
         "shown": [64, 96],
         "sqnr": {
@@ -99,6 +103,7 @@ def test_every_figure_is_on_the_page(figures: dict) -> None:
     for shown in (
         *("m2xfp 0.2.0", "a x<y", "1391 groups", "44512 values", "1523", "552 groups", "2214"),
         *("[64, 192] x [512, 192]", "32768 results", "50709, 96.9% of peak", "every bit is equal"),
+        *("1024 logits, 9216 bytes of cache", "812345, array busy in 51.2%", "The <b>"),
         *("1943 groups", "18.18 dB", "20.14 dB", "17.22 dB", "19.81 dB", "4096 bytes"),
         *("2.0462", "2.1287", "2.0773", "+4.04 %", "+3.04 .. +5.29 %", "+0.52 .. +2.77 %"),
         *("292888 um2", "100000 um2", "12204", "8427", "970", "5.064", "197", "build/a & b.v"),

@@ -223,6 +223,9 @@ def folder(tmp_path: Path, sim_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
         for plane in ("codes", "scales", "meta")
     }
     np.savez(tmp_path / "pairs.npz", **planes, first=np.arange(64) % 8 == 0)
+    signed = {name: array for name, array in planes.items() if "meta" not in name}
+    signed["a_scales"] = rng.integers(0, 256, (64, 2), np.uint8)
+    np.savez(tmp_path / "signed.npz", **signed, first=np.arange(64) % 8 == 0)
     switched = {f"{side}_codes": rng.integers(0, 256, (64, 32), np.uint8) for side in "aw"}
     switched |= {f"{side}_scales": planes[f"{side}_scales"] for side in "aw"}
     switched |= dict.fromkeys(

@@ -24,7 +24,7 @@ ALLOWED = {
     "synth": {"base", "golden", "models", "rtl", "tb"},
     "fpga": {"base", "golden", "rtl", "tb", "synth"},  # of synth: the native yosys
     "manual": {"base", "golden", "rtl", "tb", "synth"},
-    "accelerator": {"base", "golden", "rtl", "tb"},
+    "accelerator": {"base", "golden", "models", "rtl", "tb"},
     "commands": {"base", *ROOMS},
 }
 # Of synth, only these take tensors from models or evaluate them.

@@ -30,7 +30,7 @@ def run(unit: RemoteUnit, arrays: Arrays, progress: bool = False) -> Arrays:
         raise InputError(f"unit {unit.name}: the arrays hold no pair of groups")
     (stream,) = facts.inputs
     # Chains take turns: a single dot product leaves the places of the others empty.
-    most = unit.buffer // (chains(facts) * _beats_of_a_pair(facts) * record_bytes(stream))
+    most = unit.buffer // (chains(facts) * _beats_of_a_pair(arrays, facts) * record_bytes(stream))
     first = arrays["first"].astype(bool).copy()
     first[0] = True
     found: list[Arrays] = []
@@ -39,7 +39,7 @@ def run(unit: RemoteUnit, arrays: Arrays, progress: bool = False) -> Arrays:
         while at < total:
             seeds = [] if first[at] else seed_pairs(int(found[-1]["acc"][-1]))
             stop = min(total, at + most - len(seeds))
-            if not _can_go_on(facts):
+            if not _can_go_on(arrays, facts):
                 stop = _whole(first, at, stop, unit)
             piece = {name: array[at:stop] for name, array in arrays.items()}
             piece["first"] = first[at:stop]
@@ -72,17 +72,18 @@ def count(arrays: Arrays, facts: Facts) -> int:
     return len(arrays["first"])
 
 
-def _beats_of_a_pair(facts: Facts) -> int:
-    lanes = facts.stream("i").field("operands.act.codes").shape[0]
-    return formats(facts)[0].group // lanes
+def _beats_of_a_pair(arrays: Arrays, facts: Facts) -> int:
+    """Return the beats that a pair comes in; those of a chain are as many apart as there are."""
+    one = {name: array[:1] for name, array in arrays.items()}
+    return 1 + (len(bench_of(facts).encode(one, facts)["i"]) - 1) // chains(facts)
 
 
-def _can_go_on(facts: Facts) -> bool:
+def _can_go_on(arrays: Arrays, facts: Facts) -> bool:
     """Whether groups are known that make any running sum of this unit."""
     return (
         formats(facts) == (M2XFP_ACT, M2XFP_WEIGHT)
         and facts.parameters.get("window") is None
-        and _beats_of_a_pair(facts) == 1
+        and _beats_of_a_pair(arrays, facts) == 1
     )
 
 

@@ -20,7 +20,7 @@ from m2xfp.golden.formats.coder import ScaledCoder
 from m2xfp.golden.formats.format import Format, get_format
 from m2xfp.golden.formats.numeric import add_to_odd, round_once, widen
 from m2xfp.golden.formats.packed import PackedTensor
-from m2xfp.golden.formats.products import matmul
+from m2xfp.golden.formats.products import group_sums, matmul, running_fp32_sum
 from m2xfp.golden.formats.scales import PowerOfTwoScale
 
 __all__ = [
@@ -34,6 +34,8 @@ __all__ = [
     "mixed_matmul",
     "mxquant_splits",
     "mxquant_splits_of",
+    "segments_matmul",
+    "whole_matmul",
 ]
 
 TILE = 128
@@ -283,13 +285,45 @@ def mixed_matmul(a: MixedTensor, w: MixedTensor) -> Tensor:
     """
     if a.split is not w.split:
         raise InputError("a and w follow different splits; quantize both with the same one")
+    return segments_matmul(list(zip(a.segments, w.segments, strict=True)))
+
+
+def segments_matmul(parts: Sequence[tuple[PackedTensor, PackedTensor]]) -> Tensor:
+    """Multiply [..., M, K] by the rows of [N, K], both in segments of K: bfloat16 [..., M, N].
+
+    The result so far plus the segment, which is accumulated as ``matmul`` does, is rounded once to
+    bfloat16 after each segment.
+    """
     result: Tensor | None = None
-    for qa, qw in zip(a.segments, w.segments, strict=True):
+    for qa, qw in parts:
         part = widen(matmul(qa, qw))
         total = part if result is None else add_to_odd(widen(result), part)
         result = round_once(total, torch.bfloat16)
-    assert result is not None
+    if result is None:
+        raise InputError("parts is empty; pass a pair of packed tensors at least")
     return result
+
+
+def whole_matmul(parts: Sequence[tuple[PackedTensor, PackedTensor]]) -> Tensor:
+    """Multiply [M, K] by the rows of [N, K], both in segments of K: float32 [M, N].
+
+    One ``fp32`` accumulation goes on from segment to segment.
+    """
+    if not parts:
+        raise InputError("parts is empty; pass a pair of packed tensors at least")
+    m, n = parts[0][0].shape[0], parts[0][1].shape[0]
+    sums: list[tuple[Tensor, Tensor]] = []
+    for qa, qw in parts:
+        left = qa.groups().repeat_interleave(n, 0)
+        right = qw.groups().repeat(m, 1, 1)
+        terms, factor = group_sums(
+            PackedTensor.from_groups(qa.format, left), PackedTensor.from_groups(qw.format, right)
+        )
+        rest = terms[1] if len(terms) > 1 else torch.zeros_like(terms[0])
+        sums.append((terms[0] * factor, rest * factor))
+    addends, rests = (torch.cat(part, 1).unsqueeze(-1) for part in zip(*sums, strict=True))
+    rest = rests if bool(rests.nan_to_num(1.0).any()) else None
+    return running_fp32_sum(addends, None, rest)[:, -1, 0].reshape(m, n)
 
 
 def _rows(x: Tensor, tile: int) -> Tensor:

@@ -8,6 +8,11 @@ times powers of two, and so is the sum of their products. What rounds is the acc
 - ``fp32_subgroup``: the same after each subgroup of the metadata, the PE tile of the paper.
 - ``exact``: the exact sum over all of K, rounded once at the end.
 
+A group with two scales (AMXFP4) has the sums of two classes of elements, those above zero and the
+others, of which each has one scale with each class of the other side: with (sign of qa, sign of qw)
+the terms of a group are pp, pn, np, nn where both sides have two scales, and p, n where one has.
+``fp32`` adds them in this order, one rounding each.
+
 Rules of all: a zero addend leaves acc unchanged, bit for bit (``exact``: an exact zero is +0); a
 NaN scale on either side, or an element that is NaN or infinity, gives the quiet NaN 0x7FC00000;
 overflow gives infinity, which stays until a NaN comes; subnormal results are kept; a non-zero sum
@@ -72,19 +77,52 @@ _CHUNK_WEIGHTS = 1 << 26
 
 @dataclass(frozen=True)
 class _Operand:
-    """Rows of groups, ready to multiply: refined elements [rows, G, group], scales [rows, G]."""
+    """Rows of groups, ready to multiply.
+
+    Members
+    -------
+    elements
+        Refined elements, float64 [rows, G, group].
+    scales
+        float64 [rows, G, classes]: one scale a group, or one of elements above zero and another of
+        the rest.
+    fields
+        int64 [rows, G, classes]: the stored scales.
+    tensor_scale
+        That of the whole tensor.
+    """
 
     elements: Tensor
     scales: Tensor
+    fields: Tensor
     tensor_scale: Tensor | None
+
+    def rows(self, start: int, stop: int) -> "_Operand":
+        """Return some rows."""
+        here = slice(start, stop)
+        return _Operand(
+            self.elements[here], self.scales[here], self.fields[here], self.tensor_scale
+        )
+
+    @property
+    def classes(self) -> int:
+        """Scales a group."""
+        return self.scales.shape[2]
+
+    def of_class(self, number: int, where: Any = slice(None)) -> Tensor:
+        """Return the elements of a class, zeros elsewhere; of the groups ``where`` alone."""
+        elements = self.elements[:, where]
+        if self.classes == 1:
+            return elements
+        return elements.masked_fill(torch.signbit(elements) != bool(number), 0.0)
 
 
 def _operand_coder(packed: PackedTensor) -> ScaledCoder:
-    """Return the coder of an operand; InputError if its groups have no single scale."""
+    """Return the coder of an operand; InputError if its values are no elements times scales."""
     coder = packed.format.coder
-    if not isinstance(coder, ScaledCoder) or coder.split:
+    if not isinstance(coder, ScaledCoder):
         raise InputError(
-            f"{packed.format.name} has no single scale a group to multiply with; "
+            f"{packed.format.name} has a zero point and no scale alone to multiply with; "
             "dequantize it and use torch.matmul"
         )
     return coder
@@ -101,9 +139,30 @@ def _operand(packed: PackedTensor) -> _Operand:
     elements, values = (part.masked_fill(part.isinf(), float("nan")) for part in (elements, values))
     return _Operand(
         elements.reshape(rows, groups, codes.shape[-1]),
-        values.reshape(rows, groups),
+        values.reshape(rows, groups, scales.shape[-1]),
+        scales.reshape(rows, groups, scales.shape[-1]),
         packed.tensor_scale,
     )
+
+
+def _scale_products(sa: Tensor, sw: Tensor, wide: bool) -> tuple[Tensor, ...]:
+    """Return exact products of scales: one, or if ``wide`` two of which each is the sum.
+
+    Those of two float32 numbers have 48 bits, which leaves too few of float64 for a group's sum.
+    """
+    if not wide:
+        return (sa * sw,)
+    upper = (sw.view(torch.int64) & ~((1 << 41) - 1)).view(torch.float64)  # 12 bits
+    return sa * upper, sa * (sw - upper)
+
+
+def _wide_scales(a: BlockFormat, w: BlockFormat) -> bool:
+    return all(block.scale.bits == 32 for block in (a, w))
+
+
+def _terms(a: _Operand, w: _Operand) -> list[tuple[int, int]]:
+    """Return the classes of both sides whose products have a scale in common, in their order."""
+    return [(one, other) for one in range(a.classes) for other in range(w.classes)]
 
 
 def _check(qa: PackedTensor, qw: PackedTensor, accumulator: str) -> int:
@@ -116,6 +175,12 @@ def _lanes(a: BlockFormat, w: BlockFormat, accumulator: str) -> int:
     """Return the lanes of one addend; an error says why formats do not go together."""
     if accumulator != "fp32_subgroup":
         return a.group if _fits(a, w, accumulator) else 1
+    for block in (a, w):
+        if block.scaling == "split":
+            raise InputError(
+                f"{block.name} has two scales a group, whose sums are those of the group; take the "
+                "accumulators fp32 or exact"
+            )
     sizes = {block.metadata.subgroup for block in (a, w) if block.metadata.bits}
     if len(sizes) != 1:
         raise InputError(
@@ -239,8 +304,8 @@ class _Fp32Accumulator:
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
         self.acc = torch.zeros(shape, dtype=torch.float32, device=device)
 
-    def add(self, products: Tensor, scale: Tensor) -> None:
-        self.acc = accumulate(self.acc, products * scale)
+    def add(self, products: Tensor, *scales: Tensor) -> None:
+        self.acc = accumulate(self.acc, *(products * scale for scale in scales))
 
     def result(self) -> Tensor:
         return self.acc
@@ -299,11 +364,11 @@ class _ExactAccumulator:
         self._nan = torch.zeros(shape, dtype=torch.bool, device=device)
         self._infinite = torch.zeros(shape, dtype=torch.float64, device=device)
 
-    def add(self, products: Tensor, scale: Tensor) -> None:
-        value = products * scale
-        self._nan |= value.isnan()
-        self._infinite = torch.where(value.isinf(), self._infinite + value, self._infinite)
-        _add_to_digits(self._digits, value.where(value.isfinite(), 0.0))
+    def add(self, products: Tensor, *scales: Tensor) -> None:
+        for value in (products * scale for scale in scales):
+            self._nan |= value.isnan()
+            self._infinite = torch.where(value.isinf(), self._infinite + value, self._infinite)
+            _add_to_digits(self._digits, value.where(value.isfinite(), 0.0))
 
     def result(self) -> Tensor:
         infinite = self._infinite != 0  # of both signs: NaN
@@ -332,8 +397,12 @@ def _run(
     lanes: int,
     outer: bool,
     initial: Tensor | None = None,
+    wide: bool = False,
 ) -> Tensor:
-    """Accumulate over groups: row by row, or (``outer``) every row with every row."""
+    """Accumulate over groups: row by row, or (``outer``) every row with every row.
+
+    ``wide``: scales are float32 numbers on both sides.
+    """
     shape = (len(a.scales), len(w.scales)) if outer else (len(a.scales),)
     acc: _ExactAccumulator | _Fp32Accumulator
     if accumulator == "exact":
@@ -343,13 +412,15 @@ def _run(
         if initial is not None:
             acc.acc = initial
     for g in range(a.scales.shape[1]):
-        sa, sw = a.scales[:, g], w.scales[:, g]
-        scale = sa[:, None] * sw[None, :] if outer else sa * sw
-        for start in range(0, a.elements.shape[2], lanes):
-            xa = a.elements[:, g, start : start + lanes]
-            xw = w.elements[:, g, start : start + lanes]
-            # Exact whatever the order: every partial sum is a small multiple of one power of two.
-            acc.add(xa @ xw.T if outer else (xa * xw).sum(-1), scale)
+        for one, other in _terms(a, w):
+            sa, sw = a.scales[:, g, one], w.scales[:, g, other]
+            scales = _scale_products(sa[:, None] if outer else sa, sw, wide)
+            xs, ys = a.of_class(one, g), w.of_class(other, g)
+            for start in range(0, xs.shape[1], lanes):
+                xa, xw = xs[:, start : start + lanes], ys[:, start : start + lanes]
+                # Exact whatever the order: every partial sum is a small multiple of one power of
+                # two.
+                acc.add(xa @ xw.T if outer else (xa * xw).sum(-1), *scales)
     return _finish(acc.result(), a, w)
 
 
@@ -364,9 +435,9 @@ def dot(
     Parameters
     ----------
     qa, qw
-        Packed tensors of one shape, of formats with one scale a group and the same group size:
-        M2XFP, the MX formats, SMX4, or NVFP4 and its metadata variants (of one level or two; a
-        scale for each row, ``tensor_scale="token"``, is refused).
+        Packed tensors of one shape, of formats of the same group size whose values are elements
+        times scales: M2XFP, the MX formats, SMX4, AMXFP4, or NVFP4 and its metadata variants (of
+        one level or two; a scale for each row, ``tensor_scale="token"``, is refused).
     accumulator
         ``fp32``, ``fp32_subgroup`` or ``exact``; see the module for the rules.
     initial
@@ -409,20 +480,26 @@ def _split(qa: PackedTensor, qw: PackedTensor) -> _Blocks | None:
     return blocks if highest - lowest > _FLOAT64_BITS else None
 
 
-def _addends(
-    a: _Operand, w: _Operand, lanes: int | None, split: _Blocks | None
-) -> tuple[Tensor, ...]:
+def _addends(a: Tensor, w: Tensor, lanes: int | None, split: _Blocks | None) -> tuple[Tensor, ...]:
     """Return the sums of ``lanes`` products each, without scales: float64 [rows, groups, parts].
 
     One tensor, or two of which each sum is the sum.
     """
-    size = a.elements.shape[2]
+    size = a.shape[2]
     lanes = size if lanes is None else lanes
     if lanes < 1 or size % lanes:
         raise InputError(f"lanes={lanes}: must divide the group of {size}")
     if split is not None:
-        return split_sums(a.elements, w.elements, split, lanes)
-    return ((a.elements * w.elements).unflatten(-1, (-1, lanes)).sum(-1),)
+        return split_sums(a, w, split, lanes)
+    return ((a * w).unflatten(-1, (-1, lanes)).sum(-1),)
+
+
+def _whole_terms(a: _Operand, w: _Operand, lanes: int | None) -> list[tuple[int, int]]:
+    """Return ``_terms``; groups with two scales are added whole."""
+    terms = _terms(a, w)
+    if len(terms) > 1 and lanes not in (None, a.elements.shape[2]):
+        raise InputError(f"lanes={lanes}: groups with two scales are added whole; leave lanes out")
+    return terms
 
 
 @torch.no_grad()
@@ -435,8 +512,10 @@ def group_sums(qa: PackedTensor, qw: PackedTensor) -> tuple[tuple[Tensor, ...], 
     """
     _check_operands(qa, qw, "fp32")
     a, w = _operand(qa), _operand(qw)
-    terms = _addends(a, w, None, _split(qa, qw))
-    return tuple(term.squeeze(-1) for term in terms), a.scales * w.scales
+    if len(_terms(a, w)) > 1:
+        raise InputError(f"{qa.format.name} x {qw.format.name}: a group has several sums")
+    terms = _addends(a.elements, w.elements, None, _split(qa, qw))
+    return tuple(term.squeeze(-1) for term in terms), (a.scales * w.scales).squeeze(-1)
 
 
 @torch.no_grad()
@@ -448,6 +527,8 @@ def running_fp32(
     lanes: int | None = None,
 ) -> Tensor:
     """Return what the ``fp32`` accumulation holds after each addend: float32 [..., groups, parts].
+
+    The parts of a group with two scales are its terms, see the module.
 
     Parameters
     ----------
@@ -467,11 +548,16 @@ def running_fp32(
     if qa.shape != qw.shape:
         raise InputError(f"qa has shape {tuple(qa.shape)}, qw {tuple(qw.shape)}; pass one shape")
     a, w = _operand(qa), _operand(qw)
-    scales = (a.scales * w.scales).unsqueeze(-1)
-    addends, *rests = (part * scales for part in _addends(a, w, lanes, _split(qa, qw)))
-    begins = None if first is None else first.reshape(a.scales.shape)
-    found = running_fp32_sum(addends, begins, *rests)
-    return found.reshape(*qa.shape[:-1], *addends.shape[1:])
+    wide = _wide_scales(qa.format.block, qw.format.block)
+    found: list[list[Tensor]] = []
+    for one, other in _whole_terms(a, w, lanes):
+        sums = _addends(a.of_class(one), w.of_class(other), lanes, _split(qa, qw))
+        products = _scale_products(a.scales[..., one], w.scales[..., other], wide)
+        found.append([part * scale.unsqueeze(-1) for scale in products for part in sums])
+    addends, *rests = (torch.cat(parts, -1) for parts in zip(*found, strict=True))
+    begins = None if first is None else first.reshape(a.scales.shape[:2])
+    acc = running_fp32_sum(addends, begins, *rests)
+    return acc.reshape(*qa.shape[:-1], *addends.shape[1:])
 
 
 def running_fp32_sum(
@@ -507,21 +593,24 @@ def running_exact(
     first: Tensor | None = None,
     window: Window = ALL_EXPONENTS,
     lanes: int | None = None,
+    at_once: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Return what the ``exact`` accumulation holds after each group: two tensors [..., groups].
 
-    With ``lanes``, after each addend: [..., groups, parts].
+    With ``lanes``, after each addend: [..., groups, parts]; so too of groups with two scales.
 
     Parameters
     ----------
     qa, qw
-        As for ``dot``, with E8M0 scales.
+        As for ``dot``, with E8M0 scales; of groups with two scales also E5M2 and E4M3.
     first
         bool [..., groups]: start from zero before that group; by default at group 0 alone.
     window
         Exponents that the accumulator is built for.
     lanes
         Products of an addend, of which a group has one or more; None for those of a group.
+    at_once
+        Terms of a group with two scales that are added before the sum has to fit.
 
     Returns
     -------
@@ -539,23 +628,25 @@ def running_exact(
     if qa.shape != qw.shape:
         raise InputError(f"qa has shape {tuple(qa.shape)}, qw {tuple(qw.shape)}; pass one shape")
     blocks = qa.format.block, qw.format.block
+    a, w = _operand(qa), _operand(qw)
+    if len(_whole_terms(a, w, lanes)) > 1:
+        return _running_exact_terms((qa, qw), (a, w), first, window, at_once)
     if any(block.scale is not E8M0 for block in blocks):
         raise InputError(
             f"{blocks[0].name} x {blocks[1].name}: a window is one of sums of E8M0 bytes; "
             "pass formats with E8M0 scales"
         )
-    a, w = _operand(qa), _operand(qw)
-    rows, groups = a.scales.shape
+    rows, groups, _ = a.scales.shape
     # A sum in two parts is added in two steps. They have one sign, so what lies between has left
     # the window only if the end has, and both are zero only if the sum is.
-    terms = torch.stack(_addends(a, w, lanes, _split(qa, qw)), -1)
+    terms = torch.stack(_addends(a.elements, w.elements, lanes, _split(qa, qw)), -1)
     parts = terms.shape[2]
     begins = torch.zeros(terms.shape, dtype=torch.bool, device=a.scales.device)
     if first is not None:
         begins[..., 0, 0] = first.reshape(rows, groups)
     found = running_exact_sum(
         terms.flatten(1),
-        (a.scales * w.scales).repeat_interleave(terms[0, 0].numel(), dim=1),
+        (a.scales * w.scales).squeeze(-1).repeat_interleave(terms[0, 0].numel(), dim=1),
         begins.flatten(1),
         window,
         product_unit(*blocks),
@@ -565,8 +656,74 @@ def running_exact(
     return acc.reshape(shape), inexact.reshape(shape)
 
 
+def _running_exact_terms(
+    packed: tuple[PackedTensor, PackedTensor],
+    operands: tuple[_Operand, _Operand],
+    first: Tensor | None,
+    window: Window,
+    at_once: int,
+) -> tuple[Tensor, Tensor]:
+    """Return ``running_exact`` of groups with two scales: [..., groups, terms / at_once].
+
+    A term is the sum of a class times the significands of both scales, and its exponent the sum of
+    their exponent fields: those are what a window counts.
+    """
+    a, w = operands
+    blocks = packed[0].format.block, packed[1].format.block
+    if any(block.scale.bits != 8 for block in blocks):
+        raise InputError(
+            f"{blocks[0].name} x {blocks[1].name}: a window is one of sums of exponents of 8-bit "
+            "scales; pass formats with E8M0, E4M3 or E5M2 scales"
+        )
+    sides = [_scale_parts(operand, block) for operand, block in zip(operands, blocks, strict=True)]
+    products, places = [], []
+    for one, other in _terms(a, w):
+        total = (a.of_class(one) * w.of_class(other)).sum(-1)
+        products.append(total * sides[0][0][..., one] * sides[1][0][..., other])
+        places.append(sides[0][1][..., one] + sides[1][1][..., other])
+    terms, exponents = (torch.stack(parts, -1) for parts in (products, places))
+    begins = torch.zeros(terms.shape, dtype=torch.bool, device=terms.device)
+    if first is not None:
+        begins[..., 0] = first.reshape(begins.shape[:2])
+    # ``running_exact_sum`` counts exponents from those of two E8M0 scales.
+    moved = 2 * E8M0.bias - sum(_scale_bias(block) for block in blocks)
+    found = running_exact_sum(
+        (terms * 2.0**moved).flatten(1),
+        power_of_two(exponents - 2 * E8M0.bias).flatten(1),
+        begins.flatten(1),
+        window,
+        product_unit(*blocks) + moved,
+        at_once,
+    )
+    acc, inexact = (each[:, at_once - 1 :: at_once] for each in found)
+    shape = (*packed[0].shape[:-1], terms.shape[1], terms.shape[2] // at_once)
+    return acc.reshape(shape), inexact.reshape(shape)
+
+
+def _scale_bias(block: BlockFormat) -> int:
+    """Return what a scale's exponent field counts from: its value is m * 2^(field - this)."""
+    grid = block.scale.grid
+    return block.scale.bias + (grid.mantissa_bits if grid else 0)
+
+
+def _scale_parts(operand: _Operand, block: BlockFormat) -> tuple[Tensor, Tensor]:
+    """Return significands, float64, NaN of a NaN, and exponent fields, int64, of 8-bit scales."""
+    grid, values = block.scale.grid, operand.scales
+    if grid is None:
+        return values.where(values.isnan(), 1.0), operand.fields
+    field = operand.fields & ((1 << (grid.bits - 1)) - 1)
+    # Subnormal scales have the exponent of the smallest normal ones.
+    place = (field >> grid.mantissa_bits).clamp(min=1)
+    return values * power_of_two(_scale_bias(block) - place), place
+
+
 def running_exact_sum(
-    products: Tensor, scales: Tensor, first: Tensor | None, window: Window, unit: int
+    products: Tensor,
+    scales: Tensor,
+    first: Tensor | None,
+    window: Window,
+    unit: int,
+    at_once: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Return the ``exact`` accumulator, rounded, and ``inexact`` after each product.
 
@@ -580,13 +737,16 @@ def running_exact_sum(
         bool [rows, steps]: start from zero before that step; by default at step 0 alone.
     window, unit
         Exponents that the accumulator is built for, and the last place of a product.
+    at_once
+        Products that are added together, as many in each step: only after the last of them does
+        the sum have to fit.
     """
     rows, steps = products.shape
     device = products.device
     starts = torch.zeros(rows, steps, dtype=torch.bool, device=device) if first is None else first
     none = torch.zeros(rows, 1, dtype=torch.int64, device=device)
     running = _Running(none.expand(_DIGITS, rows, 1), none, none)
-    size = max(1, _CHUNK_SUMS // (_DIGITS * max(1, rows)))
+    size = at_once * max(1, _CHUNK_SUMS // (at_once * _DIGITS * max(1, rows)))
     found = [
         _run_on(
             running,
@@ -595,6 +755,7 @@ def running_exact_sum(
             starts[:, start : start + size],
             window,
             unit,
+            at_once,
         )
         for start in range(0, steps, size)
     ]
@@ -620,6 +781,7 @@ def _run_on(
     first: Tensor,
     window: Window,
     unit: int,
+    at_once: int,
 ) -> tuple[Tensor, Tensor]:
     """Return the accumulator and ``inexact`` after each step, and leave what the last one holds.
 
@@ -648,7 +810,9 @@ def _run_on(
     total = _total(digits)  # to odd, so it compares with the limit as the exact sum does
     limit = 2.0 ** (window.lowest - 2 * E8M0.bias + unit + window.bits - 1)
     # From here on the sum is NaN and inexact, whatever else comes.
-    lost = above | infinite | (total >= limit) | (total < -limit)
+    outside = (total >= limit) | (total < -limit)
+    outside &= steps % at_once == at_once - 1
+    lost = above | infinite | outside
     nan = since((value.isnan() | lost).long(), running.nan)
     inexact = since((below | lost).long(), running.inexact)
     running.digits, running.nan, running.inexact = digits[..., -1:], nan[:, -1:], inexact[:, -1:]
@@ -727,7 +891,9 @@ def _compute_dot(*given: Any) -> Tensor:
     qa, qw = _whole(parts[:5], width), _whole(parts[5:], width)
     start = None if initial is None else initial.reshape(-1)
     a, w = _operand(qa), _operand(qw)
-    return _run(a, w, accumulator, lanes, outer=False, initial=start).reshape(qa.shape[:-1])
+    wide = _wide_scales(qa.format.block, qw.format.block)
+    found = _run(a, w, accumulator, lanes, outer=False, initial=start, wide=wide)
+    return found.reshape(qa.shape[:-1])
 
 
 @explained("matmul")
@@ -763,13 +929,12 @@ def _plain_matmul(
     step = max(1, _CHUNK_SUMS // (digits * max(1, len(w.scales))))
     rows = [
         _run(
-            _Operand(
-                a.elements[start : start + step], a.scales[start : start + step], a.tensor_scale
-            ),
+            a.rows(start, start + step),
             w,
             accumulator,
             lanes,
             outer=True,
+            wide=_wide_scales(qa.format.block, qw.format.block),
         )
         for start in range(0, max(1, len(a.scales)), step)
     ]

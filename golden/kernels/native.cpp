@@ -130,6 +130,7 @@ struct Bf16 {
         std::memcpy(p, &h, sizeof h);
     }
 };
+#if !defined(__wasm__)  // which has no such type
 struct Fp16 {
     static constexpr bool FEW = true, FLOAT_SUMS = false;
     static constexpr int MANTISSA = 10;
@@ -168,6 +169,7 @@ struct Fp16 {
         std::memcpy(p, &h, sizeof h);
     }
 };
+#endif
 struct Fp32 {
     static constexpr bool FEW = false, FLOAT_SUMS = false;
     static constexpr int MANTISSA = 23;
@@ -195,8 +197,13 @@ inline void transpose(V* r) {
         for (int i = 0; i < W; ++i) {
             if (i & s) continue;
             const V a = r[i], b = r[i + s];
+#if defined(__clang__)
+            for (int c = 0; c < W; ++c) r[i][c] = low[c] < W ? a[low[c]] : b[low[c] - W];
+            for (int c = 0; c < W; ++c) r[i + s][c] = high[c] < W ? a[high[c]] : b[high[c] - W];
+#else
             r[i] = __builtin_shuffle(a, b, low);
             r[i + s] = __builtin_shuffle(a, b, high);
+#endif
         }
     }
 }
@@ -921,7 +928,9 @@ extern "C" void m2xfp_run(const double* plan, int what, int type, int64_t groups
     const UsualArithmetic usual;
     const Task task{plan_of(plan), level_of(unit), groups, x, codes, scales, meta, values};
     if (type == 0) with_type<Bf16>(what, task);
+#if !defined(__wasm__)
     if (type == 1) with_type<Fp16>(what, task);
+#endif
     if (type == 2) with_type<Fp32>(what, task);
 }
 
@@ -929,6 +938,8 @@ extern "C" void m2xfp_run(const double* plan, int what, int type, int64_t groups
 extern "C" int32_t m2xfp_largest(int type, int64_t count, const void* x) {
     const UsualArithmetic usual;
     if (type == 0) return largest_of(static_cast<const Bf16*>(x), count);
+#if !defined(__wasm__)
     if (type == 1) return largest_of(static_cast<const Fp16*>(x), count);
+#endif
     return largest_of(static_cast<const Fp32*>(x), count);
 }

@@ -53,7 +53,9 @@ def group_dot(act_groups: Bytes, weight_groups: Bytes, *, act: str, weight: str)
             # Subnormal scales have the exponent of the smallest normal ones and no hidden bit.
             exponent += np.maximum(field >> bits, 1)
             total *= (field & (1 << bits) - 1) | np.where(field >> bits, 1 << bits, 0)
-        nan |= field == scale.nan
+            # Codes above the largest one are NaN, and infinities of E5M2, as far as there are some.
+            nan |= field > scale.grid.max_code
+        nan |= groups[:, fmt.block.group_bytes[0]] == scale.nan
     return {"product": total, "exponent": exponent, "nan": nan}
 
 

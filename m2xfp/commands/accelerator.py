@@ -51,7 +51,8 @@ def command(mode: str, results: Path, output: Path | None) -> None:
     from m2xfp.synth.studies.accelerator import AREA, MEASURED, PAPER, SIMULATED
     from m2xfp.synth.studies.accelerator_area import area_table, measure_area
     from m2xfp.synth.studies.accelerator_throughput import measure_throughput, throughput_tables
-    from m2xfp.synth.studies.measured_accelerator import PDK, compare_measured, measured_tables
+    from m2xfp.synth.studies.measured_accelerator import PDK, compare_measured
+    from m2xfp.synth.studies.measured_tables import measured_tables
     from m2xfp.synth.studies.paper_accelerator import compare, paper_table
 
     if mode == "paper":

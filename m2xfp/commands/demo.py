@@ -30,6 +30,10 @@ TYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 # The layer that goes through the GEMM core's Verilog, and bytes of text: a second of simulation.
 LAYER = "layers.0.mlp.gate_proj"
 LAYER_TOKENS = 64
+# What the language model goes on with on the accelerator's Verilog: a few seconds of simulation.
+PROMPT, GENERATED = b"The hardware", 4
+# Bytes of text whose results the dot products compute one by one.
+DOT_TOKENS = 4
 SHOWN_TOKENS = 128  # of a tensor in the page
 
 
@@ -102,6 +106,42 @@ def _comparison_line(result: Comparison, tensors: str) -> str:
         f"{result.unit} {result.config}: {result.groups} groups from {tensors} of the model, "
         f"{result.groups * 32} values, compared bit for bit in {result.clocks} clocks: "
         f"{result.mismatches} mismatches{first}"
+    )
+
+
+def _generate(build: Path) -> dict[str, Any]:
+    """Let the model write text on the emitted accelerator; return what came, and what differs."""
+    from m2xfp.accelerator.generation import (
+        Text,
+        differences,
+        generate_golden,
+        generate_simulated,
+    )
+    from m2xfp.models.lm import load_model
+    from m2xfp.rtl.catalog import find_unit
+    from m2xfp.rtl.verilog.emit import emit
+
+    text, unit = Text(PROMPT, GENERATED), find_unit("accelerator")
+    files = emit(unit.instance(next(iter(unit.configs))), build / "verilog")
+    found = generate_simulated(files, load_model(), text, build / "sim")
+    return {
+        "unit": files.top,
+        "text": (text.prompt + found.text).decode("utf-8", "replace"),
+        "tokens": len(found.steps),
+        "logits": found.logits,
+        "cache_bytes": found.cache_bytes,
+        "clocks": found.counts["cycles"],
+        "busy": found.counts["work"] / found.counts["cycles"],
+        "different": differences(found, generate_golden(load_model(), text)),
+    }
+
+
+def _generated_line(made: dict[str, Any]) -> str:
+    """Say what the model wrote, and how it compares."""
+    return (
+        f"{made['unit']}: {made['text']!r}: {made['tokens']} tokens, {made['logits']} logits, "
+        f"{made['cache_bytes']} bytes of cache in {made['clocks']} clocks, array busy in "
+        f"{made['busy']:.1%}: {'; '.join(made['different']) or '0 mismatches'}"
     )
 
 
@@ -275,7 +315,9 @@ def command(
     M2XFP twice: by the golden model in PyTorch, and by the Verilog of the activation quantizer
     under Verilator. Its weights are encoded twice in the same way, by the exact search and by the
     Verilog of the weight encoder. A whole linear layer follows, through the Verilog of the GEMM
-    core: quantized, multiplied, quantized again. Then: what MXFP4 and M2XFP do to these tensors
+    core: quantized, multiplied, quantized again; one with a scale for each sign and one in mixed
+    formats, through dot products; and the model writes a few bytes of text on the Verilog of the
+    accelerator. Then: what MXFP4 and M2XFP do to these tensors
     (SQNR) and to the model (perplexity), and the area of the unit. Exit status 1 if a single bit
     differs.
 
@@ -306,6 +348,7 @@ def command(
     from m2xfp.models.windows import cut_windows, spread
     from m2xfp.rtl.catalog import find_unit
     from m2xfp.rtl.verilog.emit import emit
+    from m2xfp.synth.studies.dot_layers import LAYERS, run_dot_layer
     from m2xfp.synth.studies.linear_layers import run_linear
 
     known = {
@@ -345,6 +388,14 @@ def command(
     click.echo(str(linear))
     if not linear.equal:
         sys.exit(1)
+    dots = [run_dot_layer(kind, build_dir / "sim", tokens=DOT_TOKENS) for kind in LAYERS]
+    click.echo("\n".join(map(str, dots)))
+    if not all(run.equal for run in dots):
+        sys.exit(1)
+    generated = _generate(build_dir)
+    click.echo(_generated_line(generated))
+    if generated["different"]:
+        sys.exit(1)
 
     click.echo(f"\nSQNR in dB of the activations in {known[configs[-1]]}")
     quality = input_sqnr(inputs, [get_format(name) for name in FORMATS])
@@ -375,6 +426,7 @@ def command(
             for result in (*results, encoded)
         ],
         "linear": asdict(linear),
+        "generated": generated,
         "group": _typical_group(LAYER, inputs[LAYER]),
         "shown": list(shown.shape),
         "sqnr": {kind: dict(zip(FORMATS, values, strict=True)) for kind, values in quality.items()},

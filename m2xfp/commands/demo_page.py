@@ -280,6 +280,16 @@ def _comparisons(figures: Mapping[str, Any]) -> str:
             linear["mismatches"] + linear["groups_mismatched"],
         )
     )
+    made = figures["generated"]
+    rows.append(
+        (
+            f"{made['unit']}: {made['text']!r}",
+            f"{made['tokens']} tokens",
+            f"{made['logits']} logits, {made['cache_bytes']} bytes of cache",
+            f"{made['clocks']}, array busy in {made['busy']:.1%}",
+            len(made["different"]),
+        )
+    )
     return _table(("through the Verilog", "", "", "clocks", "mismatches"), rows)
 
 
@@ -321,6 +331,7 @@ def demo_page(figures: Mapping[str, Any], pictures: Mapping[str, NDArray[np.uint
     group, perplexity = figures["group"], figures["perplexity"]
     wrong = sum(one["mismatches"] for one in figures["comparisons"])
     wrong += figures["linear"]["mismatches"] + figures["linear"]["groups_mismatched"]
+    wrong += len(figures["generated"]["different"])
     groups = sum(one["groups"] for one in figures["comparisons"])
     verdict = (
         f"{groups} groups and {figures['linear']['m'] * figures['linear']['n']} results of a "

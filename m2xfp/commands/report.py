@@ -33,6 +33,7 @@ DRAWERS = (
     "m2xfp.synth.studies.gemm",
     "m2xfp.synth.studies.mac",
     "m2xfp.synth.studies.paper",
+    "m2xfp.synth.studies.paths",
     "m2xfp.fpga.flow.tables",
 )
 PAGES = Path("docs")

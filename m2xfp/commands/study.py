@@ -12,6 +12,7 @@ from m2xfp.commands.options import (
     COUNT,
     OUTPUT_FOLDER,
     InputPath,
+    Number,
     one_instance,
     parameter_options_of,
 )
@@ -28,7 +29,7 @@ __all__ = ["command"]
 
 _Function = Callable[..., Any]
 
-_CORE = "gemm_core"
+_CORE, _MIXED = "gemm_core", "mixed_gemm"
 
 _OUTPUT = click.option(
     "-o",
@@ -90,6 +91,43 @@ def array(pdk: str | None, liberty: tuple[Path, ...], output: Path | None) -> No
     library = _library(pdk, liberty)
     figures = measure_array(library)
     _finish(output, f"array-{library.name}.json", figures, [array_table(figures)])
+
+
+@command.command("paths", short_help="How much of a netlist's area and path is luck.")
+@click.argument("unit", metavar="UNIT")
+@click.option("--config", "configs", multiple=True, metavar="NAME", help="Configuration; repeat.")
+@_library_options
+@click.option("--seeds", type=COUNT, default=8, show_default=True, help="Netlists a script.")
+@click.option("--clock-ns", type=Number(), default=1.0, show_default=True, help="For `speed`.")
+@_OUTPUT
+def paths(
+    unit: str,
+    configs: tuple[str, ...],
+    pdk: str | None,
+    liberty: tuple[Path, ...],
+    seeds: int,
+    clock_ns: float,
+    output: Path | None,
+) -> None:
+    r"""Map UNIT several times by each abc script, inputs in another order; tell best and spread.
+
+    Netlists of one script differ in nothing but the order of inputs and outputs, so the spread of
+    their paths is what a difference of two designs says nothing within.
+
+    \b
+    m2xfp study paths fp32_accumulator --pdk sky130_fd_sc_hd
+    m2xfp study paths dot_product --config mxfp4-fp32 --seeds 4 --clock-ns 6
+    """
+    from m2xfp.synth.flow.timing import find_sta
+    from m2xfp.synth.flow.yosys import yosys_command
+    from m2xfp.synth.studies.paths import measure_paths, path_table
+
+    yosys_command()
+    find_sta()
+    library = _library(pdk, liberty)
+    instances = [one_instance(unit, config, ()) for config in configs or (None,)]
+    figures = measure_paths(instances, library, range(seeds), clock_ns)
+    _finish(output, f"paths-{library.name}.json", figures, [path_table(figures)])
 
 
 @command.command("fractions", short_help="Fraction bits of the weight encoder.")
@@ -174,6 +212,31 @@ def gemm_layer(layer: str, tokens: int, config: str | None, settings: tuple[str,
         raise SystemExit(1)
 
 
+@command.command("dot-layer", short_help="A linear layer in a dot product's Verilog.")
+@click.argument("kind", metavar="KIND", type=click.Choice(["asymmetric", "mixed"]))
+@click.option("--layer", help="Layer of the model; one with inputs of its own.")
+@click.option("--tokens", type=COUNT, default=8, show_default=True, help="Bytes of text.")
+@click.option("--config", metavar="NAME", help="Configuration of the unit.")
+def dot_layer(kind: str, layer: str | None, tokens: int, config: str | None) -> None:
+    r"""Run a linear layer of the bundled model, on held-out text, through a dot product's Verilog.
+
+    KIND is asymmetric, with AMXFP4 activations in asymmetric_dot_product, or mixed, with MicroMix's
+    split of the channels into MXFP4, MXFP6 and MXFP8 in switching_dot_product. All results are
+    compared with the golden model. Exit status 1 if a bit differs.
+
+    
+    m2xfp study dot-layer asymmetric
+    m2xfp study dot-layer mixed --config micromix-8 --tokens 4
+    """
+    require("torch", "safetensors", "filelock")
+    from m2xfp.synth.studies.dot_layers import run_dot_layer
+
+    run = run_dot_layer(kind, Path("build/sim"), layer=layer, tokens=tokens, config=config)
+    click.echo(str(run))
+    if not run.equal:
+        raise SystemExit(1)
+
+
 @command.command("gemm-perplexity", short_help="A language model in the GEMM core's Verilog.")
 @click.option(
     "--windows",
@@ -192,6 +255,56 @@ def gemm_perplexity(windows: int, config: str | None, settings: tuple[str, ...])
     from m2xfp.synth.studies.gemm_perplexity import compare_perplexity
 
     run = compare_perplexity(windows, Path("build/sim"), _core(config, settings))
+    click.echo(str(run))
+    if not run.equal:
+        raise SystemExit(1)
+
+
+@command.command("mixed-layer", short_help="A linear layer in MXFP4, MXFP6 and MXFP8, in Verilog.")
+@click.option(
+    "--mixed",
+    "rule",
+    default="micromix:strength=2,tile=64",
+    show_default=True,
+    metavar="RULE",
+    help="Rule that splits the channels, as for `m2xfp eval --mixed`.",
+)
+@click.option(
+    "--splits",
+    type=InputPath(exists=True, dir_okay=False, path_type=Path),
+    help="Splits of `m2xfp eval --save-splits`, in place of --mixed.",
+)
+@click.option(
+    "--layer", default="layers.0.mlp.gate_proj", show_default=True, help="Layer of the model."
+)
+@click.option("--tokens", type=COUNT, default=64, show_default=True, help="Bytes of text.")
+@parameter_options_of(_MIXED)
+def mixed_layer(
+    rule: str,
+    splits: Path | None,
+    layer: str,
+    tokens: int,
+    config: str | None,
+    settings: tuple[str, ...],
+) -> None:
+    r"""Run a linear layer of the bundled model, split into segments, through the Verilog.
+
+    What the layer reads of held-out text is put into the split's order, quantized by the Verilog of
+    activation_quantizer in each segment's format, and multiplied by that of mixed_gemm, by default
+    its configuration micromix-2x2 with tiles of 32 channels. Everything is compared with the golden
+    model. Exit status 1 if a bit differs.
+
+    \b
+    m2xfp study mixed-layer
+    m2xfp study mixed-layer --mixed mxquant:tile=64,activations=mxfp8-e4m3
+    """
+    require("torch", "safetensors", "filelock")
+    from m2xfp.synth.studies.mixed_layers import core_of, run_mixed
+
+    core = one_instance(_MIXED, config, settings) if config or settings else core_of()
+    run = run_mixed(
+        Path("build/sim"), rule=rule, splits=splits, layer=layer, tokens=tokens, core=core
+    )
     click.echo(str(run))
     if not run.equal:
         raise SystemExit(1)

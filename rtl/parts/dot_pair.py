@@ -8,7 +8,7 @@ from amaranth.hdl import Shape, signed, unsigned
 from amaranth.lib import data
 
 from m2xfp.errors import InputError
-from m2xfp.formats import E2M1, M2XFP_ACT, M2XFP_WEIGHT, BlockFormat
+from m2xfp.formats import E2M1, E8M0, M2XFP_ACT, M2XFP_WEIGHT, BlockFormat
 from m2xfp.rtl.arith.fixed_point import signed_bits
 from m2xfp.rtl.parameters import Formats
 from m2xfp.rtl.parts.layouts import group_layout
@@ -55,13 +55,18 @@ Weights = Annotated[
 
 # Elements other than E2M1 as well, see ``MixedPair``.
 _WIDER = ("mxfp8-e4m3", "mxfp6-e3m2", "mxfp6-e2m3", "mxint8", "mxfp8-e5m2")
+_MINIFLOAT_SCALED = ("mxfp4:scale_mode=e5m2", "mxfp4:scale_mode=e4m3")
 AnyActivations = Annotated[
     BlockFormat,
-    Formats((*_POWER_SCALED_ACTIVATIONS, "nvfp4", "m2nvfp4-act", *_WIDER), _OPTIONS),
+    Formats(
+        (*_POWER_SCALED_ACTIVATIONS, "nvfp4", "m2nvfp4-act", *_MINIFLOAT_SCALED, *_WIDER), _OPTIONS
+    ),
 ]
 AnyWeights = Annotated[
     BlockFormat,
-    Formats((*_POWER_SCALED_WEIGHTS, "nvfp4", "m2nvfp4-weight", *_WIDER), _OPTIONS),
+    Formats(
+        (*_POWER_SCALED_WEIGHTS, "nvfp4", "m2nvfp4-weight", *_MINIFLOAT_SCALED, *_WIDER), _OPTIONS
+    ),
 ]
 
 
@@ -75,15 +80,15 @@ class DotPair:
     - a part of the group (a subgroup, where there is metadata) sums to
       P = sum 4(2x)(2w) + r 2w(top), without Elem-EM P = sum (2x)(2w);
     - the group is D = sum (4 + k) P, without Sg-EM D = sum P, times the significands of the scales
-      if they have some (E4M3: m * 2^(max(e, 1) - 10), m <= 15).
+      if they have some (E4M3: m * 2^(max(e, 1) - 10), m <= 15; E5M2: m <= 7).
 
     The value of the group is D * 2^(exponent - bias), with ``exponent`` the sum of the exponent
-    fields of both scales (E8M0: the byte; E4M3: max(e, 1)).
+    fields of both scales (E8M0: the byte; E4M3, E5M2: max(e, 1)).
 
     Members
     -------
     act, weight
-        Formats of the operands: E2M1 elements, one scale E8M0 or E4M3 for both, the same group;
+        Formats of the operands: E2M1 elements, one scale for both, of eight bits, the same group;
         metadata none or Elem-EM on activations, none or Sg-EM on weights, two bits a subgroup.
 
     Raises
@@ -97,6 +102,11 @@ class DotPair:
 
     # Whether D may have more bits than the significand of FP32; the addition is wider then.
     wide: ClassVar[bool] = False
+
+    @property
+    def windowed(self) -> bool:
+        """Whether the exact accumulation takes its scales."""
+        return self.act.scale is E8M0
 
     def __post_init__(self) -> None:
         """Refuse what the hardware was not made for."""
@@ -113,8 +123,10 @@ class DotPair:
             raise InputError(
                 f"{act.name} x {weight.name}: both need the same group size and the same scale type"
             )
-        if act.scale.name not in ("e8m0", "e4m3"):
-            raise InputError(f"{act.name}: scale {act.scale.name}; the MAC path takes e8m0 or e4m3")
+        if act.scale.bits != 8:
+            raise InputError(
+                f"{act.name}: scale {act.scale.name}; the MAC path takes e8m0, e4m3 or e5m2"
+            )
         if len({block.metadata.subgroup for block in (act, weight) if block.metadata.bits}) > 1:
             raise InputError(f"{act.name} x {weight.name}: both need the same subgroup size")
 
@@ -163,14 +175,24 @@ class DotPair:
         return (self.part - 1) * 48 * 12 + 56 * 12 if self.refined else self.part * 12 * 12
 
     @property
-    def significand(self) -> int:
-        """Largest significand of a scale: 15 for E4M3, 1 for E8M0, which has none."""
-        return 15 if self.act.scale.grid else 1
+    def significands(self) -> tuple[int, int]:
+        """Largest significands of the scales: 15 for E4M3, 7 for E5M2, 1 for E8M0, which has none.
+
+        Of the side of the activations, and of that of the weights.
+        """
+        grids = self.act.scale.grid, self.weight.scale.grid
+        one, other = ((2 << grid.mantissa_bits) - 1 if grid else 1 for grid in grids)
+        return one, other
+
+    @property
+    def scale_bound(self) -> int:
+        """Largest product of both significands."""
+        return self.significands[0] * self.significands[1]
 
     @property
     def product_bound(self) -> int:
         """Largest |D|: M2XFP 4 * 4704 * 7 = 131712, MXFP4 4608, NVFP4 16 * 144 * 225 = 518400."""
-        return self.parts * self.part_bound * (7 if self.multiplied else 1) * self.significand**2
+        return self.parts * self.part_bound * (7 if self.multiplied else 1) * self.scale_bound
 
     @property
     def product_shape(self) -> Shape:
@@ -180,13 +202,15 @@ class DotPair:
     @property
     def exponent_bits(self) -> int:
         """Bits of ``exponent``."""
-        return (self.act.scale.grid.exponent_bits if self.act.scale.grid else 8) + 1
+        grids = self.act.scale.grid, self.weight.scale.grid
+        return sum((1 << (g.exponent_bits if g else 8)) - 1 for g in grids).bit_length()
 
     @property
     def bias(self) -> int:
         """The value of a group is D * 2^(exponent - bias)."""
         fraction = 2 + 2 * self.refined + 2 * self.multiplied
-        return fraction + (20 if self.act.scale.grid else 254)
+        scales = self.act.scale, self.weight.scale
+        return fraction + sum(s.bias + (s.grid.mantissa_bits if s.grid else 0) for s in scales)
 
     @cached_property
     def product_layout(self) -> data.StructLayout:
@@ -198,14 +222,9 @@ class DotPair:
     @cached_property
     def scale_layout(self) -> data.StructLayout:
         """What is needed of both scales: the sum of exponents, significands, NaN."""
-        bits = self.significand.bit_length() if self.act.scale.grid else 0
+        act, weight = (each.bit_length() if each > 1 else 0 for each in self.significands)
         return data.StructLayout(
-            {
-                "exponent": self.exponent_bits,
-                "act": bits,
-                "weight": bits,
-                "nan": 1,
-            }
+            {"exponent": self.exponent_bits, "act": act, "weight": weight, "nan": 1}
         )
 
     @cached_property

@@ -1,11 +1,13 @@
 """Accumulation in fixed point: digits that keep their carries, and one rounding a result."""
 
-from amaranth.hdl import Cat, Const, Module, Signal, Value, signed
+from typing import Protocol
+
+from amaranth.hdl import Cat, Const, Module, Shape, Signal, Value, signed
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.errors import InputError
-from m2xfp.formats import E8M0, FP32, Window
+from m2xfp.formats import FP32, Window
 from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parts.dot_pair import DotPair
 from m2xfp.rtl.parts.fp32_rounding import Normalise, Round
@@ -13,7 +15,7 @@ from m2xfp.rtl.parts.layouts import value_layout
 from m2xfp.rtl.parts.registers import delayed, register
 from m2xfp.rtl.verilog.component import Component
 
-__all__ = ["ExactPipeline", "exact_layout"]
+__all__ = ["ExactPipeline", "check_window", "exact_layout"]
 
 # Bits of a digit of the sum: what is added between two registers, as much as FP32's significand.
 _DIGIT = 24
@@ -22,9 +24,29 @@ _DIGIT = 24
 exact_layout = data.StructLayout({"acc": value_layout(FP32), "inexact": 1})
 
 
+class Exact(Protocol):
+    """What of a pair of formats is needed: its exact products."""
+
+    @property
+    def product_shape(self) -> Shape:
+        """Shape of D."""
+
+    @property
+    def product_layout(self) -> data.StructLayout:
+        """D, its exponent, and whether a scale is NaN."""
+
+    @property
+    def exponent_bits(self) -> int:
+        """Bits of the exponent."""
+
+    @property
+    def bias(self) -> int:
+        """The value is D * 2^(exponent - bias)."""
+
+
 def check_window(pair: DotPair, window: Window) -> None:
     """Refuse a window that the formats do not fit, or FP32 results cannot come from."""
-    if pair.act.scale is not E8M0:
+    if not pair.windowed:
         raise InputError(
             f"{pair.act.name}: scale {pair.act.scale.name}; the exact accumulation takes e8m0"
         )
@@ -46,7 +68,7 @@ def check_window(pair: DotPair, window: Window) -> None:
         )
 
 
-def _top_exponent(pair: DotPair, window: Window) -> int:
+def _top_exponent(pair: Exact, window: Window) -> int:
     """Return the FP32 exponent field of a number whose leading bit is the sum's below its sign."""
     return window.lowest - pair.bias + window.bits - 2 + FP32.bias
 
@@ -83,7 +105,7 @@ class CarrySaveSum(Component):
         scale was NaN.
     """
 
-    def __init__(self, pair: DotPair, window: Window) -> None:
+    def __init__(self, pair: Exact, window: Window) -> None:
         self._pair, self._window = pair, window
         bits = window.bits + 1
         super().__init__(
@@ -208,26 +230,33 @@ class ExactPipeline(Component):
         Formats of the operands.
     window
         Exponents and bits, see ``ExactAccumulator``.
+    flagged
+        Products are sums of several, of which some may not have had a place.
 
     Members
     -------
     enable, i, valid, first
         As for ``CarrySaveSum``.
+    below, above : In(1)
+        Some of which the product is the sum lay below or above the window; only if ``flagged``.
     o : Out(exact_layout)
         The result after the product of ``latency`` steps ago.
     """
 
     latency = 4
 
-    def __init__(self, pair: DotPair, window: Window) -> None:
-        check_window(pair, window)
-        self._pair, self._window = pair, window
+    def __init__(self, pair: Exact, window: Window, flagged: bool = False) -> None:
+        if isinstance(pair, DotPair):
+            check_window(pair, window)
+        self._pair, self._window, self._flagged = pair, window, flagged
+        flags = {"below": In(1), "above": In(1)} if flagged else {}
         super().__init__(
             {
                 "enable": In(1),
                 "i": In(pair.product_layout),
                 "valid": In(1),
                 "first": In(1),
+                **flags,
                 "o": Out(exact_layout),
             }
         )
@@ -240,16 +269,20 @@ class ExactPipeline(Component):
         m.submodules.resolve = resolve = CarryPropagation(bits + 1)
         m.submodules.normalise = normalised = Normalise(bits)
         m.submodules.round = round_ = Round()
+        below, above = running.below, running.above
+        if self._flagged:
+            below = below | register(m, step, "flagged_below", self.below & self.valid)
+            above = above | register(m, step, "flagged_above", self.above & self.valid)
         total = register(m, step, "total", resolve.total)
         negative = total[bits - 1]
         # The bit above the sign is the same unless the sum needs it.
         outside = named(m, "outside", resolve.total[-1] ^ resolve.total[-2])
-        lost = named(m, "lost", running.above | outside)
+        lost = named(m, "lost", above | outside)
         nan, inexact = Signal(reset_less=True), Signal(reset_less=True)
         with m.If(step):
             m.d.sync += [
                 nan.eq((nan & running.kept) | running.nan | lost),
-                inexact.eq((inexact & running.kept) | running.below | lost),
+                inexact.eq((inexact & running.kept) | below | lost),
             ]
         m.d.comb += [
             running.enable.eq(step),

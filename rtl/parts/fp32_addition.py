@@ -1,6 +1,8 @@
 """The first steps of an FP32 addition: decode the addend, align, add."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
+from typing import Protocol
+
+from amaranth.hdl import Cat, Const, Module, Mux, Shape, Signal, Value, signed
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
@@ -13,7 +15,15 @@ from m2xfp.rtl.parts.fp32_rounding import summed_layout
 from m2xfp.rtl.parts.layouts import value_layout
 from m2xfp.rtl.verilog.component import Component
 
-__all__ = ["Add", "Addend", "Align", "addend_layout", "check_addend", "significand_bits"]
+__all__ = [
+    "Add",
+    "Addend",
+    "Align",
+    "Products",
+    "addend_layout",
+    "check_addend",
+    "significand_bits",
+]
 
 # The significand of an aligned operand: 24 bits, or those of the addend if it has more, guard,
 # round and sticky. One rounding needs no more, since a cancellation of more than one bit happens
@@ -26,12 +36,20 @@ _SIGNIFICAND = FP32.mantissa_bits + 1
 _EXPONENT_DIGIT, _SUM_DIGIT = 6, 11
 
 
-def significand_bits(pair: DotPair) -> int:
+class Products(Protocol):
+    """What the addition must know of its addends."""
+
+    @property
+    def product_shape(self) -> Shape:
+        """Shape of an addend without its exponent."""
+
+
+def significand_bits(pair: Products) -> int:
     """Return the bits in which both operands of the addition are exact."""
     return max(_SIGNIFICAND, len(Signal(pair.product_shape)) - 1)
 
 
-def addend_layout(pair: DotPair) -> data.StructLayout:
+def addend_layout(pair: Products) -> data.StructLayout:
     """Return the fields of a group product on its way into an accumulator.
 
     The value is (-1)^negative * significand / 2^(n - 1) * 2^(exponent - 127), with the top one of
@@ -143,7 +161,7 @@ class Align(Component):
         Aligned operands.
     """
 
-    def __init__(self, pair: DotPair, split: bool = False) -> None:
+    def __init__(self, pair: Products, split: bool = False) -> None:
         self._split = split
         super().__init__(
             {

@@ -73,6 +73,8 @@ class ResultFifo(Component):
         Size of the array.
     slots
         Array results that wait at most.
+    tile, status
+        Layouts of what goes with a result, and of a report, where they are not the usual ones.
 
     Members
     -------
@@ -86,19 +88,32 @@ class ResultFifo(Component):
         One row a beat; columns outside the matrix are 0; ``last`` on a command's last row.
     status : Out(packet_stream(status_layout))
         One beat a command, with its tag, after its last row was taken.
+    now : Out(tile), row : Out
+        What the row at ``o`` is of, and which row of it; of another ``tile`` only.
     """
 
-    def __init__(self, rows: int, columns: int, slots: int) -> None:
+    def __init__(
+        self,
+        rows: int,
+        columns: int,
+        slots: int,
+        tile: data.StructLayout | None = None,
+        status: data.StructLayout = status_layout,
+    ) -> None:
         self._rows, self._columns, self._slots = rows, columns, slots
+        self._status, self._marked = status, tile is not None
         values = data.ArrayLayout(value_layout(FP32), rows * columns)
+        layout = tile_layout(rows, columns) if tile is None else tile
+        marks = {"now": Out(layout), "row": Out(range(rows))} if self._marked else {}
         super().__init__(
             {
                 "accs": In(values),
-                "tile": In(tile_layout(rows, columns)),
+                "tile": In(layout),
                 "valid": In(1),
                 "ready": Out(1),
                 "o": Out(packet_stream(data.ArrayLayout(value_layout(FP32), columns))),
-                "status": Out(packet_stream(status_layout)),
+                "status": Out(packet_stream(status)),
+                **marks,
             }
         )
 
@@ -133,7 +148,7 @@ class ResultFifo(Component):
         # need not see each other's ready.
         tile = Signal(self.tile.shape())
         reported = Signal()
-        report = Signal(status_layout, reset_less=True)
+        report = Signal(self._status, reset_less=True)
         m.d.comb += [
             tile.eq(tiles[drain]),
             status.valid.eq(reported),
@@ -156,6 +171,8 @@ class ResultFifo(Component):
         for n in range(columns):
             lane = chosen[n * width : (n + 1) * width]
             m.d.comb += o.payload.data[n].eq(lane & (tile.lanes > n).replicate(width))
+        if self._marked:
+            m.d.comb += [self.now.eq(tile), self.row.eq(row)]
         moved = named(m, "moved", o.valid & o.ready)
         done = named(m, "done", (moved & final) | (waiting & empty))
         with m.If(status.ready):

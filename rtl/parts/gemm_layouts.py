@@ -1,5 +1,7 @@
 """What passes between the parts of the GEMM core: commands, tiles, statuses."""
 
+from collections.abc import Mapping
+
 from amaranth.hdl import Shape, ShapeLike, unsigned
 from amaranth.lib import data
 
@@ -16,6 +18,7 @@ __all__ = [
     "tagged",
     "tile_layout",
     "weights_layout",
+    "words_layout",
 ]
 
 TAG_BITS = 3
@@ -55,26 +58,36 @@ def tagged(name: str, shape: ShapeLike) -> data.StructLayout:
     return data.StructLayout({name: shape, "tag": TAG_BITS})
 
 
+def words_layout(name: str, word: ShapeLike, rows: int) -> data.StructLayout:
+    """Return the payload of the weights: a word, or one of each of ``rows`` rows, with a tag."""
+    return tagged(name, word) if rows == 1 else tagged("rows", data.ArrayLayout(word, rows))
+
+
 def weights_layout(block: BlockFormat, rows: int) -> data.StructLayout:
-    """Return the payload of the weights: a group, or one of each of ``rows`` rows, with a tag."""
-    group = group_layout(block)
-    return tagged("group", group) if rows == 1 else tagged("rows", data.ArrayLayout(group, rows))
+    """Return the same where words are groups."""
+    return words_layout("group", group_layout(block), rows)
 
 
-def tile_layout(rows: int, columns: int) -> data.StructLayout:
+def tile_layout(
+    rows: int,
+    columns: int,
+    faults: data.StructLayout = faults_layout,
+    marks: Mapping[str, ShapeLike] | None = None,
+) -> data.StructLayout:
     """Return what goes with a step whose accumulators are results.
 
     ``rows`` and ``lanes`` say how many rows and columns are part of the matrix, ``last`` that no
     more follow for this command, ``faults`` then how it went, and ``tag`` which command it is. No
     rows and ``last`` is a command without results; rows without lanes are zeros, which close the
-    results of one that failed.
+    results of one that failed. ``marks`` are fields beside these, which the rows take along.
     """
     return data.StructLayout(
         {
             "rows": Shape.cast(range(rows + 1)).width,
             "lanes": Shape.cast(range(columns + 1)).width,
             "last": 1,
-            "faults": faults_layout,
+            "faults": faults,
             "tag": TAG_BITS,
+            **(marks or {}),
         }
     )

@@ -1,21 +1,24 @@
 """The loader of the GEMM core: commands checked, weights put into their buffers."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal
-from amaranth.lib import stream, wiring
+from abc import abstractmethod
+
+from amaranth.hdl import Cat, Module, Mux, ShapeLike, Signal
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parts.dot_pair import DotPair
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
-from m2xfp.rtl.parts.gemm_layouts import TAG_BITS, command_layout, job_layout, weights_layout
+from m2xfp.rtl.parts.gemm_layouts import TAG_BITS, command_layout, job_layout, words_layout
+from m2xfp.rtl.parts.layouts import group_layout
 from m2xfp.rtl.parts.streams import SpillRegister, packet_stream
 from m2xfp.rtl.verilog.component import Component
 
-__all__ = ["Loader"]
+__all__ = ["Loader", "PanelLoader"]
 
 
-class Loader(Component):
-    """Check commands and fill the weight buffers, one panel of columns after the other.
+class PanelLoader(Component):
+    """Fill the weight buffers, one panel of columns after the other, as commands say.
 
     A weight with another tag than its command, or ``last`` at the wrong place, ends the loading:
     the buffer counts as filled, but misframed. From then on, and from ``stop`` on, weights are
@@ -23,21 +26,23 @@ class Loader(Component):
 
     Parameters
     ----------
-    pair
-        Formats of the operands.
     columns
         Weight rows (columns of the result) a panel.
-    max_groups
-        Groups that a buffer holds of each.
+    depth
+        Words that a buffer holds of each.
+    command, job
+        Layouts of commands, and of what is handed on, whose ``groups`` are the words of a row.
+    word
+        Name and shape of a word of weights.
     rows
-        Weight rows whose groups come in one beat, a divisor of ``columns``.
+        Weight rows whose words come in one beat, a divisor of ``columns``.
 
     Members
     -------
     cmd : In(stream)
         Commands.
     weights : In(stream)
-        Packed groups of the weight matrix [n, k], row by row, with the tag of their command.
+        The words of the weight matrix, row by row, with the tag of their command.
     job : Out(stream)
         Checked commands, in order. Behind one that resynchronises none follows before ``resync``.
     write : Out(columns)
@@ -53,17 +58,25 @@ class Loader(Component):
         All is well again, and no command or weight under way.
     """
 
-    def __init__(self, pair: DotPair, columns: int, max_groups: int, rows: int = 1) -> None:
-        self._pair, self._columns, self._max_groups = pair, columns, max_groups
+    def __init__(
+        self,
+        columns: int,
+        depth: int,
+        command: data.StructLayout,
+        job: data.StructLayout,
+        word: tuple[str, ShapeLike],
+        rows: int = 1,
+    ) -> None:
+        self._columns, self._max_groups, self._job = columns, depth, job
         self._rows = rows
         super().__init__(
             {
-                "cmd": In(packet_stream(command_layout)),
-                "weights": In(packet_stream(weights_layout(pair.weight, rows))),
-                "job": Out(stream.Signature(job_layout)),
+                "cmd": In(packet_stream(command)),
+                "weights": In(packet_stream(words_layout(*word, rows))),
+                "job": Out(stream.Signature(job)),
                 "write": Out(columns),
                 "buffer": Out(1),
-                "address": Out(range(max_groups)),
+                "address": Out(range(depth)),
                 "full": In(2),
                 "filled": Out(1),
                 "misframed": Out(1),
@@ -72,35 +85,33 @@ class Loader(Component):
             }
         )
 
+    @abstractmethod
+    def check(self, m: Module, command: data.View, job: data.View) -> None:
+        """Say of a job how many words a row has, and what is wrong with its command."""
+
     def build(self) -> Module:
         """Build the check and the counters."""
         m = Module()
-        m.submodules.job_register = register = SpillRegister(job_layout)
+        m.submodules.job_register = register = SpillRegister(self._job)
         wiring.connect(m, register.o, wiring.flipped(self.job))
         loading = Signal()
         failed = Signal()
         resyncing = Signal()  # until the sequencer has come to it, nothing can be said of the next
         command, job = self.cmd.payload.data, register.i.payload
-        bits = (self._pair.group - 1).bit_length()
         accepted = named(m, "accepted", self.cmd.valid & self.cmd.ready)
         m.d.comb += [
             self.cmd.ready.eq(~loading & ~resyncing & register.i.ready),
             register.i.valid.eq(self.cmd.valid & ~loading & ~resyncing),
             job.m.eq(command.m),
             job.n.eq(command.n),
-            job.groups.eq(command.k[bits:]),
             job.tag.eq(command.tag),
             job.resync.eq(command.resync),
         ]
+        self.check(m, command, job)
         with m.If(~command.resync):
             m.d.comb += [
                 job.faults.bad_m.eq(command.m == 0),
                 job.faults.bad_n.eq(command.n == 0),
-                job.faults.bad_k.eq(
-                    (command.k == 0)
-                    | command.k[:bits].any()
-                    | (command.k > self._max_groups * self._pair.group)
-                ),
                 job.faults.misframed.eq(failed),
             ]
         starts = named(m, "starts", accepted & ~command.resync & ~job.faults.as_value().any())
@@ -155,3 +166,35 @@ class Loader(Component):
                 group.eq(0),
             ]
         return m
+
+
+class Loader(PanelLoader):
+    """Check commands and fill the weight buffers, one panel of columns after the other.
+
+    Parameters
+    ----------
+    pair
+        Formats of the operands.
+    columns
+        Weight rows (columns of the result) a panel.
+    max_groups
+        Groups that a buffer holds of each.
+    rows
+        Weight rows whose groups come in one beat, a divisor of ``columns``.
+    """
+
+    def __init__(self, pair: DotPair, columns: int, max_groups: int, rows: int = 1) -> None:
+        self._pair = pair
+        word = ("group", group_layout(pair.weight))
+        super().__init__(columns, max_groups, command_layout, job_layout, word, rows)
+
+    def check(self, m: Module, command: data.View, job: data.View) -> None:
+        """Refuse a k that is no number of groups, or more than there is room for."""
+        bits = (self._pair.group - 1).bit_length()
+        m.d.comb += job.groups.eq(command.k[bits:])
+        with m.If(~command.resync):
+            m.d.comb += job.faults.bad_k.eq(
+                (command.k == 0)
+                | command.k[:bits].any()
+                | (command.k > self._max_groups * self._pair.group)
+            )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from amaranth.hdl import Module, Mux, Signal, Value
-from amaranth.lib import stream
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.rtl.arith.datapath import named
@@ -60,6 +60,23 @@ class Ends:
     remaining: Signal
 
 
+@dataclass(frozen=True)
+class Sums:
+    """Where sums begin and end.
+
+    Members
+    -------
+    begins, ends
+        The accumulators are cleared before this step; they are results after it.
+    kept
+        The results are kept, and none leaves; None if all of them leave.
+    """
+
+    begins: Value
+    ends: Value
+    kept: Value | None = None
+
+
 class Sequencer(Component):
     """Step through a command: panels, blocks of rows, groups, and the chains innermost.
 
@@ -106,11 +123,24 @@ class Sequencer(Component):
     """
 
     def __init__(self, rows: int, columns: int, chains: int, max_groups: int) -> None:
+        self._set_up(rows, columns, chains, max_groups, job_layout, tile_layout(rows, columns), {})
+
+    def _set_up(
+        self,
+        rows: int,
+        columns: int,
+        chains: int,
+        max_groups: int,
+        job: data.StructLayout,
+        tile: data.StructLayout,
+        more: dict[str, wiring.Member],
+    ) -> None:
+        """Make the ports: jobs and tiles of some layouts, and more beside the usual ones."""
         self._rows, self._columns, self._chains = rows, columns, chains
         self._max_groups = max_groups
         super().__init__(
             {
-                "job": In(stream.Signature(job_layout)),
+                "job": In(stream.Signature(job)),
                 "enable": In(1),
                 "full": In(2),
                 "suspect": In(2),
@@ -127,8 +157,9 @@ class Sequencer(Component):
                 "released": Out(1),
                 "stop": Out(1),
                 "resync": Out(1),
-                "tile": Out(tile_layout(rows, columns)),
+                "tile": Out(tile),
                 "tile_valid": Out(1),
+                **more,
             }
         )
 
@@ -137,6 +168,7 @@ class Sequencer(Component):
         m = Module()
         at, job = self._position(), self.job.payload
         ends = self._ends(m, at)
+        sums = self._sums(m, at, ends)
         starts = named(m, "starts", (at.chain == 0) & (at.group == 0))
         in_turn = named(m, "in_turn", starts | (at.turn == at.chain))
         wanted = named(m, "wanted", at.rows_left != 0)
@@ -154,7 +186,7 @@ class Sequencer(Component):
         m.d.comb += [
             self.act_ready.eq((may_issue & wanted) | at.failed),
             self.issue.eq(may_issue & (self.act_valid | ~wanted)),
-            self.first.eq(at.group == 0),
+            self.first.eq(sums.begins),
             self.read.eq(self.issue & (at.chain == 0)),
             self.buffer.eq(at.buffer),
             self.address.eq(at.group),
@@ -168,7 +200,7 @@ class Sequencer(Component):
             self.tile.faults.eq(job.faults),
             self.tile.faults.misframed.eq(fails | (at.failed & ~job.resync)),
             self.tile.tag.eq(job.tag),
-            self.tile_valid.eq(refusal | fails | (self.issue & ends.group & wanted)),
+            self.tile_valid.eq(refusal | fails | (self.issue & sums.ends & wanted)),
         ]
         with m.If(refused | fails):
             m.d.comb += [self.tile.rows.eq(at.open), self.tile.lanes.eq(0)]
@@ -184,7 +216,10 @@ class Sequencer(Component):
             ]
         with m.If(self.issue):
             self._go_on(m, at, ends, starts)
-        with m.If(self.tile_valid):
+        leaves = self.tile_valid
+        if sums.kept is not None:
+            leaves = named(m, "leaves", leaves & (~sums.kept | self.tile.last))
+        with m.If(leaves):
             m.d.sync += at.open.eq(~self.tile.last)
         with m.If(fails):
             m.d.sync += [at.running.eq(0), at.failed.eq(1)]
@@ -218,6 +253,10 @@ class Sequencer(Component):
         panel = named(m, "panel_ends", block & rows)
         remaining = named(m, "remaining", Mux(rows, 0, at.rows_left - self._rows))
         return Ends(chain, group, rows, columns, block, panel, remaining)
+
+    def _sums(self, m: Module, at: Position, ends: Ends) -> Sums:
+        """Return which groups begin and end a sum: the first and the last one of k."""
+        return Sums(at.group == 0, ends.group)
 
     def _go_on(self, m: Module, at: Position, ends: Ends, starts: Value) -> None:
         """Go to the next step: chains innermost, then groups, blocks of rows, panels."""

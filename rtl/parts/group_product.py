@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from functools import reduce
-from operator import or_
+from operator import add, mul, or_
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+from m2xfp.formats import Scale
 from m2xfp.rtl.arith.datapath import named, one_hot_mux
 from m2xfp.rtl.arith.fixed_point import signed_bits, signed_total
 from m2xfp.rtl.parts.dot_pair import DotPair
@@ -44,21 +45,34 @@ class LaneProduct(Component):
     The significands multiply as two-bit integers, 0..9; the sign is applied to that product, before
     the shifts, where it is narrowest.
 
+    Parameters
+    ----------
+    masked
+        Whether the product counts only if told.
+
     Members
     -------
     x, w : In(4)
         Codes, sign on top.
+    take : In(1)
+        The product counts; without, it is zero. Only if ``masked``.
     product : Out(signed(9))
         -144..144.
     """
 
-    def __init__(self) -> None:
-        super().__init__({"x": In(4), "w": In(4), "product": Out(signed(9))})
+    def __init__(self, masked: bool = False) -> None:
+        self._masked = masked
+        take = {"take": In(1)} if masked else {}
+        super().__init__({"x": In(4), "w": In(4), **take, "product": Out(signed(9))})
 
     def build(self) -> Module:
         """Build the multiplier."""
         m = Module()
-        x = named(m, "x_significand", significand(self.x))
+        x = named(
+            m,
+            "x_significand",
+            significand(self.x) & self.take.replicate(2) if self._masked else significand(self.x),
+        )
         w = named(m, "w_significand", significand(self.w))
         # The product 8 q3 + 4 q2 + 2 q1 + q0; only 3 * 3 sets q3, and then q2 and q1 are 0.
         high = named(m, "high", x[1] & w[1])
@@ -230,21 +244,30 @@ def scale_facts(
 ) -> list:
     """Return the statements that set ``facts`` (``pair.scale_layout``) for two stored scales.
 
-    Of E8M0 scales ``nan`` is set by ``specials`` too: parts that have an element without a number.
+    ``nan`` is set by ``specials`` too: parts that have an element without a number.
     """
-    scale = pair.act.scale
-    if scale.grid is None:
-        nan = reduce(or_, specials, (act == scale.nan) | (weight == scale.nan))
-        return [facts.nan.eq(nan), facts.exponent.eq(act + weight)]
-    # The sign bit of a minifloat scale is not looked at.
-    statements = [facts.nan.eq((act[:-1] == scale.nan) | (weight[:-1] == scale.nan))]
-    bits = scale.grid.mantissa_bits
-    exponents = []
-    for code, target in ((act, facts.act), (weight, facts.weight)):
+    sides = (pair.act.scale, act, facts.act), (pair.weight.scale, weight, facts.weight)
+    nan = reduce(or_, specials, _not_a_number(*sides[0][:2]) | _not_a_number(*sides[1][:2]))
+    statements, exponents = [facts.nan.eq(nan)], []
+    for scale, code, target in sides:
+        if scale.grid is None:
+            exponents.append(code)
+            continue
+        bits = scale.grid.mantissa_bits
         field = code[bits : bits + scale.grid.exponent_bits]
         statements.append(target.eq(Cat(code[:bits], field.any())))
         exponents.append(Cat(field[0] | ~field.any(), field[1:]))  # max(e, 1)
-    return [*statements, facts.exponent.eq(sum(exponents))]
+    return [*statements, facts.exponent.eq(reduce(add, exponents))]
+
+
+def _not_a_number(scale: Scale, code: Value) -> Value:
+    """Return whether a stored scale is NaN, or an infinity of E5M2."""
+    if scale.grid is None or scale.nan >> (scale.bits - 1):
+        return code == scale.nan
+    # The sign bit of a minifloat scale is not looked at.
+    if scale.grid.max_code + 1 == scale.nan:
+        return code[:-1] == scale.nan
+    return code[scale.grid.mantissa_bits : -1].all()
 
 
 class ScaledProduct(Component):
@@ -281,15 +304,16 @@ class ScaledProduct(Component):
             rows = []
             for first in range(0, pair.parts, 2):
                 rows += self._scaled(m, first, sums[first : first + 2])
-        bound = pair.product_bound // pair.significand**2
+        bound = pair.product_bound // pair.scale_bound
         total = Signal(signed(signed_bits(-bound, bound)))
         m.d.comb += [
             total.eq(signed_total(rows, len(total))),
             self.o.exponent.eq(self.i.scales.exponent),
             self.o.nan.eq(self.i.scales.nan),
         ]
-        if pair.significand > 1:
-            scales = named(m, "significands", self.i.scales.act * self.i.scales.weight)
+        factors = [f for f in (self.i.scales.act, self.i.scales.weight) if len(f)]
+        if factors:
+            scales = named(m, "significands", reduce(mul, factors))
             m.d.comb += self.o.product.eq(total * scales)
         else:
             m.d.comb += self.o.product.eq(total)

@@ -17,7 +17,7 @@ from m2xfp.rtl.parts.switch_product import digits_layout
 from m2xfp.rtl.parts.switch_total import resolved, sign_magnitude
 from m2xfp.rtl.verilog.component import Component
 
-__all__ = ["HeldExact", "HeldRing"]
+__all__ = ["HeldExact", "HeldRing", "Placed", "magnitude_layout"]
 
 
 def _members(pair: SwitchPair, window: Window | None) -> dict[str, wiring.Member]:
@@ -38,7 +38,7 @@ def _members(pair: SwitchPair, window: Window | None) -> dict[str, wiring.Member
     }
 
 
-def _magnitude_layout(pair: SwitchPair) -> data.StructLayout:
+def magnitude_layout(pair: SwitchPair) -> data.StructLayout:
     """Return an exact product as sign and magnitude."""
     bits = len(Signal(pair.product_shape)) - 1
     return data.StructLayout(
@@ -66,7 +66,7 @@ class Placed(Component):
 
     def __init__(self, pair: SwitchPair) -> None:
         self.pair = pair
-        super().__init__({"i": In(_magnitude_layout(pair)), "o": Out(addend_layout(pair))})
+        super().__init__({"i": In(magnitude_layout(pair)), "o": Out(addend_layout(pair))})
 
     def build(self) -> Module:
         """Build leading-zero count and shift."""
@@ -127,7 +127,7 @@ class HeldRing(Component):
         refused = delayed(m, step, "refused_held", self.refused, 2)
         last = delayed(m, step, "last_held", self.last, 2)
         # |D| needs no sign: the bound of D is symmetric.
-        exact = Signal(_magnitude_layout(self.pair))
+        exact = Signal(magnitude_layout(self.pair))
         magnitude, negative = sign_magnitude(m, self.i.digits)
         m.d.comb += [
             exact.magnitude.eq(magnitude),

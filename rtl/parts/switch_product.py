@@ -28,6 +28,9 @@ class SwitchProduct(Component):
     ----------
     pair
         Numbers of the unit.
+    chains
+        Groups that are under way at the same time: their beats come in turn, one in every step, or
+        a pause in its place. With one a pause may come anywhere.
 
     Members
     -------
@@ -43,8 +46,8 @@ class SwitchProduct(Component):
 
     latency = 3
 
-    def __init__(self, pair: SwitchPair) -> None:
-        self.pair = pair
+    def __init__(self, pair: SwitchPair, chains: int = 1) -> None:
+        self.pair, self._chains = pair, chains
         super().__init__(
             {
                 "enable": In(1),
@@ -95,20 +98,34 @@ class SwitchProduct(Component):
         product = Signal(total_layout(pair), reset_less=True)
         nan = Signal(reset_less=True)
         begin, valid = kinds[2][1], kinds[2][2]
+        earlier, spoilt = self._turned(m, product, nan)
         m.d.comb += [
             kept.eq(register(m, step, "sums_held", sums.as_value())),
             total.i.eq(kept),
             total.narrow.eq(kinds[2][0]),
             total.opening.eq(begin),
-            total.earlier.eq(product),
+            total.earlier.eq(earlier),
             self.o.digits.eq(product),
             self.o.nan.eq(nan),
             self.o.exponent.eq(register(m, step, "exponent_held", kept.exponent)),
         ]
         # A pause within a group leaves what there is of it.
+        if self._chains > 1:
+            with m.If(step):
+                m.d.sync += [product.eq(earlier), nan.eq(spoilt)]
         with m.If(step & valid):
-            m.d.sync += [product.eq(total.total), nan.eq(kept.nan | (nan & ~begin))]
+            m.d.sync += [product.eq(total.total), nan.eq(kept.nan | (spoilt & ~begin))]
         return m
+
+    def _turned(self, m: Module, product: Signal, nan: Signal) -> tuple[Signal, Signal]:
+        """Return the product, and whether it is NaN, of the group whose turn it is."""
+        for age in range(1, self._chains):
+            older = Signal(total_layout(self.pair), name=f"product_{age}")
+            held = register(m, self.enable, f"product_{age}_held", Value.cast(product))
+            m.d.comb += older.eq(held)
+            product = older
+            nan = register(m, self.enable, f"nan_{age}", nan)
+        return product, nan
 
     def _refined(self, m: Module, held: data.View, part: int, plain: Value) -> Value:
         """Return P of a subgroup: four times the plain sum, and what metadata adds."""

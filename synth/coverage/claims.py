@@ -12,6 +12,7 @@ __all__ = ["Reader"]
 
 _TOGGLE = re.compile(r"(?P<name>.*?)(?:\[(?P<bit>\d+)\])?:(?P<way>0->1|1->0)")
 _RANGE = re.compile(r":(\d+)\.(\d+)-(\d+)\.(\d+)")
+_NUMBERED = re.compile(r"__0([0-9A-F]{2})")
 _FUNCTION = re.compile(r" *function .*?(\w+);")
 _ARM = re.compile(r"\d+'b(\?*)1\?*:")
 
@@ -53,14 +54,16 @@ class Reader:
     def _toggle(self, point: Point, before: Mapping[Point, int]) -> Sequence[Claim]:
         match = _TOGGLE.fullmatch(point.what)
         assert match is not None
-        bits = self._netlist.bits(_inside(point.place, match["name"]))
+        bits = self._netlist.bits(_written(_inside(point.place, match["name"])))
         up, down = (
             replace(point, what=point.what.replace(match["way"], way)) for way in ("0->1", "1->0")
         )
         if bits is None:
             return []
-        value = before[up] - before[down]
-        return [Claim(((bits[int(match["bit"] or 0)], 1 - value),))]
+        bit = bits[int(match["bit"] or 0)]
+        # A constant in the text never changes, not even to its value.
+        value = int(bit) if bit in ("0", "1") else before[up] - before[down]
+        return [Claim(((bit, 1 - value),))]
 
     @cached_property
     def _muxes(self) -> dict[str, tuple[Place, Place, Mapping[str, list[Net]]]]:
@@ -91,7 +94,7 @@ class Reader:
         """
         taken = point.what == "cond_then"
         at = (point.line, point.column - (not taken))
-        path = _escaped(point.place)
+        path = _escaped(_written(point.place))
         around = [
             (start, name)
             for name, (start, end, _) in self._muxes.items()
@@ -127,7 +130,7 @@ class Reader:
             start -= 1
         first = next(n for n in range(start, point.line) if "casez (s)" in self._lines[n]) + 1
         # What yosys calls the argument of each call.
-        begins = f"$flatten{_escaped(point.place)}$0\\{function[1]}$func$"
+        begins = f"$flatten{_escaped(_written(point.place))}$0\\{function[1]}$func$"
         for name, wire in self._netlist.module["netnames"].items():
             if not (name.startswith(begins) and ".s[" in name):
                 continue
@@ -148,6 +151,11 @@ class Reader:
 def _escaped(place: str) -> str:
     """Return a path as it begins the names of cells that were flattened."""
     return "\\" + place.replace(".", ".\\") + "." if place else ""
+
+
+def _written(name: str) -> str:
+    """Return a name as the Verilog has it: Verilator writes some characters as numbers."""
+    return _NUMBERED.sub(lambda found: chr(int(found[1], 16)), name)
 
 
 def _inside(place: str, name: str) -> str:

@@ -19,7 +19,8 @@ from m2xfp.tb.verilator import require_programs
 __all__ = ["CxxrtlSimulator"]
 
 _SHIMS = Path(__file__).parent / "shims"
-_COMPILER = ("g++", "-std=c++17", "-O2", "-shared", "-fPIC", "-fvisibility=hidden")
+# One level of optimisation: with two, a large unit takes minutes to compile and gains little.
+_COMPILER = ("g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden")
 
 
 class CxxrtlSimulator(BulkSimulator):
@@ -46,7 +47,7 @@ class CxxrtlSimulator(BulkSimulator):
             "ports.h": ports_header(facts),
             "Vtop.h": _model_header(facts),
             "run.ys": f"read_verilog {emitted.verilog.name}\nhierarchy -check -top {facts.top}\n"
-            "write_cxxrtl -header model.cc\n",
+            "write_cxxrtl -g1 -header model.cc\n",
         }
         shims = [SOURCE, *sorted(_SHIMS.glob("*.h"))]
 

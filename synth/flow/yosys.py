@@ -69,6 +69,12 @@ ABC_SCRIPTS: dict[str, str | None] = {
     ),
 }
 
+# What yosys runs of itself, to have a seed in it.
+_DEFAULT = (
+    "strash; &get -n; &fraig -x; &put; scorr; dc2; dretime; strash; &get -n; &dch -f; &nf; &put; "
+    "buffer; upsize; dnsize; stime -p"
+)
+
 GATED_FLOPS = 8  # flip-flops on one enable from which on they get a clock gate
 
 _WIRE_LOAD = re.compile(r"^[ \t]*default_wire_load\w*\s*:[^;\n]*;?[ \t]*$", re.MULTILINE)
@@ -108,6 +114,9 @@ class FlowOptions:
     full_adders
         Compressor trees are made of the library's full adders. abc never takes a cell of two
         outputs, and makes each of them of several gates.
+    seed
+        Of a random order in which abc has inputs and outputs; 0 for that of the netlist. It means
+        nothing to the design, and so what differs is luck.
     """
 
     flatten: bool = True
@@ -116,6 +125,7 @@ class FlowOptions:
     booth: bool = False
     clock_gating: bool = False
     full_adders: bool = False
+    seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse an abc script that does not exist and a clock that is no period."""
@@ -123,6 +133,8 @@ class FlowOptions:
             raise UnknownNameError("abc script", self.abc, ABC_SCRIPTS)
         if not self.clock_ns > 0:
             raise InputError(f"clock_ns is {self.clock_ns}; give a period above 0 in ns")
+        if type(self.seed) is not int or self.seed < 0:
+            raise InputError(f"seed is {self.seed}; give a whole number, 0 for no permutation")
 
 
 @dataclass(frozen=True)
@@ -285,6 +297,14 @@ def _synth(top: str, options: FlowOptions, cells: Sequence[str]) -> list[str]:
     ]
 
 
+def _abc_script(options: FlowOptions) -> str:
+    """Return the commands for abc; none for those that yosys has itself."""
+    text = ABC_SCRIPTS[options.abc]
+    if not options.seed:
+        return text or ""
+    return (text or _DEFAULT).replace("strash; ", f"strash; permute -S {options.seed}; ", 1)
+
+
 def _script(top: str, pdk: Pdk, options: FlowOptions, sources: Sequence[str], build: Path) -> str:
     """Return the yosys script; it runs in the folder that holds the sources."""
     # Two folders up, because a run takes place in <build>/<scratch>/run.
@@ -292,7 +312,7 @@ def _script(top: str, pdk: Pdk, options: FlowOptions, sources: Sequence[str], bu
     liberty = " ".join(f"-liberty {file}" for file in files)
     banned = " ".join(f"-dont_use {pattern}" for pattern in pdk.dont_use)
     timing = "-constr abc.constr"
-    if ABC_SCRIPTS[options.abc] is not None:
+    if _abc_script(options):
         timing += f" -script abc.script -D {1000 * options.clock_ns:g}"
     ties = (("-locell", pdk.tie(0)), ("-hicell", pdk.tie(1)))
     constants = " ".join(" ".join((option, *cell)) for option, cell in ties if cell)
@@ -334,7 +354,7 @@ def _inputs(
         | adders
         | {
             "flow.ys": _script(top, pdk, options, list(sources), build),
-            "abc.script": (ABC_SCRIPTS[options.abc] or "") + "\n",
+            "abc.script": _abc_script(options) + "\n",
             "abc.constr": (
                 f"set_driving_cell {pdk.driver_cell.name}\nset_load {pdk.load_ff:.6g}\n"
             ),

@@ -1,9 +1,9 @@
 """Jobs about the control of a core that fills buffers with weights while it uses others."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from m2xfp.synth.formal.design import Design
-from m2xfp.synth.formal.engines import Outcome, always, within
+from m2xfp.synth.formal.engines import Outcome, always
 from m2xfp.synth.formal.job import LIMIT, Job
 from m2xfp.synth.formal.netlist import from_any_state, simple
 from m2xfp.synth.formal.streams import harness
@@ -12,54 +12,45 @@ __all__ = ["JOBS"]
 
 # Wires of the emitted text, by the names of instances and of their ports.
 PROBES = {
-    "write": "unit.loader.write",
-    "into": "unit.loader.buffer",
-    "at": "unit.loader.address",
-    "filled": "unit.loader.filled",
-    "full": "unit.sequencer.full",
-    "read": "unit.sequencer.read",
-    "out_of": "unit.sequencer.buffer",
-    "from_where": "unit.sequencer.address",
-    "released": "unit.sequencer.released",
+    "write": "loader.write",
+    "into": "loader.buffer",
+    "filled": "loader.filled",
+    "full": "sequencer.full",
+    "read": "sequencer.read",
+    "out_of": "sequencer.buffer",
+    "released": "sequencer.released",
 }
-
-
-# Clocks of the proof that is bounded.
-CLOCKS = 16
 
 
 def _applies(design: Design) -> bool:
     return {"loader", "sequencer"} <= set(design.modules)
 
 
-def _prove(
-    design: Design, names: Sequence[str], streams: Sequence[str], body: list[str], clocks: int = 0
-) -> Outcome:
-    """Prove a body about wires inside and ports: for some clocks, or for ever if 0."""
-    wires = {name: PROBES[name] for name in names} | {name: name for name in streams}
-    netlist = from_any_state(simple(design.module().probed(wires)))
-    text = harness(netlist, ["  wire clear = ~started | rst;", *body])
-    if clocks:
-        return within(netlist.text, text, clocks, LIMIT)
-    return always(netlist.text, text, LIMIT)
+def _wires(design: Design, names: Sequence[str]) -> dict[str, str]:
+    """Return wires by name, of the one core that there is, wherever it is in the unit."""
+    inside = PROBES["filled"]
+    [path] = [
+        name.removesuffix(inside)
+        for name in design.module().module["netnames"]
+        if name.endswith(f".{inside}")
+    ]
+    return {name: path + PROBES[name] for name in names}
 
 
 def _handed_over(design: Design) -> Outcome:
-    return _prove(
-        design,
-        ("write", "into", "filled", "full", "read", "out_of", "released"),
-        (),
-        [
-            "  wire unfilled = read & ~full[out_of];",
-            "  wire in_use = write != 0 & full[into];",
-            "  wire twice = (filled & full[into]) | (released & ~full[out_of]);",
-            "  assign bad = started & ~rst & (unfilled | in_use | twice);",
-        ],
-    )
+    netlist = from_any_state(simple(design.module().probed(_wires(design, list(PROBES)))))
+    body = [
+        "  wire clear = ~started | rst;",
+        "  wire unfilled = read & ~full[out_of];",
+        "  wire in_use = write != 0 & full[into];",
+        "  wire twice = (filled & full[into]) | (released & ~full[out_of]);",
+        "  assign bad = started & ~rst & (unfilled | in_use | twice);",
+    ]
+    return always(netlist.text, harness(netlist, body), LIMIT)
 
 
-def _faults(*near: str) -> Callable[[Design], Iterator[Design]]:
-    return lambda design: design.probe_faults({name: PROBES.get(name, name) for name in near})
+def _faults(design: Design) -> Iterator[Design]:
+    return design.probe_faults(_wires(design, ("full", "read")))
 
 
 JOBS = (
@@ -69,6 +60,6 @@ JOBS = (
         "IC3",
         _applies,
         _handed_over,
-        _faults("full", "read"),
+        _faults,
     ),
 )

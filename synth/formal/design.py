@@ -88,6 +88,11 @@ class Design:
         for text, broken in faults(self.module(), near):
             yield replace(self, fault=text, broken=broken, _modules={})
 
+    def module_faults(self, name: str, near: list[str]) -> Iterator["Design"]:
+        """Yield the unit with faults in the registers that outputs of one module depend on."""
+        for text, broken in faults(self.module(name), near):
+            yield replace(self, fault=text, broken=broken, _modules=self._modules)
+
     def gate_faults(self, name: str, near: list[str] | None = None) -> Iterator["Design"]:
         """Yield the unit with faults in the operators of one module."""
         for text, broken in gate_faults(self.module(name), near):

@@ -196,7 +196,8 @@ def _faults(*near: str) -> Callable[[Design], Iterator[Design]]:
 
 
 def _applies(design: Design) -> bool:
-    return {"loader", "sequencer", "result_fifo"} <= set(design.modules)
+    streams = {stream.name for stream in design.facts.streams}
+    return "cmd" in streams and {"loader", "sequencer", "result_fifo"} <= set(design.modules)
 
 
 JOBS = (

@@ -9,13 +9,16 @@ from itertools import chain, islice
 from m2xfp.errors import UnknownNameError
 from m2xfp.rtl.catalog import Instance
 from m2xfp.synth.formal import (
+    axi,
     control,
     gemm,
     mapped,
     parts,
+    ratios,
     rules,
     search,
     softfloat,
+    switching,
     transforms,
     written,
 )
@@ -32,7 +35,10 @@ JOBS: dict[str, Job] = {
         rules.JOBS,
         control.JOBS,
         gemm.JOBS,
+        axi.JOBS,
         parts.JOBS,
+        ratios.JOBS,
+        switching.JOBS,
         transforms.JOBS,
         search.JOBS,
         softfloat.JOBS,

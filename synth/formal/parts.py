@@ -20,7 +20,7 @@ from m2xfp.synth.formal.job import LIMIT, Job
 from m2xfp.synth.formal.netlist import Flat, from_any_state, simple
 from m2xfp.synth.formal.streams import harness
 
-__all__ = ["JOBS"]
+__all__ = ["JOBS", "refined"]
 
 # Bits of a digit of the carry-save sum.
 DIGIT = 24
@@ -101,58 +101,80 @@ def _has_usual_addends(design: Design) -> bool:
     return all(block.element.bits == 4 for block in _formats(design))
 
 
+def _exponent_bits(act: BlockFormat, weight: BlockFormat) -> int:
+    """Return the bits of a sum of both scales' exponent fields."""
+    fields = (block.scale.grid.exponent_bits if block.scale.grid else 8 for block in (act, weight))
+    return sum((1 << bits) - 1 for bits in fields).bit_length()
+
+
+def _significand_bits(block: BlockFormat) -> int:
+    """Return the bits of a scale's significand, none of a power of two's."""
+    return block.scale.grid.mantissa_bits + 1 if block.scale.grid else 0
+
+
+def _class_part(design: Design, netlist: Flat) -> list[str]:
+    act, weight = (block.scaling == "split" for block in _formats(design))
+    sums = design.facts.parameters["sums"]
+    told = (sums < (1 << act + weight), sums < 2 and weight)
+    classes = [
+        (None if told[0] or one is None else one, None if told[1] or other is None else other)
+        for one in ((0, 1) if act else (None,))
+        for other in ((0, 1) if weight else (None,))
+    ]
+    return references.class_part(netlist, told=told, classes=classes[:sums])
+
+
 def _scaled_product(design: Design, netlist: Flat) -> list[str]:
     act, weight = _formats(design)
-    minifloat = act.scale.name == "e4m3"
     part, refined = _part(design), act.metadata.bits > 0
     # Magnitudes of 2x and 2w are 12 at most; of 8x', 48, and of a refined one 56.
     bound = (48 * (part - 1) + 56) * 12 if refined else _largest(act) * _largest(weight) * part
-    exponent = 5 if minifloat else 9
+    exponent = _exponent_bits(act, weight)
+    significands = _significand_bits(act), _significand_bits(weight)
     bits = (2 * bound + 1).bit_length()
-    tail = exponent + 1 + 8 * minifloat
+    tail = exponent + 1 + sum(significands)
     each = bits + 2 * (weight.metadata.bits > 0)
     return references.scaled_product(
         netlist,
         bound=bound,
         parts=(len(netlist.ports["i"]) - tail) // each,
         multiplied=weight.metadata.bits > 0,
-        significand=4 if minifloat else 0,
+        significands=significands,
         exponent=exponent,
     )
 
 
 def _addend(design: Design, netlist: Flat) -> list[str]:
     act, weight = _formats(design)
-    minifloat = act.scale.name == "e4m3"
-    exponent = 5 if minifloat else 9
+    exponent = _exponent_bits(act, weight)
     bits = len(netlist.ports["i"]) - exponent - 2
     # A product stands for D * 2^(exponent - bias): 2x 2w, or what else elements are multiples of,
     # the quarters of 8x', those of 4 + k, and the biases of both scales.
     bias = _places(act) + _places(weight)
     bias += 2 * (act.metadata.bits > 0) + 2 * (weight.metadata.bits > 0)
-    bias += 20 if minifloat else 254
+    for scale in (act.scale, weight.scale):
+        bias += scale.bias + (scale.grid.mantissa_bits if scale.grid else 0)
     return references.addend(netlist, bits, exponent, bits - 1 + 127 - bias)
-
-
-def _product_bits(netlist: Flat) -> int:
-    return len(netlist.ports["i"]) - 9 - 1
 
 
 def _accumulated(design: Design) -> Outcome:
     netlist = _gates(design, "carry_save_sum")
     room = window(design.facts.parameters["window"])
+    exponent = _exponent_bits(*_formats(design))
+    # Several sums of a beat have been brought to their places before.
+    placed = design.facts.parameters.get("sums", 1) > 1
     body = references.accumulated(
         netlist,
         digit=DIGIT,
-        product=_product_bits(netlist),
-        exponent=9,
+        product=len(netlist.ports["i"]) - exponent - 1,
+        exponent=exponent,
         low=room.lowest,
-        high=room.highest,
+        high=room.lowest if placed else room.highest,
     )
     return within(netlist.text, harness(netlist, body), 2, LIMIT)
 
 
-def _refined(block: BlockFormat) -> FloatElement | None:
+def refined(block: BlockFormat) -> FloatElement | None:
     """Return the element with the metadata's mantissa bits: E2M3 for E2M1 and two bits."""
     base, extra = block.element, block.metadata.bits
     assert isinstance(base, FloatElement)
@@ -172,10 +194,18 @@ def _kind(design: Design) -> tuple[InputType, BlockFormat]:
     return input_type(given["input_type"]), block_format(given["block"])
 
 
+def _spaced(design: Design) -> str:
+    """Return the stream whose beats are two clocks apart or more, if there is one."""
+    if "half_rate_register" in design.modules:
+        return "o"
+    named = {stream.name for stream in design.facts.streams}
+    return "status" if "result_fifo" in design.modules and "status" in named else ""
+
+
 def _quantized(design: Design) -> Outcome:
     facts, netlist = design.facts, _gates(design, "")
     kind, block = _kind(design)
-    body = references.quantizer(facts, netlist, kind, block, _refined(block))
+    body = references.quantizer(facts, netlist, kind, block, refined(block))
     # A clock of reset, the beats of a group, its way through, and a pause of one clock.
     clocks = 1 + facts.beats_per_group + facts.latency + 1
     return within(netlist.text, harness(netlist, body), clocks, LIMIT)
@@ -222,6 +252,12 @@ JOBS = (
         "the sum of a part's products, the refinement of its top-1 element included",
         lambda _, netlist: references.part_sum(netlist),
         "part_sum",
+    ),
+    _stateless(
+        "class-part",
+        "sums of a part's products by the signs of their operands",
+        _class_part,
+        "class_part",
     ),
     _stateless(
         "scaled-product",
@@ -278,11 +314,11 @@ JOBS = (
     ),
     Job(
         "apart",
-        "results of a unit of several clocks a group are at least two clocks apart",
+        "results of a unit of several clocks a group, or reports, are two clocks apart or more",
         "IC3",
-        _matches("half_rate_register"),
-        lambda d: always(d.control.text, streams.apart(d.facts, d.control), LIMIT),
-        lambda d: d.register_faults([stream.ports[1] for stream in d.facts.outputs]),
+        lambda d: bool(_spaced(d)),
+        lambda d: always(d.control.text, streams.apart(d.facts, d.control, _spaced(d)), LIMIT),
+        lambda d: d.register_faults([d.facts.stream(_spaced(d)).ports[1]]),
     ),
     Job(
         "taken-whole",

@@ -5,11 +5,24 @@ plainest way, what the module's outputs must be, and sets ``bad`` where they are
 is taken from the hardware's description; only the places of fields in ports are the module's.
 """
 
+from collections.abc import Sequence
+
 from m2xfp.facts import Facts
 from m2xfp.formats import BlockFormat, FloatElement, InputType
 from m2xfp.synth.formal.netlist import Flat
 
-__all__ = ["accumulated", "addend", "decoder", "lane_product", "propagated", "scaled_product"]
+__all__ = [
+    "accumulated",
+    "addend",
+    "class_part",
+    "decoder",
+    "lane_product",
+    "propagated",
+    "scaled_product",
+]
+
+# Signs of activations and weights, 1 for negative; None where one is as good as the other.
+Signs = tuple[int | None, int | None]
 
 
 # Twice an E2M1 magnitude: 0 .5 1 1.5 2 3 4 6.
@@ -38,10 +51,11 @@ def width(netlist: Flat, port: str) -> int:
 
 
 def lane_product(netlist: Flat) -> list[str]:
-    """Return: the product of two E2M1 codes is (2x)(2w)."""
+    """Return: the product of two E2M1 codes is (2x)(2w), or zero if it is not to be taken."""
+    taken = "take ? doubled(x) * doubled(w) : 0" if "take" in netlist.ports else ""
     return [
         TWICE_E2M1,
-        "  wire signed [8:0] expected = doubled(x) * doubled(w);",
+        f"  wire signed [8:0] expected = {taken or 'doubled(x) * doubled(w)'};",
         "  assign bad = product != expected;",
     ]
 
@@ -101,20 +115,62 @@ def part_sum(netlist: Flat) -> list[str]:
     ]
 
 
+def class_part(netlist: Flat, *, told: tuple[bool, bool], classes: Sequence[Signs]) -> list[str]:
+    """Return: sums of products by the signs of their operands.
+
+    ``told`` says of which sides ``signs`` has the sign that counts, and each of ``classes`` the
+    signs of a sum beside; of two signs the sum is one of magnitudes.
+    """
+    lanes = width(netlist, "x") // 4
+    bits = width(netlist, "totals") // len(classes)
+    body, bad = [TWICE_E2M1], []
+    for number, (act, weight) in enumerate(classes):
+        terms = []
+        for n in range(lanes):
+            x, w = (f"{name}[{4 * n} +: 4]" for name in "xw")
+            conditions = []
+            for name, sign, beat in zip("xw", (act, weight), told, strict=True):
+                top = f"{name}[{4 * n + 3}]"
+                if sign is not None:
+                    conditions.append(f"{top} == {sign}")
+                elif beat:
+                    place = width(netlist, "signs") - 1 if name == "x" else 0
+                    conditions.append(f"{top} == signs[{place}]")
+            product = f"doubled({x}) * doubled({w})"
+            if len(conditions) == 2:
+                sizes = (f"$signed({{1'b0, twice({name}[{4 * n} +: 3])}})" for name in "xw")
+                product = " * ".join(sizes)
+            terms.append(f"({' & '.join(conditions) or 1} ? {product} : 0)")
+        names = [f"p{number}_{n}" for n in range(lanes)]
+        body += [f"  wire signed [{bits}:0] {a} = {b};" for a, b in zip(names, terms, strict=True)]
+        while len(names) > 1:
+            names = [f"({' + '.join(names[n : n + 2])})" for n in range(0, len(names), 2)]
+        body.append(f"  wire signed [{bits}:0] sum{number} = {names[0]};")
+        bad.append(f"$signed(totals[{bits * number} +: {bits}]) != sum{number}")
+    return [*body, f"  assign bad = {' | '.join(bad)};"]
+
+
 def scaled_product(
-    netlist: Flat, *, bound: int, parts: int, multiplied: bool, significand: int, exponent: int
+    netlist: Flat,
+    *,
+    bound: int,
+    parts: int,
+    multiplied: bool,
+    significands: tuple[int, int],
+    exponent: int,
 ) -> list[str]:
     """Return: D = sum (4 + k) P, or sum P, times the significands of the scales if they have some.
 
     ``i`` has the sums of the parts, none beyond ``bound``, then the multipliers, the exponent and
-    two significands of so many bits, and NaN.
+    two significands of so many bits, of which scales without have none, and NaN.
     """
     bits = (2 * bound + 1).bit_length()
     sums = [f"$signed(i[{bits * n} +: {bits}])" for n in range(parts)]
     at = bits * parts
     factors = [f"(4 + i[{at + 2 * n} +: 2])" if multiplied else "1" for n in range(parts)]
     at += 2 * parts * multiplied
-    scales = [f"i[{at + exponent + n * significand} +: {significand}]" for n in range(2)]
+    places = (at + exponent, at + exponent + significands[0])
+    scales = [f"i[{p} +: {n}]" for p, n in zip(places, significands, strict=True) if n]
     size = width(netlist, "o") - exponent - 1
     body = []
     for n, (one, factor) in enumerate(zip(sums, factors, strict=True)):
@@ -138,16 +194,14 @@ def scaled_product(
         rows = [
             " + ".join(["(" + " + ".join(rows[n : n + 2]) + ")"]) for n in range(0, len(rows), 2)
         ]
-    scale = f" * $signed({{1'b0, {scales[0]}}}) * $signed({{1'b0, {scales[1]}}})" * (
-        significand > 0
-    )
+    scale = "".join(f" * $signed({{1'b0, {each}}})" for each in scales)
     ok = " & ".join(f"ok{n}" for n in range(parts))
     return [
         *body,
         f"  wire signed [31:0] total = {rows[0]}{scale};",
         f"  assign bad = {ok} & (total[{size - 1}:0] != o[{size - 1}:0]",
         f"    | o[{size} +: {exponent}] != i[{at} +: {exponent}]",
-        f"    | o[{size + exponent}] != i[{at + exponent + 2 * significand}]);",
+        f"    | o[{size + exponent}] != i[{at + exponent + sum(significands)}]);",
     ]
 
 

@@ -179,10 +179,9 @@ def ordered(facts: Facts, netlist: Flat, waiting: int) -> str:
     return harness(netlist, body)
 
 
-def apart(facts: Facts, netlist: Flat) -> str:
-    """Return: in the clock after a result was taken none is valid."""
-    [o] = facts.outputs
-    _, valid, ready, _ = o.ports
+def apart(facts: Facts, netlist: Flat, name: str) -> str:
+    """Return: in the clock after a beat of a stream was taken none is valid."""
+    _, valid, ready, _ = facts.stream(name).ports
     body = [
         f"  wire clear = ~started | {facts.reset};",
         "  reg went = 0;",

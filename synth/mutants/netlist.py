@@ -160,6 +160,8 @@ def mutate(instance: Instance, count: int, seed: int, folder: Path) -> MutatedUn
                 f"hierarchy -check -top {top}",
                 "proc",
                 "flatten",
+                # A table of constants cannot depend on a port; the logic that it is can.
+                "memory_map -rom-only",
                 "opt_expr",
                 "opt_merge",
                 "opt_clean",

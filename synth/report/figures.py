@@ -223,7 +223,8 @@ def flow_facts(pdk: Pdk, options: FlowOptions) -> dict[str, Any]:
         "load_ff": round(pdk.load_ff, 6),
         "dont_use": list(pdk.dont_use),
         "wire_load": "off",
-        **asdict(options),
+        # A seed of 0 is none.
+        **{name: value for name, value in asdict(options).items() if name != "seed" or value},
         "abc_script": ABC_SCRIPTS[options.abc] or "yosys default with driver and load",
     }
 

@@ -1,5 +1,6 @@
 """Tables and plots of the accelerator's comparison, from the accepted figures."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 from m2xfp.results import read_figures
 from m2xfp.synth.studies.accelerator_area import area_table
 from m2xfp.synth.studies.accelerator_throughput import throughput_tables
-from m2xfp.synth.studies.measured_accelerator import measured_tables
+from m2xfp.synth.studies.measured_accelerator import ENERGIES
+from m2xfp.synth.studies.measured_tables import measured_tables
 from m2xfp.synth.studies.paper_accelerator import BASELINES, paper_table
 
 __all__ = ["AREA", "MEASURED", "PAPER", "SIMULATED", "plots", "tables"]
@@ -31,12 +33,27 @@ def tables(results: Path) -> dict[str, str]:
 
 
 def plots(results: Path, output: Path) -> list[Path]:
-    """Draw the mean speed over each design, by what is assumed."""
+    """Draw speed by what is assumed, where energy goes, and what a cache costs."""
     if not (results / PAPER).exists() or not (results / MEASURED).exists():
         return []
     from m2xfp.synth.report.plots import draw
 
     paper, measured = read_figures(results / PAPER), read_figures(results / MEASURED)
+    drawn = {
+        "accelerator-speed.svg": _speed(paper, measured),
+        "accelerator-energy.svg": _energy(measured),
+        "accelerator-caches.svg": _caches(measured),
+    }
+    for name, paint in drawn.items():
+        draw(output / name, (8, 4.5), paint)
+    return [output / name for name in drawn]
+
+
+Paint = Callable[[Any], None]
+
+
+def _speed(paper: Mapping[str, Any], measured: Mapping[str, Any]) -> Paint:
+    """Return what draws the mean speed over each design."""
 
     def means(figure: str) -> list[float]:
         return [fmean(row[design][figure] for row in measured["models"]) for design in BASELINES]
@@ -49,6 +66,7 @@ def plots(results: Path, output: Path) -> list[Path]:
         ("the log", published),
         ("own clocks, fused MACs", means("speed_fused")),
         ("own units, equal area", means("speed_area")),
+        ("own switching unit, equal area", means("speed_switching")),
         ("one token, DRAM-bound", means("token_memory")),
     )
 
@@ -64,6 +82,58 @@ def plots(results: Path, output: Path) -> list[Path]:
         axes.set_ylabel("speed of M2XFP over the design, mean of six models")
         axes.legend(fontsize="small")
 
-    path = output / "accelerator-speed.svg"
-    draw(path, (8, 4.5), paint)
-    return [path]
+    return paint
+
+
+_TITLES = {
+    "static": "DRAM, static",
+    "dram": "DRAM, accesses",
+    "buffers": "weight buffers",
+    "leakage": "leakage of buffers",
+    "macs": "array",
+    "engines": "quantizers, encoders",
+}
+
+
+def _energy(measured: Mapping[str, Any]) -> Paint:
+    """Return what stacks the parts of the energy of a MAC, design by design."""
+    names = list(measured["models"][0]["energy"])
+    labels = [BASELINES.get(name, name.upper()) for name in names]
+
+    def paint(axes: Any) -> None:
+        left = [0.0] * len(names)
+        for part in ENERGIES:
+            widths = [
+                fmean(row["energy"][name][part] for row in measured["models"]) for name in names
+            ]
+            axes.barh(labels, widths, left=left, label=_TITLES[part])
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+        axes.invert_yaxis()
+        axes.set_xlabel("pJ/MAC, prefill, equal area, mean of six models")
+        axes.legend(fontsize="small")
+
+    return paint
+
+
+def _caches(measured: Mapping[str, Any]) -> Paint:
+    """Return what draws the clocks of one token against the length of its cache."""
+    rows = measured["caches"]
+    lengths = [row["cache"] for row in rows]
+    bf16 = [row["dram_clocks"] * row["bf16_bytes"] / row["cache_bytes"] for row in rows]
+    lines = (
+        ("attention, this array", [row["clocks"] for row in rows]),
+        ("attention, DRAM-bound, M2XFP", [row["dram_clocks"] for row in rows]),
+        ("attention, DRAM-bound, bf16", bf16),
+        ("linear layers, this array", [row["weight_clocks"] for row in rows]),
+    )
+
+    def paint(axes: Any) -> None:
+        for label, clocks in lines:
+            axes.plot(lengths, clocks, marker="o", label=label)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xlabel("tokens in the cache")
+        axes.set_ylabel("clocks a token and block, Llama-3-8B")
+        axes.legend(fontsize="small")
+
+    return paint

@@ -73,6 +73,7 @@ def _row(run: Run, size: tuple[int, int, int], clocks: Clocks, model: int) -> di
     given, weight = known.parameters, block_format(known.parameters["weight"])
     name = f"{given['rows']} x {given['columns']}, {given['bus']} bits"
     bytes_ = size[1] * size[2] // weight.group * sum(weight.group_bytes)
+    assert known.macs_per_clock is not None
     figures = _figures(size, clocks, known.macs_per_clock, run[2], bytes_)
     return {"build": name, **figures, "model": model}
 
@@ -118,6 +119,7 @@ def count_layers(model: Model, tokens: int, build_dir: Path = BUILD_DIR) -> dict
     each = [_counted(given, (tokens, n, k), rate, build_dir) for n, k in model.layers]
     values = sum(n * k for n, k in model.layers)
     clocks = sum(one.clocks for one in each)
+    assert known.macs_per_clock is not None
     moved = sum(one.read + one.written for one in each)
     weights = values // weight.group * sum(weight.group_bytes)
     return {

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from m2xfp.golden.formats.packed import PackedTensor
 
-__all__ = ["LinearRun", "compare_losses", "default_core", "run_linear"]
+__all__ = ["LinearRun", "compare_losses", "default_core", "layer_reading", "run_linear"]
 
 
 def default_core() -> Instance:
@@ -111,35 +111,16 @@ def run_linear(
         A layer that the core's buffers do not hold; results that the quantizer does not take;
         more bytes than there are.
     """
-    import torch
-
     from m2xfp.golden import get_format
-    from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
-    from m2xfp.models.quantized import linear_layers
-    from m2xfp.models.windows import cut_windows, spread
 
-    model = load_model().to(torch.bfloat16)
-    layers = linear_layers(model)
-    if layer not in layers:
-        raise UnknownNameError("linear layer", layer, layers)
-    module = layers[layer]
     core = core or default_core()
-    n, k = module.weight.shape
     given, component = core.facts.parameters, cast(Any, core.component)
-    GemmTiming.of(component).check(tokens, n, k)
-    text = cut_windows(as_tokens(HELD_OUT.read_bytes()), model.config.context)
-    if tokens > text.numel():
-        raise InputError(
-            f"tokens={tokens}: the held-out text has {text.numel()}; give at most these"
-        )
-    seen: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0]))
-    with torch.no_grad():
-        for window in spread(text, -(-tokens // text.shape[1])):
-            model(window[None])
-    handle.remove()
-    read = torch.cat(seen)[:tokens]
 
+    def check(n: int, k: int) -> None:
+        GemmTiming.of(component).check(tokens, n, k)
+
+    module, read = layer_reading(layer, tokens, check)
+    n, k = module.weight.shape
     packed, act = given["results"] == "packed", block_format(given["act"])
     if n % act.group:
         raise InputError(f"{layer}: its {n} outputs are no multiple of the group, {act.group}")
@@ -161,6 +142,53 @@ def run_linear(
         tokens * n // act.group,
         _differently(found, expected, quantizer, build_dir) if quantizer else int(wrong.sum()),
     )
+
+
+def layer_reading(
+    layer: str, tokens: int, check: Callable[[int, int], None]
+) -> tuple[nn.Linear, Tensor]:
+    """Return a layer of the bundled model in bfloat16, and what it reads of held-out text.
+
+    Parameters
+    ----------
+    layer
+        Its name.
+    tokens
+        Bytes of text, in windows that are evenly spread over it.
+    check
+        Refuses sizes of the layer, outputs and inputs, before the model runs.
+
+    Raises
+    ------
+    UnknownNameError
+        A layer that the model does not have.
+    InputError
+        More bytes than there are.
+    """
+    import torch
+
+    from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
+    from m2xfp.models.quantized import linear_layers
+    from m2xfp.models.windows import cut_windows, spread
+
+    model = load_model().to(torch.bfloat16)
+    layers = linear_layers(model)
+    if layer not in layers:
+        raise UnknownNameError("linear layer", layer, layers)
+    module = layers[layer]
+    check(*module.weight.shape)
+    text = cut_windows(as_tokens(HELD_OUT.read_bytes()), model.config.context)
+    if tokens > text.numel():
+        raise InputError(
+            f"tokens={tokens}: the held-out text has {text.numel()}; give at most these"
+        )
+    seen: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0]))
+    with torch.no_grad():
+        for window in spread(text, -(-tokens // text.shape[1])):
+            model(window[None])
+    handle.remove()
+    return module, torch.cat(seen)[:tokens]
 
 
 def _quantizer_of(results: str, act: BlockFormat) -> Instance:

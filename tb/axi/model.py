@@ -14,7 +14,7 @@ from m2xfp.tb.cache import BUILD_DIR
 from m2xfp.tb.parts.accelerator_traffic import Descriptor
 from m2xfp.tb.shared_library import build_library, load_library
 
-__all__ = ["AxiError", "AxiModel"]
+__all__ = ["AxiError", "AxiModel", "axi_library"]
 
 _P, _U64, _INT = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int
 _SIGNATURES = {
@@ -36,6 +36,19 @@ PATIENCE = 1 << 22
 
 class AxiError(M2xfpError):
     """The accelerator broke a rule of AXI, wrote where it may not, or does not answer."""
+
+
+def axi_library(files: EmittedFiles, build_dir: Path = BUILD_DIR) -> Path:
+    """Return the shared library of an accelerator and its memory, building it if need be."""
+    bus = int(Facts.load(files.json).parameters["bus"]) // 8
+    return build_library(
+        files.verilog,
+        f"{files.top}_axi",
+        [Path(__file__).parent / "memory.cpp"],
+        name="axi",
+        headers={"widths.h": f"#define BUS {bus}\n"},
+        build_dir=build_dir,
+    )
 
 
 class AxiModel:
@@ -64,16 +77,7 @@ class AxiModel:
         self, files: EmittedFiles, memory: int, *, seed: int = 0, build_dir: Path = BUILD_DIR
     ) -> None:
         self.facts = Facts.load(files.json)
-        bus = int(self.facts.parameters["bus"]) // 8
-        library = build_library(
-            files.verilog,
-            f"{files.top}_axi",
-            [Path(__file__).parent / "memory.cpp"],
-            name="axi",
-            headers={"widths.h": f"#define BUS {bus}\n"},
-            build_dir=build_dir,
-        )
-        self._library = load_library(library, "axi", _SIGNATURES)
+        self._library = load_library(axi_library(files, build_dir), "axi", _SIGNATURES)
         self.memory: NDArray[np.uint8] = np.zeros(memory, np.uint8)
         self._model = self._library.axi_new(self.memory.ctypes.data, memory, seed)
 

@@ -23,6 +23,9 @@ from m2xfp.tb.vectors import Beats, TestVectors
 
 __all__ = ["block_arrays", "block_beats", "encode", "load", "regression_of", "sample", "vectors_of"]
 
+PART = 8
+"""Values of a subgroup behind the transform."""
+
 Vectors = Callable[[Arrays, Facts, int], TestVectors]
 
 
@@ -104,6 +107,8 @@ def regression_of(vectors: Vectors, facts: Facts, seed: int = 0) -> Iterator[Cas
         yield "rows in the lowest binades", _low_rows(points, seed)
         yield "two results", _two_results(points, seed)
         yield "two values", _two_values(points, seed)
+        if points >= 4 * PART:
+            yield "four values", _four_values(points, seed)
         yield "small sums", _small_sums(points, facts.parameters["bits"], seed)
 
     yield from steady_cases(stimulus(), vectors, facts, seed)
@@ -192,6 +197,38 @@ def _two_values(points: int, seed: int, count: int = 1500) -> Arrays:
     values[rows, other] = 2048 - 8 * apart
     scale = rng.integers(-100, 100, (count, 1))
     flips = rng.random((count, points)) < 0.5
+    return {"x": from_float64(np.ldexp(values, scale), BF16), "flips": flips}
+
+
+def _four_values(points: int, seed: int, count: int = 4000) -> Arrays:
+    """Return blocks of four values, the largest three times the others, and a small fifth one.
+
+    A quarter of the results, whole subgroups, is as small as the fifth and what the four differ by,
+    and the others are all alike. So the largest result is as small as it can be beside small ones,
+    and metadata tell as much of these as they can.
+    """
+    rng = np.random.default_rng(seed)
+    rows = np.arange(count)
+    # In units of the fixed point of 12 bits: a place of the largest is 16, of the others 4.
+    largest = 16 * rng.integers(128, 192, count)
+    third = largest // 12 * 4
+    rest = rng.integers(0, 1 << rng.integers(1, 9, count))
+    others = [third, third, largest - 2 * third - 4 * (rest // 4)]
+    small = rng.integers(0, 1 << rng.integers(1, 7, count)) * (rng.random(count) < 0.8)
+    one = rng.integers(0, points, count)
+    fifth = one ^ rng.integers(1, PART, count)
+    quarter = rng.integers(0, 4, count)
+    values, flips = np.zeros((count, points)), np.zeros((count, points), bool)
+    values[rows, one], values[rows, fifth] = largest, small
+    for way, other in zip((1, 2, 3), others, strict=True):
+        # In the quarter that is to be small it takes away from the largest.
+        lane = one ^ PART * way
+        values[rows, lane] = other
+        signs = [_parity(4)[quarter, at // PART % 4] for at in (one, lane)]
+        flips[rows, lane] = signs[0] ^ signs[1] ^ 1
+    flips[rows, fifth] = rng.random(count) < 0.5
+    flips ^= rng.random((count, 1)) < 0.5
+    scale = rng.integers(-100, 100, (count, 1))
     return {"x": from_float64(np.ldexp(values, scale), BF16), "flips": flips}
 
 

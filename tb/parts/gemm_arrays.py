@@ -114,6 +114,22 @@ class GemmStreams:
         )
         self._packed_results = given["results"] == "packed"
 
+    def golden(self, product: Any) -> NDArray[Any]:
+        """Return what the core must deliver of a product."""
+        return golden_product(product, self.facts)
+
+    def closing(self, product: Any) -> NDArray[Any]:
+        """Return the result of one row of zeros, which closes those of a product that failed."""
+        return self.golden(Product(product.acts[:1] * 0, product.weights[:1] * 0, product.k))
+
+    def words(self, product: Any) -> int:
+        """Return the beats of a row of weights."""
+        return int(product.k // self.act.group)
+
+    def due(self, products: Sequence[Any]) -> list[int]:
+        """Return the clocks of each product's last result, by the cycle model."""
+        return timing_of(self.facts).finish([product.sizes for product in products])
+
     @property
     def tags(self) -> int:
         """How many tags there are; commands carry them in turn."""
@@ -194,7 +210,7 @@ class GemmStreams:
             | tags,
         )
 
-    def inputs(self, products: list[Product]) -> dict[str, Beats]:
+    def inputs(self, products: Sequence[Any]) -> dict[str, Beats]:
         """Return the beats of all input streams; the tags are the numbers of the products."""
         streams = {
             "acts": [self.act_beats(p.acts, len(p.weights), n) for n, p in enumerate(products)],
@@ -228,7 +244,7 @@ class GemmStreams:
         panels = wide.reshape(m, -1, self.columns).swapaxes(0, 1)
         return pack(stream, {number(stream): panels.reshape(-1, self.columns)})
 
-    def results(self, out: Beats, products: list[Product]) -> Iterator[NDArray[Any]]:
+    def results(self, out: Beats, products: Sequence[Any]) -> Iterator[NDArray[Any]]:
         """Cut the output beats into results: patterns [m, n], or groups uint8 [m, groups, bytes].
 
         AssertionError if their number or TLAST is wrong, or a column beyond n is not 0.

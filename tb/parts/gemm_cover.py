@@ -10,7 +10,7 @@ from m2xfp.tb.fields import read
 from m2xfp.tb.parts.gemm_arrays import GemmStreams
 from m2xfp.tb.vectors import TestVectors
 
-__all__ = ["cover"]
+__all__ = ["cover", "unreached"]
 
 
 def cover(vectors: TestVectors, facts: Facts) -> Iterator[Cross]:
@@ -53,3 +53,23 @@ def cover(vectors: TestVectors, facts: Facts) -> Iterator[Cross]:
                 meta,
                 np.arange(meta.shape[-1]),
             )
+
+
+def unreached(facts: Facts) -> dict[str, str]:
+    """Return what follows from how reports leave, and from the bounds of products."""
+    streams = GemmStreams(facts)
+    found = {
+        "beats of status: 0, (none|no ready)": "no report is there in the clock after one was "
+        "taken (job apart)"
+    }
+    most = int(facts.parameters["max_k"]) // streams.act.group
+    if most & most - 1 == 0:
+        found[rf"unit[.]loader[.]t\d+\[{most.bit_length() - 1}\]:.*"] = (
+            "the group that is loaded is never beyond the last one (job weights-there)"
+        )
+    if streams.act.metadata.name == "elem-em":
+        found[r"unit[.].*u_addend[.]normalised_1\[0\]:.*"] = (
+            "a refined element adds last bits only where it is small, and so is the sum of its "
+            "subgroup, of which it is the largest"
+        )
+    return found

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
 from m2xfp.tb.fields import Bytes, pack
+from m2xfp.tb.parts.element_codes import largest_code, negated, packed_codes
 from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product, golden_product
 from m2xfp.tb.parts.pair_stimulus import DISTRIBUTIONS, groups
 from m2xfp.tb.vectors import Beats, TestVectors
@@ -19,6 +20,8 @@ ROWS = 6 * 97
 LARGE = 0b1010101010101
 # Sizes from here on only begin.
 FIRST_FAR = 4
+# Values of a part of a group whose sum has a multiplier of its own.
+PART = 8
 
 
 def hard_sums(streams: GemmStreams, seed: int) -> Iterator[tuple[str, Product]]:
@@ -36,6 +39,33 @@ def hard_sums(streams: GemmStreams, seed: int) -> Iterator[tuple[str, Product]]:
     for name in ("extremes", "dense"):
         act, weight, _ = groups(name, (streams.act, streams.weight), steps, ROWS // 4, seed)
         yield f"{name} of both", _with_both(streams, act, weight[:, : streams.columns])
+    yield "all but a part", _with_both(streams, *_but_a_part(streams, steps, seed))
+
+
+def _but_a_part(
+    streams: GemmStreams, steps: int, seed: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return pairs of largest values, but for a part of one small element: long odd sums."""
+    rng = np.random.default_rng(seed)
+    begin = PART * rng.integers(0, streams.act.group // PART, steps)
+    made = []
+    for block, count in ((streams.act, ROWS // 4), (streams.weight, streams.columns)):
+        codes = np.full((steps, count, block.group), largest_code(block))
+        inside = np.arange(block.group) // PART == begin[:, None, None] // PART
+        codes = np.where(inside, 0, codes)
+        small = rng.integers(1, 4, (steps, count))
+        codes[np.arange(steps), :, begin] = np.where(
+            rng.random((steps, count)) < 0.5, small, negated(small, block)
+        )
+        side = rng.integers(0, 256, (steps, count, sum(block.group_bytes)), np.uint8)
+        at = block.group_bytes[0]
+        side[..., :at] = packed_codes(codes, block)
+        # Largest multipliers, and any refinement of the small one.
+        side[..., at + 1 :] |= np.where(rng.random((steps, count, 1)) < 0.5, 0xFF, 0).astype(
+            np.uint8
+        )
+        made.append(side)
+    return made[0], made[1]
 
 
 def _with_ones(streams: GemmStreams, act: NDArray[np.uint8], weight: NDArray[np.uint8]) -> Product:
@@ -83,7 +113,7 @@ def bad_sizes(streams: GemmStreams) -> list[tuple[tuple[int, int, int], list[str
     wrong = [0, group + 1, *(k for k in alone if k % group or k > most)]
     wrong += [most + group, *(most | k for k in alone if k > most)]
     return [
-        ((0, 3, group), ["bad_m"]),
+        *(((0, 3, group), ["bad_m"]) for _ in range(2)),  # in both places of the FIFO
         ((3, 0, group), ["bad_n"]),
         ((0, 0, group // 2), ["bad_m", "bad_n", "bad_k"]),
         *(((3, 3, k), ["bad_k"]) for k in wrong),

@@ -1,6 +1,6 @@
 """The regression of the GEMM core: products of random sizes, cancellations, and broken packets."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +11,26 @@ from m2xfp.facts import Facts
 from m2xfp.formats import BlockFormat
 from m2xfp.tb.bulk.simulator import Run
 from m2xfp.tb.fields import Bytes, pack
-from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product, golden_product, timing_of
+from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product
 from m2xfp.tb.parts.gemm_directed import bad_sizes, far_sizes, hard_sums, large_products
 from m2xfp.tb.parts.value_stimulus import DISTRIBUTIONS, groups
 from m2xfp.tb.regression import RESETS, STALLS, WARM, Case
 from m2xfp.tb.vectors import Beats, TestVectors
 
-__all__ = ["random_products", "regression"]
+__all__ = [
+    "Accident",
+    "accidents",
+    "broken",
+    "on_time",
+    "played",
+    "random_products",
+    "regression",
+    "resync",
+]
 
 ROUNDS = 9
+# Clocks, one after the other, in which traffic of short commands is reset.
+SHORT = 16
 
 
 def _packed_rows(
@@ -70,16 +81,17 @@ def random_products(
     ]
 
 
-def _vectors(streams: GemmStreams, products: list[Product]) -> TestVectors:
-    results = [golden_product(product, streams.facts) for product in products]
+def played(streams: GemmStreams, products: Sequence[Any]) -> TestVectors:
+    """Return commands and their results."""
+    results = [streams.golden(product) for product in products]
     return TestVectors(streams.inputs(products), streams.outputs(results), 1)
 
 
-def _on_time(products: list[Product], streams: GemmStreams) -> Any:
+def on_time(products: Sequence[Any], streams: GemmStreams) -> Any:
     """Return what looks for a result that is not there in the clock that the model counts."""
     panels = [-(-len(product.weights) // streams.columns) for product in products]
     ends = np.cumsum([n * len(product.acts) for n, product in zip(panels, products, strict=True)])
-    due = timing_of(streams.facts).finish([product.sizes for product in products])
+    due = streams.due(products)
 
     def timing(run: Run, _: Facts) -> str:
         taken = (run.stamps["o"][ends - 1] - run.stamps["cmd"][0]).tolist()
@@ -89,7 +101,7 @@ def _on_time(products: list[Product], streams: GemmStreams) -> Any:
 
 
 @dataclass(frozen=True)
-class _Accident:
+class Accident:
     """What happens to an operand stream, and from where on.
 
     Members
@@ -100,6 +112,8 @@ class _Accident:
         Where it is seen.
     what
         ``tag`` and a bit, ``last`` too early, ``open`` without its last, ``lost`` packet.
+    late
+        Not in the panel's first group, but in the last but one of the largest k.
     """
 
     stream: str
@@ -107,21 +121,23 @@ class _Accident:
     panel: int
     what: str
     bit: int = 0
+    late: bool = False
 
 
-def _accidents(streams: GemmStreams, panels: int) -> Iterator[_Accident]:
-    """Yield accidents at the beginning of panels, and missing ends."""
+def accidents(streams: GemmStreams, panels: int) -> Iterator[Accident]:
+    """Yield accidents at the beginning of panels and late in them, and missing ends."""
     width = streams.facts.stream("cmd").field("tag").width
     for stream in ("acts", "weights"):
         for bit in range(width):
-            yield _Accident(stream, bit % 3, bit % panels, "tag", bit)
-        yield _Accident(stream, 1, panels - 1, "last")
-        yield _Accident(stream, 0, 0, "last")
-        yield _Accident(stream, 2, panels - 1, "open")
-        yield _Accident(stream, 1, 0, "lost")
+            yield Accident(stream, bit % 3, bit % panels, "tag", bit)
+        yield Accident(stream, 1, panels - 1, "last")
+        yield Accident(stream, 0, 0, "last")
+        yield Accident(stream, 2, panels - 1, "open")
+        yield Accident(stream, 1, 0, "lost")
+        yield Accident(stream, 1, 0, "tag", late=True)
 
 
-def _broken(streams: GemmStreams, products: list[Product], accident: _Accident) -> TestVectors:
+def broken(streams: GemmStreams, products: Sequence[Any], accident: Accident) -> TestVectors:
     """Return commands with an accident, and what must come: nothing but its report."""
     facts, inputs = streams.facts, streams.inputs(products)
     beats = inputs[accident.stream]
@@ -129,12 +145,16 @@ def _broken(streams: GemmStreams, products: list[Product], accident: _Accident) 
     ends = np.flatnonzero(beats.last) + 1
     start, stop = (0, *ends)[accident.command], ends[accident.command]
     product = products[accident.command]
-    m, n, k = product.sizes
+    m, n, _ = product.sizes
     panels = -(-n // streams.columns)
-    count = k // streams.act.group
+    count = streams.words(product)
     share = {"acts": (stop - start) // panels, "weights": streams.columns * count}
     data, last = beats.data.copy(), beats.last.copy()
     at = start + accident.panel * share[accident.stream]
+    if accident.late:
+        # Of activations, each of a block's rows has a beat a group.
+        turns = min(streams.chains, -(-m // streams.rows)) if accident.stream == "acts" else 1
+        at += max(0, count - 2) * turns
     delivered = accident.panel * m
     if accident.what == "tag":
         field = facts.stream(accident.stream).field("tag")
@@ -149,10 +169,9 @@ def _broken(streams: GemmStreams, products: list[Product], accident: _Accident) 
     else:
         data = np.delete(data, slice(start, stop), 0)
         last = np.delete(last, slice(start, stop))
-    results = [golden_product(one, facts) for one in products[: accident.command + 1]]
+    results = [streams.golden(one) for one in products[: accident.command + 1]]
     *clean, partial = (streams.outputs([result])["o"] for result in results)
-    zero = Product(product.acts[:1] * 0, product.weights[:1] * 0, k)
-    closing = streams.outputs([golden_product(zero, facts)])["o"].part(0, 1 if delivered else 0)
+    closing = streams.outputs([streams.closing(product)])["o"].part(0, 1 if delivered else 0)
     rest = Beats(partial.data[:delivered], np.zeros(delivered, bool))
     parts = [*clean, rest, closing]
     numbers = np.arange(len(products))
@@ -176,7 +195,7 @@ def _broken(streams: GemmStreams, products: list[Product], accident: _Accident) 
 
 def _bad_sizes(streams: GemmStreams, products: list[Product]) -> TestVectors:
     """Return commands that cannot be between each two that can, one of them resynchronising."""
-    good, bad = _vectors(streams, products), bad_sizes(streams)
+    good, bad = played(streams, products), bad_sizes(streams)
     sizes, tags = [products[0].sizes], [0]
     faults: list[list[str]] = [[]]
     share = -(-len(bad) // (len(products) - 1))
@@ -203,7 +222,7 @@ def _bad_sizes(streams: GemmStreams, products: list[Product]) -> TestVectors:
     )
 
 
-def _resync(streams: GemmStreams, tag: int) -> TestVectors:
+def resync(streams: GemmStreams, tag: int) -> TestVectors:
     """Return the command that ends a failure, with a beat that is still in the engines."""
     status, out = streams.facts.stream("status"), streams.facts.stream("o")
     word = pack(status, {status.field("tag"): np.array([tag])})
@@ -229,36 +248,44 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
         most = _most(streams) if number < 3 else min(4, _most(streams))
         products = random_products(rng, streams, 5, most)
         stall = STALLS[number % len(STALLS)]
-        timing = None if any(stall) else _on_time(products, streams)
-        vectors = (_vectors(streams, products),)
+        timing = None if any(stall) else on_time(products, streams)
+        vectors = (played(streams, products),)
         yield Case("products", vectors, stall, seed + number, timing, WARM + 7 * number)
     if facts.parameters["activations"] is None:
         for number, (name, hard) in enumerate(hard_sums(streams, seed)):
-            yield Case(name, (_vectors(streams, [hard]),), STALLS[number % 2], seed + number)
+            yield Case(name, (played(streams, [hard]),), STALLS[number % 2], seed + number)
+    wide = _product(rng, streams, 1, 16 * streams.columns, min(8, _most(streams)), 12)
+    yield Case("panels", (played(streams, [wide]),))
     large = [_product(rng, streams, m, n, 1, 12) for m, n in large_products(rng, streams)]
-    yield Case("large sizes", (_vectors(streams, large),), timing=_on_time(large, streams))
+    yield Case("large sizes", (played(streams, large),), timing=on_time(large, streams))
     tile = _product(rng, streams, streams.rows, streams.columns, min(2, _most(streams)), 3)
     far = [
         vectors
         for number, cut in enumerate(far_sizes(streams, tile))
-        for vectors in (cut, _resync(streams, number))
+        for vectors in (cut, resync(streams, number))
     ]
     yield Case("far sizes", tuple(far))
     for number, stall in enumerate(STALLS[:2]):
         bad = _bad_sizes(streams, random_products(rng, streams, 8, 2))
         yield Case("bad sizes", (bad,), stall, seed + number)
-    some = _vectors(streams, random_products(rng, streams, 4, min(2, _most(streams))))
+    some = played(streams, random_products(rng, streams, 4, min(2, _most(streams))))
     for clock, stall in enumerate(RESETS):
         yield Case(f"reset {clock}", (some,), stall, seed + clock, before=WARM + 5 * clock)
+    # Commands so short that a report is about to leave in many of the clocks.
+    short = played(streams, [_product(rng, streams, 1, 1, 1, 3) for _ in range(40)])
+    for clock in range(SHORT):
+        stall = (STALLS[1], (0.7, 0.1))[clock % 2]
+        yield Case(f"reset {clock}", (short,), stall, seed + clock, before=WARM + clock)
     panels = 3
     n = (panels - 1) * streams.columns + 1
-    for number, accident in enumerate(_accidents(streams, panels)):
+    for number, accident in enumerate(accidents(streams, panels)):
         m, count = int(rng.integers(1, 9)), min(1 + number % 3, _most(streams))
+        count = _most(streams) if accident.late else count
         products = [_product(rng, streams, m, n, count, 3) for _ in range(4)]
         phases = (
-            _broken(streams, products, accident),
-            _resync(streams, number),
-            _vectors(streams, random_products(rng, streams, 3, 2)),
+            broken(streams, products, accident),
+            resync(streams, number),
+            played(streams, random_products(rng, streams, 3, 2)),
         )
         stall = STALLS[number % 2]
         yield Case(f"{accident.stream} {accident.what}", phases, stall, seed + number)

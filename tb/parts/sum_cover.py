@@ -14,7 +14,7 @@ from m2xfp.tb.parts.accumulation import chains, read_results
 from m2xfp.tb.parts.product_stimulus import Range
 from m2xfp.tb.vectors import TestVectors
 
-__all__ = ["cover_sums", "unreached"]
+__all__ = ["RESULTS", "SIGNS", "cover_sums", "kind_of", "unreached"]
 
 SIGNS = ("+", "-")
 GAPS = range(-48, 49)
@@ -61,7 +61,7 @@ def cover_sums(
     yield cross(
         "result",
         {"kind": RESULTS, "sign": SIGNS},
-        _kind(raw),
+        kind_of(raw),
         negative,
         possible=results,
     )
@@ -96,7 +96,7 @@ def cover_sums(
     yield _rounding(before, addend, after, negative, finite, totals)
 
 
-def _kind(raw: NDArray[np.uint32]) -> NDArray[np.int64]:
+def kind_of(raw: NDArray[np.uint32]) -> NDArray[np.int64]:
     """Return the number in ``RESULTS`` of FP32 patterns."""
     exponent, fraction = raw >> 23 & 0xFF, raw & 0x7FFFFF
     return np.select(

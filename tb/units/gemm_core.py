@@ -15,7 +15,7 @@ from m2xfp.tb.bench import Arrays, Operands
 from m2xfp.tb.fields import Bytes
 from m2xfp.tb.parts.files import as_patterns, check_names, load_arrays, type_name
 from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product, golden_product, timing_of
-from m2xfp.tb.parts.gemm_cover import cover
+from m2xfp.tb.parts.gemm_cover import cover, unreached
 from m2xfp.tb.parts.gemm_regression import regression
 from m2xfp.tb.parts.groups import group_arrays, packed_groups, plane_shapes
 from m2xfp.tb.vectors import Beats, TestVectors
@@ -32,6 +32,7 @@ __all__ = [
     "products_of",
     "regression",
     "sample",
+    "unreached",
     "vectors",
 ]
 

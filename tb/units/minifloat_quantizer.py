@@ -8,12 +8,15 @@ from numpy.typing import NDArray
 
 from m2xfp.errors import InputError
 from m2xfp.facts import Facts
-from m2xfp.formats import block_format
+from m2xfp.formats import block_format, input_type
 from m2xfp.tb.bench import Arrays, Operands, golden_of
-from m2xfp.tb.fields import number, pack
+from m2xfp.tb.cross import Cross
+from m2xfp.tb.fields import number, pack, read
 from m2xfp.tb.parts import values
 from m2xfp.tb.parts.files import check_names, load_arrays, type_name
-from m2xfp.tb.parts.groups import group_beats, user_planes
+from m2xfp.tb.parts.groups import group_beats, planes_of_beats, user_planes
+from m2xfp.tb.parts.minifloat_cover import cover_minifloat_groups
+from m2xfp.tb.parts.value_cover import cover_specials, half_rate
 from m2xfp.tb.parts.value_stimulus import near_boundaries
 from m2xfp.tb.parts.values import decode
 from m2xfp.tb.regression import Case, steady_cases
@@ -21,12 +24,14 @@ from m2xfp.tb.vectors import Beats, TestVectors
 
 __all__ = [
     "boundaries",
+    "cover",
     "decode",
     "encode",
     "expected",
     "load",
     "regression",
     "sample",
+    "unreached",
     "vectors",
     "with_scales",
 ]
@@ -142,3 +147,25 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
             yield name, with_scales(arrays, facts, seed)
 
     return steady_cases(stimulus(), vectors, facts, seed)
+
+
+def cover(vectors: TestVectors, facts: Facts) -> Iterator[Cross]:
+    """Yield what some groups and their results were."""
+    block = block_format(facts.parameters["block"])
+    kind = input_type(facts.parameters["input_type"])
+    stream, data = facts.stream("i"), vectors.inputs["i"].data
+    tensor = facts.parameters["tensor_scale"]
+    field = number(stream, "values.") if tensor else number(stream)
+    patterns = read(field, data).reshape(-1, block.group).astype(np.int64)
+    units = np.full(len(patterns), 0x3F800000, np.uint32)
+    if tensor:
+        each = read(number(stream, "tensor_scale."), data)
+        units = each[:: facts.beats_per_group].astype(np.uint32)
+    planes = planes_of_beats(facts.stream("o"), vectors.outputs["o"].data, block)
+    yield from cover_specials(patterns, kind)
+    yield from cover_minifloat_groups(patterns, units.view(np.float32), planes, block, kind)
+
+
+def unreached(facts: Facts) -> dict[str, str]:
+    """Return what follows from how groups go through the unit."""
+    return half_rate(facts)

@@ -35,6 +35,7 @@ def _reached(*_arguments: object, **_keywords: object) -> None:
 
 # Where work begins that takes no program.
 WORK = (
+    "m2xfp.accelerator.generation.generate_golden",
     "m2xfp.fpga.flow.bitstream.build",
     "m2xfp.fpga.check.bitstream_check.check_bitstream",
     "m2xfp.fpga.flow.report.write_results",
@@ -68,8 +69,10 @@ STUDIES = (
     "gemm",
     "mac",
     "paper",
+    "paths",
     "sram",
     "linear_layers",
+    "dot_layers",
 )
 
 

@@ -1,100 +1,206 @@
 """The driver: products of tensors on the emitted accelerator, equal to golden's to the bit."""
 
 import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the name PyTorch's documentation uses
 
-from m2xfp.accelerator import Device, DeviceError, SimulatedTransport
+from m2xfp.accelerator import AttentionCache, Device, DeviceError, SimulatedTransport
 from m2xfp.errors import InputError
 from m2xfp.facts import EmittedFiles
 from m2xfp.golden.formats.format import get_format
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.formats.products import matmul
+from m2xfp.models.attention import QuantAttention
 from m2xfp.rtl.parts.accelerator_map import OFFSETS
 
-UNIT, CONFIG = "accelerator", "m2xfp-2x2"
-Emit = Callable[[str, str], EmittedFiles]
+ACTS, WEIGHTS = get_format("m2xfp-act"), get_format("m2xfp-weight")
 
 
 def normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
 
-def weights(seed: int, n: int, k: int) -> PackedTensor:
-    return get_format("m2xfp-weight").quantize(normal(seed, n, k))
+def same(found: Tensor, wanted: Tensor) -> bool:
+    assert found.dtype == wanted.dtype
+    kind = {2: torch.int16, 4: torch.int32}[found.dtype.itemsize]
+    return found.shape == wanted.shape and torch.equal(found.view(kind), wanted.view(kind))
 
 
-@pytest.fixture
-def device(emitted: Emit, sim_dir: Path) -> Iterator[Device]:
-    transport = SimulatedTransport(
-        files=emitted(UNIT, CONFIG), memory_bytes=1 << 18, latency=5, build_dir=sim_dir
+def same_planes(found: PackedTensor, wanted: PackedTensor) -> bool:
+    planes = found.planes()
+    return found.shape == wanted.shape and all(
+        torch.equal(planes[name], plane) for name, plane in wanted.planes().items()
     )
-    yield Device(transport)
-    transport.close()
 
 
-def test_a_linear_layer(device: Device) -> None:
-    x, packed = normal(1, 2, 5, 96), weights(2, 7, 96)
-    acts = get_format("m2xfp-act").quantize(x.reshape(-1, 96))
-    wanted = matmul(acts, packed).reshape(2, 5, 7)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
+def test_a_linear_layer(device: Device, dtype: torch.dtype) -> None:
+    """A row ends within a group."""
+    x, packed = normal(1, 2, 5, 80).to(dtype), WEIGHTS.quantize(normal(2, 7, 80))
+    free = dict(device.memory.free)
     found = device.linear(x, packed)
-    assert found.dtype == torch.float32
-    assert torch.equal(found.view(torch.int32), wanted.view(torch.int32))
+    assert same(found, matmul(ACTS.quantize(x), packed, "fp32", dtype))
+    assert device.memory.free == free
+
+
+def test_tensors_are_packed(device: Device) -> None:
+    x = normal(3, 2, 3, 100) * torch.logspace(-3, 3, 100).bfloat16()
+    assert same_planes(device.quantize(x), ACTS.quantize(x))
+    assert same_planes(device.quantize(x.float() * 1.01), ACTS.quantize(x.float() * 1.01))
+    assert same_planes(device.encode(x), WEIGHTS.quantize(x))
+    with pytest.raises(InputError, match=r"encode: .* built without encode_fp32"):
+        device.encode(x.float())
+
+
+@pytest.mark.parametrize("shared", [1, 2])
+def test_attention(device: Device, shared: int) -> None:
+    """Heads that no group fits, tokens that end within one, caches that serve several heads."""
+    query = normal(4, 2 * shared, 3, 40)
+    key, value = normal(5, 2, 37, 40), normal(6, 2, 37, 40)
+    with QuantAttention(arithmetic="hardware"):
+        wanted = F.scaled_dot_product_attention(query, key, value, enable_gqa=shared > 1)
+    free = dict(device.memory.free)
+    assert same(device.attention(query, key, value), wanted)
+    assert device.memory.free == free
+
+
+def test_causal_attention_of_a_batch(device: Device) -> None:
+    query, key, value = (normal(seed, 2, 1, 5, 32) for seed in (7, 8, 9))
+    with QuantAttention(arithmetic="hardware"):
+        wanted = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.3)
+    assert same(device.attention(query, key, value, is_causal=True, scale=0.3), wanted)
+
+
+def test_a_cache_that_grows(device: Device) -> None:
+    """By a prompt, then token by token across the end of a group."""
+    keys, values = normal(10, 2, 36, 32), normal(11, 2, 36, 32)
+    cache = AttentionCache(device, 2, 32, 40)
+    for first, last in ((0, 30), *((n, n + 1) for n in range(30, 36))):
+        cache.append(keys[:, first:last], values[:, first:last])
+        found = cache.packed()
+        assert same_planes(found[0], WEIGHTS.quantize(keys[:, :last].transpose(0, 1).flatten(1)))
+        columns = values[:, :last].transpose(1, 2).flatten(0, 1)
+        assert same_planes(found[1], WEIGHTS.quantize(columns))
+    with pytest.raises(InputError, match="room for 64"):
+        cache.append(keys, values)
+    with pytest.raises(InputError, match="rows of 512"):
+        AttentionCache(device, 1, 32, 513)
 
 
 def test_products_wait_in_a_queue_and_weights_stay(device: Device) -> None:
-    packed = weights(3, 9, 64)
+    packed = WEIGHTS.quantize(normal(3, 9, 64))
     kept = device.upload(packed)
-    given = [get_format("m2xfp-act").quantize(normal(n, 3, 64)) for n in range(4, 10)]
-    jobs = [device.submit(device.upload(acts), kept) for acts in given]
+    given = [ACTS.quantize(normal(n, 3, 64)) for n in range(4, 14)]
+    jobs = [device.submit_matmul(device.upload(acts), kept) for acts in given]
+    assert not jobs[-1].done
     for acts, job in reversed(list(zip(given, jobs, strict=True))):
-        assert torch.equal(device.result(job), matmul(acts, packed))
+        assert same(job.result(), matmul(acts, packed))
+    assert 0 < device.utilisation() < 1
+    assert 0 < device.counts["work"] < device.counts["cycles"]
+
+
+def test_descriptors_use_what_those_before_them_write(device: Device) -> None:
+    """Quantized, multiplied to bf16, quantized again: nothing returns to the host in between."""
+    x, first, second = normal(1, 5, 64), normal(2, 32, 64), normal(3, 6, 32)
+    packed = [WEIGHTS.quantize(w) for w in (first, second)]
+    weights = [device.upload(w) for w in packed]
+    hidden = device.empty_values(5, 32, torch.bfloat16)
+    acts, middle = device.empty(5, 64), device.empty(5, 32)
+    jobs = [
+        device.submit_quantize(device.store(x), acts),
+        device.submit_matmul(acts, weights[0], hidden),
+        device.submit_quantize(hidden, middle),
+        device.submit_matmul(middle, weights[1]),
+    ]
+    wanted = matmul(ACTS.quantize(x), packed[0], "fp32", torch.bfloat16)
+    assert same(jobs[3].result(), matmul(ACTS.quantize(wanted), packed[1]))
+    device.wait(jobs)
 
 
 def test_memory_comes_back(device: Device) -> None:
     """More products than fit at once, each with its operands."""
-    before = dict(device._free)
+    before = dict(device.memory.free)
     for n in range(24):
-        device.matmul(get_format("m2xfp-act").quantize(normal(n, 30, 512)), weights(n, 9, 512))
-    assert device._free == before
+        device.matmul(ACTS.quantize(normal(n, 30, 512)), WEIGHTS.quantize(normal(n, 9, 512)))
+    assert device.memory.free == before
     with pytest.raises(InputError, match="no room"):
         device.allocate(1 << 18 | 1)
+    with pytest.raises(InputError, match="nothing is allocated"):
+        device.release(64)
 
 
 def test_errors_have_their_cause(device: Device) -> None:
-    acts = device.upload(get_format("m2xfp-act").quantize(normal(1, 3, 64)))
-    good = device.upload(weights(2, 4, 64))
+    free = dict(device.memory.free)
+    acts = device.upload(ACTS.quantize(normal(1, 3, 64)))
+    good = device.upload(WEIGHTS.quantize(normal(2, 4, 64)))
+    other = device.upload(ACTS.quantize(normal(5, 3, 64)))
     model = device.transport.model  # type: ignore[attr-defined]
     model.answer(acts.planes["scales"], acts.planes["scales"] + 1, 2)
-    bad = device.submit(acts, good)
-    after = device.submit(device.upload(get_format("m2xfp-act").quantize(normal(5, 3, 64))), good)
+    bad = device.submit_matmul(acts, good)
+    after = device.submit_matmul(other, good)
     with pytest.raises(DeviceError, match="descriptor 1 ended with: read_slverr"):
-        device.result(bad)
+        bad.result()
     with contextlib.suppress(DeviceError):  # it may have ended before the error was seen
-        device.result(after)
+        after.result()
     model.forget()
-    device.result(device.submit(acts, good))
+    device.submit_matmul(acts, good).result()
+    device.remove(acts, good, other)
+    assert device.memory.free == free
+
+
+def test_a_layer_that_fails_gives_its_memory_back(device: Device) -> None:
+    packed = device.upload(WEIGHTS.quantize(normal(2, 4, 64)))
+    free = dict(device.memory.free)
+    model = device.transport.model  # type: ignore[attr-defined]
+    model.answer(packed.planes["codes"], packed.planes["codes"] + 1, 3)
+    with pytest.raises(DeviceError, match="read_decerr"):
+        device.linear(normal(1, 3, 64), packed)
+    assert device.memory.free == free
+    model.forget()
+    device.linear(normal(1, 3, 64), packed)
+
+
+def test_nothing_ends(device: Device) -> None:
+    model = device.transport.model  # type: ignore[attr-defined]
+    device.patience = 0.0
+    device.transport.wait = lambda: None  # type: ignore[method-assign]
+    device.transport.write(OFFSETS["timeout"], 0)
+    model.answer(0, 1 << 18, 4)
+    with pytest.raises(DeviceError, match="no descriptor has ended for 0 s"):
+        device.matmul(ACTS.quantize(normal(1, 3, 64)), WEIGHTS.quantize(normal(2, 4, 64)))
 
 
 def test_operands_must_fit(device: Device) -> None:
-    acts = device.upload(get_format("m2xfp-act").quantize(normal(1, 3, 64)))
-    other = device.upload(weights(2, 4, 96))
+    acts = device.upload(ACTS.quantize(normal(1, 3, 64)))
     with pytest.raises(InputError, match="k=64"):
-        device.submit(acts, other)
+        device.submit_matmul(acts, device.upload(WEIGHTS.quantize(normal(2, 4, 96))))
     with pytest.raises(InputError, match="two dimensions"):
-        device.upload(get_format("m2xfp-act").quantize(normal(1, 2, 3, 64)))
+        device.upload(ACTS.quantize(normal(1, 2, 3, 64)))
+    with pytest.raises(InputError, match="two dimensions"):
+        device.store(normal(1, 64))
+    weights, out = device.upload(WEIGHTS.quantize(normal(2, 4, 64))), device.empty_values(3, 5)
+    with pytest.raises(InputError, match="out: the result is"):
+        device.submit_matmul(acts, weights, out)
+    large = [device.upload(fmt.quantize(normal(1, 2, 544))) for fmt in (ACTS, WEIGHTS)]
+    with pytest.raises(InputError, match="multiplies rows of 512"):
+        device.submit_matmul(*large)
+    with pytest.raises(InputError, match="float32 and bfloat16"):
+        device.empty_values(1, 1, torch.float16)
+    with pytest.raises(InputError, match="begins with a group"):
+        acts.part(range(1), range(16, 48))
+    with pytest.raises(InputError, match="rows="):
+        acts.part(range(4), range(32))
 
 
 def test_something_else_answers(
-    emitted: Emit, sim_dir: Path, monkeypatch: pytest.MonkeyPatch
+    accelerator_files: EmittedFiles, sim_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SimulatedTransport, "read", lambda self, offset: offset ^ OFFSETS["id"])
-    files = emitted(UNIT, CONFIG)
-    transport = SimulatedTransport(files=files, memory_bytes=1 << 12, build_dir=sim_dir)
-    with pytest.raises(DeviceError, match="no accelerator"):
+    transport = SimulatedTransport(files=accelerator_files, memory_bytes=1 << 12, build_dir=sim_dir)
+    with pytest.raises(DeviceError, match=r"no accelerator .* id 0x00000000, version 4"):
         Device(transport)
     transport.close()

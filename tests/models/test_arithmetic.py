@@ -118,8 +118,8 @@ def test_what_hardware_cannot_multiply() -> None:
         Case.parse("nvfp4", "m2xfp-act", arithmetic=Arithmetic("hardware"))
     with pytest.raises(InputError, match="fp32_subgroup needs one size"):
         Case.parse("mxfp4", "mxfp4", arithmetic=Arithmetic("hardware", "fp32_subgroup"))
-    with pytest.raises(InputError, match="amxfp4 has no single scale"):
-        QuantAttention("amxfp4", "amxfp4", "hardware")
+    with pytest.raises(InputError, match="int4-asym has a zero point"):
+        QuantAttention("int4-asym", "int4-asym", "hardware")
     with pytest.raises(InputError, match="arithmetic='chip'; choose one of: float, hardware"):
         QuantLinear(torch.ones(1, 1), arithmetic="chip")
     with pytest.raises(InputError, match="accumulator='fp16'; choose one of"):

@@ -9,10 +9,11 @@ import pytest
 
 from m2xfp.errors import InputError
 from m2xfp.results import RESULTS, read_figures
+from m2xfp.rtl.catalog import find_unit
 from m2xfp.rtl.parts.gemm_cycles import GemmTiming
 from m2xfp.synth.studies import paper_accelerator as paper
 from m2xfp.synth.studies.accelerator import MEASURED, PAPER, plots
-from m2xfp.synth.studies.measured_accelerator import compare_measured
+from m2xfp.synth.studies.measured_accelerator import _timing, compare_measured
 
 SPEED, ENERGY = 0.01, 0.03  # what the ratios may differ from the log's
 MEANS = {  # the means of the log, written down by hand
@@ -78,7 +79,15 @@ def test_a_cache_of_128k_is_cut_where_the_weight_buffers_end() -> None:
     longest = compare_measured(RESULTS)["caches"][-1]
     assert longest["cache"] == 131072 > GemmTiming(1, 32, max_k=14336).max_k
     assert longest["cache_bytes"] == 2 * 8 * 131072 * 128 * 4.5 / 8
-    assert longest["clocks"] >= 2 * 8 * 131072 * 128 / 32
+    assert longest["clocks"] >= 2 * 8 * 131072 * 128 / 32 / 8
+    assert longest["clocks"] >= longest["dram_clocks"]
+
+
+def test_the_weight_rows_are_the_accelerators() -> None:
+    component = find_unit("accelerator").instance("m2xfp-1x32").component
+    timing = _timing(paper.facts().models[0])
+    assert (timing.rows, timing.columns) == (component.rows, component.columns)
+    assert timing.weight_rows == component.weight_rows
 
 
 def test_figures_that_lack_a_unit_are_told(tmp_path: Path) -> None:
@@ -87,8 +96,45 @@ def test_figures_that_lack_a_unit_are_told(tmp_path: Path) -> None:
         compare_measured(tmp_path)
 
 
-def test_the_plot(tmp_path: Path) -> None:
-    (image,) = plots(RESULTS, tmp_path)
-    text = image.read_text()
-    assert all(name in text for name in paper.BASELINES.values())
+def test_an_array_of_one_format_on_the_same_area() -> None:
+    """Clocks follow area where the array is the limit; one token follows the stored bits."""
+    figures = compare_measured(RESULTS)
+    cells = figures["cells"]
+    assert set(cells) == {"m2xfp", "mxfp4", "nvfp4", "mxfp8"}
+    for row in figures["models"]:
+        for name in ("mxfp4", "nvfp4", "mxfp8"):
+            area, bits = (cells[name][key] / cells["m2xfp"][key] for key in ("um2", "bits"))
+            assert row[name]["speed"] == pytest.approx(area, rel=1e-3)
+            assert row[name]["token_memory"] == pytest.approx(bits, abs=1e-4)
+
+
+def test_energy_is_the_sum_of_its_parts() -> None:
+    """By hand, of one model: DRAM's static power, the array, and its quantizers and encoders."""
+    figures = compare_measured(RESULTS)
+    (row,) = (row for row in figures["models"] if row["model"] == "llama2_7b")
+    parts = row["energy"]["m2xfp"]
+    assert sum(parts.values()) == pytest.approx(row["pj_per_mac"], abs=2e-4)
+    assert parts["static"] == pytest.approx(484.6 / 500 * 1e3 / 1024 / row["prefill_of_peak"], 1e-3)
+    assert parts["macs"] == pytest.approx(figures["cells"]["m2xfp"]["pj"], abs=1e-5)
+    layers = [(4096, 4096)] * 4 + [(11008, 4096)] * 2 + [(4096, 11008)]
+    values = sum(k for _, k in layers) * figures["cells"]["m2xfp"]["quantizer_pj"]
+    encoded = 2 * 4096 / 32 * figures["encoder_pj"]
+    share = (values + encoded) / sum(n * k for n, k in layers) / row["pj_per_mac"]
+    assert row["engine_share"] == pytest.approx(share, rel=0.02)
+
+
+def test_a_switching_unit_runs_wide_formats_four_times_as_long() -> None:
+    figures = compare_measured(RESULTS)
+    over = figures["switching"]["um2"] / figures["cells"]["m2xfp"]["um2"]
+    for row in figures["models"]:
+        for design in paper.BASELINES:
+            fused = row[design]["speed_fused"]
+            assert row[design]["speed_switching"] == pytest.approx(over * fused, rel=1e-3)
+
+
+def test_the_plots(tmp_path: Path) -> None:
+    texts = {image.name: image.read_text() for image in plots(RESULTS, tmp_path)}
+    assert all(name in texts["accelerator-speed.svg"] for name in paper.BASELINES.values())
+    assert all(name in texts["accelerator-energy.svg"] for name in ("M2XFP", "NVFP4", "leakage"))
+    assert "DRAM-bound, bf16" in texts["accelerator-caches.svg"]
     assert plots(tmp_path, tmp_path) == []

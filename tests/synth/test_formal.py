@@ -34,13 +34,22 @@ CASES = [
     (("pe_tile", "nvfp4", {}), "lane-product"),
     (("exact_accumulator", "m2xfp", {}), "carries"),
     *((("hadamard", "32x8", {}), job.name) for job in transforms.JOBS),
+    (("switching_dot_product", "micromix-8", {}), "wide-product"),
+    *((("accelerator", "m2xfp-2x2", {}), job) for job in ("bursts", "taken", "descriptors")),
     (("gemm_core", "m2xfp-2x2", {"rows": 1, "columns": 1, "max_k": 64}), "buffers"),
+    (("gemm_core", "m2xfp-2x2", {"rows": 1, "columns": 1, "max_k": 64}), "apart"),
     *(
         (("gemm_core", "m2xfp-2x2", {"rows": 1, "columns": 2, "max_k": 64, "chains": 1}), job.name)
         for job in gemm.JOBS
     ),
 ]
 SLOW = [
+    (("accelerator", "m2xfp-2x2", {}), "asked"),
+    (("accelerator", "m2xfp-2x2", {}), "counted"),
+    (("accelerator", "m2xfp-2x2", {}), "register-answers"),
+    (("accelerator", "m2xfp-2x2", {}), "buffers"),
+    (("minifloat_quantizer", "amxfp4-e4m3-bf16x32", {}), "minifloat-scale"),
+    (("minifloat_quantizer", "amxfp4-e4m3-bf16x32", {}), "ratio-codes"),
     (("weight_encoder", "bf16-fixed-4", {}), "lane-gains"),
     (("fp32_accumulator", "m2xfp-single", {}), "mapped"),
     (("pe_tile", "m2xfp", {}), "part-sum"),

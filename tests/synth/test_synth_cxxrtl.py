@@ -14,9 +14,10 @@ from m2xfp.tb.bulk.simulator import SimulationError
 from m2xfp.tb.regression import check_case
 
 SMALL = ("activation_decoder", "fp32_accumulator")
+# A model of a wide unit takes minutes to compile.
+LONG = [pytest.mark.slow, pytest.mark.timeout(3600)]
 EVERY = [
-    pytest.param(unit, id=name, marks=[] if name in SMALL else [pytest.mark.slow])
-    for name, unit in UNITS.items()
+    pytest.param(unit, id=name, marks=[] if name in SMALL else LONG) for name, unit in UNITS.items()
 ]
 
 

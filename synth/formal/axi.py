@@ -1,0 +1,321 @@
+"""Jobs about the AXI4 and AXI4-Lite buses of a unit, whatever it does with them.
+
+Which streams are channels of which bus the unit says itself (``axi_buses``); fields have the names
+of the AMBA specification (IHI 0022). What a master sends follows from the module that makes bursts
+alone, for any requests of at least a byte, which ``asked`` proves of the module that asks.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import zip_longest
+
+from m2xfp.facts import Stream
+from m2xfp.formats import block_format
+from m2xfp.rtl.parts.accelerator_registers import descriptor_layout
+from m2xfp.rtl.parts.axi_reader import request_layout
+from m2xfp.rtl.parts.axi_writer import piece_layout
+from m2xfp.rtl.parts.operand_fetcher import fetch_layout
+from m2xfp.synth.formal.design import Design
+from m2xfp.synth.formal.engines import Outcome, always, never, within
+from m2xfp.synth.formal.job import LIMIT, Job
+from m2xfp.synth.formal.netlist import Flat, from_any_state, simple
+from m2xfp.synth.formal.streams import harness
+
+__all__ = ["JOBS"]
+
+PAGE = 4096
+READER, WRITER, FETCHER = "axi_reader", "axi_writer", "operand_fetcher"
+REGISTERS, CHECKER = "accelerator_registers", "descriptor_checker"
+# Clocks to the response of a register: a descriptor may be copied before.
+PATIENCE = 40
+
+
+def _buses(design: Design) -> Mapping[str, bool]:
+    """Return the AXI buses of a unit, and whether it is master of each."""
+    found: Mapping[str, bool] = getattr(design.instance.component, "axi_buses", {})
+    return found
+
+
+def _channels(design: Design, channel: str, *, master: bool) -> list[Stream]:
+    """Return the streams that are this channel of a bus."""
+    names = {f"{bus}_{channel}" for bus, own in _buses(design).items() if own == master}
+    return [stream for stream in design.facts.streams if stream.name in names]
+
+
+def _copies(design: Design, *kinds: str) -> list[str]:
+    """Return the modules of some kinds: equal ones are one, others have a number."""
+    return [module for module in design.modules if module.rstrip("0123456789").rstrip("_") in kinds]
+
+
+def _word(design: Design) -> int:
+    """Return the bytes of a word of the master buses."""
+    [*_, data] = _channels(design, "r", master=True) + _channels(design, "w", master=True)
+    return data.field("data").width // 8
+
+
+def _address(design: Design, port: str) -> dict[str, str]:
+    """Return the fields of an address channel's payload as Verilog."""
+    [stream, *_] = _channels(design, port, master=True)
+    return {f.name: f"{port}__payload[{f.offset} +: {f.width}]" for f in stream.fields}
+
+
+def _law(design: Design, module: str) -> str:
+    """Return Verilog: what is asked for has a byte at least."""
+    ports = design.module(module).ports
+    bits = _channels(design, "ar", master=True)[0].field("addr").width
+    if not {"request__payload", "piece__payload"} & set(ports):
+        return "1"
+    if "request__payload" in ports:
+        tag = len(ports["tag"])
+        layout = request_layout(bits, len(ports["request__payload"]) - bits - tag, tag)
+        name = "request"
+    else:
+        size = len(ports["piece__payload"])
+        most = next(n for n in range(1, size) if piece_layout(bits, n).size == size)
+        layout, name = piece_layout(bits, most), "piece"
+    length = layout["length"]
+    return f"~{name}__valid | {name}__payload[{length.offset} +: {length.width}] != 0"
+
+
+def _bursts(design: Design, netlist: Flat) -> list[str]:
+    """Return: an address that is offered is that of an INCR burst of whole words within 4 KB."""
+    port = "ar" if "ar__valid" in netlist.ports else "aw"
+    fields, size = _address(design, port), _word(design).bit_length() - 1
+    return [
+        f"  wire [11:0] at = {fields['addr']};",
+        f"  wire [12:0] stop = {{1'b0, at}} + (({fields['len']} + 13'd1) << {size});",
+        f"  wire wrong = {fields['size']} != {size} | {fields['burst']} != 1",
+        f"    | at[{size - 1}:0] != 0 | stop > {PAGE};",
+        f"  assign bad = started & ~rst & fine & {port}__valid & wrong;",
+    ]
+
+
+def _counted(design: Design, netlist: Flat) -> list[str]:
+    """Return: the beats of a burst are as many as its address said, the last one with WLAST.
+
+    Of any burst, chosen by ``mark``. None comes before its address is offered.
+    """
+    fields = _address(design, "aw")
+    last = f"w__payload[{len(netlist.ports['w__payload']) - 1}]"
+    return [
+        "  reg offered = 0, marked = 0;",
+        "  reg [5:0] inside = 0, ahead = 0;",
+        "  reg [8:0] left = 0;",
+        "  wire offer = aw__valid & ~offered;",
+        f"  wire went = w__valid & w__ready, closed = went & {last};",
+        "  wire own = marked & ahead == 0;",
+        "  wire [5:0] now = inside + offer, after = now - closed;",
+        "  always @(posedge clk)",
+        "    if (clear) begin offered <= 0; inside <= 0; marked <= 0; end",
+        "    else begin",
+        "      offered <= aw__valid & ~aw__ready;",
+        "      inside <= after;",
+        "      if (~marked) begin",
+        "        marked <= offer & mark[0] & ~(now == 1 & closed);",
+        f"        ahead <= after - 1; left <= {fields['len']} - (now == 1 & went);",
+        "      end else if (own) begin",
+        "        marked <= ~closed; left <= left - went;",
+        "      end else ahead <= ahead - closed;",
+        "    end",
+        f"  wire first = ~marked & offer & now == 1 & went & {last} != ({fields['len']} == 0);",
+        f"  wire later = own & went & {last} != (left == 0);",
+        "  assign bad = started & ~rst & fine & ((went & now == 0) | first | later | now > 32);",
+    ]
+
+
+def _taken(design: Design, netlist: Flat) -> list[str]:
+    """Return: a response to a burst whose address was taken is taken in the clock it comes in.
+
+    No other response comes.
+    """
+    del design, netlist
+    return [
+        "  reg [5:0] open = 0;",
+        "  reg answers_fit = 1;",
+        "  wire law = answers_fit & (~b__valid | open != 0);",
+        "  always @(posedge clk) begin",
+        "    answers_fit <= law;",
+        "    if (clear) open <= 0;",
+        "    else open <= open + (aw__valid & aw__ready) - (b__valid & b__ready);",
+        "  end",
+        "  assign bad = started & ~rst & fine & law & open != 0 & ~b__ready;",
+    ]
+
+
+def _register_answers(design: Design, netlist: Flat) -> list[str]:
+    """Return: of AXI4-Lite, a response to each address and its data, and no other, in time.
+
+    A write may wait for room among the descriptors, so long as none of them is taken.
+    """
+    del design, netlist
+    body, held = [], {"b": "~descriptor__ready", "r": "1'b0"}
+    for answer, parts in (("b", ("aw", "w")), ("r", ("ar",))):
+        for part in parts:
+            body += [
+                f"  reg [2:0] {part}_open = 0;",
+                "  always @(posedge clk)",
+                f"    if (clear) {part}_open <= 0;",
+                f"    else {part}_open <= {part}_open + ({part}__valid & {part}__ready)",
+                f"      - ({answer}__valid & {answer}__ready);",
+            ]
+        due = " & ".join(f"{part}_open != 0" for part in parts)
+        many = " | ".join(f"{part}_open > 4" for part in parts)
+        body += [
+            f"  wire {answer}_due = {due};",
+            f"  reg [{PATIENCE.bit_length() - 1}:0] {answer}_quiet = 0;",
+            "  always @(posedge clk)",
+            f"    if (clear | {answer}__valid | ~{answer}_due | {held[answer]})",
+            f"      {answer}_quiet <= 0;",
+            f"    else if ({answer}_quiet < {PATIENCE}) {answer}_quiet <= {answer}_quiet + 1'd1;",
+            f"  wire {answer}_bad = ({answer}__valid & ~{answer}_due) | {many}",
+            f"    | {answer}_quiet == {PATIENCE};",
+        ]
+    return [*body, "  assign bad = started & ~rst & (b_bad | r_bad);"]
+
+
+def _asked(design: Design) -> Outcome:
+    """Prove by induction that a matrix of a row and a group is fetched by bytes, never by none.
+
+    What is left of a matrix, while there is something to do, is a group at least.
+    """
+    bits = _channels(design, "ar", master=True)[0].field("addr").width
+    groups = fetch_layout(bits)["groups"]
+    part = f"[{groups.offset} +: {groups.width}]"
+    names = ("active", "groups_left", "held", "request__valid", "request__payload")
+    seconds = 0.0
+    for module in _copies(design, FETCHER):
+        flat = design.module(module)
+        tag, size = len(flat.ports["tag"]), len(flat.ports["request__payload"])
+        length = request_layout(bits, size - bits - tag, tag)["length"]
+        netlist = from_any_state(simple(flat.probed({name: name for name in names})))
+        body = [
+            "  wire clear = rst;",
+            f"  wire some = ~active | (groups_left != 0 & held{part} != 0);",
+            f"  wire law = ~job__valid | job__payload{part} != 0;",
+            "  reg follows = 0;",
+            "  always @(posedge clk) follows <= rst | (some & law);",
+            "  wire nothing = some & request__valid",
+            f"    & request__payload[{length.offset} +: {length.width}] == 0;",
+            "  assign bad = nothing | (started & follows & ~some);",
+        ]
+        outcome = within(netlist.text, harness(netlist, body), 2, LIMIT)
+        seconds += outcome.seconds
+        if not outcome.holds:
+            return Outcome(False, f"fails in {module}", seconds)
+    return Outcome(True, "induction", seconds)
+
+
+def _asked_faults(design: Design) -> Iterator[Design]:
+    [module, *_] = _copies(design, FETCHER)
+    return design.gate_faults(module, ["request__payload"])
+
+
+def _checked(design: Design) -> Outcome:
+    """Prove that what passes has rows, and groups that are whole."""
+    netlist = from_any_state(simple(design.module(CHECKER)))
+    group = block_format(design.facts.parameters["act"]).group
+    fields = {
+        name: f"descriptor[{field.offset} +: {field.width}]" for name, field in descriptor_layout
+    }
+    body = [
+        f"  wire [31:0] k = {fields['k']};",
+        f"  assign bad = cause == 0 & ({fields['m']} == 0 | k < {group} | k % {group} != 0);",
+    ]
+    return never(netlist.text, harness(netlist, body), LIMIT)
+
+
+Body = Callable[[Design, Flat], list[str]]
+
+
+def _gates(design: Design, module: str, outputs: tuple[str, ...]) -> Flat:
+    """Return a module from any state, with those of its outputs that a rule is about."""
+    flat = design.module(module)
+    ports = {
+        name: port
+        for name, port in flat.module["ports"].items()
+        if port["direction"] == "input" or name in outputs
+    }
+    return from_any_state(simple(Flat(flat.top, {**flat.module, "ports": ports})))
+
+
+def _job(name: str, text: str, body: Body, outputs: tuple[str, ...], *kinds: str) -> Job:
+    """Return a job about each module of some kinds."""
+
+    def prove(design: Design) -> Outcome:
+        seconds, depths = 0.0, []
+        for module in _copies(design, *kinds):
+            netlist = _gates(design, module, outputs)
+            lines = [
+                "  wire clear = ~started | rst;",
+                "  reg fine_before = 1;",
+                f"  wire fine = fine_before & ({_law(design, module)});",
+                "  always @(posedge clk) fine_before <= fine;",
+                *body(design, netlist),
+            ]
+            outcome = always(netlist.text, harness(netlist, lines), LIMIT)
+            seconds += outcome.seconds
+            depths.append(outcome.depth)
+            if not outcome.holds:
+                return Outcome(False, f"fails in {module}", seconds)
+        return Outcome(True, depths[0], seconds)
+
+    def faults(design: Design) -> Iterator[Design]:
+        [module, *_] = _copies(design, *kinds)
+        near = [port for port in outputs if port in design.module(module).ports]
+        registers = design.module_faults(module, near)
+        for pair in zip_longest(design.gate_faults(module, near), registers):
+            yield from (each for each in pair if each is not None)
+
+    return Job(name, text, "IC3", _has(*kinds), prove, faults)
+
+
+def _has(*kinds: str) -> Callable[[Design], bool]:
+    return lambda design: bool(_buses(design)) and bool(_copies(design, *kinds))
+
+
+JOBS = (
+    _job(
+        "bursts",
+        "an AXI4 master's bursts are whole words of INCR, none across 4 KB",
+        _bursts,
+        ("ar__payload", "ar__valid", "aw__payload", "aw__valid"),
+        READER,
+        WRITER,
+    ),
+    _job(
+        "counted",
+        "as many beats as a burst's address said, WLAST with the last, none before the address",
+        _counted,
+        ("aw__payload", "aw__valid", "w__payload", "w__valid"),
+        WRITER,
+    ),
+    _job(
+        "taken",
+        "a response to a burst is taken in the clock in which it comes",
+        _taken,
+        ("aw__valid", "b__ready"),
+        WRITER,
+    ),
+    _job(
+        "register-answers",
+        "AXI4-Lite: a response to each address with its data, and no other, within some clocks",
+        _register_answers,
+        ("aw__ready", "w__ready", "b__valid", "ar__ready", "r__valid"),
+        REGISTERS,
+    ),
+    Job(
+        "asked",
+        "no request for nothing, so that every burst has a beat",
+        "induction",
+        _has(FETCHER),
+        _asked,
+        _asked_faults,
+    ),
+    Job(
+        "descriptors",
+        "a descriptor without rows, or without whole groups, is refused",
+        "SAT sweeping",
+        _has(CHECKER),
+        _checked,
+        lambda d: d.gate_faults(CHECKER),
+    ),
+)
