@@ -146,6 +146,13 @@ def test_errors_have_their_cause(device: Device) -> None:
         bad.result()
     with contextlib.suppress(DeviceError):  # it may have ended before the error was seen
         after.result()
+    pair = [device.submit_matmul(acts, good), device.submit_matmul(other, good)]
+    while device.transport.read(OFFSETS["completed"]) < 4:
+        pass
+    with pytest.raises(DeviceError, match="descriptor 4 came after one that failed; repeat it"):
+        pair[1].result()
+    with pytest.raises(DeviceError, match="descriptor 3 ended with: read_slverr"):
+        pair[0].result()
     model.forget()
     device.submit_matmul(acts, good).result()
     device.remove(acts, good, other)
