@@ -17,7 +17,7 @@ class AttentionCache:
 
     Groups of keys run along the width of a head; groups of values along the tokens, since that is
     what the product with probabilities sums over. A group of values that is not full yet is encoded
-    anew with each token, from the values of at most a group of tokens that the host keeps.
+    anew with each token, from the values of these tokens, which the host keeps.
 
     Parameters
     ----------

@@ -3,9 +3,8 @@
 import shutil
 from pathlib import Path
 
+from m2xfp.facts import EmittedFiles
 from m2xfp.files import write_atomic
-from m2xfp.rtl.catalog import Instance
-from m2xfp.rtl.verilog.emit import emit
 from m2xfp.rtl.verilog.registers import register_files
 from m2xfp.tb.axi.model import axi_library
 
@@ -32,8 +31,11 @@ def driver_files(folder: Path) -> list[Path]:
     return [write_atomic(folder / name, text) for name, text in texts.items()]
 
 
-def simulated_library(instance: Instance, folder: Path, build_dir: Path) -> Path:
-    """Build an accelerator and its memory as a library in a folder; return its path."""
-    library = axi_library(emit(instance, build_dir / "verilog"), build_dir / "sim")
+def simulated_library(files: EmittedFiles, folder: Path, build_dir: Path) -> Path:
+    """Build an emitted accelerator and its memory as a library in a folder; return its path.
+
+    ``build_dir`` is the folder of the build cache.
+    """
+    library = axi_library(files, build_dir)
     folder.mkdir(parents=True, exist_ok=True)
     return Path(shutil.copy(library, folder / LIBRARY))

@@ -50,9 +50,10 @@ def command(
     m2xfp driver --simulated --config m2xfp-2x2 -o build/driver
     """
     from m2xfp.accelerator.driver import driver_files, simulated_library
+    from m2xfp.rtl.verilog.emit import emit
 
     for path in driver_files(output):
         click.echo(path)
     if simulated:
-        instance = one_instance(_UNIT, config, settings)
-        click.echo(simulated_library(instance, output, build_dir))
+        files = emit(one_instance(_UNIT, config, settings), build_dir / "verilog")
+        click.echo(simulated_library(files, output, build_dir / "sim"))

@@ -48,7 +48,7 @@ def test_a_linear_layer(device: Device, dtype: torch.dtype) -> None:
 
 
 def test_tensors_are_packed(device: Device) -> None:
-    x = normal(3, 2, 3, 100) * torch.logspace(-3, 3, 100).bfloat16()
+    x = normal(3, 2, 3, 100) * torch.logspace(3, -3, 100).bfloat16()
     assert same_planes(device.quantize(x), ACTS.quantize(x))
     assert same_planes(device.quantize(x.float() * 1.01), ACTS.quantize(x.float() * 1.01))
     assert same_planes(device.encode(x), WEIGHTS.quantize(x))
@@ -146,6 +146,13 @@ def test_errors_have_their_cause(device: Device) -> None:
         bad.result()
     with contextlib.suppress(DeviceError):  # it may have ended before the error was seen
         after.result()
+    pair = [device.submit_matmul(acts, good), device.submit_matmul(other, good)]
+    while device.transport.read(OFFSETS["completed"]) < 4:
+        pass
+    with pytest.raises(DeviceError, match="descriptor 4 came after one that failed; repeat it"):
+        pair[1].result()
+    with pytest.raises(DeviceError, match="descriptor 3 ended with: read_slverr"):
+        pair[0].result()
     model.forget()
     device.submit_matmul(acts, good).result()
     device.remove(acts, good, other)

@@ -9,19 +9,20 @@ import pytest
 import torch
 
 from m2xfp.accelerator.driver import driver_files, simulated_library
+from m2xfp.facts import EmittedFiles
 from m2xfp.golden.formats.format import get_format
 from m2xfp.golden.formats.products import matmul
-from m2xfp.rtl.catalog import find_unit
 
 needs_gcc = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, sim_dir: Path) -> Path:
+def folder(
+    tmp_path_factory: pytest.TempPathFactory, accelerator_files: EmittedFiles, sim_dir: Path
+) -> Path:
     folder = tmp_path_factory.mktemp("driver")
     driver_files(folder)
-    instance = find_unit("accelerator").instance("m2xfp-2x2")
-    simulated_library(instance, folder, sim_dir.parent)
+    simulated_library(accelerator_files, folder, sim_dir)
     subprocess.run(["make", "-C", folder, "example"], check=True)
     return folder
 

@@ -78,7 +78,6 @@ def model(emitted: Emit, sim_dir: Path) -> Iterator[AxiModel]:
         yield made
 
 
-@pytest.mark.slow
 def test_clocks(model: AxiModel, sim_dir: Path) -> None:
     assert differing(model, 1, SHAPES, sim_dir) == []
 
