@@ -40,9 +40,6 @@ Run = tuple[str, tuple[str, ...], float, Sequence[tuple[int, int, int]]]
 SMALL = ("rows=1", "columns=8", "bus=256", "chunk=32", "slots=8", "max_k=1024", "outstanding=64")
 RUNS: tuple[Run, ...] = (
     ("m2xfp-2x2", SMALL, 32.0, ((1024, 16, 512), (1024, 16, 1024), (1, 512, 512), (1, 512, 1024))),
-    ("m2xfp-2x2", SMALL, 16.0, ((1024, 16, 1024), (1, 512, 1024))),
-    (PAPER_CONFIG, (), 128.0, ((512, 64, 4096), (1, 1024, 4096), (1, 1024, 2048))),
-    (PAPER_CONFIG, (), 64.0, ((1, 1024, 4096),)),
 )
 
 
