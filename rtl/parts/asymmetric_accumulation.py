@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
-from amaranth.hdl import Cat, Module, Mux, Shape, Signal, Value, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Shape, Signal, Value, signed
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.errors import InputError
 from m2xfp.formats import FP32, Window
 from m2xfp.rtl.arith.datapath import named
+from m2xfp.rtl.arith.fixed_point import select_sum
 from m2xfp.rtl.parts.asymmetric_pair import AsymmetricPair
 from m2xfp.rtl.parts.exact_accumulation import ExactPipeline, check_window, exact_layout
 from m2xfp.rtl.parts.fp32_addition import (
@@ -25,6 +26,8 @@ from m2xfp.rtl.parts.registers import delayed, register
 from m2xfp.rtl.verilog.component import Component
 
 __all__ = ["ExactTerms", "Fp32Terms"]
+
+_DIGIT = 12  # bits of a long sum that are added up side by side
 
 
 class AdditionStages(Component):
@@ -248,10 +251,11 @@ class PlacedTotal(Component):
             flags["nan"].append(i.nan)
             flags["below"].append(number & low)
             flags["above"].append(number & high)
-        total = terms[0]
-        for term in terms[1:]:
-            total = total + term
-        m.d.comb += self.total.eq(total)
+        total: Value = terms[0].as_unsigned()
+        for n, term in enumerate(terms[1:], 1):
+            longer = select_sum(m, total, term.as_unsigned(), Const(0, 1), f"sum_{n}", _DIGIT)
+            total = longer[: window.bits]
+        m.d.comb += self.total.eq(total.as_signed())
         for name, bits in flags.items():
             m.d.comb += getattr(self, name).eq(sum(bits[1:], bits[0]) != 0)
         return m

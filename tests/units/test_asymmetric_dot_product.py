@@ -385,7 +385,7 @@ def test_regression_notices_signs(sim_dir: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("self.total.eq(total)", "self.total.eq(terms[0])"),
+        ("self.total.eq(total.as_signed())", "self.total.eq(terms[0])"),
         ('flags["nan"].append(i.nan)', 'flags["nan"].append(self.i[0].nan)'),
     ],
 )
