@@ -70,6 +70,7 @@ STUDIES = (
     "paper",
     "sram",
     "linear_layers",
+    "mixed_layers",
 )
 
 
