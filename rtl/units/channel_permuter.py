@@ -132,7 +132,7 @@ class ChannelPermuter(Component):
             check.table.payload.eq(self.table.payload),
             check.table.valid.eq(self.table.valid),
             self.table.ready.eq(check.table.ready),
-            check.go.eq(go),
+            check.go.eq(go & ~reported),
             rows.ready.eq(open_ & ~asks),
             self.status.valid.eq(reported),
             self.status.payload.data.eq(report),
