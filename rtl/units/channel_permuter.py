@@ -187,15 +187,15 @@ class ChannelPermuter(Component):
         last = named(m, "place_last", place == check.last_beat)
         issue = named(m, "issue", step & full.bit_select(rest, 1))
         after = named(m, "next_place", Mux(issue, Mux(last, 0, place + 1), place))
-        for memory, words, address in (
-            (into, Cat(word.to for word in table), following),
-            (out, Cat(Cat(word.source, word.address) for word in table), after),
+        for memory, words, address, moves in (
+            (into, Cat(word.to for word in table), following, taken),
+            (out, Cat(Cat(word.source, word.address) for word in table), after, issue),
         ):
             m.d.comb += [
                 memory.write.eq(check.store),
                 memory.write_address.eq(check.at),
                 memory.write_data.eq(words),
-                memory.read.eq(1),
+                memory.read.eq(moves | check.settling),
                 memory.read_address.eq(address),
             ]
         with m.If(issue):
