@@ -179,10 +179,10 @@ def _spoilt(rng: np.random.Generator, facts: Facts) -> Iterator[tuple[str, Table
     lanes, most = _lanes(facts), int(facts.parameters["max_k"]) // _lanes(facts)
     beats = max(2, most - 1)
     for name in ("to", "source"):
-        for lane in range(lanes):
+        for missing in range(lanes):
             table = table_of(rng.permutation(beats * lanes), lanes)
-            at, other = int(rng.integers(beats)), (lane + 1) % lanes
-            table[name][at, lane] = table[name][at, other]
+            row = table[name][int(rng.integers(beats))]
+            row[row == missing] = (missing + 1) % lanes
             yield name, table
     for memory in range(lanes):
         table = table_of(rng.permutation(beats * lanes), lanes)
@@ -262,7 +262,8 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     }
     yield Case("one table", (vectors(steady, facts),), timing=_steady)
     for number_, stall in enumerate((*STALLS, (0.5, 0.1), (0.1, 0.5))):
-        size = lanes * int(rng.integers(1, k // lanes + 1))
+        # Of full length at first, so that no address may be remembered from the table before.
+        size = lanes * int(rng.integers(1, k // lanes + 1)) if number_ else k
         arrays: Arrays = {
             "x": _values(rng, facts, 24, size).reshape(8, 3, size),
             "order": np.stack([rng.permutation(size) for _ in range(8)]),
