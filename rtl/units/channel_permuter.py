@@ -5,7 +5,7 @@ from operator import or_
 from typing import Annotated
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value
-from amaranth.lib import data
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.errors import InputError
@@ -16,7 +16,7 @@ from m2xfp.rtl.parts.layouts import value_layout
 from m2xfp.rtl.parts.permutation_check import PermutationCheck, table_layout
 from m2xfp.rtl.parts.registers import delayed, register
 from m2xfp.rtl.parts.skid_tail import add_skid, feed_skid
-from m2xfp.rtl.parts.streams import packet_stream
+from m2xfp.rtl.parts.streams import SpillRegister, packet_stream
 from m2xfp.rtl.parts.word_memory import WordMemory
 from m2xfp.rtl.verilog.component import Component
 
@@ -61,7 +61,7 @@ class ChannelPermuter(Component):
         Clocks from the acceptance of a row's last beat to the first one of the result, when nothing
         stalls.
     clocks_per_block
-        Clocks that the longest table and row take, with what is cleared between them.
+        Clocks that the longest table takes.
 
     Raises
     ------
@@ -89,8 +89,8 @@ class ChannelPermuter(Component):
                 f"max_k={max_k}: must be a multiple of the {lanes} lanes, two at least"
             )
         self.lanes, self.max_k, self.beats = lanes, max_k, max_k // lanes
-        self.latency = 3
-        self.clocks_per_block = 4 * self.beats
+        self.latency = 4
+        self.clocks_per_block = 2 * self.beats
         values = data.ArrayLayout(value_layout(input_type), lanes)
         super().__init__(
             {
@@ -105,6 +105,10 @@ class ChannelPermuter(Component):
         """Build the framing and the check; crossbars and memories."""
         m = Module()
         m.submodules.check = check = PermutationCheck(self.lanes, self.beats)
+        # Whether a row is taken depends on its first beat, and ``ready`` on registers alone.
+        m.submodules.entry = entry = SpillRegister(self.i.payload.shape())
+        wiring.connect(m, wiring.flipped(self.i), entry.i)
+        rows = entry.o
         full = Signal(2)  # which halves of the memories hold a row
         half = Signal()  # which of them is written
         at = Signal(range(self.beats), name="at")
@@ -113,7 +117,7 @@ class ChannelPermuter(Component):
         begun, spoilt = Signal(), Signal()
         reported = Signal()
         report = Signal(self.status.payload.data.shape(), reset_less=True)
-        row, beat = self.i.payload, self.i.payload.data
+        row, beat = rows.payload, rows.payload.data
         asks = named(m, "asks", ~begun & beat.fresh & ~there)
         # A register, so that no path leads from one stream to another.
         go = Signal()
@@ -122,19 +126,19 @@ class ChannelPermuter(Component):
         bad = named(m, "row_bad", spoilt | ~known | (here ^ row.last))
         # Any beat waits for a report to leave, since ``ready`` cannot wait for what ends a row.
         open_ = named(m, "may_take", room & ~check.settling & ~reported)
-        taken = named(m, "taken", self.i.valid & open_ & ~asks)
+        taken = named(m, "taken", rows.valid & open_ & ~asks)
         over = named(m, "row_over", taken & row.last)
         m.d.comb += [
             check.table.payload.eq(self.table.payload),
             check.table.valid.eq(self.table.valid),
             self.table.ready.eq(check.table.ready),
-            check.go.eq(go),
-            self.i.ready.eq(open_ & ~asks),
+            check.go.eq(go & ~reported),
+            rows.ready.eq(open_ & ~asks),
             self.status.valid.eq(reported),
             self.status.payload.data.eq(report),
             self.status.payload.last.eq(1),
         ]
-        m.d.sync += go.eq(self.i.valid & asks & ~full.any() & ~reported & ~check.over)
+        m.d.sync += go.eq(rows.valid & asks & ~full.any() & ~reported & ~check.over)
         with m.If(self.status.ready):
             m.d.sync += reported.eq(0)
         with m.If(check.over):
@@ -157,13 +161,14 @@ class ChannelPermuter(Component):
         with m.If(over & ~bad):
             m.d.sync += [full.bit_select(half, 1).eq(1), half.eq(~half)]
         following = named(m, "next_at", Mux(taken, Mux(row.last | here, 0, at + 1), at))
-        self._permute(m, check, taken, at, following, half, full)
+        self._permute(m, check, row.data.values, taken, at, following, half, full)
         return m
 
     def _permute(
         self,
         m: Module,
         check: PermutationCheck,
+        values: data.View,
         taken: Value,
         at: Signal,
         following: Value,
@@ -182,15 +187,15 @@ class ChannelPermuter(Component):
         last = named(m, "place_last", place == check.last_beat)
         issue = named(m, "issue", step & full.bit_select(rest, 1))
         after = named(m, "next_place", Mux(issue, Mux(last, 0, place + 1), place))
-        for memory, words, address in (
-            (into, Cat(word.to for word in table), following),
-            (out, Cat(Cat(word.source, word.address) for word in table), after),
+        for memory, words, address, moves in (
+            (into, Cat(word.to for word in table), following, taken),
+            (out, Cat(Cat(word.source, word.address) for word in table), after, issue),
         ):
             m.d.comb += [
                 memory.write.eq(check.store),
                 memory.write_address.eq(check.at),
                 memory.write_data.eq(words),
-                memory.read.eq(1),
+                memory.read.eq(moves | check.settling),
                 memory.read_address.eq(address),
             ]
         with m.If(issue):
@@ -199,7 +204,6 @@ class ChannelPermuter(Component):
                 m.d.sync += [full.bit_select(rest, 1).eq(0), rest.eq(~rest)]
         bits = len(table[0].to)
         size = bits + len(table[0].address)
-        values = self.i.payload.data.values
         sources, given = [], []
         for n in range(self.lanes):
             m.submodules[f"bank_{n}"] = bank = WordMemory(width, 2 * self.beats)

@@ -74,6 +74,7 @@ STUDIES = (
     "sram",
     "linear_layers",
     "dot_layers",
+    "mixed_layers",
 )
 
 
