@@ -174,9 +174,9 @@ def _kind(design: Design) -> tuple[InputType, BlockFormat]:
 
 def _spaced(design: Design) -> str:
     """Return the stream whose beats are two clocks apart or more, if there is one."""
-    if "half_rate_register" in design.modules:
-        return "o"
     named = {stream.name for stream in design.facts.streams}
+    if {"i", "o"} <= named and "half_rate_register" in design.modules:
+        return "o"
     return "status" if "result_fifo" in design.modules and "status" in named else ""
 
 
