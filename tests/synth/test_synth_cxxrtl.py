@@ -17,8 +17,7 @@ SMALL = ("activation_decoder", "fp32_accumulator")
 # A model of a wide unit takes minutes to compile.
 LONG = [pytest.mark.slow, pytest.mark.timeout(3600)]
 EVERY = [
-    pytest.param(unit, id=name, marks=[] if name in SMALL else LONG)
-    for name, unit in UNITS.items()
+    pytest.param(unit, id=name, marks=[] if name in SMALL else LONG) for name, unit in UNITS.items()
 ]
 
 
