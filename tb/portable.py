@@ -125,9 +125,8 @@ def _head(facts: Facts) -> str:
         f"//   $ iverilog -g2005 -s {bench} -o {bench}.vvp {files}\n"
         f"//   $ vvp -n {bench}.vvp\n"
         "// or\n"
-        f"//   $ verilator --binary --timing -Wno-fatal --top-module {bench} {files}\n"
+        f"//   $ verilator --binary --timing --top-module {bench} {files}\n"
         f"//   $ obj_dir/V{bench}\n"
-        "`timescale 1ns/1ns\n"
         f"module {bench};\n"
     )
 
@@ -164,24 +163,25 @@ def _port_bench(facts: Facts, vectors: TestVectors) -> tuple[str, dict[str, Beat
             lines.append(_port_words(facts, port, masks, count, words, "_mask"))
             mask = f" & {port.name}_mask[at][{port.width - 1}:0]"
         checks.append(
-            f"      if (({port.name}{mask}) !== ({value}{mask})) begin\n"
+            f"      if (!failed && ({port.name}{mask}) !== ({value}{mask})) begin\n"
             f'        $display("FAIL: {port.name}, word %0d is %h, expected %h", at, {port.name},\n'
             f"                 {value});\n"
-            "        $finish;\n        at = COUNT;\n      end\n"
+            "        failed = 1'b1;\n      end\n"
         )
     ports = ", ".join(f".{port.name}({port.name})" for port in facts.signals)
     text = (
         f"{_head(facts)}"
         f"  localparam COUNT = {count};\n"
         "  integer at;\n"
+        "  reg failed = 1'b0;\n"
         f"{''.join(lines)}"
         f"  {facts.top} unit ({ports});\n"
         "  initial begin\n"
-        "    for (at = 0; at < COUNT; at = at + 1) begin\n"
+        "    for (at = 0; at < COUNT && !failed; at = at + 1) begin\n"
         f"      {' '.join(unknown)}\n      #1 {' '.join(known)}\n      #1\n"
         f"{''.join(checks)}"
         "    end\n"
-        f'    if (at == COUNT) $display("{PASSED}: %0d words compared", COUNT);\n'
+        f'    if (!failed) $display("{PASSED}: %0d words compared", COUNT);\n'
         "    $finish;\n"
         "  end\n"
         "endmodule\n"

@@ -39,6 +39,19 @@ __all__ = ["command"]
 )
 @click.option("--split", is_flag=True, help="A file for each module, instead of one for a unit.")
 @click.option(
+    "--memories",
+    default="behavioural",
+    show_default=True,
+    metavar="MACRO",
+    help="Make memories of this macro: sky130_sram_1kbyte_1rw1r_32x256_8, others of OpenRAM for "
+    "sky130, fakeram7_tdp_4096x32, or one of --macros.",
+)
+@click.option(
+    "--macros",
+    type=InputPath(dir_okay=False, path_type=Path),
+    help="A TOML file that describes memory macros of your own.",
+)
+@click.option(
     "--with",
     "kinds",
     multiple=True,
@@ -79,6 +92,8 @@ def command(
     output: Path,
     rules: bool,
     split: bool,
+    memories: str,
+    macros: Path | None,
     kinds: tuple[str, ...],
     clock_ns: float,
     input_delay: float,
@@ -103,6 +118,9 @@ def command(
     rows = 1
     columns = 32
 
+    --memories makes every memory of a library's macros, whose models are the library's;
+    otherwise it is an array that synthesis maps to what it has (docs/integration.md).
+
     With --rules a testbench that drops or changes a beat before it is taken, or a unit that does,
     ends the simulation at that clock: compile the file beside the unit's, it binds itself to it.
 
@@ -126,8 +144,12 @@ def command(
     from m2xfp.rtl.verilog.beside.constraints import TimingBudget
     from m2xfp.rtl.verilog.beside.files import KINDS, write_beside
     from m2xfp.rtl.verilog.emit import emit
+    from m2xfp.rtl.verilog.macros import find_macro
     from m2xfp.tb.protocol.rules import rules_text
 
+    macro = None if memories == "behavioural" else find_macro(memories, macros)
+    if macros and macro is None:
+        raise click.UsageError("--macros describes macros; --memories names the one to use")
     budget = TimingBudget(clock_ns, input_delay, output_delay)
     for kind in kinds:
         if kind != "all" and kind not in KINDS:
@@ -145,7 +167,7 @@ def command(
             click.echo(f"    {' '.join(x.config for x in instances if x.unit.name == row)}")
         return
     for instance in track(instances, desc="Verilog", unit="file"):
-        emitted = emit(instance, output, split=split)
+        emitted = emit(instance, output, split=split, macro=macro)
         if rules:
             write_atomic(output / f"{emitted.top}_rules.sv", rules_text(instance.facts))
         write_beside(instance.facts, output, wanted, budget)

@@ -1,8 +1,7 @@
-"""Storage of the GEMM core: banks of packed weights, and the FIFO of finished results."""
+"""Storage of the GEMM core: the FIFO of finished results."""
 
-from amaranth.hdl import Array, Cat, Module, Mux, Shape, ShapeLike, Signal
+from amaranth.hdl import Array, Cat, Module, Mux, Signal
 from amaranth.lib import data
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.formats import FP32
@@ -12,56 +11,7 @@ from m2xfp.rtl.parts.layouts import value_layout
 from m2xfp.rtl.parts.streams import packet_stream
 from m2xfp.rtl.verilog.component import Component
 
-__all__ = ["ResultFifo", "WeightBank"]
-
-
-class WeightBank(Component):
-    """Memory of one column's packed weight groups: a write and a read a clock.
-
-    Parameters
-    ----------
-    shape
-        Shape of a group.
-    depth
-        Groups.
-
-    Members
-    -------
-    write, write_address, write_data : In
-        Store a group.
-    read, read_address : In
-        Fetch a group; it is at ``read_data`` from the next clock until the next read.
-    """
-
-    def __init__(self, shape: ShapeLike, depth: int) -> None:
-        self._shape, self._depth = shape, depth
-        address = Shape.cast(range(depth)).width
-        super().__init__(
-            {
-                "write": In(1),
-                "write_address": In(address),
-                "write_data": In(shape),
-                "read": In(1),
-                "read_address": In(address),
-                "read_data": Out(shape),
-            }
-        )
-
-    def build(self) -> Module:
-        """Build the memory."""
-        m = Module()
-        width = Shape.cast(self._shape).width
-        m.submodules.groups = groups = Memory(shape=width, depth=self._depth, init=[])
-        write, read = groups.write_port(), groups.read_port()
-        m.d.comb += [
-            write.en.eq(self.write),
-            write.addr.eq(self.write_address),
-            write.data.eq(self.write_data),
-            read.en.eq(self.read),
-            read.addr.eq(self.read_address),
-            self.read_data.eq(read.data),
-        ]
-        return m
+__all__ = ["ResultFifo"]
 
 
 class ResultFifo(Component):

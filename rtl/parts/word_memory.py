@@ -1,16 +1,17 @@
-"""A memory of words, a write and a read a clock."""
+"""A memory of words, a write and a read a clock: behavioural, or made of a library's macros."""
 
-from amaranth.hdl import Module
+from amaranth.hdl import C, Cat, ClockSignal, Instance, Module, Mux, Signal
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.rtl.verilog.component import Component
+from m2xfp.rtl.verilog.macros import Macro
 
 __all__ = ["WordMemory"]
 
 
 class WordMemory(Component):
-    """Memory of words of the bus: a write and a read a clock.
+    """Memory of words: a write and a read a clock.
 
     Parameters
     ----------
@@ -52,4 +53,47 @@ class WordMemory(Component):
             read.addr.eq(self.read_address),
             self.read_data.eq(read.data),
         ]
+        return m
+
+    def build_of(self, macro: Macro) -> Module:
+        """Build the memory of macros side by side.
+
+        Raises
+        ------
+        InputError
+            The macro has fewer words.
+        """
+        macro.check_depth(self._width, self._depth)
+        m = Module()
+        fetched = Signal(-(-self._width // macro.width) * macro.width)
+        for n in range(len(fetched) // macro.width):
+            here = slice(n * macro.width, (n + 1) * macro.width)
+            roles = {
+                "clock": ClockSignal(),
+                "write": self.write,
+                "write_address": self.write_address,
+                "write_data": self.write_data[here],
+                "read": self.read,
+                "read_address": self.read_address,
+            }
+            ports = {}
+            for name, port in macro.ports.items():
+                if port.role == "read_data":
+                    ports[f"o_{name}"] = fetched[here]
+                    continue
+                if port.role in ("zeros", "ones"):
+                    value = C(-(port.role == "ones") & ((1 << port.width) - 1), port.width)
+                else:
+                    value = roles[port.role]
+                    value = Cat(value, C(0, macro.width_of(port) - len(value)))
+                ports[f"i_{name}"] = ~value if port.inverted else value
+            m.submodules[f"macro_{n}"] = Instance(macro.name, **ports)
+        if macro.holds:
+            m.d.comb += self.read_data.eq(fetched)
+            return m
+        # The macro's output is the word for one clock only.
+        fresh = Signal(reset_less=True)
+        held = Signal(self._width, reset_less=True)
+        m.d.sync += [fresh.eq(self.read), held.eq(self.read_data)]
+        m.d.comb += self.read_data.eq(Mux(fresh, fetched, held))
         return m

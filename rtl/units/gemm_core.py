@@ -12,7 +12,7 @@ from m2xfp.rtl.parameters import Between, Names, checked
 from m2xfp.rtl.parts.dot_pair import Activations, DotPair, Weights
 from m2xfp.rtl.parts.fp32_rounding import round_to_bf16
 from m2xfp.rtl.parts.gemm_array import GemmArray
-from m2xfp.rtl.parts.gemm_buffers import ResultFifo, WeightBank
+from m2xfp.rtl.parts.gemm_buffers import ResultFifo
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
 from m2xfp.rtl.parts.gemm_layouts import command_layout, status_layout, tagged
 from m2xfp.rtl.parts.gemm_loader import Loader
@@ -21,6 +21,7 @@ from m2xfp.rtl.parts.gemm_tags import TagQueue
 from m2xfp.rtl.parts.layouts import group_layout, value_layout
 from m2xfp.rtl.parts.registers import delayed, register
 from m2xfp.rtl.parts.streams import packet_stream
+from m2xfp.rtl.parts.word_memory import WordMemory
 from m2xfp.rtl.units.activation_quantizer import ActivationQuantizer
 from m2xfp.rtl.verilog.component import Component
 
@@ -240,8 +241,8 @@ class GemmCore(Component):
         """Give each column a memory of both weight buffers, their groups in turn."""
         max_groups = self.max_k // self.pair.group
         for column in range(self.columns):
-            m.submodules[f"bank_{column}"] = bank = WeightBank(
-                group_layout(self.pair.weight), 2 * max_groups
+            m.submodules[f"bank_{column}"] = bank = WordMemory(
+                group_layout(self.pair.weight).size, 2 * max_groups
             )
             m.d.comb += [
                 bank.write.eq(loader.write[column]),

@@ -19,6 +19,8 @@ from amaranth.hdl import ClockSignal, Instance, Module, ResetSignal, Value
 from amaranth.hdl._ir import PortDirection  # there is no public name for it in 0.5
 from amaranth.lib import wiring
 
+from m2xfp.rtl.verilog.macros import Macro
+
 __all__ = [
     "VERILOG_KEYWORDS",
     "Component",
@@ -71,6 +73,10 @@ class Component(wiring.Component):
     def build(self) -> Module:
         """Return the component's logic."""
 
+    def build_of(self, macro: Macro) -> Module:
+        """Return the logic where memories are made of a macro; a memory has another one."""
+        return self.build()
+
     def elaborate(self, platform: Any) -> Module | Instance:
         """Return the logic, or an instance of it if Verilog is being written."""
         if isinstance(platform, VerilogPlatform):
@@ -118,6 +124,8 @@ class VerilogPlatform:
     prefix
         Name of the top module; all others are called ``<prefix>_<class>``, so that several emitted
         designs live in one chip.
+    macro
+        Memories are made of it; None for memories that synthesis is to find.
 
     Members
     -------
@@ -125,8 +133,8 @@ class VerilogPlatform:
         By name, innermost first.
     """
 
-    def __init__(self, prefix: str) -> None:
-        self._prefix = prefix
+    def __init__(self, prefix: str, macro: Macro | None = None) -> None:
+        self._prefix, self.macro = prefix, macro
         self._name_of: dict[str, str] = {}
         self._count: Counter[str] = Counter()
         self.modules: dict[str, EmittedModule] = {}
@@ -139,6 +147,8 @@ class VerilogPlatform:
         """Return an instance of ``component``, whose module is added if there is none alike."""
         placeholder = "module_without_name"
         text = self._rtlil(component, placeholder)
+        if len(re.findall(r"\\rst\b", text)) == 1:  # a reset that nothing reads
+            text = re.sub(r"^ +wire (width 1 )?input \d+ +\\rst\n", "", text, flags=re.MULTILINE)
         if text not in self._name_of:
             name = f"{self._prefix}_{snake_case(type(component).__name__)}"
             self._count[name] += 1
@@ -165,5 +175,6 @@ class VerilogPlatform:
             port: (value, PortDirection.Input if flow == wiring.In else PortDirection.Output)
             for port, flow, value in flat_ports(component)
         }
-        text = rtlil.convert(component.build(), name, self, ports=ports, emit_src=False)
+        logic = component.build_of(self.macro) if self.macro else component.build()
+        text = rtlil.convert(logic, name, self, ports=ports, emit_src=False)
         return re.sub(r"^ *attribute \\(generator|top|amaranth\.\w+) .*\n", "", text, flags=re.M)

@@ -18,19 +18,22 @@ from m2xfp.rtl.catalog import Instance
 from m2xfp.rtl.verilog.axi import AxiStream
 from m2xfp.rtl.verilog.axi_ports import AxiPorts, has_axi_ports
 from m2xfp.rtl.verilog.component import Component, EmittedModule, VerilogPlatform
+from m2xfp.rtl.verilog.macros import Macro
 from m2xfp.rtl.verilog.writer import rewrite
 
 __all__ = ["core_text", "emit", "header", "modules_of", "verilog_text", "yosys_verilog"]
 
 
-def verilog_text(component: Component, top: str) -> str:
+def verilog_text(component: Component, top: str, macro: Macro | None = None) -> str:
     """Return ``component`` with AXI4-Stream ports as Verilog, without a header."""
-    return rewrite(*yosys_verilog(component, top))
+    return rewrite(*yosys_verilog(component, top, macro), macro)
 
 
-def yosys_verilog(component: Component, top: str) -> tuple[str, dict[str, EmittedModule]]:
+def yosys_verilog(
+    component: Component, top: str, macro: Macro | None = None
+) -> tuple[str, dict[str, EmittedModule]]:
     """Return what ``verilog_text`` rewrites: Verilog as yosys writes it, and the modules."""
-    platform = VerilogPlatform(top)
+    platform = VerilogPlatform(top, macro)
     platform.emit(AxiStream(component), top)
     return _converted(platform, top)
 
@@ -164,19 +167,38 @@ def core_text(facts: Facts, bench: Sequence[str] = (), parts: Sequence[str] = ()
     if bench:
         lines += ["  sim:", "    flow: sim", "    flow_options:", "      tool: icarus"]
         lines += ["      iverilog_options: [-g2005]", "      mode: binary"]
-        lines += ["      verilator_options: [--timing, -Wno-fatal]"]
+        lines += ["      verilator_options: [--timing]"]
         lines += ["    filesets: [rtl, bench, words]", f"    toplevel: {Path(bench[0]).stem}"]
     return "\n".join(lines) + "\n"
 
 
-def emit(instance: Instance, directory: str | Path, *, split: bool = False) -> EmittedFiles:
+def emit(
+    instance: Instance, directory: str | Path, *, split: bool = False, macro: Macro | None = None
+) -> EmittedFiles:
     """Write <top>.v, <top>.json and <top>.core of an instance into ``directory``.
 
-    Each file appears whole or not at all, and is the same bytes for the same version. With
-    ``split`` each module has a file of its own, named like it.
+    Each file appears whole or not at all, and is the same bytes for the same version.
+
+    Parameters
+    ----------
+    instance
+        A unit with its parameters.
+    directory
+        Where the files go.
+    split
+        Each module has a file of its own, named like it.
+    macro
+        Memories are made of it, whose module is not among the files; None for memories that
+        synthesis is to find.
+
+    Raises
+    ------
+    InputError
+        The macro has fewer words than a memory.
     """
     facts, folder = instance.facts, Path(directory)
-    text = f"{header(facts)}\n{verilog_text(instance.component, facts.top)}"
+    given = (macro,) if macro else ()
+    text = f"{header(facts)}\n{verilog_text(instance.component, facts.top, *given)}"
     if has_axi_ports(instance.component):
         text += f"\n{_axi_shell(instance.component, facts.top)}"
     files = {f"{name}.v": part for name, part in modules_of(text).items()} if split else {}

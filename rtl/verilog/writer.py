@@ -18,6 +18,7 @@ from textwrap import fill
 from m2xfp.rtl.verilog.body import IDENTIFIER, Assignment, Body, Instance, Register, parse_body
 from m2xfp.rtl.verilog.component import EmittedModule
 from m2xfp.rtl.verilog.exact import substitute
+from m2xfp.rtl.verilog.macros import Macro
 from m2xfp.rtl.verilog.names import bodies, outputs, plain_names, renamed
 from m2xfp.rtl.verilog.tidy import leave_out_unused_bits, split_rings, unused, use_names
 
@@ -27,13 +28,17 @@ _LINE = 100
 _FOLDED = 64  # longest expression that folds into another
 
 
-def rewrite(text: str, modules: dict[str, EmittedModule]) -> str:
+def rewrite(text: str, modules: dict[str, EmittedModule], macro: Macro | None = None) -> str:
     """Return Verilog ``text`` rewritten for people, the top module first.
 
-    Ports are in the order of the signature, clk and rst first.
+    Ports are in the order of the signature, clk and rst first. Memories are made of ``macro``.
     """
     parts, names = bodies(text), plain_names(text, modules)
     results = outputs(parts)
+    if macro:
+        results[macro.name] = {
+            name for name, port in macro.ports.items() if port.role == "read_data"
+        }
     written = []
     for name, module in reversed(modules.items()):
         body = parse_body(name, renamed(parts[name], names[name]), results)

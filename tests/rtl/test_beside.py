@@ -24,9 +24,9 @@ from m2xfp.rtl.verilog.beside.files import KINDS, write_beside
 from m2xfp.rtl.verilog.beside.ipxact import NAMESPACE, ipxact
 from m2xfp.rtl.verilog.beside.package import package
 from m2xfp.rtl.verilog.emit import emit
+from m2xfp.synth.flow.lint import lint_file
 from m2xfp.tb.bench import find_bench, random_operands
 from m2xfp.tb.portable import bench_name, write_bench
-from m2xfp.tb.verilator import find_verilator
 
 every = pytest.mark.parametrize("instance", [pytest.param(x, id=x.top) for x in select()])
 ONE = find_unit("fp32_accumulator").instance("m2xfp-single")
@@ -245,13 +245,14 @@ def test_wrapper_is_clean(instance: Instance) -> None:
     assert "reset" in said
 
 
-def test_wrapper_in_verilator(tmp_path: Path) -> None:
-    emit(ONE, tmp_path)
-    write_beside(ONE.facts, tmp_path, ["wrapper"], TimingBudget())
+def test_wrapper_in_all_linters(tmp_path: Path) -> None:
+    file = emit(ONE, tmp_path).verilog
     top = f"{ONE.facts.top}_axis"
-    options = ["--lint-only", "-Wall", "-Wno-fatal", "--top-module", top]
-    done = find_verilator().run([*options, f"{top}.v", f"{ONE.facts.top}.v"], tmp_path)
-    assert not re.findall(rf"^%\S+ {top}.*", done.stdout, re.MULTILINE), done.stdout
+    both = tmp_path / f"{top}.v"
+    both.write_text(f"{KINDS['wrapper'].text(ONE.facts, TimingBudget())}\n{file.read_text()}")
+    assert lint_file(both, top) == []
+    both.write_text(both.read_text().replace(" s_axis_tkeep}", " 1'b0}"))
+    assert "s_axis_tkeep" in "".join(lint_file(both, top))
 
 
 # --- constraints ----------------------------------------------------------------------------------

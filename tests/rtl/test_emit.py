@@ -18,7 +18,7 @@ from m2xfp.rtl.catalog import UNITS
 from m2xfp.rtl.units.activation_quantizer import ActivationQuantizer
 from m2xfp.rtl.verilog.axi import AxiStream
 from m2xfp.rtl.verilog.component import Component, flat_ports
-from m2xfp.rtl.verilog.emit import emit, verilog_text
+from m2xfp.rtl.verilog.emit import emit, modules_of, verilog_text
 from m2xfp.synth.formal.equivalence import NotEqualError, prove_equal, read
 
 UNIT, CONFIG = "activation_quantizer", "bf16x8"
@@ -159,6 +159,19 @@ def test_the_proof_notices(small_text: str, tmp_path: Path, old: str, new: str) 
     assert old in small_text
     with pytest.raises(NotEqualError, match="proof did fail"):
         prove(small(), small_text.replace(old, new, 1), tmp_path)
+
+
+def test_split(tmp_path: Path) -> None:
+    """A file for each module, of the same text; the core names them all."""
+    instance = UNITS[UNIT].instance(CONFIG)
+    whole = emit(instance, tmp_path / "whole").verilog.read_text()
+    files = emit(instance, tmp_path / "split", split=True)
+    parts = {path.stem: path.read_text() for path in (tmp_path / "split").glob("*.v")}
+    assert parts == modules_of(whole)
+    assert "\n".join(modules_of(whole).values()) == whole
+    assert len(parts) == whole.count("\nendmodule")
+    core = files.core.read_text()
+    assert all(f"- {name}.v\n" in core for name in parts)
 
 
 def test_no_leftovers(small_text: str) -> None:

@@ -13,9 +13,12 @@ from m2xfp.cli import cli
 from m2xfp.errors import InputError
 from m2xfp.processes import run
 from m2xfp.rtl.catalog import UNITS, Instance, select
+from m2xfp.rtl.verilog.axi_ports import has_axi_ports
+from m2xfp.rtl.verilog.emit import emit
 from m2xfp.tb.portable import Pauses, bench_name
 from m2xfp.tb.verilator import find_verilator
 
+slow = pytest.mark.slow
 NO_ROUNDING = Mutation(
     "no rounding", "m2xfp.rtl.arith.datapath", "guard & (rest | code[0])", "guard & Const(0, 1)"
 )
@@ -163,17 +166,75 @@ def test_the_same_bytes_every_time(tmp_path: Path) -> None:
     assert first == second
 
 
-@pytest.mark.parametrize("tool", ["icarus", pytest.param("verilator", marks=pytest.mark.slow)])
-def test_fusesoc(tool: str, tmp_path: Path) -> None:
-    """The core's target runs the testbench: FuseSoC copies the files to a folder of its own."""
-    (instance,) = (each for each in SMALL if each.unit.name == "fp32_accumulator")
-    write(instance, tmp_path, "--count", "24")
+def fusesoc(folder: Path, *arguments: str) -> str:
+    """Run a target of a core: FuseSoC copies its files to a folder of its own."""
     tools = find_verilator()
     path = f"{tools.executable.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = run(
-        ["fusesoc", "--cores-root", ".", "run", "--target=sim", instance.top, "--tool", tool],
-        cwd=tmp_path,
+        ["fusesoc", "--cores-root", ".", "run", *arguments],
+        cwd=folder,
         environment={**tools.environment, "PATH": path},
     )
     assert not done.returncode, done.stdout
-    assert re.search("^PASS: [1-9]", done.stdout, re.M), done.stdout
+    return done.stdout
+
+
+# The commands of docs/integration.md, for every unit; the normal run has one.
+FUSESOC = [
+    pytest.param(
+        each, id=each.unit.name, marks=[] if each.unit.name == "fp32_accumulator" else [slow]
+    )
+    for each in SMALL
+]
+
+
+@pytest.mark.parametrize("tool", ["icarus", pytest.param("verilator", marks=slow)])
+@pytest.mark.parametrize("instance", FUSESOC)
+def test_fusesoc_sim(instance: Instance, tool: str, tmp_path: Path) -> None:
+    write(instance, tmp_path, "--count", "24")
+    said = fusesoc(tmp_path, "--target=sim", instance.top, "--tool", tool)
+    assert re.search("^PASS: [1-9]", said, re.M), said
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("instance", FUSESOC)
+def test_fusesoc_lint(instance: Instance, split: bool, tmp_path: Path) -> None:
+    """With all warnings; with a file for each module none is excepted."""
+    files = emit(instance, tmp_path, split=split)
+    assert "-Wall" in files.core.read_text()
+    assert ("-Wno-" in files.core.read_text()) is not split
+    assert "%Warning" not in fusesoc(tmp_path, "--target=lint", instance.top)
+
+
+def test_fusesoc_lint_fails(tmp_path: Path) -> None:
+    (instance,) = (each for each in SMALL if each.unit.name == "fp32_accumulator")
+    file = emit(instance, tmp_path).verilog
+    file.write_text(file.read_text().replace("endmodule", "  wire w;\nendmodule", 1))
+    with pytest.raises(AssertionError, match="UNUSEDSIGNAL"):
+        fusesoc(tmp_path, "--target=lint", instance.top)
+
+
+@pytest.mark.parametrize(
+    "instance",
+    [
+        pytest.param(
+            each, id=each.top, marks=[] if each.unit.name in ("activation_decoder",) else [slow]
+        )
+        for each in SMALL
+    ],
+)
+def test_the_testbench_is_clean(instance: Instance, tmp_path: Path) -> None:
+    """In three linters with all warnings; verible's style is that of SystemVerilog."""
+    bench = write(instance, tmp_path, "--count", "4")
+    files = [f"{bench}.v", f"{instance.top}.v"]
+    options = ["--lint-only", "-Wall", "--timing", "-Wno-DECLFILENAME", "--top-module", bench]
+    done = find_verilator().run([*options, *files], tmp_path)
+    assert not done.returncode, done.stdout
+    done = run(["iverilog", "-g2005", "-Wall", "-t", "null", "-s", bench, *files], cwd=tmp_path)
+    assert not done.stdout
+    slang = [sys.executable, "-m", "m2xfp.synth.flow.slang", "--std", "1364-2005", "-Weverything"]
+    tops = ["--top", bench]
+    if has_axi_ports(instance.component):
+        tops += ["--top", f"{instance.top}_axi"]
+    done = run([*slang, *tops, *files], cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "")
