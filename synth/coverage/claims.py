@@ -12,6 +12,7 @@ __all__ = ["Reader"]
 
 _TOGGLE = re.compile(r"(?P<name>.*?)(?:\[(?P<bit>\d+)\])?:(?P<way>0->1|1->0)")
 _RANGE = re.compile(r":(\d+)\.(\d+)-(\d+)\.(\d+)")
+_WORD = re.compile(r"(\w+)\[\d+\]")
 _NUMBERED = re.compile(r"__0([0-9A-F]{2})")
 _FUNCTION = re.compile(r" *function .*?(\w+);")
 _ARM = re.compile(r"\d+'b(\?*)1\?*:")
@@ -54,6 +55,9 @@ class Reader:
     def _toggle(self, point: Point, before: Mapping[Point, int]) -> Sequence[Claim]:
         match = _TOGGLE.fullmatch(point.what)
         assert match is not None
+        table = _WORD.fullmatch(match["name"])
+        if table and table[1] in self._tables:
+            return [Claim((("0", 1),))]
         bits = self._netlist.bits(_written(_inside(point.place, match["name"])))
         up, down = (
             replace(point, what=point.what.replace(match["way"], way)) for way in ("0->1", "1->0")
@@ -64,6 +68,13 @@ class Reader:
         # A constant in the text never changes, not even to its value.
         value = int(bit) if bit in ("0", "1") else before[up] - before[down]
         return [Claim(((bit, 1 - value),))]
+
+    @cached_property
+    def _tables(self) -> set[str]:
+        """Names of the memories that nothing writes: tables of constants."""
+        text = "\n".join(self._lines)
+        written = set(re.findall(r"\b(\w+)\[[^\]]*\] <=", text))
+        return set(re.findall(r"reg \[\d+:0\] (\w+) \[", text)) - written
 
     @cached_property
     def _muxes(self) -> dict[str, tuple[Place, Place, Mapping[str, list[Net]]]]:

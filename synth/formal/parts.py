@@ -189,6 +189,11 @@ def _is_quantizer(design: Design) -> bool:
     return "element_rounder" in design.modules and "input_type" in design.facts.parameters
 
 
+def _divides(design: Design) -> bool:
+    """Whether a unit is a quantizer whose scales are minifloats."""
+    return "ratio_rounder" in design.modules and "input_type" in design.facts.parameters
+
+
 def _kind(design: Design) -> tuple[InputType, BlockFormat]:
     given = design.facts.parameters
     return input_type(given["input_type"]), block_format(given["block"])
@@ -196,9 +201,9 @@ def _kind(design: Design) -> tuple[InputType, BlockFormat]:
 
 def _spaced(design: Design) -> str:
     """Return the stream whose beats are two clocks apart or more, if there is one."""
-    if "half_rate_register" in design.modules:
-        return "o"
     named = {stream.name for stream in design.facts.streams}
+    if {"i", "o"} <= named and "half_rate_register" in design.modules:
+        return "o"
     return "status" if "result_fifo" in design.modules and "status" in named else ""
 
 
@@ -324,7 +329,7 @@ JOBS = (
         "taken-whole",
         "a quantizer that has taken a group's first beat takes the others as they come",
         "IC3",
-        lambda d: _is_quantizer(d) and d.facts.beats_per_group > 1,
+        lambda d: (_is_quantizer(d) or _divides(d)) and d.facts.beats_per_group > 1,
         lambda d: always(d.control.text, streams.taken_whole(d.facts, d.control), LIMIT),
         lambda d: d.register_faults([stream.ports[2] for stream in d.facts.inputs]),
     ),

@@ -203,7 +203,8 @@ def _lane_faults(design: Design) -> Iterator[Design]:
 
 
 def _applies(design: Design) -> bool:
-    return {SCALE, LANE, BOUNDARIES} <= set(design.modules)
+    own = {"block", "tensor_scale"} <= set(design.facts.parameters)
+    return own and {SCALE, LANE, BOUNDARIES} <= set(design.modules)
 
 
 JOBS = (

@@ -17,8 +17,13 @@ __all__ = ["JOBS"]
 _MOVES = re.compile(r"wire moves_(\d+) =")
 
 
+def _is_encoder(design: Design) -> bool:
+    """Whether a unit is the encoder itself, and not one that has it as a part."""
+    return isinstance(design.instance.component, WeightEncoder)
+
+
 def _searches_one_scale(design: Design) -> bool:
-    return "lane_terms" in design.modules and not design.facts.parameters["adaptive"]
+    return _is_encoder(design) and not design.facts.parameters["adaptive"]
 
 
 def _gains(design: Design, netlist: Flat) -> list[str]:
@@ -95,7 +100,7 @@ JOBS = (
         "queue-moves",
         "a group is chosen in the clock in which its values reach the end of their queue",
         "IC3",
-        lambda design: {"fall_through_fifo", "lane_terms"} <= set(design.modules),
+        lambda design: _is_encoder(design) and "fall_through_fifo" in design.modules,
         _queue,
         _queue_faults,
     ),

@@ -18,7 +18,8 @@ ROUNDING = "sum_rounding"
 
 
 def _applies(design: Design) -> bool:
-    return {"block_aligner", "normalise", "round"} <= set(design.modules)
+    own = {"points", "lanes", "levels"} <= set(design.facts.parameters)
+    return own and {"block_aligner", "normalise", "round"} <= set(design.modules)
 
 
 def _aligned(netlist: Flat) -> list[str]:

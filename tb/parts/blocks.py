@@ -105,6 +105,7 @@ def regression_of(vectors: Vectors, facts: Facts, seed: int = 0) -> Iterator[Cas
         yield "near cancellations", block_arrays(_cancelling(points, seed), seed)
         yield "rows of the matrix", _rows(points)
         yield "rows in the lowest binades", _low_rows(points, seed)
+        yield "rows below the largest", _high_rows(points)
         yield "two results", _two_results(points, seed)
         yield "two values", _two_values(points, seed)
         if points >= 4 * PART:
@@ -153,6 +154,14 @@ def _low_rows(points: int, seed: int) -> Arrays:
     rows = np.repeat(_rows(points)["flips"][:points], 6, axis=0)
     binade = np.tile(np.arange(6), points)[:, None]
     return {"x": (binade << 7 | rng.integers(0, 4, rows.shape)).astype(np.uint16), "flips": rows}
+
+
+def _high_rows(points: int) -> Arrays:
+    """Return rows of the matrix whose one result is finite and of each of the largest exponents."""
+    rows = _rows(points)["flips"][:points]
+    fields = np.arange(249, 253).repeat(points)[:, None]
+    x = np.broadcast_to(fields << 7, (len(fields), points)).astype(np.uint16)
+    return {"x": x, "flips": np.tile(rows, (4, 1))}
 
 
 def _parity(points: int) -> NDArray[np.int64]:

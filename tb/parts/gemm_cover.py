@@ -62,11 +62,6 @@ def unreached(facts: Facts) -> dict[str, str]:
         "beats of status: 0, (none|no ready)": "no report is there in the clock after one was "
         "taken (job apart)"
     }
-    most = int(facts.parameters["max_k"]) // streams.act.group
-    if most & most - 1 == 0:
-        found[rf"unit[.]loader[.]t\d+\[{most.bit_length() - 1}\]:.*"] = (
-            "the group that is loaded is never beyond the last one (job weights-there)"
-        )
     if streams.act.metadata.name == "elem-em":
         found[r"unit[.].*u_addend[.]normalised_1\[0\]:.*"] = (
             "a refined element adds last bits only where it is small, and so is the sum of its "

@@ -15,7 +15,7 @@ from m2xfp.tb.parts.sum_cover import RESULTS, SIGNS, kind_of
 from m2xfp.tb.parts.switch_groups import GROUP, pairs_of
 from m2xfp.tb.vectors import TestVectors
 
-__all__ = ["cover"]
+__all__ = ["cover", "unreached"]
 
 REFUSED = "none"
 
@@ -93,3 +93,13 @@ def _codes(
         codes,
         where=np.arange(room) < count[here][:, None],
     )
+
+
+def unreached(facts: Facts) -> dict[str, str]:
+    """Return what follows from how far a product and a sum can be apart."""
+    if facts.parameters.get("window"):
+        return {}
+    return {
+        r"unit[.]accumulator[.]accumulator[.]align[.]t1\[9\]:.*": "a product that is not zero is "
+        "from 2^-286 to 2^292, a sum below 2^128: their exponents are less than 512 apart"
+    }

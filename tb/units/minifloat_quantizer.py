@@ -168,4 +168,10 @@ def cover(vectors: TestVectors, facts: Facts) -> Iterator[Cross]:
 
 def unreached(facts: Facts) -> dict[str, str]:
     """Return what follows from how groups go through the unit."""
-    return half_rate(facts)
+    beats = facts.beats_per_group
+    if beats == 1:
+        return {}
+    return half_rate(facts) | {
+        f"beats of i: [1-{beats - 1}], (no ready|both)": "the unit waits before a group, for the "
+        "group before it, and not within one (job taken-whole)"
+    }

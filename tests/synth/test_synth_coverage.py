@@ -1,5 +1,6 @@
 """Coverage: a regression that leaves nothing out, a poor one, and proofs that are none."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from m2xfp.cli import cli
 from m2xfp.errors import InputError
 from m2xfp.rtl.catalog import find_unit
 from m2xfp.synth.coverage import record
+from m2xfp.synth.coverage.claims import Reader
 from m2xfp.synth.coverage.measure import Measured, measure
 from m2xfp.synth.coverage.unreachable import Claim, Netlist, proved
 from m2xfp.tb.bench import find_bench
@@ -108,6 +110,35 @@ def test_induction(tmp_path: Path) -> None:
     # Without the register that it follows from, two clocks are needed.
     assert proved(netlist, {claim("late", 0, 1)}, tmp_path) == set()
     assert proved(netlist, {claim("late", 0, 1)}, tmp_path, depth=1) == {claim("late", 0, 1)}
+
+
+TABLE = """
+module unit(input clk, input [1:0] i, output [3:0] o__payload, output one__x);
+  reg [3:0] t [0:3];
+  reg [3:0] kept [0:3];
+  initial begin t[0] = 1; t[1] = 5; t[2] = 9; t[3] = 0; end
+  always @(posedge clk) kept[i] <= t[i];
+  assign o__payload = t[i] ^ kept[i];
+  assign one__x = 1'b1;
+endmodule
+"""
+
+
+def test_what_never_changes(tmp_path: Path) -> None:
+    """Constants and tables of them never do, by the names that Verilator gives; memories may."""
+    netlist = Netlist.of(TABLE, "unit", tmp_path)
+    reader = Reader(netlist, TABLE)
+
+    def claims(what: str) -> set[Claim]:
+        return set(reader.claims(Point("toggle", "", what, 1, 1), Counter()))
+
+    for what in ("t[2][3]:0->1", "one___05Fx:0->1", "one___05Fx:1->0"):
+        assert claims(what), what
+        assert proved(netlist, claims(what), tmp_path) == claims(what)
+    # What may change: there are claims, and they do not hold.
+    for what in ("kept[2][3]:0->1", "o___05Fpayload[0]:0->1"):
+        assert claims(what), what
+        assert not proved(netlist, claims(what), tmp_path)
 
 
 def test_points(tmp_path: Path) -> None:

@@ -52,6 +52,14 @@ def test_clocks_are_left_alone(tmp_path: Path) -> None:
     assert not [each for each in mutants if "CLK" in each.fault]
 
 
+def test_tables_are_logic(tmp_path: Path) -> None:
+    """A unit with a table of constants has mutants, some of them in the table."""
+    unit = find_unit("minifloat_quantizer").instance("nvfp4-bf16x8")
+    mutants = mutate(unit, 400, 1, tmp_path).mutants
+    assert len(mutants) == 400
+    assert [each for each in mutants if "boundaries" in each.fault]
+
+
 def test_regression_kills(folder: Path) -> None:
     """The unit's regression kills all that are not equivalent; a crippled one does not."""
     good = measure(INSTANCE, COUNT, SEED, folder)
