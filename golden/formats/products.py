@@ -474,6 +474,7 @@ def running_fp32(
     return found.reshape(*qa.shape[:-1], *addends.shape[1:])
 
 
+@shielded
 def running_fp32_sum(
     addends: Tensor, first: Tensor | None = None, rests: Tensor | None = None
 ) -> Tensor:
@@ -565,6 +566,7 @@ def running_exact(
     return acc.reshape(shape), inexact.reshape(shape)
 
 
+@shielded
 def running_exact_sum(
     products: Tensor, scales: Tensor, first: Tensor | None, window: Window, unit: int
 ) -> tuple[Tensor, Tensor]:

@@ -4,11 +4,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2xfp.golden.bits import Arrays
+from m2xfp.golden.kernels.operators import shielded
 from m2xfp.golden.units.gemm_core import gemm_core
 
 __all__ = ["accelerator"]
 
 
+@shielded
 def accelerator(
     acts: NDArray[np.uint8],
     weight_groups: NDArray[np.uint8],
