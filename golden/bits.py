@@ -9,6 +9,7 @@ from m2xfp.formats import Window, input_type
 from m2xfp.golden.formats.format import Format, get_format
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.formats.products import dot, running_exact, running_fp32
+from m2xfp.golden.kernels.operators import shielded
 
 __all__ = [
     "Arrays",
@@ -27,6 +28,7 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 _TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
+@shielded
 def from_bits(kind: str, raw: npt.NDArray[np.generic]) -> torch.Tensor:
     """Return the tensor whose values have the patterns ``raw`` (uint16, or uint32 for fp32)."""
     width = input_type(kind).width
@@ -37,6 +39,7 @@ def from_bits(kind: str, raw: npt.NDArray[np.generic]) -> torch.Tensor:
     return torch.from_numpy(signed.copy()).view(_TORCH[kind])
 
 
+@shielded
 def to_bits(x: torch.Tensor) -> npt.NDArray[np.generic]:
     """Return the patterns of a bfloat16, float16 or float32 tensor as uint16 or uint32."""
     width = 8 * x.element_size()
@@ -45,11 +48,13 @@ def to_bits(x: torch.Tensor) -> npt.NDArray[np.generic]:
     return patterns.view(f"uint{width}")
 
 
+@shielded
 def round_to_bits(kind: str, x: torch.Tensor) -> npt.NDArray[np.generic]:
     """Return the patterns of ``x``, rounded to the input type ``kind``."""
     return to_bits(x.to(_TORCH[input_type(kind).name]))
 
 
+@shielded
 def quantize_bits(
     fmt: Format | str, kind: str, raw: npt.NDArray[np.generic]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
@@ -77,6 +82,7 @@ def quantize_bits(
     return packed.codes.numpy(), packed.scales.numpy(), meta.numpy()
 
 
+@shielded
 def dot_bits(
     fmt_a: Format | str,
     fmt_w: Format | str,
@@ -107,6 +113,7 @@ def dot_bits(
     return to_bits(dot(a, w, accumulator, start)).view(np.uint32)
 
 
+@shielded
 def running_fp32_bits(
     fmt_a: Format | str,
     fmt_w: Format | str,
@@ -136,6 +143,7 @@ def running_fp32_bits(
     return to_bits(running_fp32(a, w, torch.from_numpy(first.copy()), lanes)).view(np.uint32)
 
 
+@shielded
 def running_exact_bits(
     fmt_a: Format | str,
     fmt_w: Format | str,

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TextIO, TypeVar, cast
 import click
 
 from m2xfp import __version__
+from m2xfp.environment import asked_path
 from m2xfp.errors import M2xfpError, explain, memory_lack
 from m2xfp.extras import missing_package
 from m2xfp.interrupts import leave, orderly_end
@@ -101,6 +102,7 @@ def cli() -> None:
     m2xfp simulate activation_quantizer --config bf16x32 --input x.npy --output y.npz
     m2xfp synth activation_quantizer    area on the osu018 library
     """
+    asked_path()  # a name that there is not is refused before any work
 
 
 _with_marks(cli)

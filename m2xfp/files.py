@@ -34,6 +34,7 @@ __all__ = [
     "remove",
     "seal",
     "sources_digest",
+    "try_place",
     "write_atomic",
     "write_sealed",
 ]
@@ -97,6 +98,39 @@ def is_special(path: Path) -> bool:
     return path.exists() and (opened or not (path.is_file() or path.is_dir()))
 
 
+def _end_of_links(path: Path) -> Path:
+    """Return where a link leads, or the path itself; OSError for links that lead in a circle."""
+    if not path.is_symlink():
+        return path
+    with suppress(FileNotFoundError):  # where it leads is still to be made
+        path.stat()
+    return Path(os.path.realpath(path))
+
+
+def try_place(path: Path) -> None:
+    """Raise OSError unless a file, or a folder with files, can be made at a path.
+
+    Something is really made and removed again, beside a file or in a folder that is there,
+    otherwise above the first folder that is missing, as deep as the path is: permissions alone do
+    not tell of `/proc`, quotas, a full disk or a name that is too long. It has a name that nobody
+    else has, so two processes do not disturb each other.
+    """
+    place = _end_of_links(path).absolute()
+    there = next(each for each in (place, *place.parents) if os.path.lexists(each))
+    missing = place.relative_to(there).parts
+    if not missing:
+        if not os.access(there, os.W_OK):  # a file that is not to be replaced
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        there = there if there.is_dir() else there.parent
+    scratch = Path(tempfile.mkdtemp(prefix=".tmp", dir=there))
+    try:
+        inside = scratch.joinpath(*missing) if ".." not in missing else scratch
+        inside.mkdir(parents=True, exist_ok=True)
+        (inside / "x").write_bytes(b"x")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 @contextmanager
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside ``target`` that replaces it when the block ends well.
@@ -115,8 +149,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     with refusals(path):
         if is_special(path):
             raise FileError(f"{path.absolute()} is a device or a pipe; choose a file")
-        if path.is_symlink():
-            path = path.resolve()
+        path = _end_of_links(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():  # found out now, not when the work is done
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

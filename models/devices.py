@@ -9,6 +9,7 @@ import torch
 from torch import distributed
 
 from m2xfp.errors import InputError
+from m2xfp.plain import whole_number
 
 __all__ = ["describe_device", "find_device", "joined_processes"]
 
@@ -47,10 +48,19 @@ def describe_device(device: torch.device) -> str:
     return f"{names[0] if names else 'CPU'}, {torch.get_num_threads()} threads"
 
 
+def _world_size() -> int:
+    """Return how many processes torchrun has started; InputError for no such number."""
+    text = os.environ.get("WORLD_SIZE", "1")
+    try:
+        return whole_number(text)
+    except InputError as error:
+        raise InputError(f"WORLD_SIZE={text!r}: {error}, or unset it") from error
+
+
 @contextmanager
 def joined_processes(device: torch.device) -> Iterator[int]:
     """Join the process group that torchrun has started, if it has; give the rank."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _world_size() == 1:
         yield 0
         return
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")

@@ -174,6 +174,8 @@ class LanguageModel(nn.Module):
 
 def as_tokens(text: bytes, device: torch.device | str = "cpu") -> Tensor:
     """Return the bytes of a text as uint8 tokens [length]."""
+    if not text:  # which frombuffer does not take
+        return torch.empty(0, dtype=torch.uint8, device=device)
     return torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device)
 
 

@@ -32,6 +32,7 @@ from m2xfp.models.cases import Case
 from m2xfp.models.evaluate import quantized
 from m2xfp.models.layers import Coverage, check_weights, find_layers, listed
 from m2xfp.models.quantized import linear_layers, replace_module
+from m2xfp.plain import read_json, typed
 
 __all__ = [
     "MixedCase",
@@ -168,23 +169,36 @@ class Plan:
         return total / count
 
 
+@dataclass(frozen=True)
+class _File:
+    """A plan in a file; each layer is looked at by `_split`."""
+
+    rule: str
+    layers: dict[str, dict[str, Any]]
+    calibration: dict[str, Any] = field(default_factory=dict)
+
+
 def load_plan(path: Path) -> Plan:
     """Read a plan that ``Plan.as_json`` wrote; InputError for any other file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        rule = Rule.parse(found["rule"])
-        splits = {}
-        for name, layer in found["layers"].items():
-            order = torch.tensor(layer["order"], dtype=torch.int64)
-            if sorted(order.tolist()) != list(range(len(order))):
-                raise InputError(f"splits {path}: the order of {name} is no permutation")
-            sizes = tuple(int(size) for size in layer["sizes"])
-            splits[str(name)] = Split(order, (sizes[0], sizes[1], sizes[2]), rule.tile)
-        return Plan(rule, splits, dict(found.get("calibration", {})))
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        told_by = typed(_File, read_json(path), "the file")
+        rule = Rule.parse(told_by.rule)
+        splits = {name: _split(layer, rule, name) for name, layer in told_by.layers.items()}
+    except (InputError, UnknownNameError) as error:
         raise InputError(f"splits {path}: no file of --save-splits ({error})") from error
+    return Plan(rule, splits, told_by.calibration)
+
+
+def _split(layer: dict[str, Any], rule: Rule, name: str) -> Split:
+    """Return the split of a layer in a file; InputError for what is none."""
+    if layer.keys() != {"order", "sizes"}:
+        raise InputError(f"{name} has {', '.join(map(repr, layer))}, not 'order' and 'sizes'")
+    sizes = typed(tuple[int, int, int], layer["sizes"], f"{name}.sizes")
+    order = layer["order"]  # of thousands of numbers, so all are looked at together
+    numbers = isinstance(order, list) and all(type(each) is int for each in order)
+    if not numbers or sorted(order) != list(range(len(order))):
+        raise InputError(f"the order of {name} is no permutation")
+    return Split(torch.tensor(order, dtype=torch.int64), sizes, rule.tile)
 
 
 def check_channels(model: nn.Module, skip: Iterable[str], tile: int) -> dict[str, nn.Linear]:

@@ -18,20 +18,18 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name PyTorch's documentation uses
 
-from m2xfp.errors import InputError, unreadable
-from m2xfp.files import atomic_path
+from m2xfp.errors import InputError
 from m2xfp.models.evaluate import window_nats
 from m2xfp.models.lm import LanguageModel, ModelConfig, as_tokens
+from m2xfp.models.train_state import Spent, read_state, write_state
 from m2xfp.models.windows import cut_windows
 
-__all__ = ["TrainConfig", "learning_rate", "train"]
+__all__ = ["TrainConfig", "learning_rate", "optimizers_of", "train"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def _windows(text: Tensor, step: int, config: TrainConfig, context: int) -> tupl
     return window[:, :-1], window[:, 1:]
 
 
-def _optimizers(model: LanguageModel, config: TrainConfig) -> list[torch.optim.Optimizer]:
+def optimizers_of(model: LanguageModel, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices of the layers and AdamW for the embedding and the last norm.
 
     The gains of the norms inside the layers stay at one: they take no gradients from here on.
@@ -175,7 +173,7 @@ def train(
     torch.manual_seed(config.seed)
     torch.set_float32_matmul_precision("high")
     model = LanguageModel(shape, config.dropout).to(device)
-    optimizers = _optimizers(model, config)
+    optimizers = optimizers_of(model, config)
     trained = [p for p in model.parameters() if p.requires_grad]
     identity = {
         "shape": asdict(shape),
@@ -185,12 +183,9 @@ def train(
     }
     step, resumed_at = 0, 0.0
     if resume:
-        saved = _read_state(Path(state), identity, device)
-        model.load_state_dict(saved["model"])
-        for optimizer, content in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(content)
-        step, resumed_at = saved["step"], saved["progress"]
-        begin -= saved["seconds"]
+        spent = read_state(Path(state), identity, model, optimizers)
+        step, resumed_at = spent.step, spent.progress
+        begin -= spent.seconds
 
     if len(text) <= shape.context:
         raise InputError(
@@ -243,16 +238,8 @@ def train(
         if time.monotonic() - written > config.checkpoint_seconds:
             written = time.monotonic()
             report(progress, f"step {step}, held out {bits_a_byte():.4f} bits a byte")
-            content = {
-                "identity": identity,
-                "model": model.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                "step": step,
-                "progress": progress,
-                "seconds": written - begin,
-            }
-            with atomic_path(state) as temporary, temporary.open("wb") as file:
-                torch.save(content, file)
+            spent = Spent(step, progress, written - begin)
+            write_state(Path(state), identity, model, optimizers, spent)
 
     facts = {
         "steps": str(step),
@@ -264,21 +251,3 @@ def train(
         "torch": torch.__version__,
     }
     return model.eval(), facts
-
-
-def _read_state(path: Path, identity: dict[str, Any], device: str) -> dict[str, Any]:
-    """Read the state of an interrupted run of the same identity."""
-    if not path.is_file():
-        raise InputError(f"there is no interrupted run {str(path)!r}; start one without --resume")
-    try:
-        saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        known = saved["identity"]
-    except (RuntimeError, EOFError, UnpicklingError, KeyError, TypeError) as error:
-        verdict = "is no state of an interrupted run; start anew without --resume"
-        raise unreadable(path, verdict, error) from error
-    if known != identity:
-        raise InputError(
-            f"{str(path)!r} is a run of {known}, not of {identity}; "
-            "remove it or give the same options"
-        )
-    return saved

@@ -35,6 +35,7 @@ from m2xfp.files import (
     put_folder,
     read_sealed,
     seal,
+    try_place,
     write_atomic,
     write_sealed,
 )
@@ -78,6 +79,78 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, place: str) -> 
 
 def test_a_folder_in_the_place_of_a_file_is_named_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="it is a folder"), atomic_path(tmp_path):
+        pytest.fail("the work was begun")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("synth", "activation_decoder", "--json"),
+        ("eval", "--windows", "1", "-o"),
+        ("explore", "activation_quantizer", "-o"),
+        ("demo", "--report"),
+        ("train", "--steps", "1", "-o"),
+        ("verilog", "activation_decoder", "-o"),
+    ],
+)
+def test_a_path_is_tried_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    """In /proc root has every permission, and nobody can make anything: the path is refused."""
+    monkeypatch.chdir(tmp_path)
+    import click
+
+    from m2xfp.cli import cli
+
+    with pytest.raises(click.BadParameter, match=r"/proc/m2xfp.*choose a"):
+        cli.main([*arguments, "/proc/m2xfp/r.json"], standalone_mode=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_tried_is_removed_again(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "link").symlink_to("new/one")
+    for place in ("file", "", "new", "new/deep/er", "new/../../x", "link"):
+        try_place(tmp_path / place)
+    for place, code in (("file/x", errno.ENOTDIR), ("circle", errno.ELOOP), ("x" * 300, 36)):
+        with pytest.raises(OSError, match=os.strerror(code)):
+            try_place(tmp_path / place)
+    with pytest.raises(FileError, match="without a circle of links"):
+        write_atomic(tmp_path / "circle", "text")
+    assert {path.name for path in tmp_path.rglob("*")} == {"file", "circle", "link"}
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_a_full_disk_is_found_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        try_place(tmp_path / "new" / "file")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [("eval", "--windows", "1"), ("formats",)])
+def test_a_path_of_computing_is_looked_at_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    from m2xfp.cli import cli
+
+    monkeypatch.setenv("M2XFP_PATH", "nope")
+    monkeypatch.setattr("m2xfp.models.lm.load_model", lambda *_: pytest.fail("the work was begun"))
+    with pytest.raises(InputError, match="M2XFP_PATH='nope'; choose one of: auto, plain, fused"):
+        cli.main([*arguments], standalone_mode=False)
+
+
+def test_a_number_of_processes_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    from m2xfp.models.devices import joined_processes
+
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(InputError, match="WORLD_SIZE='two'"), joined_processes(torch.device("cpu")):
         pytest.fail("the work was begun")
 
 

@@ -22,6 +22,7 @@ from m2xfp.golden.formats.numeric import add_to_odd, round_once, widen
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.formats.products import group_sums, matmul, running_fp32_sum
 from m2xfp.golden.formats.scales import PowerOfTwoScale
+from m2xfp.golden.kernels.operators import shielded
 
 __all__ = [
     "SEGMENTS",
@@ -72,6 +73,7 @@ class MixedTensor:
     segments: tuple[PackedTensor, ...]
     split: "Split"
 
+    @shielded
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the values with their channels in the original order."""
         values = torch.cat([part.dequantize(dtype) for part in self.segments], -1)
@@ -108,6 +110,7 @@ class Split:
                 f"{self.order.numel()}"
             )
 
+    @shielded
     def quantize(self, x: Tensor, every: str | None = None) -> MixedTensor:
         """Reorder the last dimension of ``x`` [..., K] and quantize each segment.
 
@@ -161,6 +164,7 @@ class Calibration:
         self._total = torch.zeros(0, dtype=torch.float64)
         self._below = [0, 0]
 
+    @shielded
     def add(self, x: Tensor) -> None:
         """Take activations [..., K], finite, K a multiple of the tile; InputError for others."""
         rows = _rows(x, self.tile).abs()
@@ -258,6 +262,7 @@ def mxquant_splits(xs: Sequence[Tensor], share: float = 0.05) -> list[Split]:
     return mxquant_splits_of(layers, share)
 
 
+@shielded
 def mxquant_splits_of(layers: Sequence[Calibration], share: float = 0.05) -> list[Split]:
     """Return the splits of ``mxquant_splits`` from gathered activations."""
     if not 0 <= share <= 1:
@@ -277,6 +282,7 @@ def mxquant_splits_of(layers: Sequence[Calibration], share: float = 0.05) -> lis
     return splits
 
 
+@shielded
 def mixed_matmul(a: MixedTensor, w: MixedTensor) -> Tensor:
     """Multiply [..., M, K] by the rows of [N, K]: bfloat16 [..., M, N].
 

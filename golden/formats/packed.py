@@ -14,6 +14,7 @@ from torch.utils import _pytree
 from m2xfp.errors import InputError, M2xfpError
 from m2xfp.files import atomic_path
 from m2xfp.golden.formats.tensor_file import read_tensors
+from m2xfp.golden.kernels.operators import shielded
 from m2xfp.plain import parse_json, typed
 
 if TYPE_CHECKING:
@@ -168,6 +169,7 @@ class PackedTensor:
                     f"tensor_scale is {value}; it must be {right or 'positive and finite'}"
                 )
 
+    @shielded
     def to(self, device: torch.device | str) -> "PackedTensor":
         """Return the same packed tensor on ``device``."""
         moved: dict[str, Any] = {name: plane.to(device) for name, plane in self.planes().items()}
@@ -181,6 +183,7 @@ class PackedTensor:
         """
         return self.format.dequantize(self, dtype)
 
+    @shielded
     def groups(self) -> Tensor:
         """Return the group form, uint8 [..., G, bytes]: codes, then scale, then metadata bytes.
 
@@ -201,6 +204,7 @@ class PackedTensor:
         ]
 
     @classmethod
+    @shielded
     def from_groups(
         cls,
         fmt: "Format",
@@ -231,10 +235,12 @@ class PackedTensor:
         packed.check_values()
         return packed
 
+    @shielded
     def unpack(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return codes [..., G, group], scale fields [..., G, n], metadata fields, all int64."""
         return self.format.unpack(*self.split())
 
+    @shielded
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, planes and the format in its header, in one step."""
         from safetensors.torch import save_file

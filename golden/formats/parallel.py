@@ -13,6 +13,7 @@ from torch import Tensor, distributed
 from m2xfp.errors import InputError
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.formats.products import matmul
+from m2xfp.golden.kernels.operators import shielded
 
 __all__ = ["Share", "gather_columns", "split_matmul"]
 
@@ -63,6 +64,7 @@ class Share:
         start = min(self.total, self.rank * self.width)
         return slice(start, min(self.total, start + self.width))
 
+    @shielded
     def take(self, packed: PackedTensor) -> PackedTensor:
         """Return this process's rows of a packed matrix [total, K], in memory of their own."""
         if len(packed.shape) != 2 or packed.shape[0] != self.total:
@@ -77,6 +79,7 @@ class Share:
         return PackedTensor.from_planes(packed.format, planes, shape)
 
 
+@shielded
 def gather_columns(columns: Tensor, share: Share) -> Tensor:
     """Return [..., total] of every process's [..., rows of its share], in each of them.
 
@@ -98,6 +101,7 @@ def gather_columns(columns: Tensor, share: Share) -> Tensor:
     return torch.cat(found, -1)[..., : share.total]
 
 
+@shielded
 def split_matmul(
     qa: PackedTensor,
     part: PackedTensor,

@@ -560,6 +560,7 @@ def running_fp32(
     return acc.reshape(*qa.shape[:-1], *addends.shape[1:])
 
 
+@shielded
 def running_fp32_sum(
     addends: Tensor, first: Tensor | None = None, rests: Tensor | None = None
 ) -> Tensor:
@@ -717,6 +718,7 @@ def _scale_parts(operand: _Operand, block: BlockFormat) -> tuple[Tensor, Tensor]
     return values * power_of_two(_scale_bias(block) - place), place
 
 
+@shielded
 def running_exact_sum(
     products: Tensor,
     scales: Tensor,

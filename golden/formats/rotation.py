@@ -12,12 +12,14 @@ from torch import Tensor
 
 from m2xfp.errors import InputError
 from m2xfp.golden.formats.numeric import power_of_two, round_once, widen
+from m2xfp.golden.kernels.operators import shielded
 
 __all__ = ["Rotation", "hadamard", "rotate_blocks"]
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
+@shielded
 def hadamard(n: int) -> Tensor:
     """Return Sylvester's Hadamard matrix H of order n, a power of two, as float64 of +-1."""
     if n < 1 or n & (n - 1):
@@ -65,11 +67,13 @@ class Rotation:
             self.signs -= 2.0 * flips
 
     @torch.no_grad()
+    @shielded
     def __call__(self, x: Tensor) -> Tensor:
         """Return x Q in the type of ``x``."""
         return round_once(self._butterfly(self._check(x) * self.signs.to(x.device)), x.dtype)
 
     @torch.no_grad()
+    @shielded
     def inverse(self, x: Tensor) -> Tensor:
         """Return x Q^T in the type of ``x``: undoes the rotation up to rounding."""
         return round_once(self._butterfly(self._check(x)) * self.signs.to(x.device), x.dtype)
@@ -100,6 +104,7 @@ def _transform(x: Tensor) -> Tensor:
     return x
 
 
+@shielded
 def rotate_blocks(x: Tensor, flips: Tensor, bits: int = 12, shift: int | None = None) -> Tensor:
     """Return diag(+-1) H of blocks of bfloat16, times 2^-shift, as the hardware computes it.
 

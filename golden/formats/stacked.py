@@ -9,6 +9,7 @@ from torch import Tensor
 
 from m2xfp.errors import InputError
 from m2xfp.golden.formats.packed import PackedTensor
+from m2xfp.golden.kernels.operators import shielded
 
 if TYPE_CHECKING:
     from m2xfp.golden.formats.format import Format
@@ -63,6 +64,7 @@ class StackedTensor:
         """Bytes of all planes."""
         return sum(part.nbytes for part in self.parts)
 
+    @shielded
     def planes(self) -> dict[str, Tensor]:
         """Return the planes [n, rows, bytes], and the tensor scales [n, halves, 1]."""
         count, rows, _ = self.shape
@@ -76,6 +78,7 @@ class StackedTensor:
         return found
 
     @classmethod
+    @shielded
     def from_planes(
         cls, fmt: "Format", planes: Mapping[str, Tensor], shape: Sequence[int]
     ) -> "StackedTensor":
@@ -109,6 +112,7 @@ class StackedTensor:
             parts.append(PackedTensor.from_planes(fmt, own, (rows // halves, width)))
         return cls(tuple(parts), halves)
 
+    @shielded
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the values, each exact value rounded once to ``dtype``."""
         return torch.stack([part.dequantize(dtype) for part in self.parts]).reshape(self.shape)

@@ -9,6 +9,7 @@ from m2xfp.formats import BlockFormat, Window
 from m2xfp.golden.formats.format import get_format
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.formats.products import group_sums, running_exact_sum, running_fp32_sum
+from m2xfp.golden.kernels.operators import shielded
 from m2xfp.pairs import FORMAT_NUMBERS, PairSet
 
 __all__ = ["SwitchedSide", "running_switched"]
@@ -41,6 +42,7 @@ class SwitchedSide:
         return PackedTensor.from_groups(get_format(block.name), torch.cat(parts, -1).unsqueeze(1))
 
 
+@shielded
 def running_switched(
     act: SwitchedSide,
     weight: SwitchedSide,

@@ -5,7 +5,6 @@ description (``plan``), and give the same bits as the plain path, which serves e
 everywhere. Choose with ``with computing("plain"):`` or the environment variable ``M2XFP_PATH``.
 """
 
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,15 +15,15 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from m2xfp.environment import PATHS, asked_path
 from m2xfp.errors import InputError, NoFusedPathError
 from m2xfp.golden.kernels.plan import Plan, plan_of, unserved
 
 if TYPE_CHECKING:
     from m2xfp.golden.formats.format import Format
 
-__all__ = ["PATHS", "Kernels", "chosen_path", "computing", "kernels", "refuse_forced", "warn_once"]
+__all__ = ["Kernels", "chosen_path", "computing", "kernels", "refuse_forced", "warn_once"]
 
-PATHS = ("auto", "plain", "fused")
 _LEAST_CAPABILITY = (8, 0)  # bfloat16 conversions in hardware
 _path: ContextVar[str | None] = ContextVar("m2xfp_path", default=None)
 
@@ -72,10 +71,7 @@ def computing(path: str) -> Iterator[None]:
 
 def chosen_path() -> str:
     """Return the path asked for; InputError if the environment asks for none that there is."""
-    path = _path.get() or os.environ.get("M2XFP_PATH", "auto")
-    if path not in PATHS:
-        raise InputError(f"M2XFP_PATH={path!r}; choose one of: {', '.join(PATHS)}")
-    return path
+    return _path.get() or asked_path()
 
 
 def refuse_forced(what: str) -> None:

@@ -7,7 +7,7 @@ from what a user has switched on around them and has no say in the bits.
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ __all__ = ["Dims", "define", "each", "in_front", "shielded"]
 _LIBRARY = torch.library.Library("m2xfp", "DEF")
 _DIRECT = (DispatchKey.CPU, DispatchKey.CUDA)
 Dims = tuple[int | None, ...]
+_Given = ParamSpec("_Given")
+_Found = TypeVar("_Found")
 
 
 def define(
@@ -102,6 +104,7 @@ def _straight_through(call: Any, blocked: Callable[..., Tensor]) -> Any:
             found: Tensor = call.redispatch(keys & _after_autograd_keyset, *given)
         return found
 
+    @shielded
     def passed(ctx: Any, tangent: Tensor) -> Tensor:
         return tangent.masked_fill(blocked(*ctx.saved_tensors, *ctx.rest), 0.0)
 
@@ -144,11 +147,14 @@ def each(call: Callable[..., Any], size: int, dims: Dims, *arguments: Any) -> tu
     return torch.stack(found), 0
 
 
-def shielded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compute without autocast, and in a forked process without PyTorch's threads."""
+def shielded(function: Callable[_Given, _Found]) -> Callable[_Given, _Found]:
+    """Compute without autocast, and in a forked process without PyTorch's threads.
+
+    What is no operator and calls PyTorch on tensors of any size needs it too.
+    """
 
     @wraps(function)
-    def inside(*arguments: Any, **named: Any) -> Any:
+    def inside(*arguments: _Given.args, **named: _Given.kwargs) -> _Found:
         if torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
                 return inside(*arguments, **named)

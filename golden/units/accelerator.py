@@ -6,11 +6,13 @@ from numpy.typing import NDArray
 from m2xfp.golden.bits import Arrays, from_bits
 from m2xfp.golden.formats.format import get_format
 from m2xfp.golden.formats.packed import PackedTensor
+from m2xfp.golden.kernels.operators import shielded
 from m2xfp.golden.units.gemm_core import gemm_core
 
 __all__ = ["accelerator"]
 
 
+@shielded
 def accelerator(
     acts: NDArray[np.generic],
     weight_groups: NDArray[np.uint8] | None = None,

@@ -9,12 +9,14 @@ from m2xfp.golden.bits import Arrays
 from m2xfp.golden.formats.elements import decode
 from m2xfp.golden.formats.format import get_format
 from m2xfp.golden.formats.metadata import ElementMantissa
+from m2xfp.golden.kernels.operators import shielded
 
 __all__ = ["activation_decoder"]
 
 _EIGHTHS = 8
 
 
+@shielded
 def activation_decoder(codes: NDArray[np.uint8], meta: NDArray[np.uint8], *, block: str) -> Arrays:
     """Find the top-1 element of subgroups and what the metadata adds to it (docs/format.md 4).
 

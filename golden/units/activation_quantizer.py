@@ -9,10 +9,12 @@ from m2xfp.golden.bits import Arrays, quantize_bits
 from m2xfp.golden.formats.coder import ScaledCoder
 from m2xfp.golden.formats.format import Format, get_format
 from m2xfp.golden.formats.scales import PowerOfTwoScale
+from m2xfp.golden.kernels.operators import shielded
 
 __all__ = ["activation_quantizer"]
 
 
+@shielded
 def activation_quantizer(
     x: NDArray[np.generic],
     *,

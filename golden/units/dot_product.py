@@ -6,12 +6,14 @@ from numpy.typing import NDArray
 from m2xfp.formats import block_format
 from m2xfp.formats import window as window_of
 from m2xfp.golden.bits import Arrays, running_exact_bits, running_fp32_bits
+from m2xfp.golden.kernels.operators import shielded
 
 __all__ = ["dot_product"]
 
 Bytes = NDArray[np.uint8]
 
 
+@shielded
 def dot_product(
     act_groups: Bytes,
     weight_groups: Bytes,

@@ -8,10 +8,12 @@ from m2xfp.formats import E8M0, block_format
 from m2xfp.formats import window as window_of
 from m2xfp.golden.bits import Arrays, to_bits
 from m2xfp.golden.formats.products import product_unit, running_exact_sum
+from m2xfp.golden.kernels.operators import shielded
 
 __all__ = ["exact_accumulator"]
 
 
+@shielded
 def exact_accumulator(
     product: NDArray[np.int64],
     exponent: NDArray[np.int64],

@@ -7,10 +7,12 @@ from numpy.typing import NDArray
 from m2xfp.formats import block_format
 from m2xfp.golden.bits import Arrays, to_bits
 from m2xfp.golden.formats.products import product_bias, running_fp32_sum
+from m2xfp.golden.kernels.operators import shielded
 
 __all__ = ["fp32_accumulator"]
 
 
+@shielded
 def fp32_accumulator(
     product: NDArray[np.int64],
     exponent: NDArray[np.int64],

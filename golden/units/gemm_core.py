@@ -9,10 +9,12 @@ from m2xfp.golden.formats.format import get_format
 from m2xfp.golden.formats.numeric import round_once, widen
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.formats.products import matmul
+from m2xfp.golden.kernels.operators import shielded
 
 __all__ = ["gemm_core"]
 
 
+@shielded
 def gemm_core(
     acts: NDArray[np.generic],
     weight_groups: NDArray[np.uint8],

@@ -8,12 +8,14 @@ from m2xfp.golden.bits import Arrays
 from m2xfp.golden.formats.format import Format, get_format
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.formats.products import product_unit
+from m2xfp.golden.kernels.operators import shielded
 
 __all__ = ["group_dot"]
 
 Bytes = NDArray[np.uint8]
 
 
+@shielded
 def group_dot(act_groups: Bytes, weight_groups: Bytes, *, act: str, weight: str) -> Arrays:
     """Multiply groups, exactly: the value of a pair is product * 2^(exponent - bias).
 

@@ -6,10 +6,12 @@ from numpy.typing import NDArray
 
 from m2xfp.golden.bits import Arrays, from_bits, to_bits
 from m2xfp.golden.formats.rotation import rotate_blocks
+from m2xfp.golden.kernels.operators import shielded
 
 __all__ = ["hadamard"]
 
 
+@shielded
 def hadamard(x: NDArray[np.uint16], flips: NDArray[np.bool_], *, bits: int) -> Arrays:
     """Transform blocks of bfloat16 with one rounding (docs/rotation.md).
 

@@ -4,12 +4,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2xfp.golden.bits import Arrays
+from m2xfp.golden.kernels.operators import shielded
 from m2xfp.golden.units.activation_quantizer import activation_quantizer
 from m2xfp.golden.units.hadamard import hadamard
 
 __all__ = ["hadamard_quantizer"]
 
 
+@shielded
 def hadamard_quantizer(
     x: NDArray[np.uint16], flips: NDArray[np.bool_], *, bits: int, block: str
 ) -> Arrays:

@@ -6,12 +6,14 @@ from numpy.typing import NDArray
 
 from m2xfp.golden.bits import Arrays, from_bits, quantize_bits
 from m2xfp.golden.formats.format import get_format
+from m2xfp.golden.kernels.operators import shielded
 
 __all__ = ["minifloat_quantizer"]
 
 _LEAST = 2.0**-113
 
 
+@shielded
 def minifloat_quantizer(
     x: NDArray[np.generic],
     tensor_scales: NDArray[np.uint32] | None = None,

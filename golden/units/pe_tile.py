@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2xfp.golden.bits import Arrays, running_fp32_bits
+from m2xfp.golden.kernels.operators import shielded
 
 __all__ = ["pe_tile"]
 
@@ -11,6 +12,7 @@ Bytes = NDArray[np.uint8]
 _LANES = 8
 
 
+@shielded
 def pe_tile(
     act_groups: Bytes,
     weight_groups: Bytes,

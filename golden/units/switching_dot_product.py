@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from m2xfp.formats import window as window_of
 from m2xfp.golden.bits import Arrays, to_bits
 from m2xfp.golden.formats.switching import SwitchedSide, running_switched
+from m2xfp.golden.kernels.operators import shielded
 from m2xfp.pairs import pair_set
 
 __all__ = ["switching_dot_product"]
@@ -14,6 +15,7 @@ __all__ = ["switching_dot_product"]
 Bytes = NDArray[np.uint8]
 
 
+@shielded
 def switching_dot_product(
     act: dict[str, Bytes],
     weight: dict[str, Bytes],

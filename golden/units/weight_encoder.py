@@ -5,10 +5,12 @@ from numpy.typing import NDArray
 
 from m2xfp.golden.bits import Arrays, quantize_bits
 from m2xfp.golden.formats.format import get_format
+from m2xfp.golden.kernels.operators import shielded
 
 __all__ = ["weight_encoder"]
 
 
+@shielded
 def weight_encoder(
     x: NDArray[np.generic],
     *,

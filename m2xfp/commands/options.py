@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 from collections.abc import Callable
@@ -41,20 +40,16 @@ class _Output(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the path; a default one is not looked at, it may not be used."""
         from m2xfp.errors import explain
-        from m2xfp.files import is_special
+        from m2xfp.files import is_special, try_place
 
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         given = click.core.ParameterSource.COMMANDLINE
         if ctx is None or param is None or ctx.get_parameter_source(param.name or "") is not given:
             return path
         try:
-            there = next(place for place in (path, *path.absolute().parents) if place.exists())
-            if there != path and not there.is_dir():
-                raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-            if not os.access(there, os.W_OK):
-                raise OSError(errno.EACCES, os.strerror(errno.EACCES))
             if is_special(path):
                 self.fail(f"{path} is a device or a pipe; choose a file or a folder", param, ctx)
+            try_place(path)
         except OSError as error:
             self.fail(explain(error, path), param, ctx)
         return path

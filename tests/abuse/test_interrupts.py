@@ -29,14 +29,15 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
 START = 0.3  # seconds until the command has its handlers; before, Python's own are there
 MARK = "M2XFP_INTERRUPT_TEST"
-COMMAND = [sys.executable, "-c", "from m2xfp.cli import main; main()"]
+COMMAND = "from m2xfp.cli import main; main()"
 
 
 @dataclass(frozen=True)
 class Case:
     """A command, what it writes, and whether that is the same bytes every time, and all at once.
 
-    ``source`` makes what it reads, beside the files of every case.
+    ``source`` makes what it reads, beside the files of every case. ``code`` runs in front of the
+    command, and ``state`` is a file that a run leaves for one with ``--resume`` to go on with.
     """
 
     name: str
@@ -45,8 +46,22 @@ class Case:
     same: bool = True
     at_once: bool = False
     source: Callable[[Path], object] | None = None
+    code: str = ""
+    state: str = ""
 
 
+# A model so small, with its state on disk after every step, that a run takes seconds.
+SMALL = """
+from functools import partial
+from pathlib import Path
+import torch
+from m2xfp.models import lm, train
+torch.set_num_threads(1)
+lm.HELD_OUT = Path("text")
+lm.ModelConfig = partial(lm.ModelConfig, width=32, layers=1, heads=2, hidden=64, context=16)
+train.TrainConfig = partial(train.TrainConfig, checkpoint_seconds=0.0)
+"""
+TRAIN = ("train", "--steps", "40", "--batch", "2", "--corpus", "text", "-o", "m.safetensors")
 SIMULATE = ("simulate", "activation_decoder", "--input", "x.npz", "--output", "y.npz")
 EVAL = ("eval", "--windows", "2", "--context", "64", "--weights", "m2xfp-weight")
 CASES = {
@@ -80,6 +95,14 @@ CASES = {
             source=lambda folder: even(folder / "source", 6),
         ),
         Case(
+            "train",
+            TRAIN,
+            ("m.safetensors",),
+            source=lambda folder: (folder / "text").write_bytes(bytes(range(256))),
+            code=SMALL,
+            state="m.safetensors.state",
+        ),
+        Case(
             "demo",
             ("demo", "--windows", "1", "--perplexity-windows", "2"),
             ("build/verilog/*", "build/demo/*"),
@@ -89,8 +112,12 @@ CASES = {
 
 
 def start(case: Case, folder: Path, mark: str) -> "subprocess.Popen[str]":
+    goes_on = bool(case.state) and (folder / case.state).exists()
     return subprocess.Popen(
-        [*COMMAND, *case.arguments],
+        [
+            *(sys.executable, "-c", case.code + COMMAND, *case.arguments),
+            *(["--resume"] if goes_on else []),
+        ],
         cwd=folder,
         env={**os.environ, MARK: mark, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         stdout=subprocess.PIPE,
@@ -217,6 +244,7 @@ def test_a_moment(name: str, numbers: tuple[signal.Signals, ...], tmp_path: Path
         ("eval", 18),
         ("bench", 12),
         ("convert", 18),
+        ("train", 12),
         ("fpga", 6),
         ("demo", 3),
     ],

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import fuzzed_checkpoints  # noqa: F401  # adds its loaders to the table
+import fuzzed_models  # noqa: F401  # and so does this
 import numpy as np
 import pytest
 import torch

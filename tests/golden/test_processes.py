@@ -26,8 +26,14 @@ from torch.utils.data import DataLoader, Dataset
 from m2xfp.errors import InputError, NoFusedPathError
 from m2xfp.formats import BLOCK_FORMATS
 from m2xfp.golden import PackedTensor, computing, get_format, matmul
-from m2xfp.golden.formats.mixed import Split, mixed_matmul
+from m2xfp.golden.bits import from_bits, quantize_bits, to_bits
+from m2xfp.golden.formats.mixed import Calibration, Split, mixed_matmul
+from m2xfp.golden.formats.parallel import Share
+from m2xfp.golden.formats.products import group_sums, packed_linear, running_exact, running_fp32
+from m2xfp.golden.formats.rotation import Rotation, rotate_blocks
+from m2xfp.golden.formats.stacked import StackedTensor
 from m2xfp.golden.kernels import fused, library, native, threads
+from m2xfp.golden.units.hadamard import hadamard
 
 FORMATS = (*BLOCK_FORMATS, "nvfp4:tensor_scale=auto", "mxfp4:group=64,scale_rule=ceil")
 SECONDS = 60  # a child that takes longer hangs
@@ -89,6 +95,77 @@ def test_a_forked_child_computes(two_threads: None, path: str) -> None:
             assert in_a_fork(check)
         assert torch.equal(act.fake_quantize(x), values)  # and so does the parent
         assert in_a_fork(lambda: in_a_fork(check))
+
+
+WIDE = torch.randn(512, 1024, generator=torch.Generator().manual_seed(5))
+ACT, WEIGHT = get_format("m2xfp-act"), get_format("m2xfp-weight")
+SPLIT = Split(torch.arange(1024), (512, 256, 256))
+SPREAD = WIDE.bfloat16().reshape(-1, 128)  # as rotations read it
+
+
+def gradient(x: Tensor) -> Tensor:
+    given = x.clone().requires_grad_() if not threads.is_forked() else TRACKED
+    (found,) = torch.autograd.grad(ACT.fake_quantize(given), given, WIDE)
+    return found
+
+
+def calibrated(x: Tensor) -> Tensor:
+    seen = Calibration()
+    seen.add(x)
+    return seen.order
+
+
+TRACKED = WIDE.clone().requires_grad_()  # made by the parent: `clone` is PyTorch's own
+PACKED, FEW = ACT.quantize(WIDE), WEIGHT.quantize(WIDE[:16])
+MIXED = SPLIT.quantize(WIDE)
+SCALED = get_format("nvfp4:tensor_scale=auto")
+STACK = StackedTensor((SCALED.quantize(WIDE), SCALED.quantize(2 * WIDE)))
+PATTERNS = to_bits(SPREAD)
+# Every operation that is no operator of the dispatcher, and the derivative of the one that has one.
+OPERATIONS: dict[str, Callable[[], Any]] = {
+    "clipped": lambda: ACT.clipped(WIDE),
+    "dequantize": lambda: PACKED.dequantize(torch.float64),
+    "gradient": lambda: gradient(WIDE),
+    "packed_linear": lambda: packed_linear(WIDE, FEW),
+    "mixed quantize": lambda: SPLIT.quantize(WIDE).dequantize(),
+    "mixed dequantize": lambda: MIXED.dequantize(),
+    "mixed_matmul": lambda: mixed_matmul(MIXED, MIXED),
+    "calibration": lambda: calibrated(WIDE),
+    "rotation": lambda: Rotation(1024)(WIDE),
+    "inverse rotation": lambda: Rotation(1024).inverse(WIDE),
+    "rotate_blocks": lambda: rotate_blocks(SPREAD, torch.tensor(False)),
+    "unpack": lambda: PACKED.unpack(),
+    "groups": lambda: PACKED.groups(),
+    "from_groups": lambda: PackedTensor.from_groups(ACT, PACKED.groups()).codes,
+    "share": lambda: Share(512, 0, 1).take(PACKED).codes,
+    "stack": lambda: [STACK.dequantize(), *STACK.planes().values()],
+    "from stack": lambda: (
+        StackedTensor.from_planes(SCALED, STACK.planes(), STACK.shape).parts[0].codes
+    ),
+    "group_sums": lambda: group_sums(PACKED, PACKED),
+    "running_fp32": lambda: running_fp32(PACKED, PACKED),
+    "running_exact": lambda: running_exact(PACKED, PACKED),
+    "bits": lambda: [to_bits(from_bits("bf16", PATTERNS)), *quantize_bits(ACT, "bf16", PATTERNS)],
+    "unit": lambda: hadamard(PATTERNS, PATTERNS > 0, bits=12)["y"],
+}
+
+
+def raw(found: Any) -> list[bytes]:
+    """Return the bytes of tensors and arrays, without PyTorch's threads."""
+    if isinstance(found, (list, tuple)):
+        return [each for part in found for each in raw(part)]
+    if isinstance(found, Tensor):
+        found = found.detach().contiguous().view(-1).view(torch.uint8).numpy()
+    return [found.tobytes()]
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_in_a_forked_child(two_threads: None, name: str) -> None:
+    """Each works on enough values for PyTorch to take two threads, which are not there."""
+    act = OPERATIONS[name]
+    assert (large() + 1).sum().isfinite()  # PyTorch's own threads are there
+    right = raw(act())
+    assert in_a_fork(lambda: raw(act()) == right and torch.get_num_threads() == 2)
 
 
 def test_a_fork_while_threads_work(two_threads: None) -> None:

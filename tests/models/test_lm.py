@@ -42,6 +42,13 @@ def test_logits_depend_on_the_past_only(model: LanguageModel) -> None:
     assert (before[:, 9:] != after[:, 9:]).any(-1).all()
 
 
+def test_a_text_without_a_byte_is_too_short(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    result = CliRunner().invoke(cli, ["eval", "--text", str(tmp_path / "empty"), "--windows", "1"])
+    assert isinstance(result.exception, InputError)
+    assert "the text has 0 tokens" in str(result.exception)
+
+
 @torch.no_grad()
 def test_architecture_is_llama(model: LanguageModel) -> None:
     transformers = pytest.importorskip("transformers")
@@ -194,6 +201,17 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -
     resumed, _ = fit(tmp_path, config=every, resume=True)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_state_that_was_changed_is_refused(tmp_path: Path) -> None:
+    """Neither zip nor torch notices a weight that has become another."""
+    fit(tmp_path, config={"checkpoint_seconds": 0.0})
+    (state,) = (path for path in tmp_path.iterdir() if path.is_file())
+    whole = state.read_bytes()
+    for wrong in (whole[:-1], whole[: len(whole) // 2], b"", whole[:5000] + b"x" + whole[5001:]):
+        state.write_bytes(wrong)
+        with pytest.raises(InputError, match="no state of an interrupted run"):
+            fit(tmp_path, config={"checkpoint_seconds": 0.0}, resume=True)
 
 
 def test_resume_needs_the_same_run(tmp_path: Path) -> None:
