@@ -138,7 +138,7 @@ def _layout(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return what an optimiser keeps of a matrix, found out with a small one."""
     matrix = nn.Parameter(torch.zeros(2, 2))
     matrix.grad = torch.zeros(2, 2)
-    other = type(optimizer)([matrix], lr=0.0)
+    other = type(optimizer)([matrix], lr=0.0)  # type: ignore[call-arg]
     other.step()
     return dict(other.state[matrix])
 

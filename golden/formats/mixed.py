@@ -328,8 +328,8 @@ def whole_matmul(parts: Sequence[tuple[PackedTensor, PackedTensor]]) -> Tensor:
         rest = terms[1] if len(terms) > 1 else torch.zeros_like(terms[0])
         sums.append((terms[0] * factor, rest * factor))
     addends, rests = (torch.cat(part, 1).unsqueeze(-1) for part in zip(*sums, strict=True))
-    rest = rests if bool(rests.nan_to_num(1.0).any()) else None
-    return running_fp32_sum(addends, None, rest)[:, -1, 0].reshape(m, n)
+    left_over = rests if bool(rests.nan_to_num(1.0).any()) else None
+    return running_fp32_sum(addends, None, left_over)[:, -1, 0].reshape(m, n)
 
 
 def _rows(x: Tensor, tile: int) -> Tensor:

@@ -98,11 +98,11 @@ def running_switched(
         rest = rests.unsqueeze(-1) if bool(rests.nan_to_num(1.0).any()) else None
         acc = running_fp32_sum(addends.unsqueeze(-1), first, rest).squeeze(-1)
         return acc, torch.zeros_like(refused), refused
-    terms = sums.permute(1, 2, 0)
-    begins = torch.zeros(terms.shape, dtype=torch.bool)
+    by_group = sums.permute(1, 2, 0)
+    begins = torch.zeros(by_group.shape, dtype=torch.bool)
     begins[..., 0] = first
     total, inexact = running_exact_sum(
-        terms.flatten(1),
+        by_group.flatten(1),
         scales.repeat_interleave(2, dim=1),
         begins.flatten(1),
         window,

@@ -2,7 +2,6 @@
 
 from amaranth.hdl import Cat, Const, Module, Mux, Shape, Signal, Value, signed
 from amaranth.lib import data
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.formats import BF16, FP32
@@ -12,6 +11,7 @@ from m2xfp.rtl.parts.fp32_rounding import Normalise, Round, summed_layout
 from m2xfp.rtl.parts.layouts import value_layout
 from m2xfp.rtl.parts.registers import register
 from m2xfp.rtl.parts.streams import SpillRegister, packet, packet_stream
+from m2xfp.rtl.parts.word_memory import WordMemory
 from m2xfp.rtl.verilog.component import Component
 
 __all__ = ["SegmentSums"]
@@ -166,9 +166,8 @@ class SegmentSums(Component):
         """Build three stages: fetch, add, round; a row waits until its result so far is there."""
         m = Module()
         results = data.ArrayLayout(value_layout(BF16), self._columns)
-        m.submodules.kept = kept = Memory(shape=results.size, depth=self._places, init=[])
+        m.submodules.kept = kept = WordMemory(results.size, self._places)
         m.submodules.leaving = leaving = SpillRegister(packet(results))
-        write, read = kept.write_port(), kept.read_port()
         step = leaving.i.ready
         there = [Signal(name="there_0"), Signal(name="there_1")]
         place: Value = self.place
@@ -186,8 +185,8 @@ class SegmentSums(Component):
         m.d.comb += [
             taken.eq(self.i.valid & step & ~waits),
             self.i.ready.eq(step & ~waits),
-            read.en.eq(step),
-            read.addr.eq(self.place),
+            kept.read.eq(step),
+            kept.read_address.eq(self.place),
         ]
         with m.If(step):
             m.d.sync += [there[0].eq(taken), there[1].eq(there[0])]
@@ -197,7 +196,7 @@ class SegmentSums(Component):
             m.submodules[f"rounding_{n}"] = rounding = SegmentRounding()
             m.d.comb += [
                 aligner.part.eq(values.word_select(n, 32)),
-                aligner.earlier.eq(read.data.word_select(n, 16)),
+                aligner.earlier.eq(kept.read_data.word_select(n, 16)),
                 aligner.fresh.eq(stages[0][1][0]),
                 rounding.i.eq(register(m, step, f"summed_{n}", aligner.o.as_value())),
                 total[n].eq(rounding.o),
@@ -205,9 +204,9 @@ class SegmentSums(Component):
         done = named(m, "done", there[1] & step)
         given = stages[1][1][1]
         m.d.comb += [
-            write.en.eq(done & ~given),
-            write.addr.eq(stages[1][0]),
-            write.data.eq(total),
+            kept.write.eq(done & ~given),
+            kept.write_address.eq(stages[1][0]),
+            kept.write_data.eq(total),
             leaving.i.valid.eq(there[1] & given),
             leaving.i.payload.data.eq(total),
             leaving.i.payload.last.eq(stages[1][1][2]),

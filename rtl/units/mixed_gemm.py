@@ -11,7 +11,7 @@ from m2xfp.formats import BF16, FP32
 from m2xfp.pairs import pair_set
 from m2xfp.rtl.parameters import Among, Between, Names, PairTexts, checked
 from m2xfp.rtl.parts.fp32_rounding import round_to_bf16
-from m2xfp.rtl.parts.gemm_buffers import ResultFifo, WeightBank
+from m2xfp.rtl.parts.gemm_buffers import ResultFifo
 from m2xfp.rtl.parts.gemm_layouts import tagged
 from m2xfp.rtl.parts.layouts import value_layout
 from m2xfp.rtl.parts.mixed_layouts import (
@@ -26,6 +26,7 @@ from m2xfp.rtl.parts.slot_array import SlotArray
 from m2xfp.rtl.parts.slot_sequencer import SlotLoader, SlotSequencer
 from m2xfp.rtl.parts.streams import packet_stream
 from m2xfp.rtl.parts.switch_pair import SwitchPair
+from m2xfp.rtl.parts.word_memory import WordMemory
 from m2xfp.rtl.verilog.component import Component
 
 __all__ = ["RESULTS", "MixedGemm"]
@@ -221,8 +222,8 @@ class MixedGemm(Component):
         with m.If(sequencer.resync):
             m.d.sync += full.eq(0)
         for column in range(self.columns):
-            m.submodules[f"bank_{column}"] = bank = WeightBank(
-                word_layout(self.pair), 2 * self.depth
+            m.submodules[f"bank_{column}"] = bank = WordMemory(
+                word_layout(self.pair).size, 2 * self.depth
             )
             m.d.comb += [
                 bank.write.eq(loader.write[column]),
