@@ -37,8 +37,8 @@ def memories_cut(text: str) -> tuple[str, dict[str, int]]:
         width, depth = int(memory[1]) + 1, int(memory[2]) + 1
         bits[name] = width * depth
         head = module[: module.index(");") + 2]
-        ports = re.findall(r"output (?:wire |reg |logic )?(?:\[\d+:\d+\] )?(\w+)", head)
-        head = re.sub(r"output (reg|logic) ", "output ", head)
+        ports = re.findall(r"output\s+(?:wire\b|reg\b)?\s*(?:\[\d+:\d+\])?\s*(\w+)", head)
+        head = re.sub(r"\boutput reg\b", "output", head)
         # A word that was written and comes out at once: nothing behind it is a constant.
         body = "".join(f"  assign {port} = write_data;\n" for port in ports)
         return f"{head}\n{body}endmodule"

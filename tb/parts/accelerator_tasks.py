@@ -1,7 +1,7 @@
 """What an accelerator is given to do: products and values to pack, placed in a memory."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -109,8 +109,10 @@ def random_tasks(rng: np.random.Generator, facts: Facts, count: int, most: int) 
         operation, kind = able[int(rng.integers(len(able)))]
         if operation == GEMM:
             (product,) = random_products(rng, streams, 1, most)
-            if kind == PACKED and len(product.weights) % streams.act.group:
-                kind = BF16_VALUES
+            if kind == PACKED:  # whole groups of results
+                rows = -(-len(product.weights) // streams.act.group) * streams.act.group
+                shape = (rows, *product.weights.shape[1:])
+                product = replace(product, weights=np.resize(product.weights, shape))
             tasks.append(Task(operation, kind, product))
             continue
         rows, number = int(rng.integers(1, 6)), int(rng.integers(1, most + 1))

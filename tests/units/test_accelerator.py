@@ -31,10 +31,12 @@ ROOT = Path(__file__).parents[2]
 Emit = Callable[[str, str], EmittedFiles]
 
 # Shapes in which words, groups, blocks and chunks meet in other ways.
+SMALL = {"act": block_format("m2xfp-act:group=8"), "weight": block_format("m2xfp-weight:group=8")}
 SHAPES: list[dict[str, Any]] = [
     {"bus": "512", "rows": 1, "columns": 8, "chunk": 5, "slots": 8},
     {"bus": "1024", "rows": 3, "columns": 4, "chunk": 1, "chains": 1, "address_bits": 40},
     {"bus": "256", "rows": 1, "columns": 32, "chunk": 16, "chains": 2, "queue": 2},
+    SMALL | {"rows": 1, "columns": 8, "max_k": 64, "chunk": 4},
     {"bus": "512", "rows": 1, "columns": 3, "slots": 2, "quantizer": None, "encoder": None},
     {"bus": "1024", "columns": 2, "slots": 2, "quantizer": BF16, "encoder": FP32},
 ]

@@ -15,8 +15,17 @@ from m2xfp.tb.axi import cycles
 from m2xfp.tb.axi.cycles import product_clocks
 from m2xfp.tb.axi.layers import dense_words, measure_layer
 from m2xfp.tb.axi.model import AxiModel
-from m2xfp.tb.parts.accelerator_tasks import Task, core_of, place
-from m2xfp.tb.parts.accelerator_traffic import Memory
+from m2xfp.tb.parts.accelerator_tasks import (
+    Task,
+    core_of,
+    kinds_of,
+    place,
+    random_tasks,
+    read_results,
+    task_results,
+    written,
+)
+from m2xfp.tb.parts.accelerator_traffic import PAGE, Memory
 from m2xfp.tb.parts.gemm_arrays import GemmStreams
 from m2xfp.tb.parts.gemm_regression import random_products
 
@@ -88,6 +97,30 @@ def test_clocks_of_other_builds(changes: Mapping[str, Any], tmp_path: Path, sim_
     files = emit(UNITS[UNIT].instance(CONFIG, changes), tmp_path)
     with AxiModel(files, BYTES, seed=3, build_dir=sim_dir) as made:
         assert differing(made, 2, SLOW_SHAPES, sim_dir) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_papers_size(emitted: Emit, sim_dir: Path) -> None:
+    """1 x 32 cells, a bus of 1024 bits: clocks, and the bits of every operation and kind."""
+    with AxiModel(emitted(UNIT, "m2xfp-1x32"), 2 * BYTES, seed=3, build_dir=sim_dir) as made:
+        assert differing(made, 4, 6, sim_dir) == []
+        rng, facts, seen = np.random.default_rng(5), made.facts, set()
+        while len(seen) < len(kinds_of(facts)):
+            (task,) = random_tasks(rng, facts, 1, 6)
+            seen.add((task.operation, task.kind))
+            memory = Memory()
+            descriptor = place(task, facts, memory, 0)
+            for page in range(len(made.memory) // PAGE):
+                made.memory[page * PAGE : (page + 1) * PAGE] = memory.read(page * PAGE, PAGE)
+            made.write("int_status", 3)
+            made.push(descriptor)
+            assert made.wait()
+            assert made.read("error")[0] == 0
+            for start, end in written(task, facts, descriptor):
+                memory.write(start, made.memory[start:end])
+            found = read_results(task, facts, descriptor, memory)
+            assert np.array_equal(found, task_results(task, facts)), task
 
 
 FAULTS = {
