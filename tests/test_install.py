@@ -94,7 +94,7 @@ NEEDS = {
     ("coverage", "pe_tile"): "golden,sim,synth",
     ("demo",): "golden,sim",
     ("docs",): "golden,docs",
-    ("driver",): "registers",
+    ("driver",): "golden,registers",
     ("eval",): "golden",
     ("eval", "--tasks", "x"): "golden",
     ("explore", "activation_quantizer"): "explore,golden,synth",

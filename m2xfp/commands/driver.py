@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from m2xfp.commands.options import OUTPUT_FOLDER, one_instance, parameter_options_of
+from m2xfp.extras import require
 
 __all__ = ["command"]
 
@@ -49,6 +50,7 @@ def command(
     m2xfp driver
     m2xfp driver --simulated --config m2xfp-2x2 -o build/driver
     """
+    require("torch", "systemrdl", "peakrdl_cheader", "peakrdl_markdown", "peakrdl_ipxact")
     from m2xfp.accelerator.driver import driver_files, simulated_library
     from m2xfp.rtl.verilog.emit import emit
 
