@@ -383,7 +383,7 @@ def test_folders_that_cannot_be_converted(folder: Path, tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     gptq = {**config, "quantization_config": {"quant_method": "gptq", "bits": 4}}
     (folder / "config.json").write_text(json.dumps(gptq))
-    refused("quantized as 'gptq' of 'gptq', which is not known here; known: torchao, mxfp4-pack")
+    refused("quantized as 'gptq' of 'gptq', which is not known here; known: mxfp4-pack")
     (folder / "config.json").write_text(json.dumps(config))
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
