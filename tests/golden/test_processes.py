@@ -145,7 +145,10 @@ OPERATIONS: dict[str, Callable[[], Any]] = {
     "group_sums": lambda: group_sums(PACKED, PACKED),
     "running_fp32": lambda: running_fp32(PACKED, PACKED),
     "running_exact": lambda: running_exact(PACKED, PACKED),
-    "bits": lambda: [to_bits(from_bits("bf16", PATTERNS)), *quantize_bits(ACT, "bf16", PATTERNS)],
+    "bits": lambda: [
+        to_bits(from_bits("bf16", PATTERNS)),
+        *quantize_bits(ACT, "bf16", PATTERNS.reshape(-1, 32)),
+    ],
     "unit": lambda: hadamard(PATTERNS, PATTERNS > 0, bits=12)["y"],
 }
 
