@@ -84,8 +84,12 @@ def _lines(item: Instance) -> list[str]:
     """Return the text of an instance or what belongs to a memory."""
     if not item.connections:
         return item.text.splitlines(keepends=True)
-    connections = [_wrapped(f".{port}({value})", "    ") for port, value, _ in item.connections]
-    return [item.text, *(f"{line[:-1]},\n" for line in connections[:-1]), connections[-1], "  );\n"]
+    last = len(item.connections) - 1
+    connections = [
+        _wrapped(f".{port}({value})" + "," * (n < last), "    ")
+        for n, (port, value, _) in enumerate(item.connections)
+    ]
+    return [item.text, *connections, "  );\n"]
 
 
 def _unused_wires(body: Body) -> list[str]:
