@@ -59,7 +59,8 @@ def test_shapes(changes: Mapping[str, Any], tmp_path: Path, sim_dir: Path) -> No
     assert lint_file(files.verilog, f"{files.top}_axi") == []
     facts, rng = instance.facts, np.random.default_rng(1)
     traffic = Traffic(facts, Memory(1))
-    for index, task in enumerate(random_tasks(rng, facts, 12, 16)):
+    most = min(16, facts.parameters["max_k"] // GemmStreams(core_of(facts)).act.group)
+    for index, task in enumerate(random_tasks(rng, facts, 12, most)):
         descriptor = place(task, facts, traffic.memory, index << 20, index)
         traffic.configure(descriptor)
         traffic.run(descriptor, task_results(task, facts))
