@@ -78,6 +78,16 @@ class Abilities:
     packed_results: bool
     metadata: bool
 
+    def features(self) -> dict[str, int]:
+        """Return the fields of the register that tells them."""
+        return {
+            "quantize_fp32": int(self.quantize[0]),
+            "quantize_bf16": int(self.quantize[1]),
+            "encode_fp32": int(self.encode[0]),
+            "encode_bf16": int(self.encode[1]),
+            "packed_results": int(self.packed_results),
+        }
+
 
 class DescriptorChecker(Component):
     """Find the first fault of a descriptor that its words alone show.

@@ -1,21 +1,31 @@
 """Values from memory, or results of the GEMM core, become packed groups."""
 
+from typing import Any, Protocol
+
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from m2xfp.formats import BF16, FP32, BlockFormat, InputType
+from m2xfp.formats import BF16, FP32, InputType
 from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parts.layouts import value_layout
 from m2xfp.rtl.parts.plane_writer import packed_layout
 from m2xfp.rtl.parts.streams import packet_stream
-from m2xfp.rtl.units.activation_quantizer import ActivationQuantizer
-from m2xfp.rtl.units.weight_encoder import WeightEncoder
 from m2xfp.rtl.verilog.component import Component
 
-__all__ = ["PackingEngine", "ValueBeats", "engine_kinds"]
+__all__ = ["Engine", "PackingEngine", "ValueBeats", "engine_kinds"]
 
-Engine = ActivationQuantizer | WeightEncoder
+
+class Engine(Protocol):
+    """A unit that packs values: a quantizer, or an encoder."""
+
+    input_type: InputType
+    i: stream.Interface
+    o: stream.Interface
+
+    def elaborate(self, platform: Any) -> Module:
+        """Build it, as Amaranth asks for it."""
+        ...
 
 
 def engine_kinds(kind: InputType | None) -> tuple[bool, bool]:
@@ -87,11 +97,10 @@ class PackingEngine(Component):
 
     Parameters
     ----------
-    act, weight
-        Formats of activations and weights. A weight format without Sg-EM is quantized as
-        activations are.
+    code_bytes
+        Bytes of a group's codes.
     quantizer, encoder
-        Types that they take; none leaves one out.
+        What packs activations, and weights; none leaves one out.
     lanes
         Values a beat.
     columns
@@ -112,25 +121,20 @@ class PackingEngine(Component):
 
     def __init__(
         self,
-        act: BlockFormat,
-        weight: BlockFormat,
-        quantizer: InputType | None,
-        encoder: InputType | None,
+        code_bytes: int,
+        quantizer: Engine | None,
+        encoder: Engine | None,
         lanes: int,
         columns: int,
     ) -> None:
         self._lanes, self._columns = lanes, columns
-        self._code_bytes = act.group_bytes[0]
-        self._quantizer = (
-            ActivationQuantizer(input_type=quantizer, lanes=lanes, block=act) if quantizer else None
-        )
-        self._encoder = _encoder(weight, encoder, lanes) if encoder else None
+        self._quantizer, self._encoder = quantizer, encoder
         members = {
             "i": In(packet_stream(16 * lanes)),
             "wide": In(1),
             "encode": In(1),
             "packs_results": In(1),
-            "o": Out(packet_stream(packed_layout(self._code_bytes))),
+            "o": Out(packet_stream(packed_layout(code_bytes))),
         }
         if columns:
             results = data.ArrayLayout(value_layout(FP32), columns)
@@ -195,10 +199,3 @@ class PackingEngine(Component):
         ]
         with m.If(self.packs_results & results.valid & target.ready):
             m.d.sync += part.eq(Mux(last, 0, part + 1))
-
-
-def _encoder(block: BlockFormat, kind: InputType, lanes: int) -> Engine:
-    """Return what packs in a format of weights; the search takes a clock an offset."""
-    if block.metadata.name != "sg-em":
-        return ActivationQuantizer(input_type=kind, lanes=lanes, block=block)
-    return WeightEncoder(input_type=kind, clocks_per_group=3 * block.group // lanes, block=block)

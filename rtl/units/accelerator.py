@@ -6,7 +6,6 @@ from types import MappingProxyType
 from typing import Annotated
 
 from amaranth.hdl import (
-    Cat,
     ClockDomain,
     ClockSignal,
     DomainRenamer,
@@ -19,11 +18,11 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.errors import InputError
-from m2xfp.formats import BF16, FP32, M2XFP_ACT, M2XFP_WEIGHT, InputType
-from m2xfp.rtl.arith.datapath import named
+from m2xfp.formats import BF16, FP32, M2XFP_ACT, M2XFP_WEIGHT, BlockFormat, InputType
 from m2xfp.rtl.parameters import Between, Names, checked
-from m2xfp.rtl.parts.accelerator_parts import Masters, Movers, connect_job, first_fault
+from m2xfp.rtl.parts.accelerator_parts import Masters, Movers
 from m2xfp.rtl.parts.accelerator_registers import ADDRESS_BITS, AcceleratorRegisters
+from m2xfp.rtl.parts.accelerator_run import run_descriptors
 from m2xfp.rtl.parts.axi_channels import (
     address_layout,
     lite_address_layout,
@@ -46,11 +45,13 @@ from m2xfp.rtl.parts.descriptor_checker import (
 from m2xfp.rtl.parts.dot_pair import Activations, Weights
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
 from m2xfp.rtl.parts.operand_fetcher import OperandFetcher
-from m2xfp.rtl.parts.packing_engine import PackingEngine, engine_kinds
+from m2xfp.rtl.parts.packing_engine import Engine, PackingEngine, engine_kinds
 from m2xfp.rtl.parts.plane_writer import PlaneWriter
 from m2xfp.rtl.parts.result_writer import ResultWriter
 from m2xfp.rtl.parts.streams import packet_stream
+from m2xfp.rtl.units.activation_quantizer import ActivationQuantizer
 from m2xfp.rtl.units.gemm_core import GemmCore
+from m2xfp.rtl.units.weight_encoder import WeightEncoder
 from m2xfp.rtl.verilog.component import Component
 
 __all__ = ["Accelerator"]
@@ -186,10 +187,9 @@ class Accelerator(Component):
         self.unit_bytes = min(self.bus_bytes, 2 * act.group)
         self._engine = (
             PackingEngine(
-                act,
-                weight,
-                quantizer,
-                encoder,
+                self.code_bytes,
+                _engine(act, quantizer, self.unit_bytes // 2),
+                _engine(weight, encoder, self.unit_bytes // 2),
                 self.unit_bytes // 2,
                 columns if self.abilities.packed_results else 0,
             )
@@ -256,27 +256,18 @@ class Accelerator(Component):
         else:
             m.d.comb += groups.rows.eq(weights.o.payload.data)
         self._connect_engine(m, movers, registers)
-        self._run(m, flush, registers, movers, masters)
+        m.submodules.checker = checker = DescriptorChecker(self.address_bits, self.abilities)
+        run_descriptors(m, flush, checker, registers, core, movers, masters)
         return m
 
     def _constants(self) -> dict[str, dict[str, int]]:
         """Return what the registers say of this build."""
-        can = self.abilities
+        bus = {"bus_bytes": self.bus_bytes, "address_bits": self.address_bits, "depth": self.queue}
         return {
             "array": {"rows": self.rows, "columns": self.columns},
             "limits": {"max_k": self.max_k, "group": self.core.pair.group},
-            "bus": {
-                "bus_bytes": self.bus_bytes,
-                "address_bits": self.address_bits,
-                "depth": self.queue,
-            },
-            "features": {
-                "quantize_fp32": int(can.quantize[0]),
-                "quantize_bf16": int(can.quantize[1]),
-                "encode_fp32": int(can.encode[0]),
-                "encode_bf16": int(can.encode[1]),
-                "packed_results": int(can.packed_results),
-            },
+            "bus": bus,
+            "features": self.abilities.features(),
         }
 
     def _movers(self, m: Module) -> Movers:
@@ -389,61 +380,11 @@ class Accelerator(Component):
                 core.o.ready.eq(Mux(packs, engine.results.ready, movers.results.i.ready)),
             ]
 
-    def _run(
-        self,
-        m: Module,
-        flush: Signal,
-        registers: AcceleratorRegisters,
-        movers: Movers,
-        masters: Masters,
-    ) -> None:
-        """Check a descriptor, start everything, wait for the end or for the first fault."""
-        core, words = self.core, registers.descriptor.payload
-        m.submodules.checker = checker = DescriptorChecker(self.address_bits, self.abilities)
-        m.d.comb += checker.descriptor.eq(words)
-        starts = connect_job(m, words, core, movers)
 
-        running, ending, reported = Signal(), Signal(), Signal()
-        waiting = Signal(len(starts))  # which of these have not taken their job yet
-        cause = Signal(8, reset_less=True)
-        quiet = Signal(32)  # clocks in which the bus owed something and nothing moved
-        for n, (start, _) in enumerate(starts):
-            m.d.comb += start.valid.eq(waiting[n])
-            with m.If(start.ready):
-                m.d.sync += waiting[n].eq(0)
-
-        fault = first_fault(m, registers, core, movers, masters, quiet)
-        fails = named(m, "fails", running & (fault != 0))
-        writes = named(m, "writes", Cat(each.busy for each in movers.writers).any())
-        done = named(
-            m,
-            "done",
-            running & reported & (waiting == 0) & ~writes & ~masters.writer.busy,
-        )
-        moved = named(m, "moved", Cat(master.moved for master in masters.all).any())
-        owed = named(m, "owed", Cat(master.owed for master in masters.all).any())
-        m.d.comb += [
-            flush.eq(fails),
-            registers.descriptor.ready.eq(ending),
-            registers.cause.eq(cause),
-            registers.runs.eq(running),
-            registers.works.eq(running & core.acts.ready & core.acts.valid),
-            registers.waits_acts.eq(running & core.acts.ready & ~core.acts.valid),
-            registers.waits_weights.eq(running & core.weights.ready & ~core.weights.valid),
-            registers.waits_results.eq(running & core.o.valid & ~core.o.ready),
-            core.status.ready.eq(1),
-        ]
-        m.d.sync += [ending.eq(0), quiet.eq(0)]
-        with m.If(running & owed & ~moved):
-            m.d.sync += quiet.eq(quiet + 1)
-        with m.If(~running & ~ending & registers.descriptor.valid):
-            # Only a product has a status, beside the end of what is written.
-            m.d.sync += [cause.eq(checker.cause), reported.eq(words.operation != GEMM)]
-            with m.If(checker.cause == 0):
-                m.d.sync += [running.eq(1), waiting.eq(Cat(needed for _, needed in starts))]
-            with m.Else():
-                m.d.sync += ending.eq(1)
-        with m.If(running & core.status.valid):
-            m.d.sync += reported.eq(1)
-        with m.If(done | fails):
-            m.d.sync += [running.eq(0), ending.eq(1), cause.eq(fault), waiting.eq(0)]
+def _engine(block: BlockFormat, kind: InputType | None, lanes: int) -> Engine | None:
+    """Return what packs values of a type in a format; a search takes a clock an offset."""
+    if kind is None:
+        return None
+    if block.metadata.name != "sg-em":
+        return ActivationQuantizer(input_type=kind, lanes=lanes, block=block)
+    return WeightEncoder(input_type=kind, clocks_per_group=3 * block.group // lanes, block=block)
