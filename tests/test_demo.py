@@ -12,6 +12,7 @@ import m2xfp.models.lm
 import m2xfp.synth.flow.pdk
 import m2xfp.synth.studies.dot_layers
 import m2xfp.synth.studies.linear_layers
+import m2xfp.synth.studies.mixed_layers
 from m2xfp.cli import cli
 from m2xfp.commands import demo
 from m2xfp.commands.demo_page import read_page
@@ -141,6 +142,7 @@ def test_a_wrong_layer_of_dot_products_ends_with_status_1(
 
     monkeypatch.setattr(m2xfp.models.lm, "load_model", lambda: model)
     monkeypatch.setattr(m2xfp.synth.studies.linear_layers, "run_linear", lambda *_, **__: right)
+    monkeypatch.setattr(m2xfp.synth.studies.mixed_layers, "run_mixed", lambda *_, **__: right)
     monkeypatch.setattr(m2xfp.synth.studies.dot_layers, "run_dot_layer", run)
     result = CliRunner().invoke(cli, ["demo", "--build-dir", str(sim_dir.parent)])
     assert result.exit_code == 1

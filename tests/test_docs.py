@@ -236,6 +236,8 @@ def folder(tmp_path: Path, sim_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     np.savez(tmp_path / "levels.npz", **levels)
     signs = rng.integers(0, 2, (64, 32)) > 0
     np.savez(tmp_path / "blocks.npz", x=np.load(tmp_path / "x.npy"), flips=signs)
+    rows = rng.integers(0, 2**15, (1, 64, 32), np.uint16)
+    np.savez(tmp_path / "rows.npz", x=rows, order=rng.permutation(32)[None])
     (tmp_path / "build").mkdir()
     (tmp_path / "build" / "sim").symlink_to(sim_dir)  # what other tests have compiled
     (tmp_path / "docs").symlink_to(ROOT / "docs")

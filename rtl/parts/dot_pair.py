@@ -8,7 +8,7 @@ from amaranth.hdl import Shape, signed, unsigned
 from amaranth.lib import data
 
 from m2xfp.errors import InputError
-from m2xfp.formats import E2M1, E8M0, M2XFP_ACT, M2XFP_WEIGHT, BlockFormat
+from m2xfp.formats import E2M1, E8M0, M2XFP_ACT, M2XFP_WEIGHT, BlockFormat, block_format
 from m2xfp.rtl.arith.fixed_point import signed_bits
 from m2xfp.rtl.parameters import Formats
 from m2xfp.rtl.parts.layouts import group_layout
@@ -17,6 +17,8 @@ __all__ = [
     "Activations",
     "AnyActivations",
     "AnyWeights",
+    "ByteActivations",
+    "ByteWeights",
     "DotPair",
     "PowerScaledActivations",
     "PowerScaledWeights",
@@ -52,6 +54,18 @@ Weights = Annotated[
     BlockFormat, Formats((*_POWER_SCALED_WEIGHTS, "nvfp4", "m2nvfp4-weight"), _OPTIONS)
 ]
 
+
+def _of_bytes(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if max(block_format(name).group_bytes[1:]) <= 1)
+
+
+# Those of which a group has a byte of scale and of metadata at most, as the accelerator moves them.
+ByteActivations = Annotated[
+    BlockFormat, Formats((*_of_bytes(_POWER_SCALED_ACTIVATIONS), "nvfp4", "m2nvfp4-act"), _OPTIONS)
+]
+ByteWeights = Annotated[
+    BlockFormat, Formats((*_of_bytes(_POWER_SCALED_WEIGHTS), "nvfp4", "m2nvfp4-weight"), _OPTIONS)
+]
 
 # Elements other than E2M1 as well, see ``MixedPair``.
 _WIDER = ("mxfp8-e4m3", "mxfp6-e3m2", "mxfp6-e2m3", "mxint8", "mxfp8-e5m2")

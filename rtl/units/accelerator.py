@@ -42,7 +42,7 @@ from m2xfp.rtl.parts.descriptor_checker import (
     Abilities,
     DescriptorChecker,
 )
-from m2xfp.rtl.parts.dot_pair import Activations, Weights
+from m2xfp.rtl.parts.dot_pair import ByteActivations, ByteWeights
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
 from m2xfp.rtl.parts.operand_fetcher import OperandFetcher
 from m2xfp.rtl.parts.packing_engine import Engine, PackingEngine, engine_kinds
@@ -81,7 +81,7 @@ class Accelerator(Component):
         Its register stages.
     quantizer, encoder
         Types of the values that are packed in the format of activations, and of weights: with fp32
-        bf16 is taken too. None leaves the engine out. With ``quantizer`` fp32 and as many columns
+        bf16 is taken too. None leaves the engine out. With quantizer fp32 and as many columns
         as a group has values, results can be packed.
     bus
         Bits of the data of the three memory buses.
@@ -127,8 +127,8 @@ class Accelerator(Component):
     def __init__(
         self,
         *,
-        act: Activations = M2XFP_ACT,
-        weight: Weights = M2XFP_WEIGHT,
+        act: ByteActivations = M2XFP_ACT,
+        weight: ByteWeights = M2XFP_WEIGHT,
         rows: Annotated[int, Between(1, 64, usual=(1, 2))] = 1,
         columns: Annotated[int, Between(1, 256, usual=(1, 2, 3))] = 32,
         max_k: Annotated[int, Between(8, (1 << SIZE_BITS) - 1, usual=(32, 64, 512))] = 4096,
@@ -151,7 +151,10 @@ class Accelerator(Component):
                 raise InputError(f"{name}={kind.name}: memory has values of fp32 or bf16")
         for block in (act, weight):
             if block.group_bytes[1] > 1 or block.group_bytes[2] > 1:
-                raise InputError(f"{block.name}: a group has more than a byte of metadata")
+                raise InputError(
+                    f"{block.name}: a group has more than a byte of scale or of metadata, which is "
+                    "what the accelerator moves; take larger subgroups"
+                )
         self.bus_bytes, self.address_bits, self.chunk = int(bus) // 8, address_bits, chunk
         self.code_bytes = act.group_bytes[0]
         # As many weight rows come at the same time as a word of the bus has groups.
@@ -188,8 +191,8 @@ class Accelerator(Component):
         self._engine = (
             PackingEngine(
                 self.code_bytes,
-                _engine(act, quantizer, self.unit_bytes // 2),
-                _engine(weight, encoder, self.unit_bytes // 2),
+                _engine("quantizer", act, quantizer, self.unit_bytes // 2),
+                _engine("encoder", weight, encoder, self.unit_bytes // 2),
                 self.unit_bytes // 2,
                 columns if self.abilities.packed_results else 0,
             )
@@ -381,10 +384,14 @@ class Accelerator(Component):
             ]
 
 
-def _engine(block: BlockFormat, kind: InputType | None, lanes: int) -> Engine | None:
+def _engine(name: str, block: BlockFormat, kind: InputType | None, lanes: int) -> Engine | None:
     """Return what packs values of a type in a format; a search takes a clock an offset."""
     if kind is None:
         return None
-    if block.metadata.name != "sg-em":
-        return ActivationQuantizer(input_type=kind, lanes=lanes, block=block)
-    return WeightEncoder(input_type=kind, clocks_per_group=3 * block.group // lanes, block=block)
+    try:
+        if block.metadata.name != "sg-em":
+            return ActivationQuantizer(input_type=kind, lanes=lanes, block=block)
+        clocks = 3 * block.group // lanes
+        return WeightEncoder(input_type=kind, clocks_per_group=clocks, block=block)
+    except InputError as error:
+        raise InputError(f"{name}={kind.name}: {error}; or leave it out: {name}=none") from error

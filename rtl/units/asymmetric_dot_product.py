@@ -54,7 +54,7 @@ class AsymmetricDotProduct(Component):
     weight
         Format of the weights: E2M1 elements with one scale a group or two, of any of these types.
     sums
-        Classes of a beat: 1, 2 or 4. With two classes 1 is half the rate of ``dot_product`` and 2
+        Classes of a beat: 1, 2 or 4. With two classes 1 is half the rate of dot_product and 2
         the whole, with four 1, 2 and 4 are a quarter, half and the whole. Each has an adder tree
         and an FP32 addition of its own.
     depth
@@ -62,7 +62,7 @@ class AsymmetricDotProduct(Component):
         too.
     chains
         Independent accumulators that take beats in turn: the register stages of all additions, one
-        to three for each of ``sums``. With a window there is one.
+        to three for each of sums. With a window there is one.
     window
         Exponents that the exact accumulation takes, sums of the exponent fields of both scales, and
         the bits of its sum, as LOWEST..HIGHEST/BITS or by name; none accumulates in FP32.

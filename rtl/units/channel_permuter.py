@@ -40,7 +40,7 @@ class ChannelPermuter(Component):
     lanes
         Values a beat, and memories.
     max_k
-        Channels of a row at most, a multiple of ``lanes``.
+        Channels of a row at most, a multiple of lanes.
 
     Members
     -------

@@ -73,7 +73,7 @@ class GemmCore(Component):
         How results leave: as fp32; as bf16, rounded once more, to nearest even; or packed,
         quantized to the activations' format, which takes as many columns as a group has values.
     weight_rows
-        Weight rows whose groups come in one beat, a divisor of ``columns``: as many groups a clock
+        Weight rows whose groups come in one beat, a divisor of columns: as many groups a clock
         as memory gives, where loading weights decides.
 
     Members

@@ -62,9 +62,9 @@ class MixedGemm(Component):
     tile
         Channels of which every segment has a multiple.
     results
-        How results come about: ``segments``, each segment accumulated in FP32 from zero, and the
-        result so far plus the segment rounded once to bf16; ``fp32``, one FP32 accumulation
-        throughout; ``bf16``, that rounded once more.
+        How results come about: segments, each segment accumulated in FP32 from zero, and the
+        result so far plus the segment rounded once to bf16; fp32, one FP32 accumulation
+        throughout; bf16, that rounded once more.
 
     Members
     -------

@@ -35,11 +35,13 @@ def _reached(*_arguments: object, **_keywords: object) -> None:
 
 # Where work begins that takes no program.
 WORK = (
+    "m2xfp.accelerator.driver.driver_files",
     "m2xfp.accelerator.generation.generate_golden",
     "m2xfp.fpga.flow.bitstream.build",
     "m2xfp.fpga.check.bitstream_check.check_bitstream",
     "m2xfp.fpga.flow.report.write_results",
     "m2xfp.fpga.host.link._open",
+    "m2xfp.manual.explorer.explorer_page",
     "m2xfp.manual.site.build",
     "m2xfp.models.activations.layer_inputs",
     "m2xfp.models.bench.bench",

@@ -3,8 +3,9 @@
 import ast
 import importlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 
@@ -101,14 +102,29 @@ def formats() -> Iterator[object]:
 @pytest.mark.parametrize(("unit", "name", "text"), list(formats()))
 def test_formats_that_are_listed_are_accepted(unit: str, name: str, text: str) -> None:
     known = parameters_of(UNITS[unit].component)
-    given = {name: block_format(text)}
+    given: dict[str, Any] = {name: block_format(text)}
     for other, role in (("weight", "act"), ("act", "weight")):
         if name == role:
             given[other] = block_format(text.replace(f"-{role}", f"-{other}"))
+    if "quantizer" in known:  # engines of the accelerator are for fewer formats than its products
+        given |= {"quantizer": None, "encoder": None}
     if "lanes" in known and name == "block":
         UNITS[unit].component(**given, lanes=given[name].group)
-    else:
+        return
+    partners = {"act": "weight", "weight": "act"}
+    if name not in partners:
         UNITS[unit].component(**given)
+        return
+    # Two of a kind need not go together: another that is listed has to.
+    other = known[partners[name]]
+    assert isinstance(other.limit, Formats)
+    for text_of_other in (None, *other.limit.samples):
+        if text_of_other is not None:
+            given[other.name] = block_format(text_of_other)
+        with suppress(InputError):
+            UNITS[unit].component(**given)
+            return
+    pytest.fail(f"no other format goes with {text}")
 
 
 def test_products_wider_than_fp32_are_refused() -> None:

@@ -21,7 +21,7 @@ from m2xfp.tb.regression import Case
 
 UNIT = find_unit("activation_decoder")
 INSTANCE = UNIT.instance()
-COUNT, SEED = 30, 2
+COUNT, SEED = 30, 3
 
 
 @pytest.fixture(scope="module")
