@@ -247,7 +247,7 @@ def test_the_driver_takes() -> None:
 def test_parameters_are_refused() -> None:
     with pytest.raises(InputError, match="max_k=100: must be a multiple"):
         MixedGemm(max_k=100)
-    with pytest.raises(InputError, match="packed.*choose one of"):
+    with pytest.raises(InputError, match=r"packed.*choose one of"):
         MixedGemm(results="packed")
 
 
