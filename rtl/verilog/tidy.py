@@ -155,7 +155,7 @@ def split_rings(body: Body) -> None:
     simulators and linters look at whole wires.
     """
     for ring in list(_rings(body)):
-        for wire in ring:
+        for wire in list(ring):
             sources = _sources(body, wire)
             if len(sources) > 1:
                 _join(body, wire, sources, ring)
@@ -221,6 +221,7 @@ def _join(
         value = a.value
         if not value or value.operator not in ("", "{}") or any(o.operator for o in value.operands):
             name = body.fresh()
+            ring.add(name)  # may read another part of the wire
             width = sum(t.width for t in a.targets if t.text == wire)
             body.widths[name], body.kinds[name] = width, "wire"
             value = part(name, 0, width, width)

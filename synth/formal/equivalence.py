@@ -5,7 +5,8 @@ their outputs to the logic as inputs of the module, and take its results as outp
 combinational, and ``sat`` proves the outputs of both sides equal for all inputs, wherever the
 first side is defined. With equal state before a clock edge, both then have equal state after it,
 and equal outputs. Which register is which is a claim to start from: a wrong pair makes the proof
-fail.
+fail. A flip-flop that only one side has may hold anything at any time: the proof is for all its
+values, so it holds only where nothing depends on them.
 """
 
 import json
@@ -31,9 +32,11 @@ memory_collect
 setattr -unset init w:*
 opt -share_all
 """
-# Flip-flops of one bit with enable and reset as logic; operands no wider than they need be.
+# Operands no wider than they need be, which shows more bits that only ever take one value. Then
+# flip-flops of one bit with enable and reset as logic.
 _AS_LOGIC = """
 wreduce
+opt -share_all
 simplemap
 dffunmap
 opt_clean
@@ -132,7 +135,7 @@ def prove_equal(folder: Path, gold: Netlist, gate: Netlist, proved: Collection[s
     Raises
     ------
     NotEqualError
-        A register, memory, instance or port has no counterpart, or a proof fails.
+        A memory, instance or port has no counterpart, or a proof fails.
     """
     if gold.modules.keys() != gate.modules.keys():
         raise NotEqualError(f"modules {sorted(gold.modules)} and {sorted(gate.modules)}")
@@ -141,9 +144,12 @@ def prove_equal(folder: Path, gold: Netlist, gate: Netlist, proved: Collection[s
     for number, module in enumerate(gold.modules):
         if module in proved:
             continue
-        pairs = _pairs(module, gold, gate)
-        logic[f"gold_{number}"] = _cut(gold, module, [cell for cell, _ in pairs])
-        logic[f"gate_{number}"] = _cut(gate, module, [cell for _, cell in pairs])
+        pairs, only_gold, only_gate = _pairs(module, gold, gate)
+        cut_gold = _cut(gold, module, [cell for cell, _ in pairs])
+        cut_gate = _cut(gate, module, [cell for _, cell in pairs])
+        _let_free("gold_alone", only_gold, cut_gold, cut_gate)
+        _let_free("gate_alone", only_gate, cut_gate, cut_gold)
+        logic |= {f"gold_{number}": cut_gold, f"gate_{number}": cut_gate}
         script += [
             f"log Proving {module}",
             "miter -equiv -flatten -make_assert -ignore_gold_x "
@@ -158,24 +164,57 @@ def prove_equal(folder: Path, gold: Netlist, gate: Netlist, proved: Collection[s
     _yosys(folder, "\n".join(script) + "\n")
 
 
-def _pairs(module: str, gold: Netlist, gate: Netlist) -> list[tuple[str, str]]:
-    """Return the cells that hold state in both modules, in pairs that share a name."""
+def _pairs(
+    module: str, gold: Netlist, gate: Netlist
+) -> tuple[list[tuple[str, str]], list[str], list[str]]:
+    """Return the cells that hold state in both modules, in pairs that share a name.
+
+    And the flip-flops that only the first or the second has, such as one that decides nothing,
+    which yosys may find out of one text and not of the other.
+    """
     names_in_gate = _names(gate, module)
     owners = defaultdict(set)
     for cell, known_as in names_in_gate.items():
         for one in known_as:
             owners[one].add(cell)
-    pairs = []
+    pairs, alone = [], []
     for cell, known_as in _names(gold, module).items():
         same = set().union(*(owners[one] for one in known_as))
+        if not same and _is_flip_flop(gold, module, cell):
+            alone.append(cell)
+            continue
         if len(same) != 1:
             raise NotEqualError(
                 f"{module}: {cell}, {sorted(known_as)}, has {len(same)} counterparts"
             )
         pairs.append((cell, same.pop()))
-    if len({cell for _, cell in pairs}) != len(pairs) or len(pairs) != len(names_in_gate):
+    paired = {cell for _, cell in pairs}
+    rest = [cell for cell in names_in_gate if cell not in paired]
+    if len(paired) != len(pairs) or not all(_is_flip_flop(gate, module, cell) for cell in rest):
         raise NotEqualError(f"{module}: {len(pairs)} cells hold state, and {len(names_in_gate)}")
-    return pairs
+    return pairs, alone, rest
+
+
+def _is_flip_flop(netlist: Netlist, module: str, cell: str) -> bool:
+    return bool(netlist.modules[module]["cells"][cell]["type"] == _FLIP_FLOP)
+
+
+def _let_free(port: str, flip_flops: list[str], owner: Module, other: Module) -> None:
+    """Put a port in the place of flip-flops of ``owner``; ``other`` gets it too, and ignores it."""
+    if not flip_flops:
+        return
+    states = [owner["cells"].pop(cell)["connections"]["Q"][0] for cell in flip_flops]
+    owner["ports"][port] = {"direction": "input", "bits": states}
+    first = 1 + max(_numbers(other), default=1)
+    unread = [*range(first, first + len(states))]
+    other["ports"][port] = {"direction": "input", "bits": unread}
+
+
+def _numbers(module: Module) -> Iterator[int]:
+    """Yield the number of every wire at a pin or port."""
+    pins = [facts["connections"].values() for facts in module["cells"].values()]
+    for bits in chain(chain.from_iterable(pins), (p["bits"] for p in module["ports"].values())):
+        yield from (bit for bit in bits if isinstance(bit, int))
 
 
 def _names(netlist: Netlist, module: str) -> dict[str, set[tuple[str, ...]]]:
@@ -209,9 +248,7 @@ def _cut(netlist: Netlist, module: str, cells: Sequence[str]) -> Module:
     modules = netlist.modules
     logic = dict(modules[module]["cells"])
     ports = dict(modules[module]["ports"])
-    pins_of_all = [facts["connections"].values() for facts in logic.values()]
-    used = [*chain.from_iterable(pins_of_all), *(port["bits"] for port in ports.values())]
-    wires = count(1 + max(bit for bits in used for bit in bits if isinstance(bit, int)))
+    wires = count(1 + max(_numbers(modules[module])))
     for number, cell in enumerate(cells):
         facts = logic.pop(cell)
         pins, given, owner = facts["connections"], {"Q", "RD_DATA"}, str(number)

@@ -118,7 +118,9 @@ def _applies(design: Design) -> bool:
 def _faults(design: Design) -> Iterator[Design]:
     """Yield the unit with a rounding that never goes up."""
     text, count = re.subn(
-        r"(wire \[23:0\] rounded = i\[22:0\]) \+ i\[33\];", r"\1;", design.verilog
+        r"(wire \[23:0\] rounded = \{1'h0, i\[22:0\]\}) \+ \{23'h000000, i\[33\]\};",
+        r"\1;",
+        design.verilog,
     )
     assert count == 1
     yield replace(design, fault="rounded: no increment", verilog=text, _modules={})

@@ -13,7 +13,7 @@ from m2xfp.rtl.verilog.emit import yosys_verilog
 from m2xfp.rtl.verilog.exact import exact, substitute
 from m2xfp.rtl.verilog.expression import Expression, Names, parse, part
 from m2xfp.rtl.verilog.writer import rewrite
-from m2xfp.synth.formal.equivalence import NotEqualError
+from m2xfp.synth.formal.equivalence import NotEqualError, prove_equal, read
 from m2xfp.synth.formal.written import prove_written
 
 ALL = [(instance.unit.name, instance.config) for instance in select()]
@@ -98,6 +98,31 @@ def test_the_proof_notices_a_wrong_writer(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(Expression, "_inner", lambda self, operand: str(operand))
     with pytest.raises(NotEqualError, match="proof did fail"):
         prove(*names, tmp_path)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(
+    ("alone", "equal"), [("alone & a & b & ~(a & c)", True), ("alone & a & b & c", False)]
+)
+def test_a_register_that_one_side_has(
+    alone: str, equal: bool, swapped: bool, tmp_path: Path
+) -> None:
+    """It may decide nothing, nor what another register takes, which yosys does not see at once."""
+    head = "module top (input clk, input a, input b, input c, output reg q); "
+    body = "reg alone; always @(posedge clk) begin alone <= c; q <= {}; end endmodule"
+    netlists = []
+    for name, value in (("with", f"b ^ ({alone} & c)"), ("without", "b")):
+        (tmp_path / f"{name}.v").write_text(head + body.format(value))
+        netlists.append(read(tmp_path, f"read_verilog {name}.v"))
+    kept, gone = netlists
+    cells = [list(each.modules["top"]["cells"].values()) for each in netlists]
+    assert [sum(c["type"] == "$_DFF_P_" for c in side) for side in cells] == [2, 1]
+    sides = (gone, kept) if swapped else (kept, gone)
+    if equal:
+        prove_equal(tmp_path, *sides)
+    else:
+        with pytest.raises(NotEqualError, match="proof did fail"):
+            prove_equal(tmp_path, *sides)
 
 
 def no_cut(e: Expression) -> Expression:

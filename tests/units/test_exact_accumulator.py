@@ -327,7 +327,7 @@ FAULTS = [
     Mutation("above is not told", EXACT, "number & high))", "Const(0, 1)))"),
     Mutation("zero has an exponent", EXACT, "~self.i.nan & self.i.product.any()", "~self.i.nan"),
     Mutation("NaN has an exponent", EXACT, "self.valid & ~self.i.nan & self", "self.valid & self"),
-    Mutation("overflow is not told", EXACT, "running.above | outside", "running.above"),
+    Mutation("overflow is not told", EXACT, "above | outside", "above"),
     Mutation("a warning is forgotten", EXACT, "(inexact & running.kept)", "Const(0, 1)"),
     Mutation("a warning stays over first", EXACT, "(inexact & running.kept)", "inexact"),
     Mutation("-1 vanishes", EXACT, "Cat(Const(0, 1), total[: bits - 1])", "total[:bits]"),
