@@ -110,7 +110,9 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
 def _inside(event: str, path: Any) -> None:
     assert _allowed is not None
     place = Path(os.path.abspath(os.fsdecode(path)))
+    # Of Python, of the user, and of a part of PyTorch as it is imported.
     caches = "__pycache__" in place.parts or place == Path(os.devnull)
+    caches |= place == Path.home() / ".cache" or place.name.startswith("torchinductor_")
     if not caches and not any(place.is_relative_to(folder) for folder in _allowed):
         raise Forbidden(f"{event} of {place}")
 

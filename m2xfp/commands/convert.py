@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
@@ -17,7 +18,7 @@ def _bytes(_context: click.Context, _option: click.Parameter, text: str) -> int:
     units = {"B": 1, "MB": 10**6, "GB": 10**9, "MIB": 1 << 20, "GIB": 1 << 30}
     number = text.rstrip("BGIMbgim")
     unit = text[len(number) :].upper() or "B"
-    if not number.isdigit() or unit not in units or not int(number):
+    if not re.fullmatch("[0-9]{1,18}", number) or unit not in units or not int(number):
         raise click.BadParameter(f"{text!r} is no size such as 500MB or 2GiB")
     return int(number) * units[unit]
 
