@@ -557,3 +557,11 @@ def test_a_tokenizer_that_is_none(folder: Path) -> None:
     (folder / "tokenizer.json").write_text('{"model": 1}')
     with pytest.raises(InputError, match="cannot be used"):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("size", ["2 pounds", "0GB", "-1", "²", "1" * 5000])
+def test_what_is_no_size_is_refused(tmp_path: Path, size: str) -> None:
+    arguments = ["convert", str(tmp_path), str(tmp_path / "new"), "--to", "mxfp4"]
+    result = CliRunner().invoke(cli, [*arguments, f"--shard-size={size}"])
+    assert result.exit_code == 2
+    assert "no size such as 500MB or 2GiB" in result.output
