@@ -236,7 +236,7 @@ def test_what_cannot_be_built_is_refused() -> None:
         Accelerator(slots=12)
     with pytest.raises(InputError, match="quantizer=fp16"):
         Accelerator(quantizer=input_type("fp16"))
-    with pytest.raises(InputError, match="more than a byte of metadata"):
+    with pytest.raises(InputError, match="more than a byte of scale or of metadata"):
         Accelerator(
             act=block_format("m2xfp-act:subgroup=4"), weight=block_format("m2xfp-weight:subgroup=4")
         )
