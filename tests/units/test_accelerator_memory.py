@@ -310,8 +310,13 @@ CHANNELS, READER, WRITER, FETCHER, PACKER = (
     for name in ("axi_channels", "axi_reader", "axi_writer", "operand_fetcher", "plane_writer")
 )
 FAULTS = [
-    Mutation("burst across 4 KB", CHANNELS, "Mux(left < room, left, room)", "Cat(left, room)"),
-    Mutation("response not waited for", WRITER, "~idle | (fresh != 0))", "~idle)"),
+    Mutation(
+        "burst across 4 KB",
+        CHANNELS,
+        "Mux(left < room, left, room)",
+        "Mux(left < room, left, left)",
+    ),
+    Mutation("response not waited for", WRITER, "busy.eq(~idle | (fresh != 0))", "busy.eq(~idle)"),
     Mutation("error of a response dropped", WRITER, "Mux(wanted, b.payload.data.resp, 0)", "0"),
     Mutation(
         "swapped pitch",
