@@ -12,6 +12,7 @@ import sys
 from base64 import b64encode
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import plotly.offline
@@ -65,13 +66,13 @@ def arithmetic(cache: Path) -> bytes:
     if found is not None:
         return found
     cache.mkdir(parents=True, exist_ok=True)
-    made = cache / f"explorer-{key}.made"
-    command = [sys.executable, "-m", "ziglang", "c++", *_FLAGS, "-o", str(made), str(source)]
-    done = run(command, environment=cache_environment())
+    with TemporaryDirectory(dir=cache) as folder:  # another process may compile at the same time
+        made = Path(folder) / "explorer.wasm"
+        command = [sys.executable, "-m", "ziglang", "c++", *_FLAGS, "-o", str(made), str(source)]
+        done = run(command, environment=cache_environment())
+        module = made.read_bytes() if not done.returncode else b""
     if done.returncode:
         raise tool_failure("zig c++", str(source), done.stdout, done.returncode, cache)
-    module = made.read_bytes()
-    made.unlink()
     write_sealed(kept, module)
     return module
 
