@@ -53,7 +53,7 @@ def _narrow_wires(body: Body) -> None:
         for target in a.targets:
             assigned.add(target.text)
             bits_of[target.text] = bits_of.get(target.text, 0) | mask(target)
-    for wire in assigned - body.directions.keys():
+    for wire in sorted(assigned - body.directions.keys()):
         body.widths[wire] = bits_of[wire].bit_length()
     _rename(body)
 
@@ -155,7 +155,7 @@ def split_rings(body: Body) -> None:
     simulators and linters look at whole wires.
     """
     for ring in list(_rings(body)):
-        for wire in list(ring):
+        for wire in sorted(ring):  # the same text each time
             sources = _sources(body, wire)
             if len(sources) > 1:
                 _join(body, wire, sources, ring)
@@ -180,7 +180,7 @@ def _rings(body: Body) -> Iterator[set[str]]:
         def enter(wire: str, work: list[tuple[str, Iterator[str]]] = work) -> None:
             order[wire] = lowest[wire] = len(order)
             stack.append(wire)
-            work.append((wire, iter(readers[wire])))
+            work.append((wire, iter(sorted(readers[wire]))))
 
         enter(first)
         while work:

@@ -156,7 +156,7 @@ def _fold(body: Body) -> None:
                 continue
             for place, expression in zip(distinct, folded, strict=True):
                 place.value = expression
-            for name in set(IDENTIFIER.findall(str(value))):
+            for name in sorted(set(IDENTIFIER.findall(str(value)))):
                 users[name] = [user for user in users[name] if user is not a] + places
             body.assignments.remove(a)
 

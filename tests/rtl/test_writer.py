@@ -1,12 +1,15 @@
 """The Verilog writer changes nothing: each module is proved equal to Amaranth's own."""
 
+import os
 import re
+import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
 from choices import usual_first
 
+from m2xfp.processes import run
 from m2xfp.rtl.catalog import find_unit, select
 from m2xfp.rtl.verilog.component import EmittedModule
 from m2xfp.rtl.verilog.emit import yosys_verilog
@@ -236,3 +239,21 @@ def test_folding(use: str, value: str, folded: str | None) -> None:
 @pytest.mark.parametrize("text", ["f(a, b)", "a +", "other & a", "a ** b", "choice_0(v, w)"])
 def test_unknown_forms_stay(text: str) -> None:
     assert parse(text, NAMES) is None
+
+
+def test_text_does_not_depend_on_the_hashes_of_strings(tmp_path: Path) -> None:
+    """A unit with a ring of several wires, whose parts once were named in the order of a set."""
+    program = (
+        "import sys\n"
+        "from m2xfp.rtl.catalog import find_unit\n"
+        "from m2xfp.rtl.verilog.emit import emit\n"
+        "unit = find_unit('asymmetric_dot_product').instance('e5m2-full-exact')\n"
+        "print(emit(unit, sys.argv[1]).verilog.read_text())\n"
+    )
+    texts = set()
+    for seed in "12":
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        done = run([sys.executable, "-c", program, str(tmp_path / seed)], environment=environment)
+        assert done.returncode == 0, done.stdout
+        texts.add(done.stdout)
+    assert len(texts) == 1
