@@ -28,7 +28,8 @@ def unpacked_codes(plane: Bytes, block: BlockFormat) -> Codes:
 def packed_codes(codes: Codes, block: BlockFormat) -> Bytes:
     """Invert ``unpacked_codes``; bits beyond an element are cut off."""
     bits = (codes[..., None] >> np.arange(block.element.bits)) & 1
-    plane = bits.reshape(*codes.shape[:-1], -1).astype(np.uint8)
+    # The size is written out, since numpy cannot work it out where there are no groups.
+    plane = bits.reshape(*codes.shape[:-1], codes.shape[-1] * block.element.bits).astype(np.uint8)
     return np.packbits(plane, axis=-1, bitorder="little")
 
 

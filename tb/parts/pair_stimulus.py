@@ -308,6 +308,8 @@ def _set_powers(
 
     Or the largest in seven of each eight lanes, if one more then makes a power of two.
     """
+    if not chosen.any():
+        return
     sizes = [_steps(block) for block in blocks]
     number, lanes = int(chosen.sum()), np.arange(blocks[0].group)
     # Each power as often, by all the ways to make it.

@@ -89,15 +89,14 @@ def test_proofs(mutated: MutatedUnit) -> None:
 
 
 def test_proofs_with_state(tmp_path: Path) -> None:
-    """In a unit with registers, no mutant that is killed is proved equal, and others are."""
+    """In a unit with registers, no mutant that is killed is proved equal."""
     unit = find_unit("fp32_accumulator").instance("m2xfp-single")
     mutated = mutate(unit, 40, 5, tmp_path)
     prover, simulator = Prover(mutated, 2), BulkSimulator(mutated.emitted, build_dir=tmp_path)
     cases = list(find_bench(unit.unit).regression(unit.facts))[:4]
     noticed = {each.number: killer(simulator, cases, each.number) for each in mutated.mutants}
-    alive = [number for number, by in noticed.items() if not by]
-    assert "in any state" in [prover.prove(number).how for number in alive]
     killed = [number for number, by in noticed.items() if by][:3]
+    assert killed
     assert not [number for number in killed if prover.prove(number).same]
 
 
@@ -118,7 +117,7 @@ def test_command(folder: Path, tmp_path: Path) -> None:
 
 
 HELD = """
-module unit(input clk, input rst, input [3:0] i, input [1:0] mutant, output [3:0] o, output s);
+module unit(input clk, input rst, input [3:0] i, input [2:0] mutant, output [3:0] o, output s);
   reg [3:0] held;
   reg sum;
   wire [3:0] wrong = mutant == 1 ? {3'b0, held[0]} : mutant == 2 ? {3'b0, held[1]} : 4'b0;
@@ -126,14 +125,17 @@ module unit(input clk, input rst, input [3:0] i, input [1:0] mutant, output [3:0
   assign s = sum;
   always @(posedge clk) begin
     if (i[0]) held <= {i[3:1], 1'b0};
-    sum <= rst & mutant != 3 ? 1'b0 : sum ^ i[1];
+    sum <= rst & mutant != 3 ? 1'b0 : mutant == 4 ? (sum | i[1]) & ~(sum & i[1]) : sum ^ i[1];
   end
 endmodule
 """
 
 
 def test_proofs_from_zeros(tmp_path: Path) -> None:
-    """What no register ever holds makes no difference; what one does, and a lost reset, do."""
+    """What no register ever holds makes no difference; what one does, and a lost reset, do.
+
+    The same function in other gates needs no look at what the registers hold.
+    """
     unit = find_unit("fp32_accumulator").instance("m2xfp-single")
     ports = [Port("i", "input", 4), Port("o", "output", 4), Port("s", "output", 1)]
     (tmp_path / "unit.json").write_text(
@@ -145,3 +147,4 @@ def test_proofs_from_zeros(tmp_path: Path) -> None:
     prover = Prover(MutatedUnit(files, files, [], tmp_path), 5)
     assert prover.prove(1) == Verdict(True, "after reset, from zeros")
     assert [prover.prove(number).same for number in (2, 3)] == [False, False]
+    assert prover.prove(4) == Verdict(True, "in any state")

@@ -338,3 +338,14 @@ def test_protocol_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> Non
     mutant = emit_mutant(fault, UNIT, "m2xfp-fp32", tmp_path)
     with pytest.raises(TestbenchError):
         run_testbench(mutant, protocol_vectors(mutant), build_dir=sim_dir)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_stimulus_of_few_steps(config: str) -> None:
+    """Every distribution makes as many groups as it is asked for, also fewer than its pattern."""
+    facts = UNITS[UNIT].instance(config).facts
+    for name in pair_stimulus.DISTRIBUTIONS:
+        for steps, count in ((1, 1), (2, 6), (3, 2)):
+            *groups, first = pair_stimulus.groups(name, formats(facts), steps, count, seed=5)
+            assert first.shape == (steps, count)
+            assert all(side.shape[:2] == (steps, count) for side in groups)
