@@ -48,7 +48,7 @@ def command(
     """
     from m2xfp.rtl.catalog import UNITS
     from m2xfp.synth.formal.jobs import JOBS, find_job
-    from m2xfp.synth.formal.record import accept_records, prove
+    from m2xfp.synth.formal.record import FILE, accept_records, prove
 
     wanted = {find_job(each).name for each in names} or set(JOBS)
     if listing:
@@ -65,15 +65,18 @@ def command(
         instances = chosen(None, config, settings, name)
     require("torch", "safetensors", "filelock", "pyosys", "softfloatpy")
     slow = slow or bool(names)
-    failed, records = 0, []
+    failed, count = 0, 0
     for record in prove(
         instances, wanted, slow=slow, faults=inject or accept, only=inject and not accept
     ):
         click.echo(record.line)
         failed += not record.good
-        records.append(record)
-    click.echo(f"{len(records)} jobs, {failed} failed")
-    if accept and not failed:
-        click.echo(accept_records(Path(RESULTS), records))
+        count += 1
+        if accept and record.good:
+            # As they come: what took minutes is kept if what follows is interrupted.
+            accept_records(Path(RESULTS), [record])
+    click.echo(f"{count} jobs, {failed} failed")
+    if accept:
+        click.echo(f"accepted: {Path(RESULTS) / FILE}")
     if failed:
         raise SystemExit(1)

@@ -21,9 +21,12 @@ PROBES = {
     "released": "sequencer.released",
 }
 
+# Of groups, or of the beats of a group.
+KINDS = ("", "slot_")
+
 
 def _applies(design: Design) -> bool:
-    return {"loader", "sequencer"} <= set(design.modules)
+    return any({f"{kind}loader", f"{kind}sequencer"} <= set(design.modules) for kind in KINDS)
 
 
 def _wires(design: Design, names: Sequence[str]) -> dict[str, str]:

@@ -204,7 +204,8 @@ def _spaced(design: Design) -> str:
     named = {stream.name for stream in design.facts.streams}
     if {"i", "o"} <= named and "half_rate_register" in design.modules:
         return "o"
-    return "status" if "result_fifo" in design.modules and "status" in named else ""
+    reports = {"result_fifo", "permutation_check"} & set(design.modules)
+    return "status" if reports and "status" in named else ""
 
 
 def _quantized(design: Design) -> Outcome:

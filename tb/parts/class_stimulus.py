@@ -145,9 +145,11 @@ def extremes(rng: np.random.Generator, blocks: Formats, shape: tuple[int, int]) 
     """All lanes at the largest magnitude, and a few of any other: the bounds of the widths."""
     made = near(rng, blocks, shape)
     signs = [rng.integers(0, 2, (*shape, 1)) << 3 for _ in blocks]
+    # Of a product of last places both sides are small: beside the largest value any is even.
+    last = rng.random((*shape, blocks[0].group)) < 0.05 * rng.integers(0, 2, (*shape, 1))
     for codes, sign in zip(made.codes, signs, strict=True):
         other = rng.random(codes.shape) < 0.1 * rng.integers(0, 2, (*shape, 1))
-        codes[:] = np.where(other, codes, 7 | sign)
+        codes[:] = np.where(other | last, codes, 7 | sign)
     return made
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "load",
     "regression",
     "sample",
+    "unreached",
     "vectors",
 ]
 
@@ -277,3 +278,20 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     few = _mixed(rng, facts, [named[0][1]])
     for clock, stall in enumerate(RESETS):
         yield Case(f"reset {clock}", (few,), stall, seed + clock, before=WARM + clock)
+    for clock in range(8):
+        # Where reports are taken as they come, so that one is in the clock of a reset.
+        yield Case(f"reset of reports {clock}", (few,), seed=seed, before=20 + clock)
+
+
+def unreached(_: Facts) -> dict[str, str]:
+    """Return what follows from how a table is looked at, and reported."""
+    looked = (
+        "a beat of a table is taken in a clock after the one in which it came, at the earliest "
+        "(job looked-at)"
+    )
+    return {
+        r"beats of table: 0, (none|no valid)": looked,
+        r"table in the clock of the reset: no, yes": looked,
+        r"beats of status: 0, (none|no ready)": "no report is there in the clock after one was "
+        "taken (job apart)",
+    }

@@ -17,12 +17,13 @@ from m2xfp.tb.parts.files import check_names, load_arrays, type_name
 from m2xfp.tb.parts.groups import group_beats, planes_of_beats, user_planes
 from m2xfp.tb.parts.minifloat_cover import cover_minifloat_groups
 from m2xfp.tb.parts.value_cover import cover_specials, half_rate
-from m2xfp.tb.parts.value_stimulus import near_boundaries
+from m2xfp.tb.parts.value_stimulus import from_float64, near_boundaries
 from m2xfp.tb.parts.values import decode
 from m2xfp.tb.regression import Case, steady_cases
 from m2xfp.tb.vectors import Beats, TestVectors
 
 __all__ = [
+    "beside_least",
     "boundaries",
     "cover",
     "decode",
@@ -137,12 +138,40 @@ def boundaries(facts: Facts, count: int, seed: int) -> Arrays:
     return {"x": x, "tensor_scales": scales}
 
 
+def beside_least(facts: Facts, count: int, seed: int) -> Arrays:
+    """Return groups whose scale is one of the lowest, with values of any smaller binade.
+
+    Values beyond what any scale gives a code are held as one number each; only beside the least
+    scale does a wrong one of these have a code.
+    """
+    rng = np.random.default_rng([seed, 9])
+    kind, block = (
+        input_type(facts.parameters["input_type"]),
+        block_format(facts.parameters["block"]),
+    )
+    grid = block.scale.grid
+    assert grid is not None
+    lowest = np.array([float(grid.magnitude(n)) for n in range(1, 5)])
+    largest = 6 * rng.choice(lowest, (count, 2))
+    lanes = rng.permuted(np.tile(np.arange(block.group), (count, 1)), axis=1)[:, :2]
+    below = from_float64(largest.min(axis=1, keepdims=True), kind).astype(np.int64)
+    x = rng.integers(0, np.broadcast_to(below, (count, block.group)), endpoint=True)
+    x |= rng.integers(0, 2, x.shape) << kind.width - 1
+    for side, sign in enumerate((1, -1)):
+        x[np.arange(count), lanes[:, side]] = from_float64(sign * largest[:, side], kind)
+    arrays: Arrays = {"x": x.astype(f"uint{kind.width}")}
+    if facts.parameters["tensor_scale"]:
+        arrays["tensor_scales"] = rng.integers(0x3F800000, 0x3FC00000, count).astype(np.uint32)
+    return arrays
+
+
 def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     """Yield groups of all distributions, boundaries of codes, and all patterns of 16 bits."""
 
     def stimulus() -> Iterator[tuple[str, Arrays]]:
         for n in range(4):
             yield f"boundaries {n}", boundaries(facts, 4000, seed + n)
+        yield "beside the least scale", beside_least(facts, 2000, seed)
         for name, arrays in values.stimulus(facts, seed):
             yield name, with_scales(arrays, facts, seed)
 
