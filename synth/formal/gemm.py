@@ -6,30 +6,42 @@ of how states are reached, and no bound of clocks or sizes is left.
 
 from collections.abc import Callable, Iterator
 
+from m2xfp.rtl.parts.segment_checker import SegmentChecker
+from m2xfp.rtl.parts.segment_sums import SegmentSums
+from m2xfp.synth.formal.control import KINDS
 from m2xfp.synth.formal.design import Design
 from m2xfp.synth.formal.engines import Outcome, within
 from m2xfp.synth.formal.gemm_invariants import (
     SIZE,
-    TAG,
     Core,
     core_of,
     counters,
     fifo,
     induction,
     loads,
+    tables,
 )
 from m2xfp.synth.formal.job import LIMIT, Job
 from m2xfp.synth.formal.streams import harness
 
 __all__ = ["JOBS"]
 
+# The first bit of a command's tag, behind m, n and k.
+ASKED = 3 * SIZE
+
+
+def _depth(design: Design) -> int:
+    """Return the words of a row that a weight buffer holds."""
+    return int(getattr(design.instance.component, "depth", 0))
+
 
 def _answered(design: Design) -> Outcome:
     """Prove by two marked commands, told by their tags, that statuses neither fail nor stray."""
     core = core_of(design)
-    last, tag = core.rows + core.lanes, core.rows + core.lanes + 5
+    last = core.rows + core.lanes
+    tag, report = last + 1 + core.fault_bits, core.fault_bits
     # Where a command's status can be, the oldest first: condition, and the tag there.
-    places = [("reported", "report[5:4]")]
+    places = [("reported", f"report[{report + 1}:{report}]")]
     places += [
         (f"held_{n} & queue_{n}[{last}]", f"queue_{n}[{tag + 1}:{tag}]") for n in range(core.slots)
     ]
@@ -38,9 +50,11 @@ def _answered(design: Design) -> Outcome:
         for n in range(core.stages, 0, -1)
     ]
     places += [
-        ("job__valid & ~counted", f"job__payload[{TAG + 1}:{TAG}]"),
-        ("spare_valid", f"spare[{TAG + 1}:{TAG}]"),
+        ("job__valid & ~counted", f"job__payload[{core.tag + 1}:{core.tag}]"),
+        ("spare_valid", f"spare[{core.tag + 1}:{core.tag}]"),
     ]
+    if core.segments:
+        places.append(("checker_stage != 0", f"checker_command[{ASKED + 1}:{ASKED}]"))
     lines = [
         "  wire counted = running & group_ends & last_columns & rows_left == 0;",
         f"  wire [{len(places) - 1}:0] a, b;",
@@ -53,10 +67,12 @@ def _answered(design: Design) -> Outcome:
     body = [
         *counters(core),
         *fifo(core),
+        *tables(core, _depth(design)),
         *lines,
         "  wire came = s_axis_cmd_tvalid & s_axis_cmd_tready;",
         "  wire went = m_axis_status_tvalid & m_axis_status_tready;",
-        "  wire [1:0] asked = s_axis_cmd_tdata[61:60], told = m_axis_status_tdata[5:4];",
+        f"  wire [1:0] asked = s_axis_cmd_tdata[{ASKED + 1}:{ASKED}];",
+        f"  wire [1:0] told = m_axis_status_tdata[{report + 1}:{report}];",
         # The first mark is on any command, the second on any later one.
         "  wire lawful = ~came | asked == 0 | asked == 3 | (asked == 1 & ~a_came)",
         "    | (asked == 2 & a_came & ~b_came);",
@@ -65,8 +81,9 @@ def _answered(design: Design) -> Outcome:
         "  wire a_open_next = (a_open & ~(went & told == 1)) | (came & asked == 1);",
         "  wire b_open_next = (b_open & ~(went & told == 2)) | (came & asked == 2);",
         f"  wire [7:0] of_a = {sums['a']}, of_b = {sums['b']};",
-        "  wire inv = counting & queued & of_a == a_open & of_b == b_open & (~a_open | a_came)",
-        f"    & (~b_open | b_came) & (~b_came | a_came) & (~a_open | ({' & '.join(order)}));",
+        "  wire inv = counting & queued & tabled & of_a == a_open & of_b == b_open",
+        "    & (~a_open | a_came) & (~b_open | b_came) & (~b_came | a_came)",
+        f"    & (~a_open | ({' & '.join(order)}));",
         "  wire claim = ~went | ((told != 1 | a_open) & (told != 2 | (b_open & ~a_open)));",
     ]
     return induction(core, dict.fromkeys(("a_came", "b_came", "a_open", "b_open"), 1), body)
@@ -84,7 +101,10 @@ def _rows(core: Core) -> list[str]:
 
 
 def _delivered(design: Design) -> Outcome:
-    """Prove that a command's tiles cover its matrix, and that each row of a tile leaves once."""
+    """Prove that a command's tiles cover its matrix, and that each row of a tile leaves once.
+
+    Where k has segments, it is the tiles of the last one that do; what leaves is at the FIFO then.
+    """
     core = core_of(design)
     top, m, n = (
         core.rows - 1,
@@ -98,7 +118,8 @@ def _delivered(design: Design) -> Outcome:
         *counters(core),
         *fifo(core),
         *_rows(core),
-        "  wire goes_on = tile_valid & ~stop & running;",
+        *tables(core, _depth(design)),
+        "  wire goes_on = tile_valid & ~stop & running & group_ends;",
         f"  wire [{wide}:0] added = given + (goes_on ? tile[{top}:0] : 0);",
         f"  wire [{wide}:0] given_next = running & ~released & ~stop ? added : 0;",
         f"  wire [{wide}:0] before_next = ~running | stop | job__ready ? 0",
@@ -106,7 +127,7 @@ def _delivered(design: Design) -> Outcome:
         f"  wire [15:0] owed_next = owed + (tile_valid ? tile[{top}:0] : 0) - moved;",
         f"  wire [15:0] total = {' + '.join(inside)};",
         f"  wire [{wide}:0] rest = group_ends ? rows_left : block_left;",
-        "  wire inv = counting & queued & few & owed + row_now == total",
+        "  wire inv = counting & queued & few & tabled & owed + row_now == total",
         "    & (running | (given == 0 & before == 0))",
         f"    & (~running | (given + rest == {m} & before + columns_left == {n}));",
         "  wire lawful = 1;",
@@ -171,6 +192,9 @@ def _moves(design: Design) -> Outcome:
     """
     core, facts = core_of(design), design.facts
     clocks = core.stages + core.slots + 2 * core.chains + 4
+    if core.segments:
+        # A command is checked, and rows of all tiles that wait go on into the sum of segments.
+        clocks += SegmentChecker.latency + core.slots * core.size + SegmentSums.latency
     willing = [stream.ports[1 if stream.is_input else 2] for stream in facts.streams]
     beats = [f"({stream.ports[1]} & {stream.ports[2]})" for stream in facts.streams]
     body = [
@@ -197,7 +221,9 @@ def _faults(*near: str) -> Callable[[Design], Iterator[Design]]:
 
 def _applies(design: Design) -> bool:
     streams = {stream.name for stream in design.facts.streams}
-    return "cmd" in streams and {"loader", "sequencer", "result_fifo"} <= set(design.modules)
+    if "cmd" not in streams or "result_fifo" not in design.modules:
+        return False
+    return any({f"{kind}loader", f"{kind}sequencer"} <= set(design.modules) for kind in KINDS)
 
 
 JOBS = (

@@ -7,7 +7,13 @@ from any state in it, whatever the inputs, each clock stays in it. What is claim
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+from amaranth.lib import data
+
+from m2xfp.rtl.parts import gemm_layouts, mixed_layouts
+from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
+from m2xfp.rtl.parts.mixed_layouts import SEGMENTS
 from m2xfp.synth.formal.design import Design
 from m2xfp.synth.formal.engines import Outcome, within
 from m2xfp.synth.formal.job import LIMIT
@@ -15,16 +21,14 @@ from m2xfp.synth.formal.netlist import Flat, from_any_state, simple
 from m2xfp.synth.formal.streams import harness
 
 __all__ = [
-    "FAULTS",
-    "RESYNC",
     "SIZE",
-    "TAG",
     "Core",
     "core_of",
     "counters",
     "fifo",
     "induction",
     "loads",
+    "tables",
 ]
 
 # Wires of the emitted text, by the names of instances and of their ports and signals.
@@ -39,8 +43,11 @@ _SPARE = ("spare", "spare_valid")
 _FIFO = ("used", "drain", "fill", "report", "status__valid", "moved", "row")
 _SLOT = re.compile(r"unit\.result_fifo\.tile_(\d+)(_\d+)?")
 _STAGE = re.compile(r"unit\.tile_valid_(\d+)")
-# Bits of a job, which has m, n, groups, four faults, a tag and whether it resynchronises.
-SIZE, FAULTS, TAG, RESYNC = 20, 60, 64, 67
+_CHECKER = ("stage", "command", "o__payload", "wrong", *(f"beats_{n}" for n in range(SEGMENTS)))
+# Its name alone is a keyword of SystemVerilog.
+_CHECKED = re.compile(r"(unit\.checker_\d+)\.stage")
+# Bits of m and n, which come first in a command and in a job, then its groups.
+SIZE = SIZE_BITS
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,10 @@ class Core:
         Bits of a tile's number of rows and of columns.
     chains, columns, size
         Accumulators a cell; columns and rows of the array.
+    job
+        What a job is.
+    segments
+        Whether the k of a command is cut into segments, each of which gives its results.
     """
 
     netlist: Flat
@@ -67,6 +78,28 @@ class Core:
     chains: int
     columns: int
     size: int
+    job: data.StructLayout
+    segments: bool
+
+    @property
+    def faults(self) -> int:
+        """The first bit of a job's faults."""
+        return self.job["faults"].offset
+
+    @property
+    def tag(self) -> int:
+        """The first bit of a job's tag, which is behind its faults."""
+        return self.job["tag"].offset
+
+    @property
+    def resync(self) -> int:
+        """The bit of a job that says that it resynchronises."""
+        return self.job["resync"].offset
+
+    @property
+    def fault_bits(self) -> int:
+        """Faults of a job, and of a report."""
+        return self.tag - self.faults
 
 
 def _registers(flat: Flat) -> set[object]:
@@ -94,6 +127,9 @@ def core_of(design: Design) -> Core:
     for n in range(1, stages + 1):
         wires |= {f"stage_valid_{n}": f"unit.tile_valid_{n}"}
         wires |= {f"stage_{n}": f"unit.tile_{n}" if n < stages else "unit.result_fifo.tile"}
+    checkers = [match[1] for name in names if (match := _CHECKED.fullmatch(name))]
+    for path in checkers:
+        wires |= {f"checker_{name}": f"{path}.{name}" for name in _CHECKER}
     # What has no bits, since there is one of it, has no wire.
     wires = {port: wire for port, wire in wires.items() if wire in names}
     streams = design.facts.streams
@@ -110,6 +146,8 @@ def core_of(design: Design) -> Core:
         int(given["chains"]),
         columns,
         rows,
+        mixed_layouts.job_layout if checkers else gemm_layouts.job_layout,
+        bool(checkers),
     )
 
 
@@ -145,12 +183,13 @@ def counters(core: Core) -> list[str]:
     lines = ["  wire [7:0] chain_now = " + ("chain;" if core.chains > 1 else "0;")]
     for name, valid in ((job, "job__valid"), ("spare", "spare_valid")):
         lines += [
-            f"  wire sized_{name} = ~{valid} | {name}[{RESYNC}]",
-            f"    | ({name}{m} != 0 | {name}[{FAULTS}])",
-            f"    & ({name}{n} != 0 | {name}[{FAULTS + 1}]);",
+            f"  wire sized_{name} = ~{valid} | {name}[{core.resync}]",
+            f"    | ({name}{m} != 0 | {name}[{core.faults}])",
+            f"    & ({name}{n} != 0 | {name}[{core.faults + 1}]);",
         ]
     lines += [
-        f"  wire refused = failed | {job}[{RESYNC}] | {job}[{TAG - 1}:{FAULTS}] != 0;",
+        f"  wire refused = failed | {job}[{core.resync}]",
+        f"    | {job}[{core.tag - 1}:{core.faults}] != 0;",
         "  wire begun = chain_now != 0 | address != 0;",
         f"  wire counting = sized_{job} & sized_spare & (~spare_valid | job__valid)",
         f"    & chain_now < {core.chains}",
@@ -194,8 +233,10 @@ def loads(core: Core) -> list[str]:
     one_hot = " | ".join(f"column == {1 << k}" for k in range(c)) if c > 1 else "1'd1"
     lines = [
         f"  wire [23:0] pos = {column}0;",
-        "  wire front_fr = job__payload[67:60] & 8'h8f ? 1 : 0;",
-        "  wire spare_fr = spare[67:60] & 8'h8f ? 1 : 0;",
+        *(
+            f"  wire {name}_fr = {word}[{core.resync}] | {word}[{core.tag - 1}:{core.faults}] != 0;"
+            for name, word in (("front", "job__payload"), ("spare", "spare"))
+        ),
         f"  wire [23:0] f = running ? columns_left : job__payload{n};",
         f"  wire [23:0] g = spare{n};",
         "  wire [1:0] ours = full & mine, theirs = full & ~mine;",
@@ -226,8 +267,8 @@ def loads(core: Core) -> list[str]:
         "  wire in_turn = (~full[~buffer] | full[buffer])",
         "    & (full != 3 | mine[buffer] | ~mine[~buffer]);",
         # The command that resynchronises is the newest.
-        f"  wire sync_front = job__valid & job__payload[{RESYNC}];",
-        f"  wire sync_spare = spare_valid & spare[{RESYNC}];",
+        f"  wire sync_front = job__valid & job__payload[{core.resync}];",
+        f"  wire sync_spare = spare_valid & spare[{core.resync}];",
         "  wire syncs = resyncing == (spare_valid ? sync_spare : sync_front)",
         "    & (~sync_front | ~spare_valid) & (~resyncing | ~loading);",
         "  wire loaded = (~failed | loader_failed) & (~loader_failed | ~loading) & syncs",
@@ -236,3 +277,57 @@ def loads(core: Core) -> list[str]:
         f"    & (loader_failed | (well & ring{' & (loading | column == 1)' if c > 1 else ''}));",
     ]
     return lines
+
+
+def _ends(word: str, layout: data.StructLayout) -> list[str]:
+    """Return the beats behind each segment of a job's table or a checked command's."""
+    at, slots = layout["slots"].offset, layout["slots"].shape
+    assert isinstance(slots, data.ArrayLayout)
+    slot = slots.elem_shape
+    assert isinstance(slot, data.StructLayout)
+    size, wide = slot.size, slot["end"].width
+    return [f"{word}[{at + n * size} +: {wide}]" for n in range(SEGMENTS)]
+
+
+def _in_order(word: str, layout: data.StructLayout, depth: int) -> str:
+    """Return: segments follow one another, the last one ends with k, and there is room for it."""
+    ends, groups = _ends(word, layout), layout["groups"]
+    rising = " & ".join(f"{one} <= {other}" for one, other in pairwise(ends))
+    whole = f"{word}[{groups.offset} +: {groups.width}]"
+    return f"{rising} & {ends[-1]} == {whole} & {whole} != 0 & {whole} <= {depth}"
+
+
+def tables(core: Core, depth: int) -> list[str]:
+    """Return ``tabled``: where segments end, of a command being checked and of those behind.
+
+    So a sum that ends with k ends with a segment. Of a unit without segments there is nothing to
+    say.
+    """
+    if not core.segments:
+        return ["  wire tabled = 1;"]
+    job, found = core.job, mixed_layouts.checked_layout
+    command = mixed_layouts.mixed_command_layout
+    tag, other = (
+        f"checker_{name}[{layout['tag'].offset} +: {layout['tag'].width}]"
+        for name, layout in (("o__payload", found), ("command", command))
+    )
+    resync = f"checker_command[{command['resync'].offset}]"
+    faults = found["faults"]
+    wrong = f"checker_o__payload[{faults.offset} +: {faults.width}] != 0"
+    whole = " + ".join(f"checker_beats_{n}" for n in range(SEGMENTS))
+    lines = [
+        f"  wire [23:0] beats = {whole};",
+        "  wire measured = checker_stage < 2 | checker_wrong != 0"
+        f" | {resync} | (beats != 0 & beats <= {1 << 20});",
+        f"  wire stated = checker_stage != 3 | ({tag} == {other}"
+        f" & checker_o__payload[{found['resync'].offset}] == {resync}"
+        f" & ({wrong} | {resync} | ({_in_order('checker_o__payload', found, depth)})));",
+    ]
+    parts = ["measured", "stated"]
+    for word, valid in (("job__payload", "job__valid"), ("spare", "spare_valid")):
+        refused = f"{word}[{core.resync}] | {word}[{core.tag - 1}:{core.faults}] != 0"
+        parts.append(f"(~{valid} | {refused} | ({_in_order(word, job, depth)}))")
+    bits = len(core.netlist.ports["last_group"])
+    last = f"job__payload[{job['groups'].offset} +: {bits}] - {bits}'d1"
+    parts.append(f"(~running | last_group == {last})")
+    return [*lines, f"  wire tabled = {' & '.join(parts)};"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -190,10 +191,15 @@ def _spoilt(rng: np.random.Generator, facts: Facts) -> Iterator[tuple[str, Table
         at = int(rng.integers(1, beats))
         table["address"][at, memory] = table["address"][at - 1, memory]
         yield "address", table
-    for memory in range(lanes):
+    for memory, near in product(range(lanes), (False, True)):
         table = table_of(rng.permutation(beats * lanes), lanes)
-        at = int(np.flatnonzero(table["address"][:, memory] == beats - 1)[0])
-        table["address"][at, memory] = beats  # beyond the end, if a word has it
+        address = table["address"]
+        at = int(np.flatnonzero(address[:, memory] == beats - 1)[0])
+        if near:  # beside it the other memories have the largest that there may be
+            places = (address == beats - 1).argmax(axis=0)
+            every = np.arange(lanes)
+            address[places, every], address[at] = address[at], beats - 1
+        address[at, memory] = beats  # beyond the end, if a word has it
         if beats < most:
             yield "beyond", table
     long = table_of(rng.permutation((most + 1) * lanes), lanes)
