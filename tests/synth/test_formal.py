@@ -17,6 +17,8 @@ from m2xfp.synth.formal.jobs import JOBS, find_job, inject, jobs_of
 from m2xfp.synth.formal.netlist import from_any_state, simple
 from m2xfp.synth.formal.streams import harness
 
+PERMUTER = {"lanes": 2, "max_k": 8}
+MIXED = {"rows": 1, "columns": 1, "max_k": 128, "chains": 2, "tile": 32}
 # Small instances that have, together, most of the jobs that take seconds, and jobs that are not
 # repeated for every unit.
 CASES = [
@@ -38,12 +40,16 @@ CASES = [
     *((("accelerator", "m2xfp-2x2", {}), job) for job in ("bursts", "taken", "descriptors")),
     (("gemm_core", "m2xfp-2x2", {"rows": 1, "columns": 1, "max_k": 64}), "buffers"),
     (("gemm_core", "m2xfp-2x2", {"rows": 1, "columns": 1, "max_k": 64}), "apart"),
+    *((("channel_permuter", "bf16x8", PERMUTER), job) for job in ("willing", "looked-at", "apart")),
+    (("mixed_gemm", "micromix-2x2", MIXED), "buffers"),
     *(
         (("gemm_core", "m2xfp-2x2", {"rows": 1, "columns": 2, "max_k": 64, "chains": 1}), job.name)
         for job in gemm.JOBS
     ),
 ]
 SLOW = [
+    (("channel_permuter", "bf16x8", PERMUTER), "rows-kept"),
+    *((("mixed_gemm", "micromix-2x2", MIXED), job.name) for job in gemm.JOBS),
     (("accelerator", "m2xfp-2x2", {}), "asked"),
     (("accelerator", "m2xfp-2x2", {}), "counted"),
     (("accelerator", "m2xfp-2x2", {}), "register-answers"),
