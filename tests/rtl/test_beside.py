@@ -353,6 +353,33 @@ def test_an_unknown_kind(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--with", "wrapper"], "no wrapper; there are: sdc, xdc, lpf, pcf, package, ip-xact"),
+        (["--rules"], "has no streams, so no rules of streams"),
+    ],
+)
+def test_a_unit_without_streams_says_what_there_is(
+    options: list[str], said: str, tmp_path: Path
+) -> None:
+    call = ["verilog", "activation_decoder", "-o", str(tmp_path)]
+    with pytest.raises(InputError, match=said):
+        cli.main([*call, *options], prog_name="m2xfp", standalone_mode=False)
+    assert not list(tmp_path.iterdir())
+    cli.main([*call, "--with", "all"], prog_name="m2xfp", standalone_mode=False)
+    assert not list(tmp_path.glob("*_axis.v"))
+
+
+def test_a_unit_without_memory_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    macro = "sky130_sram_1kbyte_1rw1r_32x256_8"
+    call = ["verilog", "activation_decoder", "--memories", macro, "-o", str(tmp_path)]
+    cli.main(call, prog_name="m2xfp", standalone_mode=False)
+    assert f"activation_decoder_m2xfp has no memory: nothing is made of {macro}" in (
+        capsys.readouterr().out
+    )
+
+
 def test_every_unit_has_its_files(tmp_path: Path) -> None:
     for unit in UNITS.values():
         facts: Facts = unit.instance(None).facts
