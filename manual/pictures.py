@@ -13,6 +13,7 @@ import torch
 from m2xfp.files import write_atomic
 from m2xfp.formats import E2M1
 from m2xfp.golden import PackedTensor, get_format
+from m2xfp.manual.datapaths import DATAPATHS
 
 __all__ = ["PICTURES", "write_pictures"]
 
@@ -87,25 +88,33 @@ def _arrow(x: float, y: float, dx: float, dy: float) -> str:
 
 # --- number lines ---------------------------------------------------------------------------------
 
-_LEFT, _UNIT, _STEP = 150, 84, 46
+_LEFT, _WIDTH, _STEP = 150, 780, 46
 _TITLE = 'text-anchor="start" fill="#555"'
 
 
-def _line(y: float, values: list[float], label: str, colour: str, large: list[float]) -> list[str]:
+def _unit(last: int) -> float:
+    """Return the pixels between whole numbers on a line that ends behind ``last``."""
+    return (_WIDTH - _LEFT - 20) / (last + 0.5)
+
+
+def _line(
+    y: float, last: int, values: list[float], label: str, colour: str, large: list[float]
+) -> list[str]:
     """Return a number line: its name, all values as small marks, some as large ones."""
-    end = _LEFT + _UNIT * 10.7
+    unit = _unit(last)
+    end = _LEFT + unit * (last + 0.5)
     parts = [
         _text(_LEFT - 14, y + 5, label, 'text-anchor="end"'),
         f'<path d="M {_LEFT:g} {y:g} H {end:g}" stroke="#999" fill="none"/>',
     ]
     for value in values:
-        x, size = _LEFT + _UNIT * value, 6 if value in large else 3
+        x, size = _LEFT + unit * value, 6 if value in large else 3
         parts.append(f'<circle cx="{x:g}" cy="{y:g}" r="{size}" fill="{colour}"/>')
     return parts
 
 
-def _axis(y: float) -> list[str]:
-    return [_text(_LEFT + _UNIT * n, y, str(n)) for n in range(11)]
+def _axis(y: float, last: int) -> list[str]:
+    return [_text(_LEFT + _unit(last) * n, y, str(n)) for n in range(last + 1)]
 
 
 def _decoded(name: str, code: int, meta: int) -> list[float]:
@@ -134,10 +143,10 @@ def _elem_em() -> str:
     refined = sorted(
         {_decoded("m2xfp-act", code, meta)[0] for code in range(1, 8) for meta in range(4)}
     )
-    parts += _line(56, plain, "seven of eight", _MARKS[0], plain)
-    parts += _line(56 + _STEP, refined, "the largest one", _MARKS[1], plain)
-    parts += _axis(56 + _STEP + 32)
-    return _svg(1080, 56 + _STEP + 48, "Elem-EM: the largest of eight has two more bits", parts)
+    parts += _line(56, 7, plain, "seven of eight", _MARKS[0], plain)
+    parts += _line(56 + _STEP, 7, refined, "the largest one", _MARKS[1], plain)
+    parts += _axis(56 + _STEP + 32, 7)
+    return _svg(_WIDTH, 56 + _STEP + 48, "Elem-EM: the largest of eight has two more bits", parts)
 
 
 def _sg_em() -> str:
@@ -147,16 +156,17 @@ def _sg_em() -> str:
     for meta in range(4):
         values = [_decoded("m2xfp-weight", code, meta)[0] for code in range(8)]
         label = f"metadata {meta}: x {values[2]:g}"
-        parts += _line(y, values, label, _MARKS[meta], values)
+        parts += _line(y, 10, values, label, _MARKS[meta], values)
         y += _STEP
-    parts += _axis(y - 14)
-    return _svg(1080, int(y) + 2, "Sg-EM: four scales for each eight weights", parts)
+    parts += _axis(y - 14, 10)
+    return _svg(_WIDTH, int(y) + 2, "Sg-EM: four scales for each eight weights", parts)
 
 
 PICTURES: dict[str, Callable[[], str]] = {
     "chain": _chain,
     "elem-em": _elem_em,
     "sg-em": _sg_em,
+    **DATAPATHS,
 }
 
 

@@ -19,7 +19,6 @@ from m2xfp.manual.unit_page import unit_page
 from m2xfp.processes import run
 from m2xfp.progress import track
 from m2xfp.rtl.catalog import UNITS
-from m2xfp.synth.checks.status import tables
 
 __all__ = ["assemble", "build"]
 
@@ -85,11 +84,8 @@ def assemble(root: Path, folder: Path) -> Path:
         write_atomic(folder / "notebooks" / f"{path.stem}.md", notebook_page(path))
     readme = _relinked((root / "README.md").read_text(), root, root, folder)
     write_atomic(folder / "index.md", f"{readme}\n{_contents(notebooks)}")
-    status = tables(docs / "results")["status"]
     for unit in track(list(UNITS.values()), desc="pages of units", unit="page"):
-        write_atomic(
-            folder / "units" / f"{unit.name}.md", unit_page(unit, docs / "results", status)
-        )
+        write_atomic(folder / "units" / f"{unit.name}.md", unit_page(unit, docs / "results"))
     write_atomic(folder / "units" / "index.md", _units())
     write_atomic(folder / "api.md", _interface())
     write_atomic(folder / "commands.md", _commands())

@@ -10,12 +10,13 @@ from m2xfp.manual.waves import timing_diagram
 from m2xfp.results import read_figures
 from m2xfp.rtl.catalog import Unit
 from m2xfp.rtl.parameters import parameters_of
+from m2xfp.synth.checks.status import own_rows
 from m2xfp.tables import aligned_table
 
 __all__ = ["unit_page"]
 
 
-def unit_page(unit: Unit, results: Path, status: str) -> str:
+def unit_page(unit: Unit, results: Path) -> str:
     """Return the page as markdown.
 
     Parameters
@@ -24,8 +25,6 @@ def unit_page(unit: Unit, results: Path, status: str) -> str:
         The unit; its default configuration is drawn.
     results
         Folder of the accepted figures.
-    status
-        The table of all units' status, of which the page shows its own row.
     """
     instance = unit.instance()
     facts = instance.facts
@@ -52,7 +51,7 @@ def unit_page(unit: Unit, results: Path, status: str) -> str:
         "## Area, timing, energy",
         _figures(unit, results),
         "## Status",
-        _own_row(name, status),
+        _own_rows(unit, results),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -144,11 +143,8 @@ def _figures(unit: Unit, results: Path) -> str:
     return f"{aligned_table(rows)}\n`m2xfp synth {unit.name}` measures them again."
 
 
-def _own_row(name: str, status: str) -> str:
-    """Return the unit's row of the status table, turned: a line a column."""
-    titles, _, *lines = (
-        [cell.strip() for cell in line.strip("| ").split("|")] for line in status.splitlines()
-    )
-    (own,) = (line for line in lines if line[0] == f"`{name}`")
-    pairs = list(zip(titles, own, strict=True))[1:]
-    return aligned_table([["what", "result"], *(list(pair) for pair in pairs)])
+def _own_rows(unit: Unit, results: Path) -> str:
+    """Return the unit's row of both status tables, turned: a line a column."""
+    cells = own_rows(results, unit)
+    del cells["unit"]
+    return aligned_table([["what", "result"], *([name, cell] for name, cell in cells.items())])

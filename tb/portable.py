@@ -18,6 +18,7 @@ import numpy as np
 from m2xfp.errors import InputError
 from m2xfp.facts import Facts, Port, Stream
 from m2xfp.files import write_atomic
+from m2xfp.rtl.verilog.beside.folding import folded
 from m2xfp.tb.vectors import Beats, TestVectors
 
 __all__ = ["PASSED", "Pauses", "bench_name", "write_bench"]
@@ -105,7 +106,7 @@ def write_bench(
         _stream_bench(facts, vectors, pauses) if facts.streams else _port_bench(facts, vectors)
     )
     written = [write_atomic(folder / name, _hex(beats)) for name, beats in words.items()]
-    return [write_atomic(folder / f"{bench_name(facts)}.v", text), *written]
+    return [write_atomic(folder / f"{bench_name(facts)}.v", folded(text)), *written]
 
 
 def _hex(beats: Beats) -> str:
@@ -168,14 +169,14 @@ def _port_bench(facts: Facts, vectors: TestVectors) -> tuple[str, dict[str, Beat
             f"                 {value});\n"
             "        failed = 1'b1;\n      end\n"
         )
-    ports = ", ".join(f".{port.name}({port.name})" for port in facts.signals)
+    ports = ",\n    ".join(f".{port.name}({port.name})" for port in facts.signals)
     text = (
         f"{_head(facts)}"
-        f"  localparam COUNT = {count};\n"
+        f"  localparam integer COUNT = {count};\n"
         "  integer at;\n"
         "  reg failed = 1'b0;\n"
         f"{''.join(lines)}"
-        f"  {facts.top} unit ({ports});\n"
+        f"  {facts.top} unit (\n    {ports}\n  );\n"
         "  initial begin\n"
         "    for (at = 0; at < COUNT && !failed; at = at + 1) begin\n"
         f"      {' '.join(unknown)}\n      #1 {' '.join(known)}\n      #1\n"
@@ -210,15 +211,15 @@ def _pause(stream: Stream, number: int, pauses: Pauses) -> str:
         size = len(pattern)
         turned = f"{{{p}_pattern[{size - 2}:0], {p}_pattern[{size - 1}]}}"
         return (
-            f"  reg [{size - 1}:0] {p}_pattern = {size}'b{pattern};\n"
+            f"  reg [{size - 1}:0] {p}_pattern;\n  initial {p}_pattern = {size}'b{pattern};\n"
             f"  wire {p}_pause = {p}_pattern[{size - 1}];\n"
             f"  always @(posedge clk) {p}_pattern <= {turned if size > 1 else f'{p}_pattern'};\n"
         )
     # Marsaglia's xorshift of 32 bits, never 0; streams begin at different places of its sequence.
     start = (0x9E3779B9 * (2 * (pauses.seed * 64 + number) + 1)) & 0xFFFFFFFF or 1
     return (
-        f"  reg [31:0] {p}_noise = 32'h{start:08x};\n"
-        f"  wire {p}_pause = {{1'b0, {p}_noise[31:22]}} < STALL;\n"
+        f"  reg [31:0] {p}_noise;\n  initial {p}_noise = 32'h{start:08x};\n"
+        f"  wire {p}_pause = {{1'b0, {p}_noise[31:22]}} < stall;\n"
         f"  always @(posedge clk) {p}_noise <= xorshift({p}_noise);\n"
     )
 
@@ -280,6 +281,22 @@ def _checker(stream: Stream, count: int, masked: bool) -> str:
 """
 
 
+def _beside(port: Port) -> str:
+    """Return the Verilog of a port beside the streams: 0 goes in, and what comes out is known."""
+    span = f"[{port.width - 1}:0] " if port.width > 1 else ""
+    if port.is_input:
+        return f"  wire {span}{port.name} = {port.width}'d0;\n"
+    return f"""\
+  wire {span}{port.name};
+  always @(posedge clk) begin
+    if (compare && ^{port.name} === 1'bx) begin
+      $display("FAIL: {port.name} is unknown");
+      failed <= 1'b1;
+    end
+  end
+"""
+
+
 def _stream_bench(
     facts: Facts, vectors: TestVectors, pauses: Pauses
 ) -> tuple[str, dict[str, Beats]]:
@@ -304,6 +321,8 @@ def _stream_bench(
         )
     ports = [f".{facts.clock}(clk)", f".{facts.reset}(rst)"]
     ports += [f".{port}({port})" for stream in facts.streams for port in stream.ports]
+    parts += map(_beside, facts.signals)
+    ports += [f".{port.name}({port.name})" for port in facts.signals]
     found = [stream.prefix for stream in facts.outputs]
     done = " && ".join(f"{p}_found == {counts[p]}" for p in found)
     total = " + ".join(f"{p}_found" for p in found)
@@ -312,16 +331,18 @@ def _stream_bench(
     patience = 400 + int(64 * max(counts.values()) * busiest)
     text = f"""\
 {_head(facts)}\
-  localparam [10:0] STALL = {round(1024 * pauses.stall)};  // of 1024 clocks, how many are pauses
-  localparam PATIENCE = {patience};  // clocks
-  reg clk = 1'b0;
-  reg rst = 1'b0;
-  reg restart = 1'b1;
-  reg compare = 1'b0;
-  reg failed = 1'b0;
+  localparam integer PATIENCE = {patience};  // clocks
+  wire [10:0] stall = 11'd{round(1024 * pauses.stall)};  // of 1024 clocks, how many are pauses
+  reg clk;
+  reg rst;
+  reg restart;
+  reg compare;
+  reg failed;
   integer clocks;
+  initial clk = 1'b0;
+  initial failed = 1'b0;
   always #1 clk = ~clk;
-  function [31:0] xorshift(input [31:0] state);
+  function automatic [31:0] xorshift(input reg [31:0] state);
     begin
       xorshift = state ^ (state << 13);
       xorshift = xorshift ^ (xorshift >> 17);
@@ -334,6 +355,8 @@ def _stream_bench(
   );
   // All changes here come half a clock after the edge at which anything is looked at.
   initial begin
+    restart = 1'b1;
+    compare = 1'b0;
     rst = 1'b1;
     @(posedge clk);
     @(negedge clk);

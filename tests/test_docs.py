@@ -50,6 +50,24 @@ def test_links(page: Path) -> None:
     assert not missing
 
 
+def plain_lines(text: str) -> int:
+    """Return the longest run of lines of a page without a table or a picture."""
+    seen = [line.startswith("|") or "![" in line for line in text.splitlines()]
+    return max(len(run) for run in "".join("|" if each else "." for each in seen).split("|"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_two_screens_without_a_table_or_a_picture(page: Path) -> None:
+    """A screen has some fifty lines."""
+    if page.parent.name == "docs" or page.name == "README.md":
+        assert plain_lines(page.read_text()) <= 100
+
+
+def test_a_page_of_text_alone_is_noticed() -> None:
+    assert plain_lines("words\n" * 101) == 101
+    assert plain_lines("words\n" * 60 + "| a |\n" + "words\n" * 60) == 60
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_files_and_names_exist(page: Path) -> None:
     """What stands as code in a sentence: paths of this repository, and names of the package."""

@@ -1,6 +1,9 @@
 """The documentation site: its drawings are the unit's, its links lead somewhere, it builds."""
 
+import os
 import re
+import socket
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -9,9 +12,11 @@ import pytest
 
 from m2xfp.errors import InputError
 from m2xfp.manual import site, unit_page
+from m2xfp.manual.datapaths import accelerator, dot_product, gemm_core
 from m2xfp.manual.drawings import block, counted, packet
 from m2xfp.manual.pictures import PICTURES
 from m2xfp.manual.waves import waves_of
+from m2xfp.processes import run
 from m2xfp.rtl.catalog import UNITS, Instance, find_unit
 from m2xfp.tb.bench import find_bench, random_operands
 
@@ -72,6 +77,25 @@ def test_timing_is_the_units(instance: Instance) -> None:
         assert len(came) == len(vectors.outputs["o"])
 
 
+def test_a_datapath_has_the_widths_of_its_unit() -> None:
+    """Those of another unit where another is drawn: NVFP4 has no decoders, and other sums."""
+    for config, wanted, other in (
+        ("m2xfp-fp32", "D = sum of 4 (4 + k) P: 19 bits", "4 top-1 decoders"),
+        ("nvfp4-fp32", "D = sum of 1 P: 20 bits", None),
+        ("m2xfp-fp32-single", "1 accumulator of 32 bits in the ring, each of a dot", None),
+    ):
+        unit: Any = find_unit("dot_product").instance(config).component
+        drawn = texts(dot_product(unit))
+        assert any(text.startswith(wanted) for text in drawn), drawn
+        assert other is None or other in drawn
+        assert ("4 top-1 decoders" in drawn) == unit.pair.refined
+        assert f"{counted(unit.latency, 'clock')} behind the group" in drawn
+    core: Any = find_unit("gemm_core").instance("mxfp4-2x2").component
+    assert "row by row, 139 bits a beat" in texts(gemm_core(core))
+    chip: Any = find_unit("accelerator").instance("m2xfp-2x2").component
+    assert "AXI4, 128 bits" in texts(accelerator(chip))
+
+
 @pytest.mark.parametrize("name", PICTURES)
 def test_pictures_are_as_drawn(name: str) -> None:
     """A picture in the repository is what it shows as it is now; each stands in a page."""
@@ -86,10 +110,13 @@ class Links(HTMLParser):
         super().__init__()
         self.targets: list[str] = []
         self.names: set[str] = set()
+        self.loaded: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
         self.names.add(given.get("id") or "")
+        self.loaded += [given.get("src") or ""] if tag in ("script", "img") else []
+        self.loaded += [given.get("href") or ""] if tag == "link" else []
         if tag == "a" and given.get("href"):
             self.targets.append(given["href"] or "")
 
@@ -98,10 +125,35 @@ def built(folder: Path) -> Path:
     return site.build(ROOT, folder / "site").parent
 
 
+OFFLINE = """
+import socket
+
+def refused(*arguments, **keywords):
+    raise OSError("no network here")
+
+socket.socket.connect = socket.getaddrinfo = socket.create_connection = refused
+"""
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse every connection, here and in each Python that is started."""
+    folder = tmp_path / "offline"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(OFFLINE)
+    monkeypatch.setenv("PYTHONPATH", f"{folder}:{os.environ.get('PYTHONPATH', '')}")
+    for name in ("getaddrinfo", "create_connection"):
+        monkeypatch.setattr(socket, name, lambda *_, **__: pytest.fail("a connection was tried"))
+    asked = "import socket; socket.create_connection(('127.0.0.1', 9))"
+    assert "no network here" in run([sys.executable, "-c", asked]).stdout
+
+
+@pytest.mark.usefixtures("offline")
 def test_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It builds without a warning, and every link within it leads to a file and a place there.
 
-    Diagrams are left out, since each is a simulation: the slow set has them.
+    No network is needed, neither to build it nor to look at it. Diagrams are left out, since each
+    is a simulation: the slow set has them.
     """
     monkeypatch.setattr(unit_page, "timing_diagram", lambda _: "<svg></svg>")
     folder = built(tmp_path)
@@ -110,6 +162,7 @@ def test_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         page.feed(path.read_text())
     assert {f"{name}.html" for name in UNITS} < {path.name for path in folder.glob("units/*")}
     count = 0
+    assert not [name for page in pages.values() for name in page.loaded if "//" in name]
     for path, page in pages.items():
         for target in page.targets:
             name, _, anchor = target.partition("#")

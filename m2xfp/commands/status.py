@@ -19,7 +19,7 @@ __all__ = ["command"]
     help="Folder of the figures.",
 )
 def command(results: Path) -> None:
-    r"""Print what has been done for each unit, with its stage of verification.
+    r"""Print what has been done for each unit, with its stages of design and verification.
 
     Every entry is drawn from figures that a command wrote: m2xfp check, coverage, mutate, prove,
     synth and fpga table. What no command has measured is a dash. docs/status.md explains the
@@ -27,4 +27,4 @@ def command(results: Path) -> None:
     """
     from m2xfp.commands.report import tables_of
 
-    click.echo(tables_of("m2xfp.synth.checks.status", results)["status"], nl=False)
+    click.echo("\n".join(tables_of("m2xfp.synth.checks.status", results).values()), nl=False)

@@ -82,10 +82,9 @@ def command(
     require("torch", "safetensors")
     from m2xfp.commands.options import one_instance
     from m2xfp.errors import InputError
-    from m2xfp.files import write_atomic
-    from m2xfp.rtl.verilog.emit import core_text, emit
     from m2xfp.tb.bench import find_bench, random_operands
-    from m2xfp.tb.portable import Pauses, write_bench
+    from m2xfp.tb.portable import Pauses
+    from m2xfp.tb.portable_core import write_vectors
 
     given = [pattern.partition("=") for pattern in patterns]
     if bad := [stream for stream, equals, _ in given if not equals]:
@@ -95,14 +94,12 @@ def command(
     pauses = Pauses(stall, seed, {stream: bits for stream, _, bits in given})
     pauses.check(facts)
     arrays = bench.load(source, facts) if source else None
-    emitted = emit(instance, output)
     if arrays is None:
         arrays = bench.sample(random_operands(-(-count // _DEPTH), _DEPTH, seed), facts)
     vectors = bench.vectors(arrays, facts, seed)
-    written = write_bench(facts, vectors, output, pauses)
-    write_atomic(emitted.core, core_text(facts, [path.name for path in written]))
+    written = write_vectors(instance, vectors, output, pauses)
     beats = sum(map(len, vectors.outputs.values()))
     click.echo(
-        f"{emitted.top}: {beats} expected beats, {len(written)} files beside the Verilog in "
+        f"{facts.top}: {beats} expected beats, {len(written)} files beside the Verilog in "
         f"{output}; run {written[0].name}"
     )

@@ -136,13 +136,13 @@ def command(
     m2xfp verilog dot_product --config m2xfp-fp32 --with all --clock-ns 2 -o ip/
     m2xfp verilog --from chip.toml -o rtl/
     """
-    from m2xfp.errors import UnknownNameError
+    from m2xfp.errors import InputError, UnknownNameError
     from m2xfp.files import write_atomic
     from m2xfp.progress import track
     from m2xfp.rtl.catalog import UNITS
     from m2xfp.rtl.chip import read_chip
     from m2xfp.rtl.verilog.beside.constraints import TimingBudget
-    from m2xfp.rtl.verilog.beside.files import KINDS, write_beside
+    from m2xfp.rtl.verilog.beside.files import KINDS, check_kinds, write_beside
     from m2xfp.rtl.verilog.emit import emit
     from m2xfp.rtl.verilog.macros import find_macro
     from m2xfp.tb.protocol.rules import rules_text
@@ -166,8 +166,19 @@ def command(
             click.echo(f"{row}: {UNITS[row].purpose}")
             click.echo(f"    {' '.join(x.config for x in instances if x.unit.name == row)}")
         return
+    # Of many units those get a file that can have it; one that was named must be able to.
+    for facts in (instance.facts for instance in instances) if unit else ():
+        if "all" not in kinds:
+            check_kinds(facts, wanted)
+        if rules and not facts.streams:
+            raise InputError(
+                f"{facts.top} has no streams, so no rules of streams; leave --rules out"
+            )
     for instance in track(instances, desc="Verilog", unit="file"):
         emitted = emit(instance, output, split=split, macro=macro)
+        texts = (path.read_text() for path in output.glob(f"{emitted.top}*.v")) if macro else ()
+        if unit and macro and not any(f"  {macro.name} macro_" in text for text in texts):
+            click.echo(f"{emitted.top} has no memory: nothing is made of {macro.name}")
         if rules:
             write_atomic(output / f"{emitted.top}_rules.sv", rules_text(instance.facts))
         write_beside(instance.facts, output, wanted, budget)

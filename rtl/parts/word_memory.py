@@ -65,8 +65,10 @@ class WordMemory(Component):
         """
         macro.check_depth(self._width, self._depth)
         m = Module()
-        fetched = Signal(-(-self._width // macro.width) * macro.width)
-        for n in range(len(fetched) // macro.width):
+        # What the macros have beyond a word is a signal of its own, which nothing reads.
+        count = -(-self._width // macro.width)
+        fetched, spare = Signal(self._width), Signal(count * macro.width - self._width)
+        for n in range(count):
             here = slice(n * macro.width, (n + 1) * macro.width)
             roles = {
                 "clock": ClockSignal(),
@@ -79,7 +81,7 @@ class WordMemory(Component):
             ports = {}
             for name, port in macro.ports.items():
                 if port.role == "read_data":
-                    ports[f"o_{name}"] = fetched[here]
+                    ports[f"o_{name}"] = Cat(fetched, spare)[here]
                     continue
                 if port.role in ("zeros", "ones"):
                     value = C(-(port.role == "ones") & ((1 << port.width) - 1), port.width)

@@ -1,4 +1,4 @@
-"""What every build of a unit must pass, as one call: lint, regression, streams, second simulator.
+"""What every build of a unit must pass, as one call: lint, regression, streams, and so on.
 
 The same functions that the tests call, for any unit with any parameters, so that whoever chooses
 parameters of their own can check the result before taking it into a chip.
@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from m2xfp.errors import MissingToolError
 from m2xfp.facts import EmittedFiles
 from m2xfp.rtl.catalog import Instance
 from m2xfp.rtl.verilog.emit import emit
+from m2xfp.synth.checks.cores import check_core, find_fusesoc
 from m2xfp.synth.flow.lint import lint_file, linters
 from m2xfp.tb.bench import find_bench, random_operands
 from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
@@ -18,7 +20,7 @@ from m2xfp.tb.four_state import FourStateError, run_regression
 from m2xfp.tb.protocol.harness import TestbenchError, run_testbench
 from m2xfp.tb.regression import Case, check_case
 
-__all__ = ["CHECKS", "Checked", "check_instance"]
+__all__ = ["CHECKS", "Checked", "check_instance", "left_out"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,10 @@ def _second(instance: Instance, files: EmittedFiles, folder: Path) -> int:
     return run_regression(files, _cases(instance), folder / f"{files.top}-four-state")
 
 
+def _core(instance: Instance, files: EmittedFiles, folder: Path) -> int:
+    return check_core(instance, folder / f"{files.top}-core")
+
+
 CHECKS = {
     "lint": _Check(
         "tools", "Verilator, slang, Icarus and verible with all warnings, yosys' checks", _lint
@@ -89,7 +95,18 @@ CHECKS = {
     "regression": _Check("beats", "every case of the unit's regression in Verilator", _regression),
     "streams": _Check("tests", "cocotb: stalls, full rate, latency, resets", _streams),
     "second": _Check("beats", "a part of each case in Icarus, four-state", _second),
+    "core": _Check("beats", "FuseSoC: lint, and vectors in Icarus and Verilator", _core),
 }
+"""The checks by name, in the order in which they run."""
+
+
+def left_out() -> dict[str, MissingToolError]:
+    """Return the checks that can be left out and whose tool is not installed, with its error."""
+    try:
+        find_fusesoc()
+    except MissingToolError as error:
+        return {"core": error}
+    return {}
 
 
 def check_instance(

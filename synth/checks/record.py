@@ -20,10 +20,15 @@ def row_of(instance: Instance, found: Sequence[Checked]) -> dict[str, Any]:
 
 
 def accept(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """Write rows over the accepted ones, in the order of the catalog; return the file."""
+    """Write rows into the accepted ones, in the order of the catalog; return the file.
+
+    A row takes the place of what it has figures of: a check that was not made keeps what it had.
+    """
     path = folder / FILE
     known = read_figures(path)["rows"] if path.exists() else []
-    merged = {(row["unit"], row["config"]): row for row in (*known, *rows)}
+    merged: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in (*known, *rows):
+        merged.setdefault((row["unit"], row["config"]), {}).update(row)
     order = list(UNITS)
     kept = [row for row in merged.values() if row["unit"] in UNITS]
     kept.sort(key=lambda row: (order.index(row["unit"]), row["config"]))

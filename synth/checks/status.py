@@ -9,13 +9,16 @@ from typing import Any
 
 from m2xfp.results import read_figures
 from m2xfp.rtl.catalog import UNITS, Unit
+from m2xfp.rtl.parameters import parameters_of
 from m2xfp.synth.checks.record import FILE
+from m2xfp.synth.flow.lint import LINTERS
 from m2xfp.tables import aligned_table
 
-__all__ = ["tables"]
+__all__ = ["own_rows", "tables"]
 
 _NONE = "-"
 _AIM = 0.99  # of the mutants that are not equivalent
+_LIBRARIES = 3
 
 
 def _rows(results: Path, file: str, key: str, unit: Unit) -> list[dict[str, Any]]:
@@ -24,18 +27,40 @@ def _rows(results: Path, file: str, key: str, unit: Unit) -> list[dict[str, Any]
     return [row for row in rows if row["unit"] == unit.name]
 
 
-def _checks(results: Path, unit: Unit) -> list[str]:
-    """Return the cells of configurations, lint, regression, streams, second simulator."""
-    rows = _rows(results, FILE, "rows", unit)
-    names = ("lint", "regression", "streams", "second")
-    cells = []
-    for name in names:
-        counts = [row[name] for row in rows if name in row]
-        whole = len(counts) == len(rows) and rows
-        cells.append(_NONE if not whole else "clean" if name == "lint" else str(sum(counts)))
-    if rows and not any(instance.facts.streams for instance in [unit.instance()]):
-        cells[2] = "no streams"
-    return [f"{len(rows)} of {len(unit.configs)}", *cells]
+def _sum(rows: list[dict[str, Any]], name: str) -> str:
+    """Return what a check counted in all configurations that it was made for."""
+    counts = [row[name] for row in rows if name in row]
+    return str(sum(counts)) if counts else _NONE
+
+
+def _is_clean(row: dict[str, Any]) -> bool:
+    """Whether every linter has read a configuration; fewer are those of an earlier time."""
+    return int(row.get("lint", 0)) >= len(LINTERS)
+
+
+def _clean(rows: list[dict[str, Any]], unit: Unit) -> tuple[int, str]:
+    """Return how many configurations all linters found clean, alone and of how many."""
+    clean = sum(map(_is_clean, rows))
+    return clean, f"{clean} of {len(unit.configs)}" if clean else _NONE
+
+
+def _parameters(rows: list[dict[str, Any]], unit: Unit) -> tuple[int, str, str]:
+    """Return what is left to describe, and how many parameters are described, and varied.
+
+    A parameter is varied if configurations that the linters found clean differ in it.
+    """
+    known = parameters_of(unit.component)
+    described = sum(bool(parameter.text.strip()) for parameter in known.values())
+    checked = [unit.configs[row["config"]] for row in rows if _is_clean(row)]
+    varied = sum(
+        len({str(given.get(name, parameter.default)) for given in checked}) > 1
+        for name, parameter in known.items()
+    )
+    return (
+        len(known) - described,
+        f"{described} of {len(known)}" if known else "none to set",
+        f"{varied} of {len(known)}" if checked and known else _NONE,
+    )
 
 
 def _coverage(results: Path, unit: Unit) -> str:
@@ -44,6 +69,16 @@ def _coverage(results: Path, unit: Unit) -> str:
         return _NONE
     holes = sum(len(row["holes"]) for row in rows)
     return "whole" if not holes else f"{holes} hole{'s'[: holes - 1]}"
+
+
+def _features(results: Path, unit: Unit) -> str:
+    """Return how many features the cases of a regression reach as a whole, of how many."""
+    found = [
+        reached == total
+        for row in _rows(results, "coverage.json", "rows", unit)
+        for total, reached in row.get("crosses", {}).values()
+    ]
+    return f"{sum(found)} of {len(found)}" if found else _NONE
 
 
 def _mutants(results: Path, unit: Unit) -> tuple[str, bool]:
@@ -62,7 +97,7 @@ def _proofs(results: Path, unit: Unit) -> tuple[str, bool]:
     return (str(len(rows)) if rows else _NONE), bool(rows) and all(row["fault"] for row in rows)
 
 
-def _silicon(results: Path, unit: Unit) -> list[str]:
+def _silicon(results: Path, unit: Unit) -> tuple[str, str]:
     """Return the libraries with figures, and the groups that went through mapped gates."""
     libraries, groups = 0, 0
     for path in sorted(results.glob("synth-*.json")):
@@ -71,7 +106,7 @@ def _silicon(results: Path, unit: Unit) -> list[str]:
         rows = _rows(results, path.name, "rows", unit)
         libraries += bool(rows)
         groups += sum(row.get("gate_level_groups") or 0 for row in rows)
-    return [str(libraries) if libraries else _NONE, str(groups) if groups else _NONE]
+    return str(libraries) if libraries else _NONE, str(groups) if groups else _NONE
 
 
 def _boards(results: Path, unit: Unit) -> str:
@@ -84,44 +119,78 @@ def _boards(results: Path, unit: Unit) -> str:
     return str(len(boards)) if boards else _NONE
 
 
-def _stage(first: bool, second: bool, third: bool) -> str:
-    """Return how far the verification is, in the manner of OpenTitan's checklists."""
-    if not first:
-        return "V0"
-    if not second:
-        return "V1"
-    return "V3" if third else "V2"
+def _stage(letter: str, *steps: bool) -> str:
+    """Return how many steps are done in a row, in the manner of OpenTitan's checklists."""
+    done = next((number for number, step in enumerate(steps) if not step), len(steps))
+    return f"{letter}{done}"
+
+
+def _design(results: Path, unit: Unit) -> dict[str, str]:
+    rows = _rows(results, FILE, "rows", unit)
+    clean, lint = _clean(rows, unit)
+    left, described, varied = _parameters(rows, unit)
+    libraries, gates = _silicon(results, unit)
+    core = _sum(rows, "core")
+    default = any(row["config"] == unit.default and _is_clean(row) for row in rows)
+    stage = _stage(
+        "D",
+        default and not left,
+        clean == len(unit.configs) and core != _NONE and libraries != _NONE,
+        libraries.isdigit() and int(libraries) >= _LIBRARIES and gates != _NONE,
+    )
+    return {
+        "unit": f"`{unit.name}`",
+        "design": stage,
+        "described": described,
+        "varied": varied,
+        "lint": lint,
+        "core": core,
+        "libraries": libraries,
+        "gate level": gates,
+        "boards": _boards(results, unit),
+    }
+
+
+def _verification(results: Path, unit: Unit) -> dict[str, str]:
+    rows = _rows(results, FILE, "rows", unit)
+    regression, streams, second = (_sum(rows, name) for name in ("regression", "streams", "second"))
+    if streams != _NONE and not unit.instance().facts.streams:
+        streams = "no streams"
+    coverage, features = _coverage(results, unit), _features(results, unit)
+    (mutants, enough), (proofs, each) = _mutants(results, unit), _proofs(results, unit)
+    _, lint = _clean(rows, unit)
+    stage = _stage(
+        "V",
+        _NONE not in (lint, regression, streams),
+        second != _NONE and coverage == "whole",
+        enough and each,
+    )
+    return {
+        "unit": f"`{unit.name}`",
+        "verification": stage,
+        "regression": regression,
+        "streams": streams,
+        "second simulator": second,
+        "coverage": coverage,
+        "features": features,
+        "mutants": mutants,
+        "proofs": proofs,
+    }
+
+
+def own_rows(results: Path, unit: Unit) -> dict[str, str]:
+    """Return the cells of a unit in both tables, by the names of the columns."""
+    return {**_design(results, unit), **_verification(results, unit)}
 
 
 def tables(results: Path) -> dict[str, str]:
-    """Return the table ``status``: a row a unit, an entry a command's result."""
-    rows = [
-        [
-            *("unit", "stage", "configurations", "lint", "regression", "streams"),
-            *(
-                "second simulator",
-                "coverage",
-                "mutants",
-                "proofs",
-                "libraries",
-                "gate level",
-                "boards",
-            ),
-        ]
-    ]
-    for unit in UNITS.values():
-        configs, lint, regression, streams, second = _checks(results, unit)
-        coverage = _coverage(results, unit)
-        (mutants, enough), (proofs, each) = _mutants(results, unit), _proofs(results, unit)
-        stage = _stage(
-            _NONE not in (lint, regression, streams),
-            second != _NONE and coverage == "whole",
-            enough and each,
-        )
-        rows.append(
-            [
-                *(f"`{unit.name}`", stage, configs, lint, regression, streams, second),
-                *(coverage, mutants, proofs, *_silicon(results, unit), _boards(results, unit)),
-            ]
-        )
-    return {"status": aligned_table(rows)}
+    """Return the tables ``status-design`` and ``status-verification``: a row a unit.
+
+    Every entry is a command's result.
+    """
+    found = {}
+    for name, row_of in (("design", _design), ("verification", _verification)):
+        rows = [row_of(results, unit) for unit in UNITS.values()]
+        cells = [list(rows[0]), *(list(row.values()) for row in rows)]
+        found[f"status-{name}"] = aligned_table(cells)
+    return found

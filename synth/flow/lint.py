@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from m2xfp.rtl.verilog.emit import modules_of
 from m2xfp.synth.flow.yosys import yosys_command
 from m2xfp.tb.verilator import find_verilator
 
-__all__ = ["LINTERS", "lint_file", "linters"]
+__all__ = ["LINTERS", "lint_file", "linters", "style_findings"]
 
 _RULES = Path(__file__).with_name("verible.rules")
 _INSTANCE = re.compile(r"^ +(\w+) \w+ \($", re.MULTILINE)
@@ -142,11 +142,22 @@ def _icarus(folder: Path, file: str, tops: list[str]) -> str:
 
 def _verible(folder: Path, file: str, tops: list[str]) -> str:
     """Return what is against verible's rules, or an empty text."""
+    return style_findings(folder, [file])
+
+
+def style_findings(folder: Path, files: Sequence[str]) -> str:
+    """Return what is against verible's rules in files of a folder, or an empty text.
+
+    Raises
+    ------
+    MissingToolError
+        If verible is missing.
+    """
     shutil.copy(_RULES, folder / _RULES.name)
     program = _verible_program()
     if program is None:
         raise MissingToolError("verible-verilog-lint", LINTERS["verible"].install)
-    return run([program, f"--rules_config={_RULES.name}", file], cwd=folder).stdout
+    return run([program, f"--rules_config={_RULES.name}", *files], cwd=folder).stdout
 
 
 def _verible_program() -> str | None:

@@ -58,6 +58,7 @@ WORK = (
     "m2xfp.models.train.train",
     "m2xfp.rtl.verilog.emit.emit",
     "m2xfp.synth.checks.measure.check_instance",
+    "m2xfp.tb.bench.random_operands",
     "m2xfp.rtl.verilog.registers.register_files",
     "m2xfp.synth.coverage.measure.measure",
     "m2xfp.synth.formal.record.prove",

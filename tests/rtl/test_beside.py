@@ -21,10 +21,11 @@ from m2xfp.processes import run
 from m2xfp.rtl.catalog import UNITS, Instance, find_unit, select
 from m2xfp.rtl.verilog.beside.constraints import TimingBudget, sdc_of_ports
 from m2xfp.rtl.verilog.beside.files import KINDS, write_beside
+from m2xfp.rtl.verilog.beside.folding import folded
 from m2xfp.rtl.verilog.beside.ipxact import NAMESPACE, ipxact
 from m2xfp.rtl.verilog.beside.package import package
 from m2xfp.rtl.verilog.emit import emit
-from m2xfp.synth.flow.lint import lint_file
+from m2xfp.synth.flow.lint import lint_file, style_findings
 from m2xfp.tb.bench import find_bench, random_operands
 from m2xfp.tb.portable import bench_name, write_bench
 
@@ -104,15 +105,42 @@ def test_package(instance: Instance) -> None:
     facts = instance.facts
     kinds = types(package(facts), f"{facts.top}_pkg")
     words: list[Stream | Port] = [*facts.streams, *facts.signals]
-    assert len(kinds) == len(words)
     for word in words:
         stream = isinstance(word, Stream)
-        kind = kinds[f"{word.prefix if stream else word.name}_t"]
+        kind = kinds.pop(f"{word.prefix if stream else word.name}_t")
         assert kind.width == (word.data_width if stream else word.width)
         for part in word.fields:
             for index in product(*map(range, part.shape)):
                 path = part.name.split(".") if part.name else []
                 assert found_at(kind, path, list(index)) == (part.at(*index), part.width)
+    # What is left are the inner structures, each of a word.
+    names = tuple(f"{word.prefix if isinstance(word, Stream) else word.name}_" for word in words)
+    assert all(name.startswith(names) for name in kinds)
+
+
+def test_style_of_packages_and_wrappers(tmp_path: Path) -> None:
+    """Of every unit and parameter set; a name or a line that the style refuses is noticed."""
+    for instance in select():
+        write_beside(instance.facts, tmp_path, ["package", "wrapper"], TimingBudget())
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert style_findings(tmp_path, names) == ""
+    text = package(ONE.facts)
+    for old, new, rule in (
+        ("Latency", "LATENCY_OF_ALL", "parameter-name"),
+        (" first;", f" first{' ' * 99};", "line-length"),
+    ):
+        (tmp_path / names[0]).write_text(text.replace(old, new))
+        assert rule in style_findings(tmp_path, names[:1])
+
+
+def test_folding_cuts_no_name_and_no_text() -> None:
+    text = f'  $display("FAIL:  a  {"b " * 30}", {"word, " * 30}x);  // and a comment\n  end\n'
+    lines = folded(text).splitlines()
+    assert len(lines) > 3
+    assert max(map(len, lines)) <= 100
+    assert " ".join(folded(text).split()) == " ".join(text.split())
+    assert f'"FAIL:  a  {"b " * 30}"' in folded(text)
+    assert folded("// " + "long " * 40 + "\n") == "// " + "long " * 40 + "\n"
 
 
 def test_a_field_elsewhere_is_noticed() -> None:
@@ -127,8 +155,8 @@ def test_a_field_elsewhere_is_noticed() -> None:
 def test_constants_of_the_package() -> None:
     facts = ONE.facts
     text = package(facts)
-    assert f"localparam int LATENCY = {facts.latency};" in text
-    assert f"localparam int P_CHAINS = {facts.parameters['chains']};" in text
+    assert f"localparam int Latency = {facts.latency};" in text
+    assert f"localparam int ParamChains = {facts.parameters['chains']};" in text
 
 
 # --- IP-XACT, by the schema -----------------------------------------------------------------------
@@ -323,6 +351,33 @@ def test_an_unknown_kind(tmp_path: Path) -> None:
             standalone_mode=False,
         )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--with", "wrapper"], "no wrapper; there are: sdc, xdc, lpf, pcf, package, ip-xact"),
+        (["--rules"], "has no streams, so no rules of streams"),
+    ],
+)
+def test_a_unit_without_streams_says_what_there_is(
+    options: list[str], said: str, tmp_path: Path
+) -> None:
+    call = ["verilog", "activation_decoder", "-o", str(tmp_path)]
+    with pytest.raises(InputError, match=said):
+        cli.main([*call, *options], prog_name="m2xfp", standalone_mode=False)
+    assert not list(tmp_path.iterdir())
+    cli.main([*call, "--with", "all"], prog_name="m2xfp", standalone_mode=False)
+    assert not list(tmp_path.glob("*_axis.v"))
+
+
+def test_a_unit_without_memory_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    macro = "sky130_sram_1kbyte_1rw1r_32x256_8"
+    call = ["verilog", "activation_decoder", "--memories", macro, "-o", str(tmp_path)]
+    cli.main(call, prog_name="m2xfp", standalone_mode=False)
+    assert f"activation_decoder_m2xfp has no memory: nothing is made of {macro}" in (
+        capsys.readouterr().out
+    )
 
 
 def test_every_unit_has_its_files(tmp_path: Path) -> None:

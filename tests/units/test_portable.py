@@ -1,6 +1,5 @@
 """Portable vectors: the testbench passes in two simulators, and fails for what is wrong."""
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -14,7 +13,9 @@ from m2xfp.errors import InputError
 from m2xfp.processes import run
 from m2xfp.rtl.catalog import UNITS, Instance, select
 from m2xfp.rtl.verilog.axi_ports import has_axi_ports
-from m2xfp.rtl.verilog.emit import emit
+from m2xfp.rtl.verilog.emit import emit, modules_of
+from m2xfp.synth.checks.cores import CoreError, check_core, run_target
+from m2xfp.synth.flow.lint import style_findings
 from m2xfp.tb.portable import Pauses, bench_name
 from m2xfp.tb.verilator import find_verilator
 
@@ -25,6 +26,15 @@ NO_ROUNDING = Mutation(
 CASES = [
     pytest.param(each, id=each.top, marks=[] if each in SMALL else [pytest.mark.slow])
     for each in select()
+]
+
+
+# A configuration of every unit; the normal run has one of a small unit.
+FUSESOC = [
+    pytest.param(
+        each, id=each.unit.name, marks=[] if each.unit.name == "fp32_accumulator" else [slow]
+    )
+    for each in SMALL
 ]
 
 
@@ -125,6 +135,32 @@ def test_a_mutant_fails(tmp_path: Path) -> None:
     assert re.search("^FAIL: m_axis, beat ", icarus(tmp_path, bench), re.M)
 
 
+def with_fault(text: str, number: int, count: int) -> str:
+    """Return Verilog with one assignment inverted, of ``count`` that lie far apart in the text."""
+    parts = modules_of(text)
+    inner = "".join(part for name, part in parts.items() if not name.endswith("_axi"))
+    places = re.findall(r"^  assign (?!unused)\w+(?:\[[\d:]+\])? = (?!\d).*;$", inner, re.M)
+    place = places[(2 * number + 1) * len(places) // (2 * count)]
+    target, _, value = place.rstrip(";").partition(" = ")
+    return text.replace(place, f"{target} = ~({value});", 1)
+
+
+@pytest.mark.parametrize("instance", FUSESOC)
+def test_a_fault_in_any_unit_is_seen(instance: Instance, tmp_path: Path) -> None:
+    """An inverted assignment of the unit's text; four are tried, since some have no effect."""
+    bench = write(instance, tmp_path, "--count", "24")
+    file = tmp_path / f"{instance.top}.v"
+    kept = file.read_text()
+    said = []
+    for number in range(4):
+        file.write_text(with_fault(kept, number, 4))
+        assert file.read_text() != kept
+        said.append(icarus(tmp_path, bench))
+        if re.search("^FAIL: ", said[-1], re.M):
+            return
+    pytest.fail(f"all faults passed: {said}")
+
+
 def test_given_pauses(tmp_path: Path) -> None:
     """A reader that takes a beat every fourth clock makes the run that much longer."""
     (instance,) = (each for each in SMALL if each.unit.name == "fp32_accumulator")
@@ -166,52 +202,33 @@ def test_the_same_bytes_every_time(tmp_path: Path) -> None:
     assert first == second
 
 
-def fusesoc(folder: Path, *arguments: str) -> str:
-    """Run a target of a core: FuseSoC copies its files to a folder of its own."""
-    tools = find_verilator()
-    path = f"{tools.executable.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = run(
-        ["fusesoc", "--cores-root", ".", "run", *arguments],
-        cwd=folder,
-        environment={**tools.environment, "PATH": path},
-    )
-    assert not done.returncode, done.stdout
-    return done.stdout
-
-
-# The commands of docs/integration.md, for every unit; the normal run has one.
-FUSESOC = [
-    pytest.param(
-        each, id=each.unit.name, marks=[] if each.unit.name == "fp32_accumulator" else [slow]
-    )
-    for each in SMALL
-]
-
-
-@pytest.mark.parametrize("tool", ["icarus", pytest.param("verilator", marks=slow)])
 @pytest.mark.parametrize("instance", FUSESOC)
-def test_fusesoc_sim(instance: Instance, tool: str, tmp_path: Path) -> None:
-    write(instance, tmp_path, "--count", "24")
-    said = fusesoc(tmp_path, "--target=sim", instance.top, "--tool", tool)
-    assert re.search("^PASS: [1-9]", said, re.M), said
+def test_fusesoc(instance: Instance, tmp_path: Path) -> None:
+    """Lint, and the vectors in both simulators, through the unit's core."""
+    assert check_core(instance, tmp_path / "core") > 0
 
 
-@pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("instance", FUSESOC)
-def test_fusesoc_lint(instance: Instance, split: bool, tmp_path: Path) -> None:
+def test_fusesoc_lint(instance: Instance, tmp_path: Path) -> None:
     """With all warnings; with a file for each module none is excepted."""
-    files = emit(instance, tmp_path, split=split)
-    assert "-Wall" in files.core.read_text()
-    assert ("-Wno-" in files.core.read_text()) is not split
-    assert "%Warning" not in fusesoc(tmp_path, "--target=lint", instance.top)
+    core = emit(instance, tmp_path / "one").core.read_text()
+    assert "-Wall, -Wno-DECLFILENAME]" in core
+    core = emit(instance, tmp_path, split=True).core.read_text()
+    assert "-Wall]" in core
+    run_target(tmp_path, instance.top, "lint")
 
 
-def test_fusesoc_lint_fails(tmp_path: Path) -> None:
+def test_a_target_that_fails_is_told(tmp_path: Path) -> None:
     (instance,) = (each for each in SMALL if each.unit.name == "fp32_accumulator")
-    file = emit(instance, tmp_path).verilog
-    file.write_text(file.read_text().replace("endmodule", "  wire w;\nendmodule", 1))
-    with pytest.raises(AssertionError, match="UNUSEDSIGNAL"):
-        fusesoc(tmp_path, "--target=lint", instance.top)
+    write(instance, tmp_path, "--count", "24")
+    file = tmp_path / f"{instance.top}.v"
+    kept = file.read_text()
+    file.write_text(kept.replace("endmodule", "  wire w;\nendmodule", 1))
+    with pytest.raises(CoreError, match="UNUSEDSIGNAL"):
+        run_target(tmp_path, instance.top, "lint")
+    file.write_text(kept.replace("assign m_axis_tdata = ", "assign m_axis_tdata = ~", 1))
+    assert file.read_text() != kept
+    assert "FAIL: m_axis, beat 0 is " in run_target(tmp_path, instance.top, "sim", "icarus")
 
 
 @pytest.mark.parametrize(
@@ -224,7 +241,7 @@ def test_fusesoc_lint_fails(tmp_path: Path) -> None:
     ],
 )
 def test_the_testbench_is_clean(instance: Instance, tmp_path: Path) -> None:
-    """In three linters with all warnings; verible's style is that of SystemVerilog."""
+    """In four linters with all warnings."""
     bench = write(instance, tmp_path, "--count", "4")
     files = [f"{bench}.v", f"{instance.top}.v"]
     options = ["--lint-only", "-Wall", "--timing", "-Wno-DECLFILENAME", "--top-module", bench]
@@ -238,3 +255,4 @@ def test_the_testbench_is_clean(instance: Instance, tmp_path: Path) -> None:
         tops += ["--top", f"{instance.top}_axi"]
     done = run([*slang, *tops, *files], cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "")
+    assert style_findings(tmp_path, files[:1]) == ""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from m2xfp.errors import InputError
 from m2xfp.facts import Facts
 from m2xfp.files import write_atomic
 from m2xfp.rtl.verilog.beside.constraints import TimingBudget, lpf, pcf, sdc, xdc
@@ -11,7 +12,7 @@ from m2xfp.rtl.verilog.beside.ipxact import ipxact
 from m2xfp.rtl.verilog.beside.package import package
 from m2xfp.rtl.verilog.beside.wrapper import wrapper
 
-__all__ = ["KINDS", "Kind", "write_beside"]
+__all__ = ["KINDS", "Kind", "check_kinds", "write_beside"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,16 @@ KINDS = {
         "_axis.v", "aclk, aresetn, TKEEP, Vivado's attributes", _untimed(wrapper), True
     ),
 }
+
+
+def check_kinds(facts: Facts, kinds: Iterable[str]) -> None:
+    """Raise InputError, which says what there is, for a kind that a unit has not."""
+    if facts.streams:
+        return
+    for name in kinds:
+        if KINDS[name].streams:
+            there = ", ".join(other for other, kind in KINDS.items() if not kind.streams)
+            raise InputError(f"{facts.top} has no streams, so no {name}; there are: {there}")
 
 
 def write_beside(

@@ -51,27 +51,36 @@ class _Part:
 def package(facts: Facts) -> str:
     """Return the package ``<top>_pkg``.
 
-    It has a type ``<prefix>_t`` of each stream, ``<port>_t`` of each other port, the numbers among
-    the parameters as ``P_<NAME>``, and ``LATENCY``, ``BEATS_PER_GROUP`` and ``CLOCKS_PER_GROUP``.
+    It has a type ``<prefix>_t`` of each stream, ``<port>_t`` of each other port, types of their
+    inner structures such as ``<prefix>_operands_t``, the numbers among the parameters as
+    ``Param<Name>``, and ``Latency``, ``BeatsPerGroup`` and ``ClocksPerGroup``: the names that
+    verible's style has for constants.
     """
     numbers = {
-        f"P_{name.upper()}": int(value)
+        f"Param{_camel(name)}": int(value)
         for name, value in facts.parameters.items()
         if isinstance(value, int | bool)
     } | {
-        "LATENCY": facts.latency,
-        "BEATS_PER_GROUP": facts.beats_per_group,
-        "CLOCKS_PER_GROUP": facts.clocks_per_group,
+        "Latency": facts.latency,
+        "BeatsPerGroup": facts.beats_per_group,
+        "ClocksPerGroup": facts.clocks_per_group,
     }
     lines = [f"  localparam int {name} = {value};" for name, value in numbers.items()]
     words = [(stream.prefix, stream.fields, stream.data_width) for stream in facts.streams]
     words += [(port.name, port.fields, port.width) for port in facts.signals]
     for name, fields, width in words:
-        lines += ["", *_typedef(f"{name}_t", _part("", fields, 0, width))]
+        for text in _typedefs(name, _part("", fields, 0, width)):
+            lines += ["", *text]
     return (
-        f"// {facts.top}: fields of its streams and ports; first values of arrays in low bits.\n"
+        f"// {facts.top}:\n"
+        "// fields of its streams and ports; first values of arrays are in low bits.\n"
         f"package {facts.top}_pkg;\n" + "\n".join(lines) + "\nendpackage\n"
     )
+
+
+def _camel(name: str) -> str:
+    """Return ``max_k`` as ``MaxK``."""
+    return "".join(word.capitalize() for word in name.split("_"))
 
 
 def _part(name: str, fields: Sequence[Field], start: int, width: int) -> _Part:
@@ -127,11 +136,22 @@ def _array(part: _Part) -> str:
     return f"{_range(part)} " if part.shape else ""
 
 
-def _typedef(name: str, part: _Part) -> list[str]:
-    """Return the declaration of a type."""
-    if part.members:
-        return ["  typedef struct packed {", *_lines(part, 2), f"  }} {_array(part)}{name};"]
-    return [f"  typedef {_plain(part)}{name};"]
+def _typedefs(name: str, part: _Part) -> Iterator[list[str]]:
+    """Yield the declarations of ``<name>_t``: of its inner structures, then its own."""
+    if not part.members:
+        yield [f"  typedef {_plain(part)}{name}_t;"]
+        return
+    lines = []
+    for member in part.members:
+        kind = _plain(member)
+        if member.members:
+            inner = f"{name}_{member.name}"
+            yield from _typedefs(inner, replace(member, shape=()))
+            kind = f"{inner}_t {_array(member)}"
+        lines.append(f"    {kind}{_identifier(member.name)};")
+    # SystemVerilog has the highest bits first.
+    lines.reverse()
+    yield ["  typedef struct packed {", *lines, f"  }} {_array(part)}{name}_t;"]
 
 
 def _plain(part: _Part) -> str:
@@ -139,18 +159,6 @@ def _plain(part: _Part) -> str:
     sign = " signed" if part.signed and not part.shape else ""
     bits = f"{_range(part)}[{part.each - 1}:0] " if part.shape or part.each > 1 else ""
     return f"logic{sign} {bits}"
-
-
-def _lines(part: _Part, depth: int) -> Iterator[str]:
-    """Yield the members, highest bits first, as SystemVerilog has them."""
-    margin = "  " * depth
-    for member in reversed(part.members):
-        if member.members:
-            yield f"{margin}struct packed {{"
-            yield from _lines(member, depth + 1)
-            yield f"{margin}}} {_array(member)}{_identifier(member.name)};"
-        else:
-            yield f"{margin}{_plain(member)}{_identifier(member.name)};"
 
 
 def _identifier(name: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from m2xfp.errors import InputError
 from m2xfp.facts import Facts, Stream
+from m2xfp.rtl.verilog.beside.folding import folded
 
 __all__ = ["wrapper"]
 
@@ -35,7 +36,7 @@ def wrapper(facts: Facts) -> str:
     taken = ", ".join(f"{stream.prefix}_tkeep" for stream in facts.inputs)
     joined = ",\n".join(ports)
     connected = ",\n    ".join(inner)
-    return (
+    return folded(
         f"// {facts.top} with aclk, aresetn and TKEEP; every byte of a beat counts.\n"
         f"module {facts.top}_axis (\n{joined}\n);\n"
         f"  {facts.top} unit (\n    {connected}\n  );\n"
