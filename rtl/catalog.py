@@ -99,6 +99,9 @@ class Board:
     host
         Module in m2xfp.fpga.host that cuts arrays into requests: ``groups`` for any unit whose rows
         do not depend on one another.
+    memory
+        Bytes of block RAM behind the buses of a unit that has AXI4 buses, a power of two; 0 for
+        others.
     """
 
     name: str
@@ -106,6 +109,7 @@ class Board:
     changes: Mapping[str, Any] = field(default_factory=dict)
     buffer: int = 2048
     host: str = "groups"
+    memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -625,6 +629,16 @@ UNITS: dict[str, Unit] = {
                 "m2xfp-2x2": {"rows": 2, "columns": 2, "max_k": 512, "bus": "128", "chunk": 8},
                 "m2xfp-1x32": {"bus": "1024", "chunk": 128, "outstanding": 64},
             },
+            board=Board(
+                name="accelerator",
+                config="m2xfp-2x2",
+                changes={
+                    **{"rows": 1, "columns": 2, "quantizer": BF16, "encoder": None},
+                    **{"chunk": 2, "slots": 2, "outstanding": 4, "queue": 4},
+                },
+                host="registers",
+                memory=1 << 16,
+            ),
         ),
     )
 }
