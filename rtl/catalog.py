@@ -587,13 +587,6 @@ UNITS: dict[str, Unit] = {
                     "max_k": 512,
                 },
             },
-            board=Board(
-                name="gemm",
-                config="m2xfp-2x2",
-                changes={"max_k": 4096, "chains": 1},
-                buffer=16384,  # four rows of activations and two of weights of the largest k
-                host="matrices",
-            ),
         ),
         Unit(
             name="mixed_gemm",
@@ -636,7 +629,7 @@ UNITS: dict[str, Unit] = {
                     **{"rows": 1, "columns": 2, "quantizer": BF16, "encoder": None},
                     **{"chunk": 2, "slots": 2, "outstanding": 4, "queue": 4},
                 },
-                host="registers",
+                host="matrices",
                 memory=1 << 16,
             ),
         ),

@@ -103,7 +103,9 @@ class BlockMemory(Component):
     def __init__(
         self, size: int, bus_bytes: int, address_bits: int, buses: Mapping[str, str]
     ) -> None:
-        assert size >= 4096 and not size & (size - 1) and list(buses.values()).count("w") == 1
+        assert size >= 4096
+        assert not size & (size - 1)
+        assert list(buses.values()).count("w") == 1
         self._size, self._bus, self._buses = size, bus_bytes, dict(buses)
         members: dict[str, Any] = {
             "host_write": In(1),
@@ -178,9 +180,7 @@ class BlockMemory(Component):
         for n, lane in enumerate(lanes):
             mine = self.host_address[: self._shift] == n
             m.d.comb += [
-                lane.write.eq(
-                    Mux(self.host_write, mine, taken & ~beyond & w.payload.data.strb[n])
-                ),
+                lane.write.eq(Mux(self.host_write, mine, taken & ~beyond & w.payload.data.strb[n])),
                 lane.write_address.eq(target),
                 lane.write_data.eq(
                     Mux(self.host_write, self.host_data, w.payload.data.data.word_select(n, 8))
@@ -206,14 +206,14 @@ class BlockMemory(Component):
                 for held, name in zip(holds, ports, strict=True)
             ).any(),
         )
-        wants = [named(m, f"{name}_wants", count != 0) for name, count in zip(ports, left)]
+        wants = [
+            named(m, f"{name}_wants", count != 0) for name, count in zip(ports, left, strict=True)
+        ]
         # Whoever was served last waits for the others.
         chosen = []
         for n in range(len(ports)):
             others = Cat(wants[other] for other in range(len(ports)) if other != n)
-            before = Cat(
-                wants[other] & (turn[n] | (turn[other] == turn[n])) for other in range(n)
-            )
+            before = Cat(wants[other] & (turn[n] | (turn[other] == turn[n])) for other in range(n))
             waits = Mux(turn[n], others.any(), before.any())
             chosen.append(named(m, f"{ports[n]}_chosen", wants[n] & ~waits))
         source = Signal(word_bits)

@@ -1,6 +1,15 @@
 """Between the bytes of a request and a unit with AXI4 buses: registers, and block RAM behind it."""
 
-from amaranth.hdl import Cat, ClockDomain, ClockSignal, DomainRenamer, Module, Mux, ResetSignal, Signal
+from amaranth.hdl import (
+    Cat,
+    ClockDomain,
+    ClockSignal,
+    DomainRenamer,
+    Module,
+    Mux,
+    ResetSignal,
+    Signal,
+)
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -73,9 +82,7 @@ class LiteMaster(Component):
             self.b.ready.eq(busy & given.write),
             self.r.ready.eq(busy & ~given.write),
             self.done.eq((self.b.valid & self.b.ready) | (self.r.valid & self.r.ready)),
-            self.resp.eq(
-                Mux(given.write, self.b.payload.data.resp, self.r.payload.data.resp)
-            ),
+            self.resp.eq(Mux(given.write, self.b.payload.data.resp, self.r.payload.data.resp)),
             self.word.eq(self.r.payload.data.data),
         ]
         for channel in (self.aw, self.ar):
@@ -150,11 +157,12 @@ class MemoryGateway(Component):
         reset = Signal()
         # Both begin anew with RESET; what takes operations, with each request.
         m.domains.system = ClockDomain("system", local=True)
-        m.domains.request = ClockDomain("request", local=True)
-        for name, begins in (("system", reset), ("request", ~self.active)):
+        m.domains.operation = ClockDomain("operation", local=True)
+        for name, begins in (("system", reset), ("operation", ~self.active)):
             m.d.comb += [
                 ClockSignal(name).eq(ClockSignal()),
-                ResetSignal(name).eq(ResetSignal() | begins),
+                # Some families have no reset beside that of configuration.
+                ResetSignal(name).eq(ResetSignal(allow_reset_less=True) | begins),
             ]
         memory, lite = self._system(m)
         repeated, worst = self._repetition(m, reset)
@@ -185,10 +193,10 @@ class MemoryGateway(Component):
         """Return whether this request has been carried out, and how its writes were answered."""
         begun, repeated = Signal(), Signal()
         known, last, worst = Signal(), Signal(16, reset_less=True), Signal(2, reset_less=True)
-        m.d.request += begun.eq(1)
+        m.d.operation += begun.eq(1)
         with m.If(self.active & ~begun):
             same = known & (last == self.number)
-            m.d.request += repeated.eq(same)
+            m.d.operation += repeated.eq(same)
             m.d.sync += [known.eq(1), last.eq(self.number)]
             with m.If(~same):
                 m.d.sync += worst.eq(OKAY)
@@ -223,18 +231,18 @@ class MemoryGateway(Component):
             lite.i.payload.word.eq(word),
             lite.i.payload.write.eq(head.operation == Operation.WRITE),
         ]
-        with m.FSM(domain="request"):
+        with m.FSM(domain="operation"):
             with m.State("head"):
                 m.d.comb += [self.i.ready.eq(1), self.idle.eq(count == 0)]
                 with m.If(self.i.valid):
-                    m.d.request += [
+                    m.d.operation += [
                         head.eq(Cat(head.as_value()[8:], self.i.payload)),
                         count.eq(count + 1),
                     ]
                     with m.If(count == OPERATION_BYTES - 1):
                         m.next = "begin"
             with m.State("begin"):
-                m.d.request += [
+                m.d.operation += [
                     count.eq(0),
                     place.eq(head.address),
                     left.eq(head.length),
@@ -250,32 +258,32 @@ class MemoryGateway(Component):
                     with m.Case(Operation.WRITE):
                         m.next = "word"
                     with m.Case(Operation.STORE):
-                        m.d.request += answer.eq(Mux(beyond, DECERR, OKAY))
+                        m.d.operation += answer.eq(Mux(beyond, DECERR, OKAY))
                         m.next = "store"
                     with m.Case(Operation.LOAD):
-                        m.d.request += answer.eq(Mux(beyond, DECERR, OKAY))
+                        m.d.operation += answer.eq(Mux(beyond, DECERR, OKAY))
                         m.next = "answer"
                     # Anything else is never answered, and the link says that it has stalled.
             with m.State("word"):
                 m.d.comb += self.i.ready.eq(1)
                 with m.If(self.i.valid):
-                    m.d.request += [
+                    m.d.operation += [
                         word.eq(Cat(word[8:], self.i.payload)),
                         bytes_left.eq(bytes_left - 1),
                     ]
                     with m.If(bytes_left == 1):
                         m.next = "register"
                         with m.If(repeated):
-                            m.d.request += answer.eq(worst)
+                            m.d.operation += answer.eq(worst)
                             m.next = "answer"
             with m.State("register"):
                 m.d.comb += lite.i.valid.eq(1)
                 with m.If(lite.i.ready):
                     m.next = "response"
             with m.State("response"):
-                m.d.request += bytes_left.eq(4)
+                m.d.operation += bytes_left.eq(4)
                 with m.If(lite.done):
-                    m.d.request += [answer.eq(lite.resp), word.eq(lite.word)]
+                    m.d.operation += [answer.eq(lite.resp), word.eq(lite.word)]
                     with m.If(head.operation == Operation.WRITE):
                         m.d.sync += worst.eq(worst | lite.resp)
                     m.next = "answer"
@@ -288,7 +296,7 @@ class MemoryGateway(Component):
                         memory.host_write.eq(self.i.valid & (answer == OKAY) & ~repeated),
                     ]
                     with m.If(self.i.valid):
-                        m.d.request += [place.eq(place + 1), left.eq(left - 1)]
+                        m.d.operation += [place.eq(place + 1), left.eq(left - 1)]
             with m.State("answer"):
                 m.d.comb += [self.o.valid.eq(1), self.o.payload.eq(answer)]
                 with m.If(self.o.ready):
@@ -300,7 +308,7 @@ class MemoryGateway(Component):
             with m.State("give word"):
                 m.d.comb += [self.o.valid.eq(1), self.o.payload.eq(word[:8])]
                 with m.If(self.o.ready):
-                    m.d.request += [word.eq(word[8:]), bytes_left.eq(bytes_left - 1)]
+                    m.d.operation += [word.eq(word[8:]), bytes_left.eq(bytes_left - 1)]
                     with m.If(bytes_left == 1):
                         m.next = "head"
             with m.State("fetch"):
@@ -310,7 +318,7 @@ class MemoryGateway(Component):
                 with m.Elif(memory.host_taken):
                     m.next = "take"
             with m.State("take"):  # the byte is here for one clock only: masters read too
-                m.d.request += [
+                m.d.operation += [
                     word.eq(memory.host_byte),
                     place.eq(place + 1),
                     left.eq(left - 1),
