@@ -261,4 +261,3 @@ class BlockMemory(Component):
                     beyond[n].eq(self._beyond(ar.payload.data.addr)),
                     left[n].eq(ar.payload.data.len + 1),
                 ]
-        return
