@@ -1,4 +1,8 @@
-"""Units that multiply matrices in memory: products of any size, tile by tile."""
+"""Units that multiply matrices in memory: products of any size, tile by tile.
+
+Each call begins with a reset of the unit, and its operands lie where others may have lain: whoever
+uses the unit through `SerialTransport` beside begins anew afterwards.
+"""
 
 import time
 from dataclasses import replace

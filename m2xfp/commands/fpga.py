@@ -237,9 +237,9 @@ def check_command(
     from m2xfp.tb.verilator import find_verilator
 
     find_verilator()
-    chosen = _instances(board, units, configs, settings, help_parameters)
     if outputs is not None and layer is None:
         raise InputError(f"--outputs {outputs}: name the --layer that has them")
+    chosen = _instances(board, units, configs, settings, help_parameters)
     check = check_bitstream(
         board,
         chosen,

@@ -11,9 +11,11 @@ import pytest
 import torch
 from amaranth.back import verilog
 from amaranth.hdl import Module, Signal
+from click.testing import CliRunner
 
 from m2xfp.accelerator import Device, DeviceError
 from m2xfp.accelerator.layer import run_layer
+from m2xfp.cli import cli
 from m2xfp.errors import InputError
 from m2xfp.fpga.check.line import SimulatedLine, SimulatedPort
 from m2xfp.fpga.gateware import block_memory
@@ -235,6 +237,25 @@ def test_answers_that_cannot_be(
         transport.load(0, 4)
     with pytest.raises(FaultError):
         transport.read(0)
+
+
+def test_the_command_takes_outputs_of_a_layer_alone() -> None:
+    given = ["fpga", "check", "ulx3s-85f", "--unit", "accelerator", "--outputs", "3"]
+    done = CliRunner().invoke(cli, given)
+    assert isinstance(done.exception, InputError)
+    assert "--outputs 3: name the --layer" in str(done.exception)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_a_layer_on_the_routed_netlist(tmp_path: Path) -> None:
+    """Placed and routed for the board, and simulated on its pins."""
+    given = ["fpga", "check", "ulx3s-85f", "--unit", "accelerator", "-o", str(tmp_path)]
+    given += ["--groups", "12", "--layer", "layers.0.self_attn.k_proj", "--outputs", "4"]
+    done = CliRunner().invoke(cli, given)
+    assert not done.exception, done.output
+    assert "4 of 192 outputs for 1 tokens, k = 192" in done.output
+    assert ": 0 bytes of packed activations and 0 results differ" in done.output
 
 
 # Block RAM
