@@ -55,7 +55,7 @@ bench: $(DEMO) ## speed of the golden model
 eval: $(DEMO) ## perplexity of the bundled language model in the main formats
 	$(M2XFP) eval
 
-fpga: $(FPGA) ## bitstream for BOARD (icebreaker if left out), with its report; UNITS="dot gemm" chooses
+fpga: $(FPGA) ## bitstream for BOARD (icebreaker if left out), with its report; UNITS="quantizer dot" chooses
 	$(M2XFP) fpga build $(or $(call given,BOARD),icebreaker) $(addprefix --unit=,$(call each_given,UNITS))
 
 report: $(SYNTH) ## all tables and plots of the accepted figures, into build/report

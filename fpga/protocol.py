@@ -6,7 +6,8 @@ flipped. So a flag always is a frame's end, and whatever was lost or invented, t
 both ends in step again without any time-out. docs/fpga.md says what can go undetected.
 
 The payload of a command that runs a unit is a sequence of records, each a beat of one of the unit's
-streams: a tag byte and the beat, little-endian, padded with zeros to whole bytes.
+streams: a tag byte and the beat, little-endian, padded with zeros to whole bytes. That of a command
+to a unit with registers and memory is a sequence of operations on these.
 
 Pure Python: the host needs it without Amaranth, the hardware takes its numbers from it.
 
@@ -30,11 +31,13 @@ __all__ = [
     "FLIP",
     "HEADER_BYTES",
     "LAST",
+    "OPERATION_BYTES",
     "PROTOCOL",
     "Command",
     "Decoder",
     "Frame",
     "Identity",
+    "Operation",
     "Record",
     "Status",
     "encode",
@@ -53,6 +56,9 @@ HEADER_BYTES = 6
 
 CRC_BYTES = 4
 
+OPERATION_BYTES = 7
+"""Head of an operation: what, length (2), address (4); little-endian."""
+
 LAST = 0x80
 """Bit of a tag: the beat is the last of its tensor. The other bits number the stream."""
 
@@ -67,7 +73,26 @@ class Command(IntEnum):
     UNIT = 16
     """Reset the first unit, play the records through it and return what it gives; 17 is the second
     unit, and so on. The tag counts the input streams in a request, the output streams in an
-    answer."""
+    answer. A unit with registers and memory carries out operations, and is not reset."""
+
+
+class Operation(IntEnum):
+    """What is done with registers or memory: a head of ``OPERATION_BYTES``, and bytes behind it.
+
+    The head is the operation, a length (2) and an address (4), little-endian. The answer to each is
+    a response of AXI, a byte, and bytes.
+    """
+
+    RESET = 0
+    """Reset the unit; its memory keeps what it holds. In a request of its own."""
+    READ = 1
+    """Read the register at the address: the answer goes on with its four bytes."""
+    WRITE = 2
+    """Write the four bytes behind the head into the register at the address."""
+    STORE = 3
+    """Write the bytes behind the head, ``length``, into memory."""
+    LOAD = 4
+    """Read ``length`` bytes of memory: the answer goes on with them if the response is 0."""
 
 
 class Status(IntEnum):

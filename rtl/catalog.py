@@ -99,6 +99,9 @@ class Board:
     host
         Module in m2xfp.fpga.host that cuts arrays into requests: ``groups`` for any unit whose rows
         do not depend on one another.
+    memory
+        Bytes of block RAM behind the buses of a unit that has AXI4 buses, a power of two; 0 for
+        others.
     """
 
     name: str
@@ -106,6 +109,7 @@ class Board:
     changes: Mapping[str, Any] = field(default_factory=dict)
     buffer: int = 2048
     host: str = "groups"
+    memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -370,6 +374,7 @@ UNITS: dict[str, Unit] = {
                 axes={"lanes": ("8", "16"), "input_type": ("bf16", "fp32"), "block": ("nvfp4",)},
                 formats=lambda given: ("none", given["block"]),
             ),
+            board=Board(name="minifloat", config="nvfp4-bf16x8"),
         ),
         Unit(
             name="weight_encoder",
@@ -429,6 +434,7 @@ UNITS: dict[str, Unit] = {
                 "32x8": {"points": 32, "lanes": 8},
                 "128x32": {"points": 128, "lanes": 32},
             },
+            board=Board(name="hadamard", config="32x8"),
         ),
         Unit(
             name="hadamard_quantizer",
@@ -448,6 +454,7 @@ UNITS: dict[str, Unit] = {
                 "bf16x16": {},
                 "fp32x4": {"input_type": FP32, "lanes": 4, "max_k": 20},
             },
+            board=Board(name="permuter", config="bf16x8"),
         ),
         Unit(
             name="activation_decoder",
@@ -583,13 +590,6 @@ UNITS: dict[str, Unit] = {
                     "max_k": 512,
                 },
             },
-            board=Board(
-                name="gemm",
-                config="m2xfp-2x2",
-                changes={"max_k": 4096, "chains": 1},
-                buffer=16384,  # four rows of activations and two of weights of the largest k
-                host="matrices",
-            ),
         ),
         Unit(
             name="mixed_gemm",
@@ -625,6 +625,16 @@ UNITS: dict[str, Unit] = {
                 "m2xfp-2x2": {"rows": 2, "columns": 2, "max_k": 512, "bus": "128", "chunk": 8},
                 "m2xfp-1x32": {"bus": "1024", "chunk": 128, "outstanding": 64},
             },
+            board=Board(
+                name="accelerator",
+                config="m2xfp-2x2",
+                changes={
+                    **{"rows": 1, "columns": 2, "quantizer": BF16, "encoder": None},
+                    **{"chunk": 2, "slots": 2, "outstanding": 4, "queue": 4},
+                },
+                host="matrices",
+                memory=1 << 16,
+            ),
         ),
     )
 }

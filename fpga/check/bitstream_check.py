@@ -6,7 +6,7 @@ that is wrong should change some byte on the line.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,6 +44,8 @@ class BitstreamCheck:
         Groups that each unit computed as the golden model does.
     faults
         Of the fault campaign, if there was one.
+    beside
+        What else was done, in words.
     """
 
     build: BuildReport
@@ -57,6 +59,7 @@ class BitstreamCheck:
     clocks: int
     groups: dict[str, int]
     faults: FaultReport | None = None
+    beside: str = ""
 
     def to_json(self) -> str:
         """Return the result as JSON text."""
@@ -72,6 +75,7 @@ class BitstreamCheck:
             + ", ".join(f"{unit}: {count} groups" for unit, count in self.groups.items())
             + ")",
         ]
+        lines += [self.beside] if self.beside else []
         return "\n".join([*lines, *([self.faults.summary()] if self.faults else [])])
 
 
@@ -85,6 +89,7 @@ def check_bitstream(
     faults: int = 0,
     seed: int = 0,
     whole: bool = True,
+    beside: Callable[[Device], str] | None = None,
 ) -> BitstreamCheck:
     """Build, read the chip back, and hold it against the golden model over its serial line.
 
@@ -100,6 +105,8 @@ def check_bitstream(
         Of the values and of the choice of faults.
     whole
         Invert whole LUTs instead of one bit each.
+    beside
+        What else the chip is to do, with an error if it does it wrong; returns that in words.
 
     Raises
     ------
@@ -132,6 +139,7 @@ def check_bitstream(
             replayed = tuple(tap.exchanges)  # without the self-test: long, and uniform patterns
             for unit, count in device.self_test(groups // 10, seed=seed).groups.items():
                 computed[unit] += count
+            told = beside(device) if beside else ""
         clocks = pins.clocks
     found = None
     if faults:
@@ -158,6 +166,7 @@ def check_bitstream(
         clocks=clocks,
         groups=computed,
         faults=found,
+        beside=told,
     )
     write_atomic(folder / "check.json", check.to_json())
     return check

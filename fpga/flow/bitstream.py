@@ -55,9 +55,13 @@ class TimingError(BuildError):
     """No placement meets the clock; the text gives the figures."""
 
 
-# Neither buffer of the link is read in a clock in which it is written (a test proves it), so what
-# would be read does not matter, and no logic is needed around the memories that decides it.
-_BUFFERS = "setparam -set COLLISION_X_MASK 1'1 top.design.link/t:$memrd_v2"
+# Neither buffer of the link, and no byte of a block memory, is read in a clock in which it is
+# written (tests prove it), so what would be read does not matter, and no logic is needed around the
+# memories that decides it.
+_BUFFERS = "\n".join(
+    f"setparam -set COLLISION_X_MASK 1'1 {where}/t:$memrd_v2"
+    for where in ("top.design.link", "top.design.*.memory.lane_*")
+)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from m2xfp.results import read_figures, write_figures
 
 __all__ = ["UnitRates", "rate_figures", "unit_rates", "write_results"]
 
-OTHERS: Mapping[str, tuple[tuple[str, ...], ...]] = {"ulx3s-85f": (("gemm",),)}
+OTHERS: Mapping[str, tuple[tuple[str, ...], ...]] = {"ulx3s-85f": (("accelerator",),)}
 """Units that a board is tabulated with beside its default ones."""
 
 BITS_PER_BYTE = 10

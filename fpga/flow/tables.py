@@ -75,6 +75,11 @@ def check_table(checks: Sequence[Mapping[str, Any]]) -> str:
         )
     ]
     survivors = [("board", "LUT", "why")]
+    beside = [
+        f"- {check['build']['board']}, {', '.join(check['build']['units'])}: {check['beside']}\n"
+        for check in checks
+        if check.get("beside")
+    ]
     for check in checks:
         board, faults = check["build"]["board"], check["faults"]
         survivors += [
@@ -93,6 +98,8 @@ def check_table(checks: Sequence[Mapping[str, Any]]) -> str:
         "What `m2xfp fpga check` has shown of these builds; every answer is the golden model's."
         f"\n\n{aligned_table(rows)}"
     )
+    if beside:
+        text += f"\nBeside these groups:\n\n{''.join(beside)}"
     if len(survivors) > 1:
         text += f"\nFaults that changed no byte:\n\n{aligned_table(survivors)}"
     return text

@@ -10,10 +10,12 @@ from m2xfp import __version__
 from m2xfp.errors import InputError
 from m2xfp.fpga.gateware.gateway import ByteRom, Gateway
 from m2xfp.fpga.gateware.link import Link
+from m2xfp.fpga.gateware.memory_gateway import MemoryGateway
 from m2xfp.fpga.gateware.uart import clocks_per_bit
 from m2xfp.fpga.gateware.units import board_row, instance_text
 from m2xfp.fpga.protocol import Command, Identity
 from m2xfp.rtl.catalog import Instance
+from m2xfp.rtl.verilog.axi_ports import has_axi_ports
 from m2xfp.rtl.verilog.component import Component
 
 __all__ = ["Design", "design_identity"]
@@ -81,7 +83,10 @@ class Design(Component):
         if buffer & (buffer - 1) or not least <= buffer < 1 << 16:
             raise InputError(f"buffer={buffer}: must be a power of two from {least} to {1 << 15}")
         self._buffer = buffer
-        self._units = [one.unit.component(**one.parameters) for one in instances]
+        self._units = [
+            (one.unit.component(**one.parameters), row.memory)
+            for one, row in zip(instances, rows, strict=True)
+        ]
         super().__init__({"rx": In(1), "tx": Out(1, init=1), "busy": Out(1)})
 
     def build(self) -> Module:
@@ -100,10 +105,20 @@ class Design(Component):
 
         identification = ByteRom(self.identity.payload())
         m.submodules.identification = in_request(identification)
-        gateways = [Gateway(unit) for unit in self._units]
-        for name, gateway in zip(self.units, gateways, strict=True):
-            m.submodules[name] = in_request(gateway)
+        gateways: list[Gateway | MemoryGateway] = []
+        for number, (name, (unit, memory)) in enumerate(zip(self.units, self._units, strict=True)):
+            if has_axi_ports(unit):
+                gateway: Gateway | MemoryGateway = MemoryGateway(unit, memory)
+                m.submodules[name] = gateway
+                m.d.comb += [
+                    gateway.active.eq(link.active & (link.command == Command.UNIT + number)),
+                    gateway.number.eq(link.number),
+                ]
+            else:
+                gateway = Gateway(unit)
+                m.submodules[name] = in_request(gateway)
             m.d.comb += gateway.i.payload.eq(link.request.payload)
+            gateways.append(gateway)
         with m.Switch(link.command):
             with m.Case(Command.IDENTIFY):
                 wiring.connect(m, identification.o, link.result)

@@ -285,8 +285,8 @@ class Link(Component):
         The serial line.
     busy : Out(1)
         A request is being carried out or answered.
-    command : Out(8)
-        What is to be done, while ``active``.
+    command : Out(8), number : Out(16)
+        What is to be done, and the number of the request, while ``active``.
     active : Out(1)
         A request is being carried out. While low, whatever carries requests out is held in reset,
         so that no request sees what another has left.
@@ -307,6 +307,7 @@ class Link(Component):
                 "tx": Out(1, init=1),
                 "busy": Out(1),
                 "command": Out(8),
+                "number": Out(16),
                 "active": Out(1),
                 "known": In(1),
                 "idle": In(1),
@@ -350,6 +351,7 @@ class Link(Component):
             self.busy.eq(active | start | sender.busy),
             self.active.eq(active),
             self.command.eq(header.command),
+            self.number.eq(header.sequence),
             store.en.eq(receiver.write),
             store.addr.eq(receiver.address),
             store.data.eq(receiver.write_data),

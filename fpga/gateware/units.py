@@ -138,13 +138,14 @@ def folder_name(instances: Sequence[Instance]) -> str:
 
 
 def instance_text(instance: Instance) -> str:
-    """Return unit, all parameters and widths of the streams, as a device tells them."""
+    """Return unit, all parameters, widths of the streams, and memory, as a device tells them."""
     known = parameters_of(instance.unit.component)
     parameters = [
         f"{name}={known[name].write(value)}" for name, value in instance.parameters.items()
     ]
     streams = [f"{stream.name}:{stream.data_width}" for stream in instance.facts.streams]
-    return " ".join([instance.unit.name, *parameters, *streams])
+    memory = [f"memory:{size}"] if (size := board_row(instance).memory) else []
+    return " ".join([instance.unit.name, *parameters, *streams, *memory])
 
 
 def instance_of_text(text: str) -> Instance:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from m2xfp.errors import InputError, UnknownNameError
 from m2xfp.fpga.gateware.design import design_identity
 from m2xfp.fpga.gateware.units import find_board_unit, instance_of_text
-from m2xfp.fpga.host import matrices
 from m2xfp.fpga.host.link import (
     DeviceError,
     FaultError,
@@ -38,7 +37,6 @@ from m2xfp.fpga.host.tensors import (
     packed_groups_of,
     product,
     quantized,
-    takes_packed,
 )
 from m2xfp.fpga.protocol import Command, Identity
 from m2xfp.tb.bench import Arrays
@@ -242,15 +240,14 @@ class Device:
     def matmul(self, qa: PackedTensor, qw: PackedTensor, *, progress: bool = False) -> Tensor:
         """Multiply [..., M, K] by the rows of [N, K] on the device: float32 [..., M, N].
 
-        Returns what ``golden.matmul(qa, qw)`` does; formats as for ``dot``. Unit ``gemm`` if the
-        design has it and its buffers hold K, else unit ``dot``, which takes any K but needs some
-        four times the bytes on the line. ``progress`` shows a bar.
+        Returns what ``golden.matmul(qa, qw)`` does; formats as for ``dot``. Unit ``accelerator`` if
+        the design has it and it takes K, else unit ``dot``, which takes any K but needs some four
+        times the bytes on the line. ``progress`` shows a bar.
         """
-        core, dot = (self._find(name) for name in ("gemm_core", "dot_product"))
-        core = core if core is not None and takes_packed(core) else None
+        core, dot = (self._find(name) for name in ("accelerator", "dot_product"))
         unit = core or dot
         if unit is None:
-            raise self._missing("gemm or dot")
+            raise self._missing("accelerator or dot")
         check_pair(qa, qw, unit)
         if len(qw.shape) != 2:
             raise InputError(f"qw has shape {tuple(qw.shape)}; matmul takes weights [N, K]")
@@ -263,7 +260,7 @@ class Device:
         if not acts.size or not weights.size:
             return floats(np.zeros((len(acts), len(weights)), np.uint32), shape, qa)
         if core is not None:
-            most = matrices.most_k(core)
+            most = int(core.facts.parameters["max_k"])
             if acts.shape[1] * qa.format.block.group <= most:
                 return floats(product(core, acts, weights, progress), shape, qa)
             if dot is None:

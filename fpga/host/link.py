@@ -88,7 +88,8 @@ class HostLink:
 
     A request is sent again, up to ``retries`` times, if nothing comes, if what comes is broken or
     if the device found the request broken. That is safe because requests have no state: each begins
-    from reset. An answer counts if its CRC, length, command and sequence number are right.
+    from reset; a unit that keeps its state knows a request that comes again by its number. An
+    answer counts if its CRC, length, command and sequence number are right.
 
     Parameters
     ----------

@@ -1,6 +1,11 @@
-"""Units that multiply matrices: a request is a panel of weights with some rows of activations."""
+"""Units that multiply matrices in memory: products of any size, tile by tile.
 
-from math import prod
+Each call begins with a reset of the unit, and its operands lie where others may have lain: whoever
+uses the unit through `SerialTransport` beside begins anew afterwards.
+"""
+
+import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,68 +14,76 @@ from numpy.typing import NDArray
 from m2xfp.errors import InputError
 from m2xfp.facts import Facts
 from m2xfp.formats import BlockFormat
-from m2xfp.fpga.host.patterns import operands, with_any_codes, with_any_nan
-from m2xfp.fpga.host.remote_unit import RemoteUnit, record_bytes, slices
+from m2xfp.fpga.host.link import FaultError
+from m2xfp.fpga.host.patterns import operands, with_any_codes
+from m2xfp.fpga.host.remote_unit import RemoteUnit, slices
+from m2xfp.fpga.host.serial_transport import SerialTransport
+from m2xfp.rtl.parts.accelerator_map import OFFSETS
+from m2xfp.rtl.parts.descriptor_checker import CAUSES, GEMM
 from m2xfp.tb.bench import Arrays
-from m2xfp.tb.parts.gemm_arrays import GemmStreams
+from m2xfp.tb.parts.accelerator_tasks import Task, core_of, place, read_results
+from m2xfp.tb.parts.accelerator_traffic import PAGE, Memory
+from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product
 from m2xfp.tb.parts.groups import group_arrays, packed_groups
+from m2xfp.tb.units import gemm_core
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["count", "most_k", "run", "sample"]
+__all__ = ["count", "run", "sample"]
+
+PATIENCE = 60.0
+"""Seconds without the end of a product, after which the unit has stalled."""
+
+_GAPS = 24
+"""Bytes that a row takes beside its groups, where the testbench places it."""
 
 
-def most_k(unit: RemoteUnit) -> int:
-    """Return the largest K of which a step of rows and a panel of weights fit a request."""
-    streams = GemmStreams(unit.facts)
-    group = streams.act.group
-    fitting = _room(unit) // (_panel(unit) + record_bytes(unit.facts.stream("acts")))
-    return min(fitting * group, int(unit.facts.parameters["max_k"]))
+class _BoardMemory(Memory):
+    """The memory on the board, as the testbench fills and reads one."""
+
+    def __init__(self, transport: SerialTransport) -> None:
+        super().__init__()
+        self._transport = transport
+
+    def write(self, address: int, content: NDArray[np.uint8]) -> None:
+        """Store bytes."""
+        self._transport.store(address, content)
+
+    def read(self, address: int, length: int) -> NDArray[np.uint8]:
+        """Return bytes."""
+        return self._transport.load(address, length)
 
 
 def run(unit: RemoteUnit, arrays: Arrays, progress: bool = False) -> Arrays:
     """Return ``out`` of one product, or of several, as the unit's testbench decodes it."""
     from m2xfp.progress import track
 
-    if "sizes" in arrays:
-        results = [run(unit, one, progress)["out"] for one in _products(arrays, unit.facts)]
-        rest = results[0].shape[2:]
-        return {"out": np.concatenate([result.reshape(-1, *rest) for result in results])}
-    streams = GemmStreams(unit.facts)
-    groups = arrays["w_scales"].shape[1]
-    if groups * streams.act.group > most_k(unit):
-        raise InputError(
-            f"K = {groups * streams.act.group}: unit {unit.name} holds K = {most_k(unit)} at most"
-        )
-    m = next(len(array) for name, array in arrays.items() if name[0] != "w")
-    panels = slices(len(arrays["w_scales"]), streams.columns)
-    blocks = slices(m, _most_rows(unit, groups))
-    parts = [(rows, columns) for columns in panels for rows in blocks]
-    found = [
-        _request(unit, arrays, rows, columns)
-        for rows, columns in track(parts, desc=unit.name, unit="request", quiet=not progress)
+    products = gemm_core.products_of(arrays, core_of(unit.facts))
+    transport = SerialTransport(unit)
+    parts = [(product, *tile) for product in products for tile in _tiles(unit, product)]
+    tiles = [
+        _tile(unit, transport, product, rows, columns)
+        for product, rows, columns in track(parts, desc=unit.name, unit="tile", quiet=not progress)
     ]
-    # Panels beside one another, rows below one another.
-    height = len(blocks)
-    sides = [np.concatenate(found[at : at + height]) for at in range(0, len(found), height)]
-    return {"out": np.concatenate(sides, axis=1)}
+    found = []
+    for product in products:
+        m, n, _ = product.sizes
+        out = np.zeros((m, n), np.uint32)
+        for _, rows, columns in (part for part in parts if part[0] is product):
+            out[rows, columns] = tiles.pop(0)
+        found.append(out)
+    return gemm_core.joined(found, arrays)
 
 
 def sample(rng: np.random.Generator, size: int, facts: Facts) -> Arrays:
     """Return one product of ``size`` groups of activations or some more, and up to 3 columns.
 
     Half of the packed groups are quantized values, the others have any codes and metadata.
-
-    Results that leave as groups take whole groups of columns.
     """
-    from m2xfp.golden.bits import round_to_bits
-
-    streams, given = GemmStreams(facts), facts.parameters
-    group = streams.act.group
-    depth = int(rng.integers(1, 1 + min(4, given["max_k"] // group)))
-    m = -(-size // depth)
-    n = group if given["results"] == "packed" else int(rng.integers(1, 4))
+    streams = GemmStreams(core_of(facts))
+    depth = int(rng.integers(1, 1 + min(4, facts.parameters["max_k"] // streams.act.group)))
+    m, n = -(-size // depth), int(rng.integers(1, 4))
     values = operands(rng, max(m, n) * depth)
 
     def packed(side: str, block: BlockFormat, rows: int, numbers: "Tensor") -> Arrays:
@@ -79,68 +92,49 @@ def sample(rng: np.random.Generator, size: int, facts: Facts) -> Arrays:
         return {name: plane.reshape(rows, -1) for name, plane in planes.items()}
 
     arrays = packed("w_", streams.weight, n, values.weights)
-    if given["activations"] is None:
-        return arrays | packed("a_", streams.act, m, values.activations)
-    raw = round_to_bits(given["activations"], values.activations).reshape(-1, group)
-    return with_any_nan(rng, arrays | {"x": raw[: m * depth].reshape(m, -1)}, facts)
+    return arrays | packed("a_", streams.act, m, values.activations)
 
 
 def count(arrays: Arrays, facts: Facts) -> int:
     """Return the pairs of groups."""
-    if "sizes" in arrays:
-        return sum(count(one, facts) for one in _products(arrays, facts))
-    m = next(len(array) for name, array in arrays.items() if name[0] != "w")
-    return m * arrays["w_scales"].size
+    group = GemmStreams(core_of(facts)).act.group
+    products = gemm_core.products_of(arrays, core_of(facts))
+    return sum(m * n * k // group for m, n, k in (product.sizes for product in products))
 
 
-def _products(arrays: Arrays, facts: Facts) -> list[Arrays]:
-    """Return each of several products by itself; their groups are the rows of the arrays."""
-    group, at, found = GemmStreams(facts).act.group, {"a": 0, "w": 0}, []
-    for m, n, k in arrays["sizes"].tolist():
-        one: Arrays = {}
-        ends = {"a": at["a"] + m * (k // group), "w": at["w"] + n * (k // group)}
-        for name, array in arrays.items():
-            if name != "sizes":
-                side, rows = ("w", n) if name[0] == "w" else ("a", m)
-                cut = array[at[side] : ends[side]]
-                one[name] = cut.reshape(rows, (k // group) * prod(array.shape[1:]))
-        at = ends
-        found.append(one)
-    return found
+def _tiles(unit: RemoteUnit, product: Product) -> list[tuple[slice, slice]]:
+    """Return rows and columns of the results that are computed together."""
+    m, n, k = product.sizes
+    most = int(unit.facts.parameters["max_k"])
+    if k > most:
+        raise InputError(f"K = {k}: unit {unit.name} multiplies rows of K = {most} at most")
+    row = product.weights.shape[1] * product.weights.shape[2] + _GAPS
+    room = unit.memory - PAGE
+    # As many rows of both operands as fit with their results, which take 4 bytes each.
+    edge = max(1, int(((row / 4) ** 2 + room / 4) ** 0.5 - row / 4) - 1)
+    return [(rows, columns) for columns in slices(n, edge) for rows in slices(m, edge)]
 
 
-def _request(unit: RemoteUnit, arrays: Arrays, rows: slice, columns: slice) -> NDArray[Any]:
-    """Return the results of some rows and one panel of columns."""
-    part = {name: array[columns if name[0] == "w" else rows] for name, array in arrays.items()}
-    beats = unit.play(unit.bench.encode(part, unit.facts))
-    statuses = beats["status"].data.tolist()
-    due = rows.stop - rows.start
-    if statuses != [[0]] or len(beats["o"]) != due:
-        raise unit.fault(
-            f"{len(beats['o'])} rows and the statuses {statuses}; expected {due} rows and one "
-            "status of 0"
-        )
-    try:
-        result: NDArray[Any] = unit.bench.decode(beats, part, unit.facts)["out"]
-    except AssertionError as error:
-        raise unit.fault(f"the answer cannot be: {error}") from error
-    return result
+def _tile(
+    unit: RemoteUnit, transport: SerialTransport, product: Product, rows: slice, columns: slice
+) -> NDArray[Any]:
+    """Return the results of some rows and columns."""
+    part = replace(product, acts=product.acts[rows], weights=product.weights[columns])
+    task, memory = Task(GEMM, product=part), _BoardMemory(transport)
+    descriptor = place(task, unit.facts, memory, 0)
+    ended = transport.read(OFFSETS["completed"])
+    for offset, word in descriptor.writes():
+        transport.write(offset, word)
+    began = time.monotonic()
+    while transport.read(OFFSETS["completed"]) == ended:
+        if time.monotonic() - began > PATIENCE:
+            raise unit.fault(f"a product has not ended for {PATIENCE:g} s")
+    if error := transport.read(OFFSETS["error"]):
+        transport.write(OFFSETS["error"], 1 << 31)
+        names = {number: name for name, number in CAUSES.items()}
+        raise _failed(unit, names.get(error & 0xFF, f"cause {error & 0xFF}"))
+    return read_results(task, unit.facts, descriptor, memory)
 
 
-def _room(unit: RemoteUnit) -> int:
-    """Return the bytes of a request beside its command."""
-    return unit.buffer - record_bytes(unit.facts.stream("cmd"))
-
-
-def _panel(unit: RemoteUnit) -> int:
-    """Return the bytes of a group of all columns."""
-    return GemmStreams(unit.facts).columns * record_bytes(unit.facts.stream("weights"))
-
-
-def _most_rows(unit: RemoteUnit, groups: int) -> int:
-    """Return how many rows of so many groups fit beside a panel, and their results an answer."""
-    facts = unit.facts
-    step = groups * record_bytes(facts.stream("acts"))
-    asked = (_room(unit) - groups * _panel(unit)) // step * GemmStreams(facts).rows
-    answered = unit.buffer - record_bytes(facts.stream("status"))
-    return min(asked, answered // record_bytes(facts.stream("o")))
+def _failed(unit: RemoteUnit, cause: str) -> FaultError:
+    return unit.fault(f"a product ended with: {cause}")

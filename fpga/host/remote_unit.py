@@ -58,6 +58,8 @@ class RemoteUnit:
         Of the instance.
     bench
         Its testbench.
+    memory
+        Bytes of memory behind its buses; 0 if it has streams alone.
     """
 
     def __init__(self, link: HostLink, number: int, instance: Instance, buffer: int) -> None:
@@ -65,6 +67,7 @@ class RemoteUnit:
         self._link, self._command = link, Command.UNIT + number
         self._module = f"m2xfp.fpga.host.{row.host}"
         self.name, self.instance, self.buffer = row.name, instance, buffer
+        self.memory = row.memory
         self.facts = instance.facts
         self.bench: Bench = find_bench(instance.unit)
 
@@ -115,7 +118,7 @@ class RemoteUnit:
                     Record(number, beat.tobytes(), bool(end))
                     for beat, end in zip(beats.data[part], last[part], strict=True)
                 ]
-        answer = self._link.request(self._command, pack_records(records))
+        answer = self.exchange(pack_records(records))
         outputs = self.facts.outputs
         try:
             found = unpack_records(answer, [stream.bytes for stream in outputs])
@@ -125,6 +128,10 @@ class RemoteUnit:
             stream.name: _joined([record for record in found if record.stream == number], stream)
             for number, stream in enumerate(outputs)
         }
+
+    def exchange(self, payload: bytes) -> bytes:
+        """Return the payload that answers another one, whatever they mean to the unit."""
+        return self._link.request(self._command, payload)
 
     def fault(self, what: str) -> FaultError:
         """Return the error of an answer that cannot be."""

@@ -28,7 +28,6 @@ __all__ = [
     "packed_groups_of",
     "product",
     "quantized",
-    "takes_packed",
 ]
 
 Bytes = NDArray[np.uint8]
@@ -87,14 +86,8 @@ def dots(unit: RemoteUnit, acts: Bytes, weights: Bytes, progress: bool) -> NDArr
     return accumulated(unit, left, right, first, progress).reshape(rows, depth)[:, -1]
 
 
-def takes_packed(core: RemoteUnit) -> bool:
-    """Whether a core multiplies packed groups to float32."""
-    given = core.facts.parameters
-    return given["activations"] is None and given["results"] == "fp32"
-
-
 def product(core: RemoteUnit, acts: Bytes, weights: Bytes, progress: bool) -> NDArray[np.uint32]:
-    """Return [m, n] accumulators of packed rows [m, G, bytes] and [n, G, bytes]."""
+    """Return [m, n] sums of packed rows [m, G, bytes] and [n, G, bytes]."""
     arrays: Arrays = {}
     for side, groups, block in zip(("a_", "w_"), (acts, weights), formats(core.facts), strict=True):
         planes = group_arrays(groups.reshape(-1, groups.shape[2]), block, side)

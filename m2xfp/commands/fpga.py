@@ -17,6 +17,7 @@ __all__ = ["command"]
 
 if TYPE_CHECKING:
     from m2xfp.fpga.flow.boards import Board
+    from m2xfp.fpga.host.device import Device
     from m2xfp.rtl.catalog import Instance
 
 
@@ -150,7 +151,7 @@ def build_command(
     \b
     m2xfp fpga build icebreaker
     m2xfp fpga build icebreaker --unit quantizer --set lanes=16
-    m2xfp fpga build ulx3s-85f --unit dot --unit gemm --set gemm.max_k=1024
+    m2xfp fpga build ulx3s-85f --unit dot --unit accelerator --set dot.depth=1
     """
     from m2xfp.fpga.flow.bitstream import build
     from m2xfp.fpga.flow.boards import find_board
@@ -193,6 +194,17 @@ def build_command(
     show_default=True,
     help="Of the values and the faults.",
 )
+@click.option(
+    "--layer",
+    metavar="NAME",
+    help="Also compute this linear layer of the bundled model, for a token of held-out text, on "
+    "the board's accelerator.",
+)
+@click.option(
+    "--outputs",
+    type=COUNT,
+    help="Only the first so many outputs of the layer.",
+)
 def check_command(
     board: str,
     units: tuple[str, ...],
@@ -205,6 +217,8 @@ def check_command(
     faults: int,
     bits: bool,
     seed: int,
+    layer: str | None,
+    outputs: int | None,
 ) -> None:
     r"""Check the bitstream of BOARD without a board: bytes in, bytes out, against the golden model.
 
@@ -215,25 +229,57 @@ def check_command(
     \b
     m2xfp fpga check icebreaker
     m2xfp fpga check icebreaker --faults 315
+    m2xfp fpga check ulx3s-85f --unit accelerator --layer layers.0.self_attn.k_proj
     """
     require("torch", "safetensors")
+    from m2xfp.errors import InputError
     from m2xfp.fpga.check.bitstream_check import check_bitstream
     from m2xfp.tb.verilator import find_verilator
 
     find_verilator()
+    if outputs is not None and layer is None:
+        raise InputError(f"--outputs {outputs}: name the --layer that has them")
+    chosen = _instances(board, units, configs, settings, help_parameters)
     check = check_bitstream(
         board,
-        _instances(board, units, configs, settings, help_parameters),
+        chosen,
         baud=baud,
         folder=folder,
         groups=groups,
         faults=faults,
         seed=seed,
         whole=not bits,
+        beside=_layer_check(layer, outputs) if layer else None,
     )
     click.echo(check.summary())
     for survivor in check.faults.survivors if check.faults else ():
         click.echo(f"  {survivor.reason}: {survivor.fault} ({survivor.cell})")
+
+
+def _layer_check(name: str, outputs: int | None) -> Callable[[Device], str]:
+    """Return what computes a layer of the bundled model on a board's accelerator."""
+    from m2xfp.accelerator import Device as Accelerator
+    from m2xfp.accelerator.layer import run_layer
+    from m2xfp.errors import InputError
+    from m2xfp.fpga.check.traffic import CheckError
+    from m2xfp.fpga.host.serial_transport import SerialTransport
+    from m2xfp.synth.studies.linear_layers import layer_reading
+
+    def check(n: int, _: int) -> None:
+        if outputs is not None and outputs > n:
+            raise InputError(f"--outputs {outputs}: {name} has {n}")
+
+    module, read = layer_reading(name, 1, check)
+
+    def run(board: Device) -> str:
+        found = run_layer(
+            Accelerator(SerialTransport(board)), read, module.weight.detach(), outputs
+        )
+        if not found.equal:
+            raise CheckError(f"{name}: {found}")
+        return f"{name}: {found}"
+
+    return run
 
 
 @command.command("table")
@@ -248,7 +294,7 @@ def check_command(
 def table(boards: tuple[str, ...], results: Path) -> None:
     """Build each BOARD, or every board, with its default units; write the figures (slow).
 
-    A board that holds the GEMM core is built with that as well.
+    A board that holds the accelerator is built with that as well.
     What `m2xfp fpga check` has shown of these builds is kept beside them.
     """
     from m2xfp.fpga.flow.boards import BOARDS, find_board

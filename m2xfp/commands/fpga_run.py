@@ -80,8 +80,8 @@ def command(
     w_scales, w_meta (n,), uint8, and first (n,), bool: a dot product begins here. The output holds
     acc (n,), uint32: the FP32 pattern of the running sum after each pair.
 
-    gemm: a .npz file of two operands, a_codes (m, k/2), a_scales, a_meta (m, k/32), and w_codes,
-    w_scales, w_meta with n rows. The output holds out (m, n), uint32: FP32 patterns.
+    accelerator: a .npz file of two operands, a_codes (m, k/2), a_scales, a_meta (m, k/32), and
+    w_codes, w_scales, w_meta with n rows. The output holds out (m, n), uint32: FP32 patterns.
 
     \b
     m2xfp fpga run --port /dev/ttyUSB1 x.npy -o y.npz

@@ -102,7 +102,7 @@ def test_unknown_names_are_listed():
         board_instances(["adder"])
     with pytest.raises(UnknownNameError, match="parameter 'lines'"):
         board_instances(["quantizer"], [], ["lines=16"])
-    with pytest.raises(InputError, match=r"decoder.*quantizer, encoder"):
+    with pytest.raises(InputError, match=r"decoder.*quantizer, minifloat"):
         build("icebreaker", [find_unit("activation_decoder").instance()])
 
 
@@ -114,21 +114,21 @@ def test_a_design_takes_any_parameters():
     assert folder_name([wide]) == "quantizer_bf16x8_lanes_16"
     (fp32,) = board_instances(["quantizer"], ["fp32x8"])
     assert fp32.facts.parameters["input_type"] == "fp32"
-    dot, gemm = board_instances(
-        ["dot", "gemm"], ["dot.m2xfp-exact"], ["gemm.max_k=64", "dot.depth=1"]
+    dot, products = board_instances(
+        ["dot", "accelerator"], ["dot.m2xfp-exact"], ["accelerator.max_k=64", "dot.depth=1"]
     )
     assert dot.facts.parameters["window"] is not None
     assert dot.parameters["depth"] == 1
-    assert (gemm.parameters["max_k"], gemm.parameters["chains"]) == (64, 1)
-    assert folder_name([dot, gemm]).startswith("dot_m2xfp_exact_depth_1-gemm_")
+    assert (products.parameters["max_k"], products.parameters["columns"]) == (64, 2)
+    assert folder_name([dot, products]).startswith("dot_m2xfp_exact_depth_1-accelerator_")
 
 
 @pytest.mark.parametrize(
     ("names", "configs", "settings", "message"),
     [
-        (["dot", "gemm"], [], ["depth=1"], r"depth=1: there are 2 units.*dot\.depth=1"),
-        (["dot", "gemm"], ["m2xfp-exact"], [], r"say which one: dot\.m2xfp-exact"),
-        (["dot"], [], ["gemm.depth=1"], "unit gemm is not built"),
+        (["dot", "accelerator"], [], ["depth=1"], r"depth=1: there are 2 units.*dot\.depth=1"),
+        (["dot", "accelerator"], ["m2xfp-exact"], [], r"say which one: dot\.m2xfp-exact"),
+        (["dot"], [], ["accelerator.depth=1"], "unit accelerator is not built"),
         (["quantizer"], [], ["lanes=3"], "lanes=3"),
         (["quantizer"], ["bf16x8", "fp16x8"], [], "bf16x8 and fp16x8: give one configuration"),
     ],
@@ -299,9 +299,9 @@ def test_rates_follow_from_clocks_and_bytes():
     # A beat a pair, 37 bytes and a tag; 32 products.
     (rates,) = unit_rates(report("dot"))
     assert rates == UnitRates("dot", 16e6, 12e6, pytest.approx(1e5 / 38), 32 * 16e6)
-    # Four cells, whose operands are used again.
-    (rates,) = unit_rates(report("gemm"))
-    assert rates == UnitRates("gemm", 64e6, 48e6, None, 4 * 32 * 16e6)
+    # Two cells, whose operands are used again.
+    (rates,) = unit_rates(report("accelerator"))
+    assert rates == UnitRates("accelerator", 32e6, 24e6, None, 2 * 32 * 16e6)
     # Twelve clocks a group, though its four beats bring one in less.
     (rates,) = unit_rates(report("encoder"))
     assert rates == UnitRates(

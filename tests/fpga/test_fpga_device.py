@@ -200,25 +200,6 @@ def test_matmul_by_dot_products(device: Device, most: int, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-def test_matmul_by_gemm(sim_dir: Path) -> None:
-    design = Design(CLOCK, BAUD, board_instances(["gemm"]))
-    with (
-        SimulatedLine(design, build_dir=sim_dir) as line,
-        Device(SimulatedPort(line)) as device,
-    ):
-        for m, n, groups in ((1, 1, 1), (5, 3, 4), (9, 4, 30), (5, 2, 128), (0, 3, 2), (3, 0, 2)):
-            qa = random_groups("m2xfp-act", (m, groups), seed=m)
-            qw = random_groups("m2xfp-weight", (n, groups), seed=n)
-            assert same_bits(device.matmul(qa, qw), matmul(qa, qw)), (m, n, groups)
-        assert device.self_test(groups=24).groups["gemm"] >= 24
-        long = random_groups("m2xfp-act", (1, 129), seed=1)
-        with pytest.raises(InputError, match=r"K = 4128.*4096 at most.*unit dot"):
-            device.matmul(long, random_groups("m2xfp-weight", (1, 129), seed=2))
-        with pytest.raises(MissingUnitError, match="no unit dot; it has: gemm"):
-            device.dot(long, random_groups("m2xfp-weight", (1, 129), seed=2))
-
-
-@pytest.mark.slow
 def test_weights_by_the_encoder(sim_dir: Path) -> None:
     design = Design(CLOCK, BAUD, board_instances(["encoder"]))
     with (
@@ -327,14 +308,13 @@ def test_self_test_finds_a_wrong_bit(
     [
         *(("quantizer", kind) for kind in (None, "fp16x8", "fp32x8")),
         ("encoder", None),
-        ("gemm", "m2xfp-bf16-2x2"),
     ],
 )
 def test_samples_have_every_kind_of_nan(unit: str, config: str | None) -> None:
     """NaN is an OR over the fraction: each of its bits alone, with both signs."""
     facts = board_instance(unit, config).facts
     host = importlib.import_module(f"m2xfp.fpga.host.{find_board_unit(unit).board.host}")
-    kind = input_type(facts.parameters.get("input_type") or facts.parameters["activations"])
+    kind = input_type(facts.parameters["input_type"])
     rng = np.random.default_rng(0)
     raw = np.concatenate([host.sample(rng, 400, facts)["x"].ravel() for _ in range(20)])
     nan = raw[from_bits(kind.name, raw).isnan().numpy()].tolist()
@@ -343,7 +323,7 @@ def test_samples_have_every_kind_of_nan(unit: str, config: str | None) -> None:
     assert {pattern >> kind.width - 1 for pattern in nan} == {0, 1}
 
 
-@pytest.mark.parametrize(("unit", "side"), list(product(("dot", "gemm"), "aw")))
+@pytest.mark.parametrize(("unit", "side"), list(product(("dot", "accelerator"), "aw")))
 def test_samples_have_any_codes_and_metadata(unit: str, side: str) -> None:
     """What no quantizer writes is sent too: every byte of the planes."""
     facts = board_instance(unit).facts
