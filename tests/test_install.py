@@ -111,6 +111,7 @@ NEEDS = {
     ("simulate", "gemm_core", "--input", "x.npy", "--output", "y"): "sim",
     ("study", "array"): "synth",
     ("study", "dot-layer", "mixed"): "golden,sim",
+    ("study", "family"): "golden",
     ("study", "fractions"): "golden",
     ("study", "gemm-layer"): "golden,sim",
     ("study", "gemm-perplexity"): "golden,sim",

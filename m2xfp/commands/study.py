@@ -339,7 +339,7 @@ def perplexity(device: str, windows: int | None, batch: int, output: Path | None
     from m2xfp.models.devices import find_device
     from m2xfp.models.evaluate import bundled_losses
     from m2xfp.models.lm import HELD_OUT, as_tokens, load_model
-    from m2xfp.models.results import FILE, study_figures, study_tables
+    from m2xfp.models.perplexity_study import FILE, study_figures, study_tables
     from m2xfp.models.windows import cut_windows, spread
     from m2xfp.progress import track
 
@@ -453,6 +453,34 @@ def recipes(
     _finish(
         output, f"perplexity-recipes-{_name_of(model)}.json", found, [markdown(found["results"])]
     )
+
+
+@command.command(
+    "family", short_help="What the systems that ours is from name, with commands."
+)
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
+@click.option(
+    "--windows", type=COUNT, default=16, show_default=True, help="Windows, evenly spread."
+)
+@click.option("--batch", type=COUNT, default=4, show_default=True, help="Windows a pass.")
+@_OUTPUT
+def family(device: str, windows: int, batch: int, output: Path | None) -> None:
+    r"""Evaluate what MX-QLLM, MicroMix, MXQuant and M2XFP name, on the bundled model.
+
+    Each row of the table has the command of `m2xfp eval` that gives its figures. Minutes on two CPU
+    cores.
+
+    \b
+    m2xfp study family -o docs/results
+    """
+    require("torch", "safetensors")
+    from m2xfp.models.checkpoints import open_checkpoint
+    from m2xfp.models.devices import find_device
+    from m2xfp.models.family_study import FILE, family_figures, family_tables
+
+    checkpoint, target = open_checkpoint(None), find_device(device)
+    found = family_figures(checkpoint, target, windows, batch, report=_tell)
+    _finish(output, FILE, found, family_tables(found).values())
 
 
 @command.command("sqnr", short_help="Every format on known distributions.")

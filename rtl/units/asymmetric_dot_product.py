@@ -8,7 +8,6 @@ from amaranth.lib.wiring import In, Out
 
 from m2xfp.errors import InputError
 from m2xfp.formats import AMXFP4, FP32, Window
-from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parameters import Among, Between, checked
 from m2xfp.rtl.parts.asymmetric_accumulation import ExactTerms, Fp32Terms
 from m2xfp.rtl.parts.asymmetric_pair import (
@@ -18,11 +17,9 @@ from m2xfp.rtl.parts.asymmetric_pair import (
     AsymmetricWeights,
 )
 from m2xfp.rtl.parts.asymmetric_product import ClassProducts
+from m2xfp.rtl.parts.dot_stream import build_dot
 from m2xfp.rtl.parts.exact_accumulation import exact_layout
 from m2xfp.rtl.parts.layouts import value_layout
-from m2xfp.rtl.parts.registers import delayed
-from m2xfp.rtl.parts.skid_tail import add_skid, feed_skid
-from m2xfp.rtl.parts.slot_arbiter import SlotArbiter
 from m2xfp.rtl.parts.streams import packet_stream
 from m2xfp.rtl.verilog.component import Component
 
@@ -123,32 +120,12 @@ class AsymmetricDotProduct(Component):
 
     def build(self) -> Module:
         """Build the unit."""
-        m = Module()
-        m.submodules.slot_arbiter = arbiter = SlotArbiter(self.chains)
-        m.submodules.product = product = self._product
-        m.submodules.accumulator = accumulator = self._accumulator
-        skid = add_skid(m, self.o)
-        step = skid.i.ready
-        accepted = named(m, "accepted", self.i.valid & arbiter.grant)
-        valid = delayed(m, step, "product_valid", accepted, self.depth, reset=True)
-        m.d.comb += [
-            arbiter.enable.eq(step),
-            arbiter.request.eq(self.i.valid),
-            self.i.ready.eq(step & arbiter.grant),
-            product.enable.eq(step),
-            product.i.eq(self.i.payload.data.operands),
-            accumulator.enable.eq(step),
-            accumulator.i.eq(product.o),
-            accumulator.negative.eq(product.negative),
-            accumulator.valid.eq(valid),
-            accumulator.first.eq(delayed(m, step, "first", self.i.payload.data.first, self.depth)),
-        ]
-        feed_skid(
-            m,
-            skid,
+        return build_dot(
+            self.i,
             self.o,
-            accumulator.o,
-            last=delayed(m, step, "last", self.i.payload.last, self.latency),
-            valid=delayed(m, step, "acc_valid", valid, accumulator.latency, reset=True),
+            self._product,
+            self._accumulator,
+            depth=self.depth,
+            chains=self.chains,
+            beside=("negative",),
         )
-        return m

@@ -8,17 +8,14 @@ from amaranth.lib.wiring import In, Out
 
 from m2xfp.errors import InputError
 from m2xfp.formats import FP32, M2XFP_ACT, M2XFP_WEIGHT, Window
-from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parameters import Between, checked
 from m2xfp.rtl.parts.dot_pair import AnyActivations, AnyWeights
+from m2xfp.rtl.parts.dot_stream import build_dot
 from m2xfp.rtl.parts.exact_accumulation import ExactPipeline, exact_layout
 from m2xfp.rtl.parts.fp32_accumulation import AccumulatorPipeline
 from m2xfp.rtl.parts.group_product import ProductPipeline
 from m2xfp.rtl.parts.layouts import value_layout
 from m2xfp.rtl.parts.mixed_pair import pair_of
-from m2xfp.rtl.parts.registers import delayed
-from m2xfp.rtl.parts.skid_tail import add_skid, feed_skid
-from m2xfp.rtl.parts.slot_arbiter import SlotArbiter
 from m2xfp.rtl.parts.streams import packet_stream
 from m2xfp.rtl.verilog.component import Component
 
@@ -121,31 +118,11 @@ class DotProduct(Component):
 
     def build(self) -> Module:
         """Build the unit."""
-        m = Module()
-        m.submodules.slot_arbiter = arbiter = SlotArbiter(self.chains)
-        m.submodules.product = product = self._product
-        m.submodules.accumulator = accumulator = self._accumulator
-        skid = add_skid(m, self.o)
-        step = skid.i.ready
-        accepted = named(m, "accepted", self.i.valid & arbiter.grant)
-        valid = delayed(m, step, "product_valid", accepted, self.depth, reset=True)
-        m.d.comb += [
-            arbiter.enable.eq(step),
-            arbiter.request.eq(self.i.valid),
-            self.i.ready.eq(step & arbiter.grant),
-            product.enable.eq(step),
-            product.i.eq(self.i.payload.data.operands),
-            accumulator.enable.eq(step),
-            accumulator.i.eq(product.o),
-            accumulator.valid.eq(valid),
-            accumulator.first.eq(delayed(m, step, "first", self.i.payload.data.first, self.depth)),
-        ]
-        feed_skid(
-            m,
-            skid,
+        return build_dot(
+            self.i,
             self.o,
-            accumulator.o,
-            last=delayed(m, step, "last", self.i.payload.last, self.latency),
-            valid=delayed(m, step, "acc_valid", valid, accumulator.latency, reset=True),
+            self._product,
+            self._accumulator,
+            depth=self.depth,
+            chains=self.chains,
         )
-        return m

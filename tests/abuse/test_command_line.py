@@ -47,6 +47,7 @@ WORK = (
     "m2xfp.manual.site.build",
     "m2xfp.models.activations.layer_inputs",
     "m2xfp.models.bench.bench",
+    "m2xfp.models.family_study.family_figures",
     "m2xfp.models.model_study.model_figures",
     "m2xfp.models.recipe_study.recipe_figures",
     "m2xfp.models.bench_products.bench_products",

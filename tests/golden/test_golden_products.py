@@ -11,6 +11,7 @@ from m2xfp.errors import InputError, NoFusedPathError
 from m2xfp.golden import PackedTensor, computing, get_format, matmul
 from m2xfp.golden.formats import products
 from m2xfp.golden.formats.numeric import round_once
+from m2xfp.golden.formats.operands import check_lanes
 from m2xfp.golden.kernels import fused, native, products_fused, products_native
 
 M2XFP = ("m2xfp-act", "m2xfp-weight")
@@ -36,7 +37,7 @@ def forget() -> None:
 
 def uses_native(case: Case) -> bool:
     qa, qw = operands(case)
-    lanes = products._check(qa, qw, case.accumulator)
+    lanes = check_lanes(qa, qw, case.accumulator)
     return products_native.serves(qa, qw, case.accumulator, lanes)
 
 

@@ -18,7 +18,7 @@ from m2xfp.golden import PackedTensor, computing, dot, get_format, matmul
 from m2xfp.golden.bits import from_bits, to_bits
 from m2xfp.golden.formats import products
 from m2xfp.golden.formats.mixed import Split, mixed_matmul
-from m2xfp.golden.formats.numeric import round_once, widen
+from m2xfp.golden.formats.numeric import round_once, round_product, widen
 from m2xfp.golden.formats.rotation import Rotation
 from m2xfp.tb.parts import value_stimulus
 
@@ -275,9 +275,9 @@ def test_float32_results_round_alike_when_flushing(dtype: torch.dtype) -> None:
     patterns = np.concatenate([high, high | 1, high | 0x7FFF, high | 0x8000, high | 0x8001])
     x = from_bits("fp32", patterns)
     wanted = round_once(widen(x), dtype).view(torch.int16)
-    assert torch.equal(products.round_product(x, dtype).view(torch.int16), wanted)
+    assert torch.equal(round_product(x, dtype).view(torch.int16), wanted)
     with flushing():
-        assert torch.equal(products.round_product(x, dtype).view(torch.int16), wanted)
+        assert torch.equal(round_product(x, dtype).view(torch.int16), wanted)
         assert torch.equal(round_once(widen(x), dtype).view(torch.int16), wanted)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from m2xfp.cli import cli
 from m2xfp.errors import InputError, M2xfpError, MissingToolError, UnknownNameError
 from m2xfp.golden import get_format
-from m2xfp.models import checkpoints, evaluate, results
+from m2xfp.models import checkpoints, evaluate, perplexity_study, results
 from m2xfp.models.cases import FP, Case, check_cases, parse_format
 from m2xfp.models.checkpoints import dispatch, open_checkpoint
 from m2xfp.models.evaluate import bootstrap, bundled_losses, perplexity, quantized, window_nats
@@ -249,19 +249,19 @@ def study() -> Callable[[Case], Tensor]:
 def test_study_covers_its_tables_and_repeats(
     tmp_path: Path, study: Callable[[Case], Tensor]
 ) -> None:
-    found = results.study_figures(study, {"model": "none"})
-    assert len(found["results"]) == len(results.study_cases())
+    found = perplexity_study.study_figures(study, {"model": "none"})
+    assert len(found["results"]) == len(perplexity_study.study_cases())
     assert "window_nats" not in found["results"][0]
     for name in ("a", "b"):
-        write_figures(tmp_path / name / results.FILE, found)
-        results.plots(tmp_path / name, tmp_path / name)
+        write_figures(tmp_path / name / perplexity_study.FILE, found)
+        perplexity_study.plots(tmp_path / name, tmp_path / name)
     names = {"perplexity.json", "perplexity.png", "subgroups.png"}
     assert {path.name for path in (tmp_path / "a").iterdir()} == names
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
-    tables = results.tables(tmp_path / "a")
-    assert tables == results.study_tables(found)
-    for table in results.TABLES:
+    tables = perplexity_study.tables(tmp_path / "a")
+    assert tables == perplexity_study.study_tables(found)
+    for table in perplexity_study.TABLES:
         assert table.text in tables[table.name]
         records = results.figures([results.Outcome(c, study(c)) for c in table.cases], {})
         assert results.markdown(records["results"]) in tables[table.name]
@@ -273,13 +273,13 @@ def test_m2xfp_stands_directly_against_nvfp4(study: Callable[[Case], Tensor]) ->
 
     def losses(case: Case) -> Tensor:
         nats = study(FP)
-        for table in results.TABLES:
+        for table in perplexity_study.TABLES:
             if table.compared and case == table.compared[1]:
                 nats = nats + math.log(leads[table.title])
         return nats
 
-    tables = results.study_tables(results.study_figures(losses, {}))
-    for table in results.TABLES:
+    tables = perplexity_study.study_tables(perplexity_study.study_figures(losses, {}))
+    for table in perplexity_study.TABLES:
         assert table.compared is None or set(table.compared) < set(table.cases)
         assert ("against nvfp4" in tables[table.name]) == (table.title in leads)
         if table.title in leads:
@@ -289,10 +289,12 @@ def test_m2xfp_stands_directly_against_nvfp4(study: Callable[[Case], Tensor]) ->
 
 
 def test_verdicts(study: Callable[[Case], Tensor]) -> None:
-    nats = {case: study(case) for case in results.study_cases()}
+    nats = {case: study(case) for case in perplexity_study.study_cases()}
 
     def verdict(text: str) -> str:
-        table = results.ordering_table(results.study_figures(nats.__getitem__, {})["orderings"])
+        table = perplexity_study.ordering_table(
+            perplexity_study.study_figures(nats.__getitem__, {})["orderings"]
+        )
         line = next(line for line in table.splitlines() if text in line)
         return line.split("|")[-2].strip()
 
@@ -300,9 +302,9 @@ def test_verdicts(study: Callable[[Case], Tensor]) -> None:
     # A difference on the expected side, much smaller than its spread.
     noise = torch.randn(40, generator=torch.Generator().manual_seed(1)).double()
     noise -= noise.mean() + 0.01
-    nats[results.CLAIMS[1].better] = nats[results.CLAIMS[1].worse] + noise
+    nats[perplexity_study.CLAIMS[1].better] = nats[perplexity_study.CLAIMS[1].worse] + noise
     assert verdict("M2XFP is better than NVFP4") == "within the noise"
-    nats[results.CLAIMS[0].better] = nats[results.CLAIMS[0].worse] + 0.1
+    nats[perplexity_study.CLAIMS[0].better] = nats[perplexity_study.CLAIMS[0].worse] + 0.1
     assert verdict("M2XFP is better than MXFP4") == "does not hold"
 
 

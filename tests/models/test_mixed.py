@@ -202,3 +202,38 @@ def test_command(tmp_path: Path) -> None:
     assert "no multiple of 128" in told
     code, told = run(*common, *mixed, *calibrated, "--weights", "mxfp4")
     assert code == 2
+
+
+@pytest.mark.parametrize(
+    ("characters", "windows", "rule", "told"),
+    [
+        (10, "1", "mxquant:tile=32", "window"),  # shorter than one window
+        (200, "99", "mxquant:tile=32", "99 are wanted"),
+        (200, "2", "mxquant", "no multiple of 128"),
+    ],
+)
+def test_refused_before_any_work(
+    characters: int,
+    windows: str,
+    rule: str,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither calibrated nor measured: no pass through the model."""
+    config = ModelConfig(width=64, layers=1, heads=2, hidden=128, context=32)
+    save_model(tmp_path / "small.safetensors", LanguageModel(config), {})
+    text, short = tmp_path / "text.txt", tmp_path / "short.txt"
+    text.write_bytes(bytes(range(32, 122)) * 20)
+    short.write_bytes(b"x" * characters)
+
+    def work(*_args: object) -> None:
+        raise AssertionError("a pass through the model")
+
+    monkeypatch.setattr(LanguageModel, "forward", work)
+    common = [str(tmp_path / "small.safetensors"), "--text", str(text), "--windows", "3"]
+    calibrated = ["--calibration", str(short), "--calibration-windows", windows]
+    code, output = run(*common, "--mixed", rule, *calibrated)
+    assert code != 0  # InputError, which m2xfp ends with status 2 for
+    assert told in output
+    assert "pass through" not in output

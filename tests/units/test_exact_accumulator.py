@@ -234,7 +234,7 @@ def test_golden_in_parts(starts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert whole[1].any()
     assert not whole[1].all()
     for steps in (1, 7):
-        monkeypatch.setattr("m2xfp.golden.formats.products._CHUNK_SUMS", 23 * 3 * steps)
+        monkeypatch.setattr("m2xfp.golden.formats.running._CHUNK_SUMS", 23 * 3 * steps)
         for found, wanted in zip(running_exact_bits(*given), whole, strict=True):
             assert np.array_equal(found, wanted)
 
