@@ -346,6 +346,13 @@ def _set_powers(
             plane[rows] = np.where(lanes % 8 == 7, code, len(steps))
     negative = (rng.integers(0, 2, number)[:, None] == 1) & (planes[0] > 0)
     planes[0] = np.where(negative, negated(planes[0], blocks[0]), planes[0])
+    # Two products that cancel, whose last places carry into a sum that has none.
+    beside = np.flatnonzero((many <= len(lanes) // 2) & ~rows & (rng.random(number) < 0.3))
+    for plane, block in zip(planes, blocks, strict=True):
+        plane[beside, -1] = plane[beside, -2] = rng.integers(
+            1, largest_code(block) + 1, len(beside)
+        )
+    planes[0][beside, -1] = negated(planes[0][beside, -1], blocks[0])
     neutral = 0x55, 0  # metadata that leaves activations as they are, and weights
     for side, plane, end, meta, block in zip(
         groups, planes, _scales(blocks), neutral, blocks, strict=True
