@@ -59,6 +59,10 @@ def _scales(blocks: Formats) -> tuple[int, int]:
     return blocks[0].group_bytes[0], blocks[1].group_bytes[0]
 
 
+# Products of elements of four bits have no more bits, which is as far as a sum is from them.
+_NEAR = 14
+
+
 def _reach(blocks: Formats) -> int:
     """Return how far apart accumulator and addend are of interest: all bits of both."""
     return 48 if all(block.element.bits == 4 for block in blocks) else 110
@@ -289,9 +293,10 @@ def uppers(rng: np.random.Generator, blocks: Formats, steps: int, count: int) ->
     at = np.arange(steps) % 3
     for side, other in zip((act, weight), _bytes(rng, blocks, steps, count)[:2], strict=True):
         side[at != 2] = other[at != 2]
-    _set_powers(rng, blocks, (act, weight), (at == 2)[:, None] & (rng.random((steps, count)) < 0.7))
+    powers = (at == 2)[:, None] & (rng.random((steps, count)) < 0.7)
+    shorter = _set_powers(rng, blocks, (act, weight), powers)
     apart = rng.integers(4, 14, (steps, count))
-    larger = rng.integers(-6, 9, (steps, count))
+    larger = rng.integers(-6, 9, (steps, count)) + shorter
     move = np.where((at == 1)[:, None], -apart, np.where((at == 2)[:, None], larger, 0))
     _place(rng, blocks, (act, weight), rng.integers(180, 300, (steps, count))[0] + move)
     first[at == 0] = True
@@ -303,13 +308,15 @@ def _set_powers(
     blocks: Formats,
     groups: tuple[NDArray[np.uint8], NDArray[np.uint8]],
     chosen: NDArray[np.bool_],
-) -> None:
+) -> NDArray[np.int64]:
     """Make the products of chosen groups powers of two, of any sign: equal ones in some lanes.
 
-    Or the largest in seven of each eight lanes, if one more then makes a power of two.
+    Or the largest in seven of each eight lanes, if one more then makes a power of two. Return by
+    how many binades each is below the largest, where these are more than a sum is near.
     """
+    shorter = np.zeros(chosen.shape, np.int64)
     if not chosen.any():
-        return
+        return shorter
     sizes = [_steps(block) for block in blocks]
     number, lanes = int(chosen.sum()), np.arange(blocks[0].group)
     # Each power as often, by all the ways to make it.
@@ -320,8 +327,12 @@ def _set_powers(
                 if (total := many * size * step) & total - 1 == 0:
                     ways.setdefault(total, []).append((many, one, other))
     drawn = rng.random((number, 2))
-    totals = list(ways.values())
-    made = [totals[int(a * len(totals))] for a in drawn[:, 0]]
+    powers = list(ways)
+    totals = [powers[int(a * len(powers))] for a in drawn[:, 0]]
+    made = [ways[total] for total in totals]
+    most = max(powers).bit_length()
+    if most > _NEAR:
+        shorter[chosen] = [most - total.bit_length() for total in totals]
     many, *codes = np.array(
         [way[int(b * len(way))] for way, b in zip(made, drawn[:, 1], strict=True)]
     ).T
@@ -335,12 +346,20 @@ def _set_powers(
             plane[rows] = np.where(lanes % 8 == 7, code, len(steps))
     negative = (rng.integers(0, 2, number)[:, None] == 1) & (planes[0] > 0)
     planes[0] = np.where(negative, negated(planes[0], blocks[0]), planes[0])
+    # Two products that cancel, whose last places carry into a sum that has none.
+    beside = np.flatnonzero((many <= len(lanes) // 2) & ~rows & (rng.random(number) < 0.3))
+    for plane, block in zip(planes, blocks, strict=True):
+        plane[beside, -1] = plane[beside, -2] = rng.integers(
+            1, largest_code(block) + 1, len(beside)
+        )
+    planes[0][beside, -1] = negated(planes[0][beside, -1], blocks[0])
     neutral = 0x55, 0  # metadata that leaves activations as they are, and weights
     for side, plane, end, meta, block in zip(
         groups, planes, _scales(blocks), neutral, blocks, strict=True
     ):
         side[chosen, :end] = packed_codes(plane, block)
         side[chosen, end + 1 :] = meta
+    return shorter
 
 
 def _steps(block: BlockFormat) -> list[int]:

@@ -27,6 +27,8 @@ from m2xfp.tb.vectors import Beats, TestVectors
 __all__ = ["mixed", "regression", "side_by_side", "tails"]
 
 STEPS, RUNS = 12, 60
+# Of products of each length, at each distance from a sum.
+LENGTHS, MANY = ("cancelling", "cancellations", "ties", "borrows", "uppers"), 480
 KINDS = ("near", "gaps", "random_bytes", "cancelling", "nans", "extremes")
 
 Choice = NDArray[np.int64]
@@ -53,10 +55,10 @@ def _chosen(facts: Facts, name: str, choice: Choice, seed: int) -> Arrays:
     }
 
 
-def side_by_side(facts: Facts, name: str, seed: int) -> Arrays:
-    """Return dot products of one pair each, all pairs one beside the other."""
+def side_by_side(facts: Facts, name: str, seed: int, least: int = RUNS) -> Arrays:
+    """Return dot products of one pair each, all pairs one beside the other, ``least`` about."""
     count = len(pairs_of(facts).pairs)
-    runs = chains(facts) * max(RUNS // chains(facts), count)
+    runs = chains(facts) * max(least // chains(facts), count)
     return _chosen(facts, name, np.tile(np.arange(runs) % count, (STEPS, 1)), seed)
 
 
@@ -159,7 +161,8 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
 
     for name in pair_stimulus.DISTRIBUTIONS:
         number += 1
-        made = vectors(side_by_side(facts, name, seed), facts, seed + number)
+        least = MANY if name in LENGTHS else RUNS
+        made = vectors(side_by_side(facts, name, seed, least), facts, seed + number)
         yield case(name, made, STALLS[number % len(STALLS)])
     for name in KINDS:
         made = vectors(mixed(facts, name, seed), facts, seed + number)
