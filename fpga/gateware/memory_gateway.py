@@ -133,7 +133,7 @@ class MemoryGateway(Component):
 
     def __init__(self, unit: Component, memory: int) -> None:
         self.unit, self._size = unit, memory
-        buses = dict(unit.axi_buses)  # type: ignore[attr-defined]
+        buses: dict[str, bool] = dict(unit.axi_buses)
         (self._control,) = (name for name, is_master in buses.items() if not is_master)
         members = unit.signature.members
         self._kinds = {
