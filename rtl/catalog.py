@@ -374,7 +374,6 @@ UNITS: dict[str, Unit] = {
                 axes={"lanes": ("8", "16"), "input_type": ("bf16", "fp32"), "block": ("nvfp4",)},
                 formats=lambda given: ("none", given["block"]),
             ),
-            board=Board(name="minifloat", config="nvfp4-bf16x8"),
         ),
         Unit(
             name="weight_encoder",
@@ -434,7 +433,6 @@ UNITS: dict[str, Unit] = {
                 "32x8": {"points": 32, "lanes": 8},
                 "128x32": {"points": 128, "lanes": 32},
             },
-            board=Board(name="hadamard", config="32x8"),
         ),
         Unit(
             name="hadamard_quantizer",
@@ -454,7 +452,6 @@ UNITS: dict[str, Unit] = {
                 "bf16x16": {},
                 "fp32x4": {"input_type": FP32, "lanes": 4, "max_k": 20},
             },
-            board=Board(name="permuter", config="bf16x8"),
         ),
         Unit(
             name="activation_decoder",

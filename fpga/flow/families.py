@@ -62,7 +62,10 @@ FAMILIES: dict[str, Family] = {
     "ecp5": Family(
         # abc between the labels, in place of abc9: with dot_product, abc9 of yosys 0.70 stops at an
         # assertion of its own (rtlil.cc: GetSize(conn.first) == GetSize(conn.second)).
-        synthesis="synth_ecp5 -nodsp -nolutram -top top -run begin:map_luts\n"
+        # The identification is a table of look-up tables however long it is: a block RAM of which
+        # one port has no clock is none of those that the check of a built chip knows.
+        synthesis='setattr -set ram_style "logic" top.design.identification/m:*\n'
+        "synth_ecp5 -nodsp -nolutram -top top -run begin:map_luts\n"
         "techmap -map +/lattice/latches_map.v\n"
         "abc -dress -lut 4:7\n"
         "clean\n"

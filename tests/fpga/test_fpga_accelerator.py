@@ -77,7 +77,7 @@ def test_a_wrong_bit_of_a_layer_is_noticed(
 
     def faulty(self: SerialTransport, address: int, length: int) -> Any:
         found = load(self, address, length)
-        found[1] ^= 1
+        found[0] ^= 1
         return found
 
     monkeypatch.setattr(SerialTransport, "load", faulty)

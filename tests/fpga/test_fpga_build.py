@@ -102,7 +102,7 @@ def test_unknown_names_are_listed():
         board_instances(["adder"])
     with pytest.raises(UnknownNameError, match="parameter 'lines'"):
         board_instances(["quantizer"], [], ["lines=16"])
-    with pytest.raises(InputError, match=r"decoder.*quantizer, minifloat"):
+    with pytest.raises(InputError, match=r"decoder.*quantizer, encoder"):
         build("icebreaker", [find_unit("activation_decoder").instance()])
 
 
