@@ -455,9 +455,7 @@ def recipes(
     )
 
 
-@command.command(
-    "family", short_help="What the systems that ours is from name, with commands."
-)
+@command.command("family", short_help="What the systems that ours is from name, with commands.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option(
     "--windows", type=COUNT, default=16, show_default=True, help="Windows, evenly spread."
