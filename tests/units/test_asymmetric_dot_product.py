@@ -182,6 +182,7 @@ def test_a_million_groups(simulator: BulkSimulator) -> None:
     while groups < 1_000_000:
         seed += 1
         groups += play(simulator, seed)
+    print(f"{simulator.facts.config}: {groups} groups")
 
 
 POT = block_format("amxfp4:scale_mode=pot")
