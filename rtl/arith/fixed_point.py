@@ -11,6 +11,7 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from m2xfp.rtl.arith.datapath import named, reduce_tree
 
 __all__ = [
+    "carry_save",
     "leading_zeros",
     "normalise",
     "select_sum",
@@ -42,6 +43,23 @@ def signed_total(values: Sequence[Value], width: int) -> Value:
             terms.append(value)
     constant = -offset % (1 << width)
     return (reduce_tree(add, terms) + constant)[:width] if constant else reduce_tree(add, terms)
+
+
+def carry_save(m: Module, terms: Sequence[Value], name: str) -> tuple[Value, Value]:
+    """Return two numbers whose sum is that of the terms, modulo 2 to the length of the first.
+
+    Full adders of three terms each, one after the other, which pass no carry on.
+    """
+    size = len(terms[0])
+    left = [term[:size] for term in terms]
+    while len(left) > 2:
+        a, b, c, *others = left
+        index = len(left)
+        total = named(m, f"{name}_sum_{index}", a ^ b ^ c)
+        carried = named(m, f"{name}_carry_{index}", (a & b) | (c & (a ^ b)))
+        left = [*others, total, Cat(Const(0, 1), carried[:-1])]
+    first, second = left
+    return first, second
 
 
 def select_sum(m: Module, a: Value, b: Value, carry: Value, name: str, digit: int) -> Value:

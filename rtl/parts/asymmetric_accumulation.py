@@ -1,15 +1,11 @@
 """Accumulation of several exact products a step: FP32 additions in a row, or one exact sum."""
 
-from dataclasses import dataclass
-
-from amaranth.hdl import Cat, Const, Module, Mux, Shape, Signal, Value, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.errors import InputError
 from m2xfp.formats import FP32, Window
-from m2xfp.rtl.arith.datapath import named
-from m2xfp.rtl.arith.fixed_point import select_sum
 from m2xfp.rtl.parts.asymmetric_pair import AsymmetricPair
 from m2xfp.rtl.parts.exact_accumulation import ExactPipeline, check_window, exact_layout
 from m2xfp.rtl.parts.fp32_addition import (
@@ -26,8 +22,6 @@ from m2xfp.rtl.parts.registers import delayed, register
 from m2xfp.rtl.verilog.component import Component
 
 __all__ = ["ExactTerms", "Fp32Terms"]
-
-_DIGIT = 12  # bits of a long sum that are added up side by side
 
 
 class AdditionStages(Component):
@@ -176,93 +170,8 @@ class Fp32Terms(Component):
         return m
 
 
-@dataclass(frozen=True)
-class _Placed:
-    """A sum of products in its place, as ``ExactPipeline`` takes a product."""
-
-    bits: int
-    exponent_bits: int
-    bias: int
-
-    @property
-    def product_shape(self) -> Shape:
-        """Shape of the sum: that of the whole window."""
-        return signed(self.bits)
-
-    @property
-    def product_layout(self) -> data.StructLayout:
-        """Fields as those of a group's product."""
-        return data.StructLayout(
-            {"product": self.product_shape, "exponent": self.exponent_bits, "nan": 1}
-        )
-
-
-class PlacedTotal(Component):
-    """The sum of several exact products, each shifted to its place in a window; combinational.
-
-    Parameters
-    ----------
-    pair, window
-        Formats of the operands; exponents and bits.
-
-    Members
-    -------
-    i : In(ArrayLayout(pair.product_layout, sums))
-        The products.
-    total : Out(signed(bits))
-        Their sum in units of the window's last bit, without those outside of it.
-    nan, below, above : Out(1)
-        Of some product: a scale is NaN; it is below the window; it is above.
-    """
-
-    def __init__(self, pair: AsymmetricPair, window: Window) -> None:
-        self._pair, self._window = pair, window
-        super().__init__(
-            {
-                "i": In(data.ArrayLayout(pair.product_layout, pair.sums)),
-                "total": Out(signed(window.bits)),
-                "nan": Out(1),
-                "below": Out(1),
-                "above": Out(1),
-            }
-        )
-
-    def build(self) -> Module:
-        """Build shifts and sum."""
-        m = Module()
-        pair, window = self._pair, self._window
-        span = window.highest - window.lowest
-        terms: list[Value] = []
-        flags: dict[str, list[Value]] = {"nan": [], "below": [], "above": []}
-        for n in range(pair.sums):
-            i = self.i[n]
-            number = named(m, f"number_{n}", ~i.nan & i.product.any())
-            place = Signal(signed(pair.exponent_bits + 1), name=f"place_{n}")
-            m.d.comb += place.eq(i.exponent - window.lowest)
-            distance, low = place[:-1], place[-1]
-            high = named(m, f"high_{n}", ~low & (distance > span))
-            kept = Signal(pair.product_shape, name=f"kept_{n}")
-            term = Signal(signed(window.bits), name=f"term_{n}")
-            m.d.comb += [
-                kept.eq(i.product & (number & ~low & ~high).replicate(len(kept))),
-                term.eq(kept << distance[: max(span.bit_length(), 1)]),
-            ]
-            terms.append(term)
-            flags["nan"].append(i.nan)
-            flags["below"].append(number & low)
-            flags["above"].append(number & high)
-        total: Value = terms[0].as_unsigned()
-        for n, term in enumerate(terms[1:], 1):
-            longer = select_sum(m, total, term.as_unsigned(), Const(0, 1), f"sum_{n}", _DIGIT)
-            total = longer[: window.bits]
-        m.d.comb += self.total.eq(total.as_signed())
-        for name, bits in flags.items():
-            m.d.comb += getattr(self, name).eq(sum(bits[1:], bits[0]) != 0)
-        return m
-
-
 class ExactTerms(Component):
-    """``ExactPipeline`` for several products a step, whose sum comes first.
+    """``ExactPipeline`` for the products of a step, with their signs.
 
     Parameters
     ----------
@@ -284,6 +193,8 @@ class ExactTerms(Component):
         If the window is not one for the formats.
     """
 
+    latency = ExactPipeline.latency
+
     def __init__(self, pair: AsymmetricPair, window: Window) -> None:
         check_window(pair, window)
         span = window.highest - window.lowest
@@ -294,8 +205,6 @@ class ExactTerms(Component):
                 f"{pair.weight.name} at any of its exponents need {least}"
             )
         self._pair, self._window = pair, window
-        self._several = pair.sums > 1
-        self.latency = ExactPipeline.latency + self._several
         super().__init__(
             {
                 "enable": In(1),
@@ -317,31 +226,13 @@ class ExactTerms(Component):
             for n in range(self._pair.sums):
                 magnitude = self.i[n].product
                 m.d.comb += products[n].product.eq(Mux(self.negative[n], -magnitude, magnitude))
-        if not self._several:
-            m.submodules.exact = exact = ExactPipeline(self._pair, window)
-            m.d.comb += [
-                exact.enable.eq(step),
-                exact.i.eq(products[0]),
-                exact.valid.eq(self.valid),
-                exact.first.eq(self.first),
-                self.o.eq(exact.o),
-            ]
-            return m
-        placed = _Placed(window.bits, self._pair.exponent_bits, self._pair.bias)
-        own = Window(window.name, window.lowest, window.lowest, window.bits)
-        m.submodules.exact = exact = ExactPipeline(placed, own, flagged=True)
-        m.submodules.total = total = PlacedTotal(self._pair, window)
-        there = delayed(m, step, "valid_held", self.valid, 1, reset=True)
+        sums = self._pair.sums
+        m.submodules.exact = exact = ExactPipeline(self._pair, window, sums)
         m.d.comb += [
-            total.i.eq(products),
             exact.enable.eq(step),
-            exact.i.product.eq(register(m, step, "total_held", total.total)),
-            exact.i.exponent.eq(window.lowest),
-            exact.i.nan.eq(delayed(m, step, "nan_held", total.nan, 1)),
-            exact.below.eq(delayed(m, step, "below_held", total.below, 1)),
-            exact.above.eq(delayed(m, step, "above_held", total.above, 1)),
-            exact.valid.eq(there),
-            exact.first.eq(delayed(m, step, "first_held", self.first, 1)),
+            exact.i.eq(products if sums > 1 else products[0]),
+            exact.valid.eq(self.valid),
+            exact.first.eq(self.first),
             self.o.eq(exact.o),
         ]
         return m

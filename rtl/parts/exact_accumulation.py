@@ -1,14 +1,18 @@
 """Accumulation in fixed point: digits that keep their carries, and one rounding a result."""
 
+from collections.abc import Sequence
+from functools import reduce
+from operator import or_
 from typing import Protocol
 
-from amaranth.hdl import Cat, Const, Module, Shape, Signal, Value, signed
+from amaranth.hdl import Cat, Const, Module, Shape, ShapeLike, Signal, Value, signed
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.errors import InputError
 from m2xfp.formats import FP32, Window
 from m2xfp.rtl.arith.datapath import named
+from m2xfp.rtl.arith.fixed_point import carry_save
 from m2xfp.rtl.parts.dot_pair import DotPair
 from m2xfp.rtl.parts.fp32_rounding import Normalise, Round
 from m2xfp.rtl.parts.layouts import value_layout
@@ -73,12 +77,18 @@ def _top_exponent(pair: Exact, window: Window) -> int:
     return window.lowest - pair.bias + window.bits - 2 + FP32.bias
 
 
+def _products(pair: Exact, terms: int) -> ShapeLike:
+    """Return the shape of what is added in one step: a product, or several."""
+    return pair.product_layout if terms == 1 else data.ArrayLayout(pair.product_layout, terms)
+
+
 class CarrySaveSum(Component):
     """The register of the sum: sum' = sum + D * 2^(exponent - lowest), in two's complement.
 
     The sum is cut into digits, and each keeps the carry that it gives to the next one until the
     next step, when it is added with the next product. So the loop is the addition of one digit,
-    however long the sum is; D is shifted to its place outside of it.
+    however long the sum is; D is shifted to its place outside of it. Several products of a step
+    and the digits become two numbers first, by full adders that pass no carry on.
 
     Parameters
     ----------
@@ -86,13 +96,15 @@ class CarrySaveSum(Component):
         Formats of the operands.
     window
         Exponents and bits, see ``ExactAccumulator``.
+    terms
+        Products of a step.
 
     Members
     -------
     enable : In(1)
         Go on by one step.
-    i : In(pair.product_layout)
-        The exact product.
+    i : In(pair.product_layout), or an array of them
+        The exact product, or products.
     valid : In(1)
         There is one; otherwise the sum stays as it is, but for the carries that move on.
     first : In(1)
@@ -105,13 +117,13 @@ class CarrySaveSum(Component):
         scale was NaN.
     """
 
-    def __init__(self, pair: Exact, window: Window) -> None:
-        self._pair, self._window = pair, window
+    def __init__(self, pair: Exact, window: Window, terms: int = 1) -> None:
+        self._pair, self._window, self._terms = pair, window, terms
         bits = window.bits + 1
         super().__init__(
             {
                 "enable": In(1),
-                "i": In(pair.product_layout),
+                "i": In(_products(pair, terms)),
                 "valid": In(1),
                 "first": In(1),
                 "digits": Out(bits),
@@ -126,52 +138,70 @@ class CarrySaveSum(Component):
     def build(self) -> Module:
         """Build shift, adders and registers."""
         m = Module()
-        window, step = self._window, self.enable
-        span = window.highest - window.lowest
-        number = named(m, "number", self.valid & ~self.i.nan & self.i.product.any())
-        place = Signal(signed(self._pair.exponent_bits + 1))
-        # Nothing of a beat that was not accepted goes on: an unknown distance would shift even a
-        # product of zero to unknown bits.
-        exponent = self.i.exponent & self.valid.replicate(len(self.i.exponent))
-        m.d.comb += place.eq(exponent - window.lowest)
-        distance, low = place[:-1], place[-1]
-        high = named(m, "high", ~low & (distance > Const(span, len(distance))))
-        product = Signal(self._pair.product_shape)
-        addend = Signal(signed(len(self.digits)))
-        m.d.comb += [
-            product.eq(self.i.product & (number & ~low & ~high).replicate(len(product))),
-            addend.eq(product << distance[: span.bit_length()]),
-        ]
+        step = self.enable
+        placed = [self._placed(m, i, name) for i, name in self._named_products()]
+        addends = [addend for addend, _, _ in placed]
+        low, high = (reduce(or_, flags) for flags in list(zip(*placed, strict=True))[1:])
+        nan = reduce(or_, (i.nan for i, _ in self._named_products()))
 
         fresh = Signal(init=1)  # after reset, until the first group
         keep = named(m, "keep", ~(fresh | (self.first & self.valid)))
         with m.If(step):
             m.d.sync += fresh.eq(fresh & ~self.valid)
-        digits, carries = [], []
+        places = range(0, len(self.digits), _DIGIT)
+        widths = [len(self.digits[n : n + _DIGIT]) for n in places]
+        digits = [
+            Signal(width, name=f"digit_{n}", reset_less=True)
+            for n, width in zip(places, widths, strict=True)
+        ]
+        carries = [Signal(name=f"carry_{n}", reset_less=True) for n in places]
+        kept: list[Value] = [digit & keep.replicate(len(digit)) for digit in digits]
+        if self._terms > 1:
+            both, addend = carry_save(m, [Cat(kept), *addends], "saved")
+            kept = [both[n : n + width] for n, width in zip(places, widths, strict=True)]
+        else:
+            [addend] = addends
         carry: Value = Const(0, 1)
-        for n in range(0, len(addend), _DIGIT):
-            part = addend[n : n + _DIGIT]
-            digit = Signal(len(part), name=f"digit_{n}", reset_less=True)
-            held = Signal(name=f"carry_{n}", reset_less=True)
-            longer = named(
-                m,
-                f"sum_{n}",
-                (digit & keep.replicate(len(part))) + part + (carry & keep),
-            )
+        for n, digit, held, own in zip(places, digits, carries, kept, strict=True):
+            longer = named(m, f"sum_{n}", own + addend[n : n + _DIGIT] + (carry & keep))
             with m.If(step):
                 m.d.sync += Cat(digit, held).eq(longer)
-            digits.append(digit)
-            carries.append(held)
             carry = held
         m.d.comb += [
             self.digits.eq(Cat(digits)),
             self.carries.eq(Cat(carries)),
             self.kept.eq(register(m, step, "kept_held", keep)),
-            self.below.eq(register(m, step, "below_held", number & low)),
-            self.above.eq(register(m, step, "above_held", number & high)),
-            self.nan.eq(register(m, step, "nan_held", self.i.nan & self.valid)),
+            self.below.eq(register(m, step, "below_held", low)),
+            self.above.eq(register(m, step, "above_held", high)),
+            self.nan.eq(register(m, step, "nan_held", nan & self.valid)),
         ]
         return m
+
+    def _named_products(self) -> Sequence[tuple[data.View, str]]:
+        """Return the products, and what their signals end with."""
+        if self._terms == 1:
+            return [(self.i, "")]
+        return [(self.i[n], f"_{n}") for n in range(self._terms)]
+
+    def _placed(self, m: Module, i: data.View, name: str) -> tuple[Value, Value, Value]:
+        """Return a product in its place, and whether it has none: below, above the window."""
+        window = self._window
+        span = window.highest - window.lowest
+        number = named(m, f"number{name}", self.valid & ~i.nan & i.product.any())
+        place = Signal(signed(self._pair.exponent_bits + 1), name=f"place{name}")
+        # Nothing of a beat that was not accepted goes on: an unknown distance would shift even a
+        # product of zero to unknown bits.
+        exponent = i.exponent & self.valid.replicate(len(i.exponent))
+        m.d.comb += place.eq(exponent - window.lowest)
+        distance, low = place[:-1], place[-1]
+        high = named(m, f"high{name}", ~low & (distance > Const(span, len(distance))))
+        product = Signal(self._pair.product_shape, name=f"product{name}")
+        addend = Signal(signed(len(self.digits)), name=f"addend{name}")
+        m.d.comb += [
+            product.eq(i.product & (number & ~low & ~high).replicate(len(product))),
+            addend.eq(product << distance[: max(span.bit_length(), 1)]),
+        ]
+        return addend, number & low, number & high
 
 
 class CarryPropagation(Component):
@@ -230,33 +260,29 @@ class ExactPipeline(Component):
         Formats of the operands.
     window
         Exponents and bits, see ``ExactAccumulator``.
-    flagged
-        Products are sums of several, of which some may not have had a place.
+    terms
+        Products of a step.
 
     Members
     -------
     enable, i, valid, first
         As for ``CarrySaveSum``.
-    below, above : In(1)
-        Some of which the product is the sum lay below or above the window; only if ``flagged``.
     o : Out(exact_layout)
         The result after the product of ``latency`` steps ago.
     """
 
     latency = 4
 
-    def __init__(self, pair: Exact, window: Window, flagged: bool = False) -> None:
+    def __init__(self, pair: Exact, window: Window, terms: int = 1) -> None:
         if isinstance(pair, DotPair):
             check_window(pair, window)
-        self._pair, self._window, self._flagged = pair, window, flagged
-        flags = {"below": In(1), "above": In(1)} if flagged else {}
+        self._pair, self._window, self._terms = pair, window, terms
         super().__init__(
             {
                 "enable": In(1),
-                "i": In(pair.product_layout),
+                "i": In(_products(pair, terms)),
                 "valid": In(1),
                 "first": In(1),
-                **flags,
                 "o": Out(exact_layout),
             }
         )
@@ -265,24 +291,20 @@ class ExactPipeline(Component):
         """Build the pipeline."""
         m = Module()
         step, bits = self.enable, self._window.bits
-        m.submodules.sum = running = CarrySaveSum(self._pair, self._window)
+        m.submodules.sum = running = CarrySaveSum(self._pair, self._window, self._terms)
         m.submodules.resolve = resolve = CarryPropagation(bits + 1)
         m.submodules.normalise = normalised = Normalise(bits)
         m.submodules.round = round_ = Round()
-        below, above = running.below, running.above
-        if self._flagged:
-            below = below | register(m, step, "flagged_below", self.below & self.valid)
-            above = above | register(m, step, "flagged_above", self.above & self.valid)
         total = register(m, step, "total", resolve.total)
         negative = total[bits - 1]
         # The bit above the sign is the same unless the sum needs it.
         outside = named(m, "outside", resolve.total[-1] ^ resolve.total[-2])
-        lost = named(m, "lost", above | outside)
+        lost = named(m, "lost", running.above | outside)
         nan, inexact = Signal(reset_less=True), Signal(reset_less=True)
         with m.If(step):
             m.d.sync += [
                 nan.eq((nan & running.kept) | running.nan | lost),
-                inexact.eq((inexact & running.kept) | below | lost),
+                inexact.eq((inexact & running.kept) | running.below | lost),
             ]
         m.d.comb += [
             running.enable.eq(step),

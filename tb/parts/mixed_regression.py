@@ -50,10 +50,17 @@ def _operands(
 
 
 def drawn(
-    rng: np.random.Generator, streams: MixedStreams, m: int, n: int, tiles: int, kind: str
+    rng: np.random.Generator,
+    streams: MixedStreams,
+    m: int,
+    n: int,
+    tiles: int,
+    kind: str,
+    segments: int | None = None,
 ) -> MixedProduct:
-    """Return a product of some tiles, cut anywhere into segments of any pairs."""
-    count = int(rng.integers(1, min(SEGMENTS, tiles) + 1))
+    """Return a product of some tiles, cut anywhere into segments of any pairs, or so many."""
+    most = min(SEGMENTS, tiles)
+    count = int(rng.integers(1, most + 1)) if segments is None else min(segments, most)
     cuts = np.sort(rng.choice(np.arange(1, tiles), count - 1, replace=False))
     sizes = np.diff([0, *cuts, tiles]) * streams.tile // GROUP
     parts = []
@@ -213,8 +220,11 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     panels = 3
     n = (panels - 1) * streams.columns + 1
     for number, accident in enumerate(accidents(streams, panels)):
-        m, count = int(rng.integers(1, 9)), min(1 + number % 3, most)
-        products = [drawn(rng, streams, m, n, count, "near") for _ in range(4)]
+        m = int(rng.integers(1, 9))
+        # A late one comes after the end of a segment, whose results are kept: none has left.
+        segments = SEGMENTS if accident.late else None
+        count = min(segments or 1 + number % 3, most)
+        products = [drawn(rng, streams, m, n, count, "near", segments) for _ in range(4)]
         phases = (
             broken(streams, products, accident),
             resync(streams, number),

@@ -7,6 +7,7 @@ from amaranth.hdl import Cat, Module, Signal, Value, signed
 from amaranth.sim import Simulator
 
 from m2xfp.rtl.arith.fixed_point import (
+    carry_save,
     leading_zeros,
     normalise,
     select_sum,
@@ -62,6 +63,16 @@ def test_select_sum(bits: int, digit: int) -> None:
     total = select_sum(m, a, b, carry, "s", digit)
     for values, found in truth_table([a, b, carry], m, total).items():
         assert found == sum(values)
+
+
+@pytest.mark.parametrize(("bits", "terms"), [(1, 3), (4, 3), (3, 4), (2, 5)])
+def test_carry_save(bits: int, terms: int) -> None:
+    given = [Signal(bits, name=f"term_{n}") for n in range(terms)]
+    m = Module()
+    first, second = carry_save(m, given, "saved")
+    for values, found in truth_table(given, m, Cat(first, second[:bits])).items():
+        mask = (1 << bits) - 1
+        assert ((found & mask) + (found >> bits)) & mask == sum(values) & mask
 
 
 @pytest.mark.parametrize("filled", [False, True])

@@ -69,6 +69,7 @@ def test_a_million_values(emitted: Emit, sim_dir: Path) -> None:
         found = played(simulator, {"x": x, "order": order})
         assert np.array_equal(found, np.take_along_axis(x, order[:, None], 2))
         count += x.size
+    print(f"{simulator.facts.config}: {count} values, {count // 32} groups")
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,7 @@ def test_a_million_groups(simulator: BulkSimulator) -> None:
     while groups < 1_000_000:
         seed += 1
         groups += play(simulator, seed)
+    print(f"{simulator.facts.config}: {groups} groups")
 
 
 @pytest.mark.parametrize("config", usual_first([c for c in CONFIGS if "exact" not in c], USUAL))
