@@ -8,25 +8,32 @@
 #include <deque>
 #include <vector>
 
+#include "packing_cycles.h"
+
 namespace {
 
 constexpr int64_t PAGE = 4096;
 constexpr int OWED_WRITES = 15;
+constexpr int64_t PATIENCE = 1 << 21;      // clocks without a byte or a product: it hangs
 
 struct Build {               // of the accelerator
     int64_t rows, columns, chains, depth, chunk, slots, bus, weight_rows, group;
     int64_t outstanding, act_planes, weight_planes;
+    int64_t unit, value_chunk, gather, code_bytes;      // unit: bytes of a beat of values
+    int64_t wide_quantizer, wide_encoder;               // they take FP32
 };
 
 struct Plane {
     int64_t address, pitch, size;      // size: bytes a group
 };
 
-struct Product {
-    int64_t m, n, k;
+struct Product {             // or values [m, k] to pack, at acts[0]
+    int64_t operation, packed, m, n, k;
     Plane acts[3], weights[3];
-    int64_t out, out_pitch, value_bytes;
+    int64_t out, out_pitch, value_bytes, out_scales, out_meta, out_scales_pitch;
 };
+
+constexpr int64_t GEMM = 1, ENCODE = 3;
 
 struct Counts {
     int64_t clocks, work, wait_acts, wait_weights, wait_results, read, written;
@@ -61,7 +68,7 @@ struct Memory {
 struct Fetcher {
     const Build& build;
     const Plane* planes;
-    int64_t planes_count, height, turns, rows, groups, passes;      // height: rows a beat
+    int64_t planes_count, height, turns, rows, groups, passes, chunk;   // height: rows a beat
     // What asks.
     int64_t pass = 0, top = 0, first = 0, row = 0, plane = 0;
     bool active = false, begins = true;
@@ -82,12 +89,12 @@ struct Fetcher {
     bool offered = false;
 
     Fetcher(const Build& b, const Plane* p, int64_t c, int64_t h, int64_t t, int64_t r, int64_t g,
-            int64_t n)
+            int64_t n, int64_t most)
         : build{b}, planes{p}, planes_count{c}, height{h}, turns{t}, rows{r}, groups{g}, passes{n},
-          claimed(b.slots), full(b.slots), chunk_groups(b.slots), chunk_turns(b.slots) {}
+          chunk{most}, claimed(b.slots), full(b.slots), chunk_groups(b.slots), chunk_turns(b.slots) {}
 
     int64_t block() const { return std::min(height * turns, rows - top); }
-    int64_t count() const { return std::min(build.chunk, groups - first); }
+    int64_t count() const { return std::min(chunk, groups - first); }
 
     // The memory offers a beat if it can.
     void drive(Memory& memory, int64_t clock, int which) {
@@ -172,7 +179,7 @@ struct Fetcher {
         if (!tag_fills) return;
         ask_slot = (ask_slot + 1) % int(build.slots);
         row = 0;
-        first += build.chunk;
+        first += chunk;
         if (first < groups) return;
         first = 0;
         top += height * turns;
@@ -295,12 +302,32 @@ struct Core {
     }
 };
 
-// Rows of results, and the master that writes them.
-struct Writer {
+// Rows of results that are not packed.
+struct Results {
     const Build& build;
     const Product& product;
     bool active = false;
     int64_t row = 0, panel = 0;
+
+    Piece piece(bool result) const {
+        const int64_t columns = std::min(build.columns, product.n - panel * build.columns);
+        return {active && result,
+                product.out + row * product.out_pitch + panel * build.columns * product.value_bytes,
+                columns * product.value_bytes};
+    }
+
+    void step(bool starts, bool taken) {
+        if (taken && ++row == product.m) {
+            row = 0;
+            if (++panel * build.columns >= product.n) active = false;
+        }
+        if (starts) active = true;
+    }
+};
+
+// The master that writes.
+struct Writer {
+    const Build& build;
     int64_t left = 0, burst = 0, address = 0, pending = 0;
     bool waits = false, front = false, spare = false;
     int64_t words = 0;                 // at the memory, their address not
@@ -312,10 +339,9 @@ struct Writer {
     void drive(Memory& memory) { word_first = held && memory.spend(); }
 
     bool idle() const { return left == 0 && burst == 0; }
-    bool ready() const { return active && idle(); }
     bool busy() const { return !idle() || pending != 0; }
 
-    void step(Memory& memory, int64_t clock, bool starts, bool result, int64_t& written) {
+    void step(Memory& memory, int64_t clock, const Piece& piece, int64_t& written) {
         const bool w_ready = word_first || (!held && memory.credit >= double(build.bus));
         if (!answer && !answers.empty() && answers.front().due <= clock) answer = true;
         // The memory takes an address, then a word, and answers what is complete.
@@ -338,7 +364,7 @@ struct Writer {
             answers.pop_front();
         }
         // The master.
-        const bool sent = burst && !spare, was_idle = idle(), takes = ready() && result;
+        const bool sent = burst && !spare, takes = idle() && piece.valid;
         const bool issue = left && !burst && !waits && pending != OWED_WRITES;
         if (w_ready || !front) {
             front = spare || burst;
@@ -356,19 +382,11 @@ struct Writer {
             address = address / build.bus * build.bus + beats * build.bus;
         }
         pending += int(issue) - int(answered);
-        if (was_idle && takes) {
-            const int64_t columns = std::min(build.columns, product.n - panel * build.columns);
-            const int64_t bytes = columns * product.value_bytes;
-            address = product.out + row * product.out_pitch
-                + panel * build.columns * product.value_bytes;
-            left = (address % build.bus + bytes + build.bus - 1) / build.bus;
-            written += bytes;
-            if (++row == product.m) {
-                row = 0;
-                if (++panel * build.columns >= product.n) active = false;
-            }
+        if (takes) {
+            address = piece.address;
+            left = (address % build.bus + piece.bytes + build.bus - 1) / build.bus;
+            written += piece.bytes;
         }
-        if (starts) active = true;
     }
 };
 
@@ -377,33 +395,70 @@ Counts run(const Build& build, const Product& product, int64_t latency, double r
     Memory memory{rate > 0 ? rate : 1e9, 0, latency, build.bus};
     memory.credit = 1e18;
     memory.earn();
+    const bool gemm = product.operation == GEMM, encodes = product.operation == ENCODE;
+    const bool packs = !gemm || product.packed;
     Fetcher acts{build, product.acts, build.act_planes, build.rows, build.chains, product.m, groups,
-                 (product.n + build.columns - 1) / build.columns};
-    Fetcher weights{build, product.weights, build.weight_planes, build.weight_rows, 1, product.n, groups, 1};
+                 (product.n + build.columns - 1) / build.columns, build.chunk};
+    Fetcher weights{build, product.weights, build.weight_planes, build.weight_rows, 1, product.n,
+                    groups, 1, build.chunk};
+    Fetcher values{build, product.acts, 1, 1, 1, product.m,
+                   product.k * product.value_bytes / build.unit, 1, build.value_chunk};
+    Fetcher& first = gemm ? acts : values;
     Core core{build, product};
-    Writer writer{build, product};
+    const int64_t parts = 2 * build.group / build.unit;      // beats of a group
+    Engine engine{encodes, !gemm && product.value_bytes == 4
+                      && (encodes ? build.wide_encoder : build.wide_quantizer), parts};
+    const int64_t pitch = product.out_scales_pitch;
+    PlaneSets sets{product.m, (gemm ? product.n : product.k) / build.group, build.gather, gemm,
+                   int(encodes ? build.weight_planes : build.act_planes),
+                   {product.out, product.out_scales, product.out_meta}, {build.code_bytes, 1, 1},
+                   {product.out_pitch, pitch, pitch},
+                   {product.out, product.out_scales, product.out_meta}};
+    Results results{build, product};
+    Writer writer{build};
     Counts counts{};
-    bool waiting = true, reported = false;
+    int64_t part = 0;        // of a row of results that is packed
+    int64_t before = -1, since = 0;
+    bool waiting = true, reported = !gemm;
     for (int64_t clock = 0;; ++clock) {
         memory.earn();
         writer.drive(memory);
-        if (memory.last) acts.drive(memory, clock, 0), weights.drive(memory, clock, 1);
-        else weights.drive(memory, clock, 1), acts.drive(memory, clock, 0);
-        const bool done = reported && !waiting && !writer.active && !writer.busy();
+        if (memory.last) first.drive(memory, clock, 0), weights.drive(memory, clock, 1);
+        else weights.drive(memory, clock, 1), first.drive(memory, clock, 0);
+        const bool done = reported && !waiting && !results.active && !sets.active && !writer.busy();
         const bool act_ready = core.may_issue() && core.wanted(), weight_ready = core.room();
-        const bool result = core.gives(), result_ready = writer.ready();
+        const bool result = core.gives();
+        const bool part_taken = gemm && packs && result && engine.takes_values();
+        const bool result_ready = packs ? engine.takes_values() && part == parts - 1
+                                        : results.active && writer.idle();
         ++counts.clocks;
         counts.work += act_ready && acts.there;
         counts.wait_acts += act_ready && !acts.there;
         counts.wait_weights += weight_ready && !weights.there;
         counts.wait_results += result && !result_ready;
         if (done) return counts;
+        const int64_t progress = counts.read + counts.written + counts.work;
+        if (progress != before) before = progress, since = clock;
+        if (clock - since > PATIENCE) return Counts{};
         reported |= core.reported;
-        const bool act = acts.there, weight = weights.there;
-        writer.step(memory, clock, waiting, result, counts.written);
-        acts.step(memory, clock, waiting, act_ready, counts.read);
-        weights.step(memory, clock, waiting, weight_ready, counts.read);
-        core.step(waiting, act, weight, result_ready);
+        const bool act = acts.there, weight = weights.there, value = values.there;
+        const bool taken = writer.idle();
+        writer.step(memory, clock, packs ? sets.piece() : results.piece(result), counts.written);
+        if (gemm) {
+            acts.step(memory, clock, waiting, act_ready, counts.read);
+            weights.step(memory, clock, waiting, weight_ready, counts.read);
+            core.step(waiting, act, weight, result_ready);
+        } else {
+            values.step(memory, clock, waiting, engine.ready(), counts.read);
+        }
+        if (packs) {
+            const bool group = engine.output.front, group_taken = group && sets.ready();
+            engine.step(gemm ? result : value, group_taken);
+            sets.step(waiting, group, taken);
+            if (part_taken) part = (part + 1) % parts;
+        } else {
+            results.step(waiting, result && result_ready);
+        }
         waiting = false;
     }
 }

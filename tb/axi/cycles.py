@@ -1,4 +1,4 @@
-"""The clocks of the accelerator's products without its values: a model of its own in C++."""
+"""The clocks of the accelerator's descriptors without their values: a model of its own in C++."""
 
 import ctypes
 import os
@@ -12,12 +12,22 @@ from typing import Any
 from m2xfp.errors import InputError, tool_failure
 from m2xfp.formats import block_format
 from m2xfp.processes import run
+from m2xfp.rtl.parts.descriptor_checker import BF16_VALUES, ENCODE, GEMM, PACKED, QUANTIZE
 from m2xfp.tb.cache import BUILD_DIR, cached_build
 from m2xfp.tb.shared_library import load_library
 
 __all__ = ["Clocks", "product_clocks"]
 
 SOURCE = Path(__file__).with_name("cycles.cpp")
+HEADER = Path(__file__).with_name("packing_cycles.h")
+VALUE_CHUNK = 16  # words of values that are read together
+
+
+def gathered_groups(bus: int) -> int:
+    """Return how many packed groups are written together, by the bytes of the bus."""
+    return 4 if bus < 64 else 8
+
+
 _FLAGS = ("-O2", "-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden")
 
 
@@ -30,12 +40,13 @@ def _structure(name: str, fields: str, extra: Mapping[str, Any] | None = None) -
 _Build = _structure(
     "_Build",
     "rows columns chains depth chunk slots bus weight_rows group outstanding act_planes "
-    "weight_planes",
+    "weight_planes unit value_chunk gather code_bytes wide_quantizer wide_encoder",
 )
 _Plane = _structure("_Plane", "address pitch size")
 _Product = _structure(
     "_Product",
-    "m n k acts weights out out_pitch value_bytes",
+    "operation packed m n k acts weights out out_pitch value_bytes out_scales out_meta "
+    "out_scales_pitch",
     {"acts": _Plane * 3, "weights": _Plane * 3},
 )
 _Counts = _structure("_Counts", "clocks work wait_acts wait_weights wait_results read written")
@@ -59,11 +70,13 @@ def _library(build_dir: Path) -> ctypes.CDLL:
     compiler = os.environ.get("CXX") or "g++"
 
     def build(folder: Path) -> None:
+        (folder / HEADER.name).write_text(HEADER.read_text())
         done = run([compiler, *_FLAGS, "-o", "cycles.so", SOURCE.name], cwd=folder)
         if done.returncode:
             raise tool_failure(compiler, SOURCE, done.stdout, done.returncode, build_dir)
 
-    folder = cached_build(build_dir, "accelerator-cycles", SOURCE, [compiler, *_FLAGS], build)
+    facts = [compiler, HEADER.read_text(), *_FLAGS]
+    folder = cached_build(build_dir, "accelerator-cycles", SOURCE, facts, build)
     signatures = {
         "run": (
             None,
@@ -85,14 +98,14 @@ def product_clocks(
     rate: float = 0.0,
     build_dir: Path = BUILD_DIR,
 ) -> Clocks:
-    """Return the clocks of a product, the first descriptor after a while of rest.
+    """Return the clocks of a descriptor, the first one after a while of rest.
 
     Parameters
     ----------
     parameters
         Of the accelerator, as its facts have them.
     words
-        The descriptor: FP32 or bf16 results.
+        The descriptor: one that the build can run.
     latency, rate
         Of the memory: clocks from an address to its first word, and bytes a clock that all buses
         together move, 0 for no limit.
@@ -102,10 +115,11 @@ def product_clocks(
     Raises
     ------
     InputError
-        The descriptor is no product, or not of this kind.
+        The descriptor has no operation that there is.
     """
-    if words.get("operation") != 1 or words.get("kind", 0) > 1:
-        raise InputError(f"words={dict(words)}: the model counts products of FP32 or bf16 results")
+    operation, kind = words.get("operation"), words.get("kind", 0)
+    if operation not in (GEMM, QUANTIZE, ENCODE):
+        raise InputError(f"words={dict(words)}: no operation of the accelerator")
     act, weight = block_format(parameters["act"]), block_format(parameters["weight"])
     bus = int(parameters["bus"]) // 8
     build = _Build(
@@ -115,13 +129,18 @@ def product_clocks(
         act.group,
         parameters["outstanding"],
         *(3 if block.subgroups else 2 for block in (act, weight)),
+        min(bus, 2 * act.group),
+        min(VALUE_CHUNK, parameters["chunk"] * parameters["slots"]),
+        gathered_groups(bus),
+        act.group_bytes[0],
+        *(parameters[name] == "fp32" for name in ("quantizer", "encoder")),
     )
     sides = []
     for side, block in (("a", act), ("w", weight)):
         planes = [
             _Plane(
-                words[f"{side}_{name}"],
-                words[f"{side}_{'codes' if name == 'codes' else 'scales'}_pitch"],
+                words.get(f"{side}_{name}", 0),
+                words.get(f"{side}_{'codes' if name == 'codes' else 'scales'}_pitch", 0),
                 size,
             )
             for name, size in zip(("codes", "scales", "meta"), block.group_bytes, strict=True)
@@ -129,11 +148,14 @@ def product_clocks(
         ]
         sides.append((_Plane * 3)(*planes))
     product = _Product(
-        *(words[name] for name in ("m", "n", "k")),
+        operation,
+        kind == PACKED,
+        *(words.get(name, 1) for name in ("m", "n", "k")),
         *sides,
         words["out"],
         words["out_pitch"],
-        2 if words.get("kind", 0) else 4,
+        2 if kind == BF16_VALUES else 4,
+        *(words.get(name, 0) for name in ("out_scales", "out_meta", "out_scales_pitch")),
     )
     counts = _Counts()
     _library(build_dir).cycles_run(build, product, latency, rate, counts)
