@@ -133,11 +133,7 @@ class MemoryGateway(Component):
 
     def __init__(self, unit: Component, memory: int) -> None:
         self.unit, self._size = unit, memory
-<<<<<<< HEAD
-        buses = dict(unit.axi_buses)
-=======
         buses: dict[str, bool] = dict(unit.axi_buses)
->>>>>>> h15a
         (self._control,) = (name for name, is_master in buses.items() if not is_master)
         members = unit.signature.members
         self._kinds = {
