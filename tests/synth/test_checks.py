@@ -79,7 +79,7 @@ def test_nothing_measured_is_a_dash(tmp_path: Path) -> None:
         assert row.pop("design") == "D0"
         assert row.pop("verification") == "V0"
         total = len(parameters_of(UNITS[unit].component))
-        assert row.pop("described") == f"{total} of {total}"
+        assert row.pop("described") == f"{total}/{total}"
         assert set(row.values()) == {"-"}
 
 
@@ -117,7 +117,7 @@ def test_stages(changes: dict[str, object], design: str, verification: str, tmp_
     row = rows(figures(tmp_path, **changes))["activation_decoder"]
     assert (row["design"], row["verification"]) == (design, verification)
     assert row["streams"] == "no streams"
-    assert row["features"] == "1 of 2"
+    assert row["features"] == "1/2"
 
 
 @pytest.mark.parametrize(
@@ -155,8 +155,8 @@ def test_parameters_that_are_varied_are_counted(tmp_path: Path) -> None:
         ]
         accept(tmp_path, kept)
         row = rows(tmp_path)["activation_quantizer"]
-        assert row["varied"].startswith(f"{varied} of ")
-        assert row["lint"].startswith(f"{len(configs)} of ")
+        assert row["varied"].startswith(f"{varied}/")
+        assert row["lint"].startswith(f"{len(configs)}/")
 
 
 @pytest.mark.parametrize(
