@@ -140,7 +140,7 @@ def _design(results: Path, unit: Unit) -> dict[str, str]:
     )
     return {
         "unit": f"`{unit.name}`",
-        "design": stage,
+        "D": stage,
         "described": described,
         "varied": varied,
         "lint": lint,
@@ -167,10 +167,10 @@ def _verification(results: Path, unit: Unit) -> dict[str, str]:
     )
     return {
         "unit": f"`{unit.name}`",
-        "verification": stage,
+        "V": stage,
         "regression": regression,
         "streams": streams,
-        "second simulator": second,
+        "second": second,
         "coverage": coverage,
         "features": features,
         "mutants": mutants,
