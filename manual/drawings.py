@@ -14,6 +14,8 @@ __all__ = ["block", "counted", "packet"]
 _FONT = 'font-family="monospace" font-size="12" fill="currentColor"'
 _LINE = 'stroke="currentColor" fill="none"'
 _CHARACTER = 7.3  # units of a monospace character of that size
+_WIDTH = 730  # of a page's text: a wider drawing would be shrunk, and its letters with it
+_ROW = 76
 
 
 def counted(number: int, noun: str) -> str:
@@ -69,7 +71,8 @@ def block(facts: Facts) -> str:
 def packet(name: str, fields: Sequence[Field], width: int) -> str:
     """Return the fields of a word side by side, the highest bits on the left.
 
-    Boxes are as wide as their labels; the bits stand above them.
+    Boxes are as wide as their labels; the bits stand above them. What does not fit into a page's
+    width goes on in the next row.
     """
     boxes = []
     for field in sorted(fields, key=lambda x: x.offset, reverse=True):
@@ -77,18 +80,21 @@ def packet(name: str, fields: Sequence[Field], width: int) -> str:
         times = f"{count} x " if field.shape else ""
         last = f"{field.last_bit}:{field.offset}" if field.last_bit > field.offset else ""
         # Values that lie among those of other fields have no range of their own.
-        apart = len(field.shape) > 1 and field.strides[0] != field.shape[-1] * field.width
+        apart = count * field.width != field.last_bit + 1 - field.offset
         bits = field.formula.strip("[]") if apart else last or str(field.offset)
         boxes.append((field.title, times + counted(field.width, "bit"), bits))
     used = max((field.last_bit + 1 for field in fields), default=0)
     if used < width:
         boxes.insert(0, ("zero", counted(width - used, "bit"), f"{width - 1}:{used}"))
     parts: list[str] = []
-    x = 1.0
+    x, y, right = 1.0, 0, 0.0
     for texts in boxes:
         size = 16 + _CHARACTER * max(map(len, texts))
-        parts.append(f'<rect x="{x:g}" y="20" width="{size:g}" height="44" {_LINE}/>')
-        for y, text in zip((38, 56, 14), texts, strict=True):
-            parts.append(_text(x + size / 2, y, text))
+        if x > 1 and x + size > _WIDTH:
+            x, y = 1.0, y + _ROW
+        parts.append(f'<rect x="{x:g}" y="{y + 20}" width="{size:g}" height="44" {_LINE}/>')
+        for below, text in zip((38, 56, 14), texts, strict=True):
+            parts.append(_text(x + size / 2, y + below, text))
         x += size
-    return _svg(x + 1, 66, parts, f"fields of {name}")
+        right = max(right, x)
+    return _svg(right + 1, y + 66, parts, f"fields of {name}")

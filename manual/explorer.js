@@ -241,7 +241,9 @@ function start_plot() {
         hovertemplate: "%{text}<br>%{x} / %{y}<br>%{customdata}<extra></extra>",
       };
     });
-    const axis = (name) => ({ title: { text: AXES[name] }, type: name === "loss" ? "linear" : "log" });
+    // Of a logarithmic axis the digits between powers of ten are two thirds as large.
+    const axis = (name) => (
+      { title: { text: AXES[name] }, type: name === "loss" ? "linear" : "log", tickfont: { size: 16 } });
     Plotly.react("plot", traces, { xaxis: axis(across.value), yaxis: axis(up.value), margin: { t: 20 } },
       { displaylogo: false, responsive: true });
     document.getElementById("command").textContent = `${kept.length} points`;

@@ -21,6 +21,7 @@ __all__ = ["timing_diagram", "waves_of"]
 
 _CLOCKS = 24
 """Clocks that a diagram shows at most; beats beyond are not drawn."""
+_WIDE_CLOCKS = 12
 _DUMP = """\
 module {top}_dump;
   initial begin
@@ -106,7 +107,9 @@ def _drawn(facts: Facts, clocks: Sequence[Mapping[str, str]]) -> dict[str, objec
         group += [_bit(port, [clock[port] for clock in shown]) for port in (tvalid, tready, tlast)]
         group.insert(1, _beats(tdata, [_taken(clock, stream) for clock in shown]))
         signals.append(group)
-    return {"signal": signals, "config": {"hscale": 1}}
+    # Clocks half as wide where there are many: the page would shrink the drawing and its letters.
+    skin = "narrow" if len(shown) > _WIDE_CLOCKS else "default"
+    return {"signal": signals, "config": {"hscale": 1, "skin": skin}}
 
 
 def _taken(clock: Mapping[str, str], stream: Stream) -> bool:

@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import shutil
 from base64 import b64encode
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,30 +13,15 @@ import click
 import numpy as np
 import pytest
 import torch
+from browser import faults_of, in_browser
 
 from m2xfp.cli import cli
 from m2xfp.golden import computing, get_format
 from m2xfp.manual.explorer import VARIANTS, described, explorer_page, points
-from m2xfp.processes import run
 from m2xfp.tb.parts import value_stimulus
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
-
-
-def in_browser(page: Path, fragment: str = "", seconds: int = 60) -> str:
-    """Return the page's elements as text once its scripts have run."""
-    browser = shutil.which("chromium")
-    assert browser, "apt-get install chromium"
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-    profile = page.parent / "profile"
-    done = run(
-        [*command, f"--user-data-dir={profile}", f"--virtual-time-budget={1000 * seconds}",
-         page.as_uri() + fragment],
-        merged=False, seconds=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +158,11 @@ def test_odd_input(page: Path, text: str, message: str, rows: int) -> None:
     table = Table(in_browser(page, "#values=" + quote(text), seconds=10))
     assert table.names["message"].strip() == message
     assert len(table.rows) == rows
+
+
+def test_it_looks_as_it_should(page: Path) -> None:
+    assert faults_of(page) == []
+    assert faults_of(page, 700) == []
 
 
 def test_points_are_the_results_with_their_commands(page: Path) -> None:

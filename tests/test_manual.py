@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import faults_of
 
 from m2xfp.errors import InputError
 from m2xfp.manual import site, unit_page
@@ -35,6 +36,9 @@ def test_drawings_say_what_the_facts_say(unit: Any) -> None:
     for stream in facts.streams:
         assert f"{stream.prefix} [{counted(stream.data_width, 'bit')}]" in drawn
         fields = texts(packet(stream.prefix, stream.fields, stream.tdata_width))
+        widest = re.search(r'viewBox="0 0 ([\d.]+) ', packet("x", stream.fields, 0))
+        assert widest is not None
+        assert float(widest[1]) <= 740  # as wide as a page: nothing is shrunk
         for field in stream.fields:
             assert field.title in fields
             places = (f"{field.last_bit}:{field.offset}", str(field.offset), field.formula[1:-1])
@@ -162,7 +166,9 @@ def test_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         page.feed(path.read_text())
     assert {f"{name}.html" for name in UNITS} < {path.name for path in folder.glob("units/*")}
     count = 0
-    assert not [name for page in pages.values() for name in page.loaded if "//" in name]
+    loaded = [name for page in pages.values() for name in page.loaded]
+    assert loaded
+    assert not [name for name in loaded if re.match(r"(https?:)?//", name)]
     for path, page in pages.items():
         for target in page.targets:
             name, _, anchor = target.partition("#")
@@ -174,6 +180,8 @@ def test_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 assert anchor in pages[there].names, f"{path}: {target}"
             count += 1
     assert count > 500
+    for name in ("index", "status", "mac", "units/dot_product"):
+        assert faults_of(folder / f"{name}.html") == []
     text = (folder / "commands.html").read_text()
     assert all(f"m2xfp {name}" in text for name in ("verilog", "vectors", "check", "docs"))
     assert "get_format" in (folder / "api.html").read_text()
@@ -184,6 +192,23 @@ def test_site_with_diagrams(tmp_path: Path) -> None:
     folder = built(tmp_path)
     for instance in CLOCKED:
         assert "WaveDrom" in (folder / "units" / f"{instance.unit.name}.html").read_text()
+    for path in [*folder.glob("*.html"), *folder.glob("units/*.html")]:
+        for width in (1280, 900):
+            assert faults_of(path, width) == [], path
+
+
+def test_what_looks_wrong_is_told(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    body = (
+        '<div style="width: 3000px">broad</div><p style="color: #eee; background: #fff">faint</p>'
+        '<img src="nowhere.png"><svg width="50" viewBox="0 0 500 50"><text y="20">tiny</text></svg>'
+    )
+    page.write_text(f"<html><body><article>{body}</article></body></html>")
+    found = faults_of(page)
+    for word in ("wider than its window", "broad", "faint (light)", "no picture", "small: tiny"):
+        assert any(word in fault for fault in found), (word, found)
+    page.write_text("<html><body><article><p>sound</p></article></body></html>")
+    assert faults_of(page) == []
 
 
 def copy_of_docs(folder: Path) -> Path:

@@ -142,7 +142,7 @@ def command(
     from m2xfp.rtl.catalog import UNITS
     from m2xfp.rtl.chip import read_chip
     from m2xfp.rtl.verilog.beside.constraints import TimingBudget
-    from m2xfp.rtl.verilog.beside.files import KINDS, check_kinds, write_beside
+    from m2xfp.rtl.verilog.beside.files import KINDS, check_kinds, write_axi, write_beside
     from m2xfp.rtl.verilog.emit import emit
     from m2xfp.rtl.verilog.macros import find_macro
     from m2xfp.tb.protocol.rules import rules_text
@@ -182,4 +182,5 @@ def command(
         if rules:
             write_atomic(output / f"{emitted.top}_rules.sv", rules_text(instance.facts))
         write_beside(instance.facts, output, wanted, budget)
+        write_axi(instance, output, wanted)
     click.echo(f"{len(instances)} module{'s'[: len(instances) - 1]} written to {output}")

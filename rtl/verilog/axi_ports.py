@@ -61,6 +61,14 @@ class AxiPorts(Component):
         """What the unit does."""
         return f"{self.unit.summary[:-1]}: the same with AXI4 ports."
 
+    @property
+    def buses(self) -> dict[str, str]:
+        """The buses by the beginning of their ports' names, and what the unit is of each."""
+        return {
+            f"{'m' if master else 's'}_axi_{bus}": "master" if master else "slave"
+            for bus, master in self._buses.items()
+        }
+
     def _channels(self) -> list[tuple[str, str, str]]:
         """Return bus, channel and prefix of the ports for each channel."""
         return [

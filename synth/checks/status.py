@@ -41,7 +41,7 @@ def _is_clean(row: dict[str, Any]) -> bool:
 def _clean(rows: list[dict[str, Any]], unit: Unit) -> tuple[int, str]:
     """Return how many configurations all linters found clean, alone and of how many."""
     clean = sum(map(_is_clean, rows))
-    return clean, f"{clean} of {len(unit.configs)}" if clean else _NONE
+    return clean, f"{clean}/{len(unit.configs)}" if clean else _NONE
 
 
 def _parameters(rows: list[dict[str, Any]], unit: Unit) -> tuple[int, str, str]:
@@ -58,8 +58,8 @@ def _parameters(rows: list[dict[str, Any]], unit: Unit) -> tuple[int, str, str]:
     )
     return (
         len(known) - described,
-        f"{described} of {len(known)}" if known else "none to set",
-        f"{varied} of {len(known)}" if checked and known else _NONE,
+        f"{described}/{len(known)}" if known else "none to set",
+        f"{varied}/{len(known)}" if checked and known else _NONE,
     )
 
 
@@ -78,7 +78,7 @@ def _features(results: Path, unit: Unit) -> str:
         for row in _rows(results, "coverage.json", "rows", unit)
         for total, reached in row.get("crosses", {}).values()
     ]
-    return f"{sum(found)} of {len(found)}" if found else _NONE
+    return f"{sum(found)}/{len(found)}" if found else _NONE
 
 
 def _mutants(results: Path, unit: Unit) -> tuple[str, bool]:
@@ -140,7 +140,7 @@ def _design(results: Path, unit: Unit) -> dict[str, str]:
     )
     return {
         "unit": f"`{unit.name}`",
-        "design": stage,
+        "D": stage,
         "described": described,
         "varied": varied,
         "lint": lint,
@@ -167,10 +167,10 @@ def _verification(results: Path, unit: Unit) -> dict[str, str]:
     )
     return {
         "unit": f"`{unit.name}`",
-        "verification": stage,
+        "V": stage,
         "regression": regression,
         "streams": streams,
-        "second simulator": second,
+        "second": second,
         "coverage": coverage,
         "features": features,
         "mutants": mutants,

@@ -1,6 +1,7 @@
 """Files beside the Verilog: each held against the unit's facts, by the tools that read it."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -16,15 +17,15 @@ from pyslang.syntax import SyntaxTree
 
 from m2xfp.cli import cli
 from m2xfp.errors import InputError, UnknownNameError
-from m2xfp.facts import Facts, Port, Stream
+from m2xfp.facts import EmittedFiles, Facts, Port, Stream
 from m2xfp.processes import run
 from m2xfp.rtl.catalog import UNITS, Instance, find_unit, select
 from m2xfp.rtl.verilog.beside.constraints import TimingBudget, sdc_of_ports
-from m2xfp.rtl.verilog.beside.files import KINDS, write_beside
+from m2xfp.rtl.verilog.beside.files import KINDS, write_axi, write_beside
 from m2xfp.rtl.verilog.beside.folding import folded
 from m2xfp.rtl.verilog.beside.ipxact import NAMESPACE, ipxact
 from m2xfp.rtl.verilog.beside.package import package
-from m2xfp.rtl.verilog.emit import emit
+from m2xfp.rtl.verilog.emit import emit, modules_of
 from m2xfp.synth.flow.lint import lint_file, style_findings
 from m2xfp.tb.bench import find_bench, random_operands
 from m2xfp.tb.portable import bench_name, write_bench
@@ -202,6 +203,52 @@ def test_ipxact(instance: Instance, schema: etree.XMLSchema) -> None:
     if facts.streams:
         wanted |= {"clk": ("clock", "slave", ["clk"]), "rst": ("reset", "slave", ["rst"])}
     assert mapped == wanted
+
+
+def test_ipxact_of_axi_buses(
+    schema: etree.XMLSchema, tmp_path: Path, emitted: Callable[[str, str], EmittedFiles]
+) -> None:
+    """The module that a chip instantiates: AXI4 interfaces, and every port of its Verilog."""
+    for instance in select("accelerator"):
+        facts = instance.facts
+        (file,) = write_axi(instance, tmp_path, ["ip-xact"])
+        root = etree.parse(file)
+        schema.assertValid(root)
+        names = {"x": NAMESPACE}
+        found = {
+            bus.findtext("x:name", None, names): (
+                bus.find("x:busType", names).get("name"),
+                "master" if bus.find("x:master", names) is not None else "slave",
+                {
+                    one.findtext("x:logicalPort/x:name", None, names): one.findtext(
+                        "x:physicalPort/x:name", None, names
+                    )
+                    for one in bus.iterfind(".//x:portMap", names)
+                },
+            )
+            for bus in root.iterfind("x:busInterfaces/x:busInterface", names)
+        }
+        assert {name: kind[:2] for name, kind in found.items()} == {
+            "s_axi_control": ("aximm", "slave"),
+            "m_axi_acts": ("aximm", "master"),
+            "m_axi_weights": ("aximm", "master"),
+            "m_axi_results": ("aximm", "master"),
+            "clk": ("clock", "slave"),
+            "rst": ("reset", "slave"),
+        }
+        maps = found["m_axi_results"][2]
+        assert maps["AWADDR"] == "m_axi_results_awaddr"
+        assert {"AWVALID", "AWREADY", "WDATA", "WSTRB", "WLAST", "BRESP", "BREADY"} <= set(maps)
+        assert {"ARADDR", "RDATA", "RVALID"} <= set(found["m_axi_acts"][2])
+        listed = [x.text for x in root.iterfind("x:model/x:ports/x:port/x:name", names)]
+        mapped = [port for *_, ports in found.values() for port in ports.values()]
+        assert sorted({*listed} - {*mapped}) == ["irq"]
+        if instance.config == facts.config == "m2xfp-2x2":
+            files = emitted("accelerator", instance.config)
+            text = modules_of(files.verilog.read_text())[f"{facts.top}_axi"]
+            ports = re.findall(r"^ *(?:input|output) .*?(\w+),?$", text, re.M)
+            assert sorted(listed) == sorted(ports)
+    assert write_axi(ONE, tmp_path, ["ip-xact"]) == []
 
 
 def test_a_wrong_document_is_not_valid(schema: etree.XMLSchema) -> None:

@@ -76,10 +76,10 @@ def test_nothing_measured_is_a_dash(tmp_path: Path) -> None:
     for unit, row in found.items():
         assert row == own_rows(tmp_path, UNITS[unit])
         assert row.pop("unit") == f"`{unit}`"
-        assert row.pop("design") == "D0"
-        assert row.pop("verification") == "V0"
+        assert row.pop("D") == "D0"
+        assert row.pop("V") == "V0"
         total = len(parameters_of(UNITS[unit].component))
-        assert row.pop("described") == f"{total} of {total}"
+        assert row.pop("described") == f"{total}/{total}"
         assert set(row.values()) == {"-"}
 
 
@@ -115,9 +115,9 @@ def figures(folder: Path, **changes: object) -> Path:
 )
 def test_stages(changes: dict[str, object], design: str, verification: str, tmp_path: Path) -> None:
     row = rows(figures(tmp_path, **changes))["activation_decoder"]
-    assert (row["design"], row["verification"]) == (design, verification)
+    assert (row["D"], row["V"]) == (design, verification)
     assert row["streams"] == "no streams"
-    assert row["features"] == "1 of 2"
+    assert row["features"] == "1/2"
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_check_that_failed_is_no_entry(
     del content["rows"][0][missing]
     path.write_text(json.dumps(content))
     row = rows(tmp_path)["activation_decoder"]
-    assert (row["design"], row["verification"]) == stages
+    assert (row["D"], row["V"]) == stages
 
 
 def test_a_check_alone_keeps_what_others_found(tmp_path: Path) -> None:
@@ -155,8 +155,8 @@ def test_parameters_that_are_varied_are_counted(tmp_path: Path) -> None:
         ]
         accept(tmp_path, kept)
         row = rows(tmp_path)["activation_quantizer"]
-        assert row["varied"].startswith(f"{varied} of ")
-        assert row["lint"].startswith(f"{len(configs)} of ")
+        assert row["varied"].startswith(f"{varied}/")
+        assert row["lint"].startswith(f"{len(configs)}/")
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,14 @@ from pathlib import Path
 from m2xfp.errors import InputError
 from m2xfp.facts import Facts
 from m2xfp.files import write_atomic
+from m2xfp.rtl.catalog import Instance
+from m2xfp.rtl.verilog.axi_ports import has_axi_ports
 from m2xfp.rtl.verilog.beside.constraints import TimingBudget, lpf, pcf, sdc, xdc
-from m2xfp.rtl.verilog.beside.ipxact import ipxact
+from m2xfp.rtl.verilog.beside.ipxact import axi_ipxact, ipxact
 from m2xfp.rtl.verilog.beside.package import package
 from m2xfp.rtl.verilog.beside.wrapper import wrapper
 
-__all__ = ["KINDS", "Kind", "check_kinds", "write_beside"]
+__all__ = ["KINDS", "Kind", "check_kinds", "write_axi", "write_beside"]
 
 
 @dataclass(frozen=True)
@@ -76,3 +78,11 @@ def write_beside(
         for kind in (KINDS[name] for name in kinds)
         if facts.streams or not kind.streams
     ]
+
+
+def write_axi(instance: Instance, folder: Path, kinds: Iterable[str]) -> list[Path]:
+    """Write what is apart for the module ``<top>_axi`` of a unit that has one: its IP-XACT."""
+    if "ip-xact" not in kinds or not has_axi_ports(instance.component):
+        return []
+    text = axi_ipxact(instance.component, instance.facts)
+    return [write_atomic(folder / f"{instance.top}_axi.xml", text)]
