@@ -63,9 +63,10 @@ def _roles(
     help="Registers of 8 bits or more with an enable get the library's clock gate.",
 )
 @click.option(
-    "--full-adders",
-    is_flag=True,
-    help="Compressor trees of the library's full-adder cells, which abc never takes.",
+    "--full-adders/--no-full-adders",
+    default=None,
+    help="Compressor trees of the library's full-adder cells, which abc never takes; by default "
+    "where the library has such cells.",
 )
 @click.option(
     "--seed",
@@ -120,7 +121,7 @@ def command(
     clock_ns: float,
     booth: bool,
     clock_gating: bool,
-    full_adders: bool,
+    full_adders: bool | None,
     seed: int,
     hierarchy: bool,
     json_file: Path | None,
@@ -179,10 +180,12 @@ def command(
         clock_ns=clock_ns,
         booth=booth,
         clock_gating=clock_gating,
-        full_adders=full_adders,
+        full_adders=full_adders is not False,
         seed=seed,
     )
     library = pdk_from_liberty(liberty, roles) if liberty else find_pdk(pdk or DEFAULT_PDK)
+    if full_adders:
+        _ = library.full_adder_cell  # refuses a library that has none
     known_rows = accepted.load(RESULTS, library, options) if check or accept else []
     rows = measure_all(instances, library, options, power=power, breakdown=accept and breakdown)
     table = markdown_table(rows, flow_facts(library, options))

@@ -101,7 +101,7 @@ def _silicon(results: Path, unit: Unit) -> tuple[str, str]:
     """Return the libraries with figures, and the groups that went through mapped gates."""
     libraries, groups = 0, 0
     for path in sorted(results.glob("synth-*.json")):
-        if path.stem.endswith(("-gated", "-adders")):
+        if path.stem.endswith(("-gated", "-no-adders")):
             continue
         rows = _rows(results, path.name, "rows", unit)
         libraries += bool(rows)

@@ -120,13 +120,22 @@ class Pdk:
         return cells[min(found)[1]]
 
     @cached_property
-    def full_adder_cell(self) -> Cell:
-        """The smallest full adder, by its functions; InputError of a library that has none."""
-        found = [
+    def _full_adders(self) -> list[tuple[float, str]]:
+        return [
             (cell.area, cell.name)
             for cell in self.library.cells.values()
             if cell.full_adder and not self.bans(cell)
         ]
+
+    @property
+    def has_full_adder(self) -> bool:
+        """Whether a cell that may be taken has the functions of a full adder."""
+        return bool(self._full_adders)
+
+    @property
+    def full_adder_cell(self) -> Cell:
+        """The smallest full adder, by its functions; InputError of a library that has none."""
+        found = self._full_adders
         if not found:
             raise InputError(
                 f"library {self.library.name!r} has no full adder; map onto it without "

@@ -43,7 +43,7 @@ from m2xfp.files import (
 )
 from m2xfp.plain import check_module_name
 from m2xfp.processes import run
-from m2xfp.synth.flow.liberty import read_text
+from m2xfp.synth.flow.liberty import Cell, read_text
 from m2xfp.synth.flow.pdk import Pdk
 
 __all__ = [
@@ -112,8 +112,8 @@ class FlowOptions:
         Registers of ``GATED_FLOPS`` bits or more with an enable get a clock gate instead of a
         multiplexer a bit.
     full_adders
-        Compressor trees are made of the library's full adders. abc never takes a cell of two
-        outputs, and makes each of them of several gates.
+        Compressor trees are made of the library's full adders, where it has such cells. abc never
+        takes a cell of two outputs, and makes each of them of several gates.
     seed
         Of a random order in which abc has inputs and outputs; 0 for that of the netlist. It means
         nothing to the design, and so what differs is luck.
@@ -124,7 +124,7 @@ class FlowOptions:
     clock_ns: float = 1.0
     booth: bool = False
     clock_gating: bool = False
-    full_adders: bool = False
+    full_adders: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -245,12 +245,11 @@ def _escaped(name: str) -> str:
     return f"\\{name} "
 
 
-def _adders(pdk: Pdk) -> str:
-    """Return the techmap file that makes yosys' full adders the library's.
+def _adders(cell: Cell) -> str:
+    """Return the techmap file that makes yosys' full adders the library's ``cell``.
 
     A bit of which an input is constant is less than a full adder, and left to abc.
     """
-    cell = pdk.full_adder_cell
     adder = cell.full_adder
     assert adder is not None
     inputs = zip(cell.inputs, "ABC", strict=True)
@@ -283,10 +282,15 @@ def _adders(pdk: Pdk) -> str:
     )
 
 
-def _synth(top: str, options: FlowOptions, cells: Sequence[str]) -> list[str]:
+def adder_of(pdk: Pdk, options: FlowOptions) -> Cell | None:
+    """Return the full adder that compressor trees are made of; None if they are left to abc."""
+    return pdk.full_adder_cell if options.full_adders and pdk.has_full_adder else None
+
+
+def _synth(top: str, options: FlowOptions, adders: bool, cells: Sequence[str]) -> list[str]:
     """Return the passes from registers and sums to gates; ``cells`` are those that read cells."""
     command = f"synth -top {top}{' -flatten' * options.flatten}{' -booth' * options.booth}"
-    if not options.full_adders:
+    if not adders:
         return [command]
     return [
         *cells,  # the adders as black boxes
@@ -317,13 +321,14 @@ def _script(top: str, pdk: Pdk, options: FlowOptions, sources: Sequence[str], bu
     ties = (("-locell", pdk.tie(0)), ("-hicell", pdk.tie(1)))
     constants = " ".join(" ".join((option, *cell)) for option, cell in ties if cell)
     cells = [f"read_liberty -lib -ignore_miss_func {file}" for file in files]
+    adders = adder_of(pdk, options) is not None
     lines = [
         *(f"read_verilog -sv {name}" for name in sources),
         f"hierarchy -check -top {top}",
         "proc",
         "setattr -unset init w:*",
         "check -assert",
-        *_synth(top, options, cells),
+        *_synth(top, options, adders, cells),
         *([_gating(pdk)] if options.clock_gating else []),
         # Flip-flops named after the registers they hold, before inverters come between.
         "rename -wire t:$_*DFF*",
@@ -332,7 +337,7 @@ def _script(top: str, pdk: Pdk, options: FlowOptions, sources: Sequence[str], bu
         *([f"hilomap -singleton {constants}"] if constants else []),
         "opt_clean -purge",
         # The cells as black boxes, for the directions of their pins.
-        *(cells if not options.full_adders else ()),
+        *(() if adders else cells),
         "rename -wire",
         "check -mapped -assert",
         # The same short names in the Verilog and in the JSON.
@@ -348,7 +353,8 @@ def _inputs(
 ) -> dict[str, str]:
     """Return all files of a run by name, the script among them."""
     sources = {f"source{i}.v": text for i, text in enumerate(texts)}
-    adders = {"adders.v": _adders(pdk)} if options.full_adders else {}
+    adder = adder_of(pdk, options)
+    adders = {"adders.v": _adders(adder)} if adder else {}
     return (
         sources
         | adders

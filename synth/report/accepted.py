@@ -2,7 +2,7 @@
 
 One JSON file a library holds the rows of every unit and configuration that were accepted, with the
 flow that measured them; ``m2xfp report`` draws tables and plots from it. Figures with clock gates
-or full adders have files of their own, named ``...-gated`` and ``...-adders``.
+or no full adders have files of their own, named ``...-gated`` and ``...-no-adders``.
 """
 
 import json
@@ -69,14 +69,14 @@ class Change:
 
 
 def _name(pdk: Pdk, options: FlowOptions) -> str:
-    return pdk.name + "-gated" * options.clock_gating + "-adders" * options.full_adders
+    return pdk.name + "-gated" * options.clock_gating + "-no-adders" * (not options.full_adders)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[Row]]:
     """Return the flow and the rows of an accepted file."""
     try:
         figures = read_figures(path)
-        flow = {"full_adders": False} | dict(figures["flow"])  # older files do not say
+        flow = {"full_adders": False, "full_adder": None} | dict(figures["flow"])  # older files
         rows = [Row(**row) for row in figures["rows"]]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a report of m2xfp synth: {error}") from error
@@ -183,7 +183,7 @@ def plots(results: Path, output: Path) -> list[Path]:
     drawn = []
     for name, (flow, rows) in accepted_files(results).items():
         library = flow["pdk_title"] + ", clock gates" * bool(flow["clock_gating"])
-        library += ", full adders" * bool(flow["full_adders"])
+        library += ", full adders" * bool(flow["full_adder"])
         for ending, plot in (("area", plot_area), ("tradeoff", plot_tradeoff)):
             path = output / f"synth-{name}-{ending}.svg"
             plot(rows, library, path)

@@ -12,6 +12,7 @@ from m2xfp.rtl.verilog.emit import emit
 from m2xfp.synth.flow.pdk import Pdk
 from m2xfp.synth.flow.timing import time_netlist
 from m2xfp.synth.flow.yosys import (
+    adder_of,
     ABC_SCRIPTS,
     BUILD,
     FlowOptions,
@@ -218,7 +219,7 @@ def flow_facts(pdk: Pdk, options: FlowOptions) -> dict[str, Any]:
         "nand2_area_um2": pdk.nand2_cell.area,
         "flop_area_um2": pdk.flop_area_um2,
         "clock_gate": pdk.clock_gate_cell.name if options.clock_gating else None,
-        "full_adder": pdk.full_adder_cell.name if options.full_adders else None,
+        "full_adder": adder.name if (adder := adder_of(pdk, options)) else None,
         "driver": pdk.driver_cell.name,
         "load_ff": round(pdk.load_ff, 6),
         "dont_use": list(pdk.dont_use),
@@ -280,7 +281,7 @@ def markdown_table(rows: Sequence[Row], flow: Mapping[str, Any]) -> str:
         f"{flow['pdk_title']}; {flow['yosys']}, abc script {flow['abc']!r}, "
         f"{'flat' if flow['flatten'] else 'hierarchical'}"
         f"{', clock gates' * bool(flow['clock_gating'])}"
-        f"{', full adders' * bool(flow.get('full_adders'))}; no wires, no clock tree; "
+        f"{', full adders' * bool(flow.get('full_adder'))}; no wires, no clock tree; "
         f"GE = {flow['nand2_area_um2']:g} um2 ({flow['nand2']})."
     )
     return f"{how}\n\n{aligned_table(table)}"

@@ -1,10 +1,11 @@
 """Full adders: found by their functions, taken for compressor trees, right bit for bit."""
 
 import re
-from dataclasses import replace
 
 import pytest
+from click.testing import CliRunner
 
+from m2xfp.cli import cli
 from m2xfp.errors import InputError
 from m2xfp.facts import Facts
 from m2xfp.formats import block_format
@@ -16,11 +17,12 @@ from m2xfp.synth.flow.pdk import find_pdk, pdk_from_liberty
 from m2xfp.synth.flow.yosys import FlowOptions, synthesize
 from m2xfp.synth.gate_sim.simulator import LevelizedNetlist, MismatchError, play
 from m2xfp.synth.report import accepted
+from m2xfp.synth.report.figures import flow_facts
 from m2xfp.tb.bench import find_bench
 from m2xfp.tb.parts import pair_stimulus
 from m2xfp.tb.parts.pairs import pairs
 
-ADDERS = FlowOptions(full_adders=True)
+PLAIN = FlowOptions(full_adders=False)
 SMALL = block_format("mxfp4:group=8")
 
 
@@ -54,7 +56,8 @@ def test_adders_are_found_by_function(carry, total, found) -> None:
     assert cell_of(carry, total).full_adder == found
 
 
-def test_a_library_without_adders_is_refused(build) -> None:
+def test_a_library_without_adders(product, build) -> None:
+    """It is refused where adders are asked for, and maps without them by default."""
     text = find_pdk("osu018").liberty[0].read_text()
     banned, count = re.subn(r"(cell ?\(FAX1\) ?{)", r"\1 dont_use : true;", text)
     assert count == 1
@@ -62,6 +65,14 @@ def test_a_library_without_adders_is_refused(build) -> None:
     path.write_text(banned)
     with pytest.raises(InputError, match=r"no full adder.*--full-adders"):
         _ = pdk_from_liberty([path]).full_adder_cell
+    call = ["synth", "activation_decoder", "--liberty", str(path), "--no-power", "--full-adders"]
+    done = CliRunner().invoke(cli, call)
+    assert isinstance(done.exception, InputError)
+    assert "no full adder" in str(done.exception)
+    emitted, _ = product
+    mapped = synthesize(emitted.verilog, emitted.top, pdk_from_liberty([path]), build=build)
+    assert "FAX1" not in mapped.cell_counts
+    assert flow_facts(pdk_from_liberty([path]), FlowOptions())["full_adder"] is None
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +90,8 @@ def test_a_netlist_with_adders_is_smaller_and_right(product, build) -> None:
     """Every beat of the mapped netlist is the golden model's."""
     emitted, vectors = product
     pdk = find_pdk("osu018")
-    plain = synthesize(emitted.verilog, emitted.top, pdk, build=build)
-    mapped = synthesize(emitted.verilog, emitted.top, pdk, ADDERS, build)
+    plain = synthesize(emitted.verilog, emitted.top, pdk, PLAIN, build)
+    mapped = synthesize(emitted.verilog, emitted.top, pdk, build=build)
     assert "FAX1" not in plain.cell_counts
     assert mapped.cell_counts["FAX1"] >= 20
     assert mapped.area_um2 < plain.area_um2
@@ -93,18 +104,21 @@ def test_a_wrong_adder_is_found(product, build, monkeypatch) -> None:
     """With carry and sum exchanged, the netlist gives other beats than the golden model."""
     emitted, vectors = product
     pdk = find_pdk("osu018")
-    right = yosys._adders(pdk)
+    right = yosys._adders(pdk.full_adder_cell)
     wrong = right.replace("(carry)", "(#)").replace("(total)", "(carry)").replace("(#)", "(total)")
     monkeypatch.setattr(yosys, "_adders", lambda _: wrong)
-    mapped = synthesize(emitted.verilog, emitted.top, pdk, ADDERS, build)
+    mapped = synthesize(emitted.verilog, emitted.top, pdk, build=build)
     with pytest.raises(MismatchError):
         play(LevelizedNetlist(mapped, pdk), vectors, Facts.load(emitted.json), words=1)
 
 
-def test_figures_with_adders_have_a_file_of_their_own(tmp_path) -> None:
+def test_figures_without_adders_have_a_file_of_their_own(tmp_path) -> None:
     pdk = find_pdk("osu018")
     names = {
         accepted.accept(tmp_path, [], [], [], pdk, options).name
-        for options in (FlowOptions(), ADDERS, replace(ADDERS, clock_gating=False))
+        for options in (FlowOptions(), PLAIN)
     }
-    assert names == {"synth-osu018.json", "synth-osu018-adders.json"}
+    assert names == {
+        "synth-osu018.json",
+        "synth-osu018-no-adders.json",
+    }
