@@ -12,11 +12,11 @@ from m2xfp.rtl.verilog.emit import emit
 from m2xfp.synth.flow.pdk import Pdk
 from m2xfp.synth.flow.timing import time_netlist
 from m2xfp.synth.flow.yosys import (
-    adder_of,
     ABC_SCRIPTS,
     BUILD,
     FlowOptions,
     Netlist,
+    adder_of,
     synthesize,
     yosys_command,
 )
