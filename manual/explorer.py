@@ -42,7 +42,7 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 """The formats that the page offers, with their options."""
 
-_OPTIONS = ("clock_gating", "full_adders")  # of the flow, as `m2xfp synth` has them
+_OPTIONS = ("clock_gating",)  # of the flow, as `m2xfp synth` has them
 _SHOWN = ("mxfp4", "m2xfp-act", "m2xfp-weight", "nvfp4")
 _FLAGS = (
     *("-target", "wasm32-wasi", "-mexec-model=reactor", "-O2", "-g0", "-s", "-std=c++17"),
@@ -150,6 +150,7 @@ def points(results: Path) -> list[dict[str, Any]]:
         accepted = json.loads(path.read_text())
         flow = accepted["flow"]
         flags = [f"--{key.replace('_', '-')}" for key in _OPTIONS if flow.get(key)]
+        flags += ["--no-full-adders"] * (not flow.get("full_adders"))  # they are the default
         for row in accepted["rows"]:
             words = ["m2xfp", "synth", row["unit"], "--config", row["config"], "--pdk", row["pdk"]]
             parameters = find_unit(row["unit"]).instance(row["config"]).parameters

@@ -126,14 +126,16 @@ def _figures(unit: Unit, results: Path) -> str:
     """Return area, path and energy of every configuration and library."""
     rows = [["library", "configuration", "area um2", "path ns", "pJ a group"]]
     for path in sorted(results.glob("synth-*.json")):
-        if path.stem.endswith(("-gated", "-adders")):
+        figures = read_figures(path)
+        if figures["flow"].get("clock_gating"):
             continue
-        for row in read_figures(path)["rows"]:
+        without = ", no full adders" * (not figures["flow"].get("full_adder"))
+        for row in figures["rows"]:
             if row["unit"] == unit.name:
                 energy = row.get("energy_pj_per_group")
                 rows.append(
                     [
-                        *(row["pdk"], f"`{row['config']}`", f"{row['area_um2']:.0f}"),
+                        *(row["pdk"] + without, f"`{row['config']}`", f"{row['area_um2']:.0f}"),
                         f"{row['critical_path_ns']:.3f}",
                         "-" if energy is None else f"{energy:.1f}",
                     ]

@@ -58,7 +58,7 @@ def emit_mutant(mutation: Mutation, unit: str, config: str, directory: Path) -> 
     return EmittedFiles(stem.name, *files)
 
 
-def _mutated(source: str, old: str, new: str, scope: str) -> str:
+def mutated(source: str, old: str, new: str, scope: str) -> str:
     if not old:
         return source + new
     lines = source.splitlines(keepends=True)
@@ -75,7 +75,7 @@ def _load_mutated(name: str, old: str, new: str, scope: str) -> None:
     spec = importlib.util.find_spec(name)
     assert spec is not None
     assert spec.origin is not None
-    source = _mutated(Path(spec.origin).read_text(), old, new, scope)
+    source = mutated(Path(spec.origin).read_text(), old, new, scope)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     exec(compile(source, spec.origin, "exec"), module.__dict__)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import m2xfp.accelerator
 import m2xfp.fpga
 from m2xfp.cli import cli
 from m2xfp.commands.options import chosen
@@ -324,7 +325,7 @@ def names_of(page: Path) -> dict[str, Any]:
             "model_to_train": tiny(),
         }
     if page.name == "fpga.md":
-        return {"x": None, "qw": None, "qv": None}
+        return {"x": None, "weights": None, "qw": None, "qv": None}
     return {}
 
 
@@ -338,6 +339,9 @@ def test_snippets(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     device.return_value.__enter__.return_value = device.return_value
     device.return_value.identity = {}  # read when the port is opened
     monkeypatch.setattr(m2xfp.fpga, "Device", device)
+    if page.name == "fpga.md":  # elsewhere the accelerator is the simulated one
+        for module, name in ((m2xfp.fpga, "SerialTransport"), (m2xfp.accelerator, "Device")):
+            monkeypatch.setattr(module, name, mock.create_autospec(getattr(module, name)))
     namespace = names_of(page)
     for snippet in snippets(page):
         for part in re.split(r"^(# m2xfp .*\n)", snippet, flags=re.MULTILINE):

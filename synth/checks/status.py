@@ -99,14 +99,11 @@ def _proofs(results: Path, unit: Unit) -> tuple[str, bool]:
 
 def _silicon(results: Path, unit: Unit) -> tuple[str, str]:
     """Return the libraries with figures, and the groups that went through mapped gates."""
-    libraries, groups = 0, 0
-    for path in sorted(results.glob("synth-*.json")):
-        if path.stem.endswith(("-gated", "-no-adders")):
-            continue
-        rows = _rows(results, path.name, "rows", unit)
-        libraries += bool(rows)
-        groups += sum(row.get("gate_level_groups") or 0 for row in rows)
-    return str(libraries) if libraries else _NONE, str(groups) if groups else _NONE
+    files = sorted(results.glob("synth-*.json"))
+    rows = [row for path in files for row in _rows(results, path.name, "rows", unit)]
+    libraries = {row["pdk"] for row in rows}
+    groups = sum(row.get("gate_level_groups") or 0 for row in rows)
+    return str(len(libraries)) if libraries else _NONE, str(groups) if groups else _NONE
 
 
 def _boards(results: Path, unit: Unit) -> str:

@@ -119,7 +119,7 @@ def _delivered(design: Design) -> Outcome:
         *fifo(core),
         *_rows(core),
         *tables(core, _depth(design)),
-        "  wire goes_on = tile_valid & ~stop & running & group_ends;",
+        f"  wire goes_on = tile_valid & ~stop & running{' & group_ends' * core.segments};",
         f"  wire [{wide}:0] added = given + (goes_on ? tile[{top}:0] : 0);",
         f"  wire [{wide}:0] given_next = running & ~released & ~stop ? added : 0;",
         f"  wire [{wide}:0] before_next = ~running | stop | job__ready ? 0",

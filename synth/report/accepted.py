@@ -184,7 +184,10 @@ def plots(results: Path, output: Path) -> list[Path]:
     for name, (flow, rows) in accepted_files(results).items():
         library = flow["pdk_title"] + ", clock gates" * bool(flow["clock_gating"])
         library += ", full adders" * bool(flow["full_adder"])
-        for ending, plot in (("area", plot_area), ("tradeoff", plot_tradeoff)):
+        kinds = [("tradeoff", plot_tradeoff)]
+        if any(row.module_area_um2 for row in rows):  # not those accepted with --no-breakdown
+            kinds.insert(0, ("area", plot_area))
+        for ending, plot in kinds:
             path = output / f"synth-{name}-{ending}.svg"
             plot(rows, library, path)
             drawn.append(path)

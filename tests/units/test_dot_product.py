@@ -277,7 +277,7 @@ FAULTS = [
     Mutation("NaN is forgotten", ADD, "| (special & acc.mantissa[-1])", ""),
     Mutation("NaN scale ignored", ACC, "held.nan.eq(effects[1])", "held.nan.eq(0)"),
     Mutation("-0 of a cancellation", ROUND, "(found | i.borrowed | ~i.subtract)", "(Const(1, 1))"),
-    Mutation("far limit", ADD, "distance[5:].any()", "distance[6:].any()"),
+    Mutation("far limit", ADD, "distance[near:].any()", "distance[near + 1 :].any()"),
     Mutation("first ignored", ACC, "(self.first & self.valid)", "(self.first & 0)"),
     Mutation(
         "chains not cleared by reset",

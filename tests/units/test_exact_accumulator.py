@@ -320,13 +320,17 @@ def test_golden_refuses_other_scales() -> None:
 EXACT, FP32 = "m2xfp.rtl.parts.exact_accumulation", "m2xfp.rtl.parts.fp32_rounding"
 FAULTS = [
     Mutation("a digit's carry is lost", EXACT, "carry = held", "carry = Const(0, 1)"),
-    Mutation("a carry kept over first", EXACT, "part + (carry & keep)", "part + carry"),
+    Mutation("a carry kept over first", EXACT, "_DIGIT] + (carry & keep)", "_DIGIT] + carry"),
     Mutation("carries do not pass", EXACT, "((digit[0] ^ held) & passed)", "Const(0, 1)"),
     Mutation("carry beside a carry", EXACT, "(digit[0] & held) | (", "(Const(0, 1)) | ("),
-    Mutation("below is not told", EXACT, "number & low))", "Const(0, 1)))"),
-    Mutation("above is not told", EXACT, "number & high))", "Const(0, 1)))"),
-    Mutation("zero has an exponent", EXACT, "~self.i.nan & self.i.product.any()", "~self.i.nan"),
-    Mutation("NaN has an exponent", EXACT, "self.valid & ~self.i.nan & self", "self.valid & self"),
+    Mutation(
+        "below is not told", EXACT, "return addend, number & low,", "return addend, Const(0, 1),"
+    ),
+    Mutation(
+        "above is not told", EXACT, "number & low, number & high", "number & low, Const(0, 1)"
+    ),
+    Mutation("zero has an exponent", EXACT, "~i.nan & i.product.any()", "~i.nan"),
+    Mutation("NaN has an exponent", EXACT, "self.valid & ~i.nan & i", "self.valid & i"),
     Mutation("overflow is not told", EXACT, "above | outside", "above"),
     Mutation("a warning is forgotten", EXACT, "(inexact & running.kept)", "Const(0, 1)"),
     Mutation("a warning stays over first", EXACT, "(inexact & running.kept)", "inexact"),

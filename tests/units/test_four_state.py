@@ -132,8 +132,8 @@ def test_one_clock_of_reset_clears_every_sum(
             Mutation(
                 "a shift by an unknown distance",
                 "m2xfp.rtl.parts.exact_accumulation",
-                "self.i.exponent & self.valid.replicate(len(self.i.exponent))",
-                "self.i.exponent",
+                "i.exponent & self.valid.replicate(len(i.exponent))",
+                "i.exponent",
             ),
             *("exact_accumulator", "m2xfp", True),
         ),

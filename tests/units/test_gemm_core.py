@@ -712,7 +712,7 @@ CORE, LOADER, SEQUENCER, BUFFERS, ARRAY = (
     )
 )
 FAULTS = [
-    Mutation("chain never cleared", SEQUENCER, "self.first.eq(at.group == 0)", "self.first.eq(0)"),
+    Mutation("chain never cleared", SEQUENCER, "self.first.eq(sums.begins)", "self.first.eq(0)"),
     Mutation(
         "late step out of turn", SEQUENCER, "starts | (at.turn == at.chain)", "starts | ~starts"
     ),

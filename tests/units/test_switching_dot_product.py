@@ -288,7 +288,7 @@ FAULTS = [
     Mutation("carry into D lost", f"{PARTS}total", "Mux(carry, made[1], made[0])", "made[0]"),
     Mutation("offset of four products", f"{PARTS}total", "bit_length() - 2", "bit_length() - 1"),
     Mutation(
-        "NaN of the last beat alone", f"{PARTS}product", "kept.nan | (nan & ~begin)", "kept.nan"
+        "NaN of the last beat alone", f"{PARTS}product", "kept.nan | (spoilt & ~begin)", "kept.nan"
     ),
     Mutation("pause loses a beat", f"{PARTS}product", "m.If(step & valid)", "m.If(step)"),
     Mutation("NaN in FP4 codes", f"{PARTS}front", "special & ~self.narrow", "special"),
