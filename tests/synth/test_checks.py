@@ -94,7 +94,9 @@ def figures(folder: Path, **changes: object) -> Path:
         "proofs.json": {"proofs": [{**unit, "fault": "an inverter"}]},
     }
     for number in range(3):
-        files[f"synth-{number}.json"] = {"rows": [{**unit, "gate_level_groups": 8}]}
+        files[f"synth-{number}.json"] = {
+            "rows": [{**unit, "pdk": str(number), "gate_level_groups": 8}]
+        }
     for name, content in files.items():
         (row,) = next(iter(content.values()))
         row |= {key: value for key, value in changes.items() if key in row}
