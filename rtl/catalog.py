@@ -374,6 +374,7 @@ UNITS: dict[str, Unit] = {
                 axes={"lanes": ("8", "16"), "input_type": ("bf16", "fp32"), "block": ("nvfp4",)},
                 formats=lambda given: ("none", given["block"]),
             ),
+            board=Board(name="minifloat", config="nvfp4-bf16x8"),
         ),
         Unit(
             name="weight_encoder",
@@ -433,6 +434,7 @@ UNITS: dict[str, Unit] = {
                 "32x8": {"points": 32, "lanes": 8},
                 "128x32": {"points": 128, "lanes": 32},
             },
+            board=Board(name="hadamard", config="32x8"),
         ),
         Unit(
             name="hadamard_quantizer",
@@ -442,6 +444,7 @@ UNITS: dict[str, Unit] = {
                 "32x32": {"points": 32, "lanes": 32},
                 "32x8": {"points": 32, "lanes": 8},
             },
+            board=Board(name="hadamard_quantizer", config="32x8"),
         ),
         Unit(
             name="channel_permuter",
@@ -544,6 +547,7 @@ UNITS: dict[str, Unit] = {
                 "m2xfp-8": {"pairs": "m2xfp", "fp8_lanes": 8},
                 "all-8": {"pairs": "all", "fp8_lanes": 8},
             },
+            board=Board(name="switching", config="micromix-8", changes={"chains": 1}, host="whole"),
         ),
         Unit(
             name="asymmetric_dot_product",
@@ -613,6 +617,7 @@ UNITS: dict[str, Unit] = {
                     "results": "bf16",
                 },
             },
+            board=Board(name="mixed_gemm", config="m2xfp-1x2", changes={"chains": 1}, host="whole"),
         ),
         Unit(
             name="accelerator",

@@ -10,7 +10,7 @@ import tty
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,7 +22,12 @@ from m2xfp.errors import InputError, M2xfpError, MissingToolError
 from m2xfp.formats import input_type
 from m2xfp.fpga.check.line import SimulatedLine, SimulatedPort, line_bytes, line_toggles
 from m2xfp.fpga.gateware.design import Design
-from m2xfp.fpga.gateware.units import board_instance, board_instances, find_board_unit
+from m2xfp.fpga.gateware.units import (
+    board_instance,
+    board_instances,
+    board_units,
+    find_board_unit,
+)
 from m2xfp.fpga.host.device import (
     Device,
     DeviceError,
@@ -32,6 +37,7 @@ from m2xfp.fpga.host.device import (
     NoDeviceError,
     WrongBuildError,
 )
+from m2xfp.fpga.host.link import HostLink
 from m2xfp.fpga.host.remote_unit import RemoteUnit
 from m2xfp.fpga.host.running_sums import _lanes, seed_pairs
 from m2xfp.fpga.protocol import Decoder, Frame, Status, encode
@@ -211,15 +217,32 @@ def test_weights_by_the_encoder(sim_dir: Path) -> None:
         assert device.self_test().groups == {"encoder": 256}
 
 
-@pytest.mark.slow
-def test_a_scale_for_each_sign(sim_dir: Path) -> None:
-    """Groups that come in as several beats: all of a request, and dot products of any length."""
-    design = Design(CLOCK, BAUD, board_instances(["asymmetric"]))
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "minifloat",
+        *(
+            pytest.param(unit, marks=pytest.mark.slow)
+            for unit in sorted({*board_units()} - {"quantizer", "dot", "minifloat"})
+        ),
+    ],
+)
+def test_every_unit_of_boards(unit: str, sim_dir: Path) -> None:
+    """Rows by themselves, groups of several beats, and work that one request must hold."""
+    design = Design(CLOCK, BAUD, board_instances([unit]))
     with (
         SimulatedLine(design, build_dir=sim_dir) as line,
         Device(SimulatedPort(line)) as device,
     ):
-        assert device.self_test(groups=60).groups == {"asymmetric": 60}
+        assert device.self_test(groups=60).groups[unit] >= 4
+
+
+def test_what_does_not_fit_a_request() -> None:
+    (instance,) = board_instances(["mixed_gemm"])
+    remote = RemoteUnit(cast(HostLink, None), 0, instance, 512)
+    arrays = remote.sample(np.random.default_rng(0), 1)
+    with pytest.raises(InputError, match=r"mixed_gemm: the arrays take \d+ bytes, .* holds 512"):
+        remote.run(arrays)
 
 
 # What is refused before anything is sent

@@ -1,0 +1,60 @@
+"""Units whose arrays are one piece of work: a request holds all of it.
+
+Products with their segments, dot products whose groups change format: what comes first decides what
+the rest means, so nothing is cut here.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from m2xfp.errors import InputError
+from m2xfp.facts import Facts, Stream
+from m2xfp.fpga.host.patterns import operands
+from m2xfp.fpga.host.remote_unit import RemoteUnit, record_bytes
+from m2xfp.rtl.catalog import Board, find_unit
+from m2xfp.tb.bench import Arrays, bench_of
+from m2xfp.tb.vectors import Beats
+
+__all__ = ["count", "run", "sample"]
+
+
+def run(unit: RemoteUnit, arrays: Arrays, progress: bool = False) -> Arrays:
+    """Return what the unit makes of arrays, which one request must hold.
+
+    Raises
+    ------
+    InputError
+        They do not fit a request.
+    FaultError
+        The answer makes no sense, or the request was refused.
+    """
+    beats = unit.bench.encode(arrays, unit.facts)
+    if (size := _bytes(beats, unit.facts.inputs)) > unit.buffer:
+        raise InputError(
+            f"unit {unit.name}: the arrays take {size} bytes, and a request holds {unit.buffer}; "
+            "give less at a time, or build the unit with a board row of a larger buffer"
+        )
+    # A command goes in with its operands, before those of the next one.
+    pieces = min(len(array) for array in arrays.values()) if len(beats) > 1 else 1
+    return unit.bench.decode(unit.play(beats, pieces), arrays, unit.facts)
+
+
+def sample(rng: np.random.Generator, size: int, facts: Facts) -> Arrays:
+    """Return random arrays of about ``size`` groups, or of as many as a request holds."""
+    row = find_unit(facts.unit).board
+    assert isinstance(row, Board)
+    while True:
+        arrays = bench_of(facts).sample(operands(rng, size), facts)
+        if _bytes(bench_of(facts).encode(arrays, facts), facts.inputs) <= row.buffer or size == 1:
+            return arrays
+        size //= 2
+
+
+def count(arrays: Arrays, facts: Facts) -> int:
+    """Return the rows of the array that has most: those of groups."""
+    return max(len(array) for array in arrays.values())
+
+
+def _bytes(beats: Mapping[str, Beats], streams: tuple[Stream, ...]) -> int:
+    return sum(len(beats[stream.name]) * record_bytes(stream) for stream in streams)
