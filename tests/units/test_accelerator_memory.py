@@ -305,9 +305,12 @@ def test_many_sequences_of_descriptors(model: AxiModel) -> None:
 
 # --- mutations ------------------------------------------------------------------------------------
 
-CHANNELS, READER, WRITER, FETCHER, PACKER = (
+CHANNELS, READER, WRITER, FETCHER, STEPS, PACKER = (
     f"m2xfp.rtl.parts.{name}"
-    for name in ("axi_channels", "axi_reader", "axi_writer", "operand_fetcher", "plane_writer")
+    for name in (
+        *("axi_channels", "axi_reader", "axi_writer"),
+        *("operand_fetcher", "operand_steps", "plane_writer"),
+    )
 )
 FAULTS = [
     Mutation(
@@ -332,6 +335,11 @@ FAULTS = [
     ),
     Mutation("stale buffer", FETCHER, "full[slot].eq(0), claimed[slot]", "claimed[slot]"),
     Mutation("buffer overwritten", FETCHER, "begins | ~claimed.bit_select(slot, 1)", "begins | 1"),
+    Mutation("kept matrix lost", FETCHER, "Mux(passes.last, ends << slot, 0)", "ends << slot"),
+    Mutation("second pass elsewhere", FETCHER, "slot.eq(passes.home)", "slot.eq(slot)"),
+    Mutation("shared word not kept", FETCHER, "self.closes & (tag.row < row)", "Const(0, 1)"),
+    Mutation("words behind a shared one lost", FETCHER, "self.first, tag.skips", "self.first, 0"),
+    Mutation("word of a row elsewhere", STEPS, "beside & (first ==", "(first =="),
     Mutation("set of groups overwritten", PACKER, "filling & ~whole", "filling"),
     Mutation("late answers taken", READER, "bursts.level == fresh", "bursts.level != 0"),
 ]
