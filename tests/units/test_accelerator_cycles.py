@@ -55,7 +55,16 @@ BUILDS: list[dict[str, Any]] = [
     {"bus": "128", "rows": 3, "columns": 3, "chunk": 1, "chains": 2, "slots": 2},
     # The last chunk of a row is longer than the others.
     {"bus": "256", "rows": 1, "columns": 8, "chunk": 40, "slots": 4, "max_k": 4096},
-    {  # results are packed
+    {  # results are packed, over both sides of what gathers groups
+        "act": block_format("m2xfp-act:group=8"),
+        "weight": block_format("m2xfp-weight:group=8"),
+        "rows": 1,
+        "columns": 8,
+        "max_k": 64,
+        "chunk": 4,
+    },
+    {
+        "bus": "512",
         "act": block_format("m2xfp-act:group=8"),
         "weight": block_format("m2xfp-weight:group=8"),
         "rows": 1,
