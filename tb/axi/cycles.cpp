@@ -432,7 +432,8 @@ Counts run(const Build& build, const Product& product, int64_t latency, double r
                  (product.n + build.columns - 1) / build.columns, build.chunk};
     Fetcher weights{build, product.weights, build.weight_planes, build.weight_rows, 1, product.n,
                     groups, 1, build.chunk};
-    Fetcher values{build, product.acts, 1, 1, 1, product.m,
+    const Plane source{product.acts[0].address, product.acts[0].pitch, build.unit};
+    Fetcher values{build, &source, 1, 1, 1, product.m,
                    product.k * product.value_bytes / build.unit, 1, build.value_chunk};
     Fetcher& first = gemm ? acts : values;
     Core core{build, product};
