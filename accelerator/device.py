@@ -25,6 +25,7 @@ Buffer = TypeVar("Buffer", Matrix, Values)
 
 _GEMM, _QUANTIZE, _ENCODE = 1, 2, 3
 _KINDS = {torch.float32: 0, torch.bfloat16: 1}
+_PACKED = 2  # kind of results that are packed
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
@@ -236,12 +237,14 @@ class Device:
         self,
         acts: Matrix,
         weights: Matrix,
-        out: Values | None = None,
+        out: Values | Matrix | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Job:
         """Queue acts [m, k] times weights [n, k] transposed; return at once.
 
-        Without ``out`` the result [m, n] is in memory of its own, of type ``dtype``.
+        Without ``out`` the result [m, n] is in memory of its own, of type ``dtype``. Where ``out``
+        is a packed matrix of activations (``empty(m, n)``), FP32 results are quantized into it; n
+        is a multiple of the group then, and ``features`` has ``packed_results``.
         """
         if acts.k != weights.k:
             raise InputError(f"k={acts.k}: the other operand has rows of {weights.k} values")
@@ -252,12 +255,29 @@ class Device:
         if out is None:
             out = self.empty_values(acts.rows, weights.rows, dtype)
             owned = [out.address]
-        if (out.rows, out.columns) != (acts.rows, weights.rows):
+        shape = acts.rows, weights.rows
+        if (out.rows, out.k if isinstance(out, Matrix) else out.columns) != shape:
             raise InputError(f"out: the result is [{acts.rows}, {weights.rows}]")
         words = {"operation": _GEMM, "m": acts.rows, "n": weights.rows, "k": k}
-        words |= {"out": out.address, "out_pitch": out.pitch, "kind": _KINDS[out.dtype]}
         words |= _operand("a", acts) | _operand("w", weights)
-        return self._submit(words, out, (out.rows, out.columns), owned)
+        if isinstance(out, Matrix):
+            self._check_packed_results(out)
+            words |= _packed_result(out) | {"kind": _PACKED}
+        else:
+            words |= {"out": out.address, "out_pitch": out.pitch, "kind": _KINDS[out.dtype]}
+        return self._submit(words, out, shape, owned)
+
+    def _check_packed_results(self, out: Matrix) -> None:
+        """Raise InputError if results cannot be packed into a matrix."""
+        if "packed_results" not in self.features:
+            raise InputError(
+                "out: this accelerator packs no results; build it with quantizer=fp32 and "
+                f"columns={self.group}, or pass values and quantize them"
+            )
+        if out.format != self.acts:
+            raise InputError(f"out: results are packed as {self.acts.name}, not {out.format.name}")
+        if out.k % self.group:
+            raise InputError(f"n={out.k}: packed results are whole groups of {self.group}")
 
     def submit_quantize(self, values: Values, out: Matrix | None = None) -> Job:
         """Queue packing values as activations (Elem-EM); return at once."""
@@ -285,9 +305,7 @@ class Device:
         k = -(-values.columns // self.group) * self.group
         words = {"operation": operation, "m": values.rows, "k": k, "kind": _KINDS[values.dtype]}
         words |= {"a_codes": values.address, "a_codes_pitch": values.pitch}
-        words |= {"out": out.planes["codes"], "out_pitch": out.pitches["codes"]}
-        words |= {"out_scales": out.planes["scales"], "out_scales_pitch": out.pitches["scales"]}
-        words |= {"out_meta": out.planes.get("meta", 0)}
+        words |= _packed_result(out)
         return self._submit(words, out, (values.rows, values.columns), owned)
 
     def _submit(
@@ -386,3 +404,11 @@ def _operand(side: str, matrix: Matrix) -> dict[str, int]:
     """Return the words of an operand."""
     words = {f"{side}_{name}": address for name, address in matrix.planes.items()}
     return words | {f"{side}_{name}_pitch": pitch for name, pitch in matrix.pitches.items()}
+
+
+def _packed_result(matrix: Matrix) -> dict[str, int]:
+    """Return the words of a packed result."""
+    names = {"codes": "out", "scales": "out_scales"}
+    words = {name: matrix.planes[plane] for plane, name in names.items()}
+    words |= {f"{name}_pitch": matrix.pitches[plane] for plane, name in names.items()}
+    return words | {"out_meta": matrix.planes.get("meta", 0)}

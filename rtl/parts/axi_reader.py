@@ -20,8 +20,13 @@ __all__ = ["AxiReader", "request_layout"]
 
 
 def request_layout(address_bits: int, length_bits: int, tag_bits: int) -> data.StructLayout:
-    """Return a request: so many bytes from an address on, for which the asker has room."""
-    return data.StructLayout({"address": address_bits, "length": length_bits, "tag": tag_bits})
+    """Return a request: so many bytes from an address on, for which the asker has room.
+
+    ``skips``: but for their first word, which is not the only one.
+    """
+    return data.StructLayout(
+        {"address": address_bits, "length": length_bits, "skips": 1, "tag": tag_bits}
+    )
 
 
 class AxiReader(Component):
@@ -122,8 +127,8 @@ class AxiReader(Component):
         with m.If(~working):
             m.d.sync += [
                 working.eq(self.request.valid & ~self.flush),
-                address.eq(request.address),
-                left.eq(touched_beats(request.address, request.length, bus)),
+                address.eq(Cat(request.address[:lanes], request.address[lanes:] + request.skips)),
+                left.eq(touched_beats(request.address, request.length, bus) - request.skips),
                 tag.eq(request.tag),
                 begins.eq(1),
             ]

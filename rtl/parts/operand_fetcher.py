@@ -9,6 +9,7 @@ from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parts.axi_reader import request_layout
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
 from m2xfp.rtl.parts.layouts import group_layout
+from m2xfp.rtl.parts.operand_steps import Passes, next_row, shared_words
 from m2xfp.rtl.parts.streams import packet_stream
 from m2xfp.rtl.parts.word_memory import WordMemory
 from m2xfp.rtl.verilog.component import Component
@@ -43,12 +44,15 @@ def _bits(count: int) -> int:
 class OperandFetcher(Component):
     """Read a packed matrix from memory, as often as asked, and give it in the GEMM core's order.
 
-    The matrix is cut into blocks of ``rows * turns`` rows, and these into chunks of ``chunk``
-    groups. A chunk is read row by row, plane by plane, into one of a few slots, while the others
-    are given away or read: for each group, for each turn, ``rows`` groups a beat.
+    The matrix is cut into blocks of ``rows * turns`` rows, and these into chunks: of ``chunk``
+    groups, in whole words of scales where it has some, and the last one of what is left once that
+    is no more than ``chunk``. A chunk is read row by row, plane by plane, codes last, into one of a
+    few slots, while the others are given away or read: for each group, for each turn, ``rows``
+    groups a beat. A matrix of one block that fits the slots stays there until its last pass.
 
     Words lie in the slots as they lie in memory; where a row begins in its first word is kept
     beside them, so rows may begin at any byte, those of codes at any multiple of 16 or of the bus.
+    Where a row ends in a word in which the row beside it begins, the word is read once.
 
     Parameters
     ----------
@@ -62,7 +66,7 @@ class OperandFetcher(Component):
     chunk
         Groups of a row that are read together.
     step
-        Rows of the other matrix that a pass is for.
+        Rows of the other matrix that a pass is for; None if there is one pass whatever ``others``.
     slots
         Chunks that are read, or kept to be given, at the same time, a power of two.
 
@@ -89,22 +93,31 @@ class OperandFetcher(Component):
         rows: int,
         turns: int,
         chunk: int,
-        step: int,
+        step: int | None,
         slots: int,
     ) -> None:
         self._step, self._slots = step, slots
         self._bus, self._chunk = bus_bytes, chunk
+        # Groups from a chunk to the next.
+        self._advance = chunk if chunk <= bus_bytes else chunk // bus_bytes * bus_bytes
         self._rows, self._turns, self._address_bits = rows, turns, address_bits
         if isinstance(block, int):
-            self.group_bytes, self._planes = block, 1
+            self.group_bytes, self._planes, self._first_plane = block, 1, 0
             layout = data.StructLayout({"codes": 8 * block})
         else:
             self.group_bytes = block.group * block.element.bits // 8
-            self._planes = 3 if block.subgroups else 2
+            self._planes, self._first_plane = 3 if block.subgroups else 2, 1
             layout = group_layout(block)
         self.length_bits = (chunk * self.group_bytes).bit_length()
         self._tag = data.StructLayout(
-            {"plane": 2, "row": _bits(rows), "turn": _bits(turns), "slot": _bits(slots), "ends": 1}
+            {
+                "plane": 2,
+                "row": _bits(rows),
+                "turn": _bits(turns),
+                "slot": _bits(slots),
+                "skips": 1,
+                "ends": 1,
+            }
         )
         self.tag_bits = self._tag.size
         # Words that a row's part of a chunk lies in at most.
@@ -130,21 +143,28 @@ class OperandFetcher(Component):
         """Build what asks, the slots, and what gives."""
         m = Module()
         claimed, full = Signal(self._slots), Signal(self._slots)
-        used = self._give(m, claimed, full, *self._ask(m, claimed))
+        passes = Passes(self._slots)
+        if self._step is not None:
+            job, capacity = self.job.payload, self._chunk + (self._slots - 1) * self._advance
+            fits = (job.rows <= self._rows * self._turns) & (job.groups <= capacity)
+            passes.count(m, self.job, fits, self._step)
+        used = self._give(m, full, passes, *self._ask(m, claimed, passes))
         self._fill(m, full)
         for slot in range(self._slots):
             with m.If(used[slot]):
                 m.d.sync += [full[slot].eq(0), claimed[slot].eq(0)]
         return m
 
-    def _ask(self, m: Module, claimed: Signal) -> tuple[list[Array], list[Signal], Array]:
+    def _ask(
+        self, m: Module, claimed: Signal, passes: Passes
+    ) -> tuple[list[Array], list[Signal], Array]:
         """Step through blocks, chunks, rows and planes; return what is kept of each slot."""
         job, request, planes, slots = self.job.payload, self.request, self._planes, self._slots
         bits, lanes = self._address_bits + 1, (self._bus - 1).bit_length()
         block_rows = self._rows * self._turns
         active = Signal()
         slot = Signal(range(slots))
-        plane = Signal(2)
+        plane = Signal(2, init=self._first_plane)
         row = Signal(range(self._rows), name="row")
         turn = Signal(range(self._turns), name="turn")
         begins = Signal()  # of a chunk
@@ -157,10 +177,11 @@ class OperandFetcher(Component):
         here = [Signal(bits, name=f"here_{p}", reset_less=True) for p in range(planes)]
         block = [Signal(bits, name=f"block_{p}", reset_less=True) for p in range(planes)]
 
+        last_chunk = named(m, "last_chunk", groups_left <= self._chunk)
         count = named(
             m,
             "count",
-            Mux(groups_left < self._chunk, groups_left, self._chunk)[: self._chunk.bit_length()],
+            Mux(last_chunk, groups_left, self._advance)[: self._chunk.bit_length()],
         )
         codes = named(m, "codes", plane == 0)
         scale = self.group_bytes.bit_length() - 1
@@ -168,28 +189,42 @@ class OperandFetcher(Component):
         length = named(m, "length", Mux(codes, count << scale, count)[: self.length_bits])
         address = named(m, "address", (Array(here)[plane] + shift)[: bits + 1])
         beyond = named(m, "beyond", (address + length) > (1 << self._address_bits))
-        last_plane = named(m, "last_plane", plane == planes - 1)
+        last_plane = named(m, "last_plane", codes)
         last_row = named(
             m,
             "last_row",
             (rows_left == 1) | ((row == self._rows - 1) & (turn == self._turns - 1)),
         )
-        last_chunk = named(m, "last_chunk", groups_left <= self._chunk)
         last_block = named(m, "last_block", rows_left == 1)
-        last_pass = named(m, "last_pass", others_left <= self._step)
+        last_pass = named(
+            m,
+            "last_pass",
+            1 if self._step is None else passes.keeps | (others_left <= self._step),
+        )
         may = named(m, "may", active & (~begins | ~claimed.bit_select(slot, 1)))
+        ends = named(m, "ends", last_plane & last_row)
+        asked = Signal()
+        skips: Value = Const(0, 1)
+        is_there: Value = Const(0, 1)
+        if self._rows > 1:
+            first, final = (at[lanes : bits - 1] for at in (address, address + length - 1))
+            beside = row != 0
+            skips, is_there = shared_words(m, asked, plane, planes, beside, first, final, ends)
         tag = data.View(self._tag, request.payload.tag)
         m.d.comb += [
-            self.job.ready.eq(~active),
+            self.job.ready.eq(~active & ~passes.keeps),
+            passes.next.eq(slot),
             self.wraps.eq(may & beyond),
-            request.valid.eq(may & ~beyond),
+            request.valid.eq(may & ~beyond & ~is_there),
             request.payload.address.eq(address),
             request.payload.length.eq(length),
+            request.payload.skips.eq(skips),
             tag.plane.eq(plane),
             tag.row.eq(row),
             tag.turn.eq(turn),
             tag.slot.eq(slot),
-            tag.ends.eq(last_plane & last_row),
+            tag.skips.eq(skips),
+            tag.ends.eq(ends),
         ]
 
         # Where each row begins in its first word, in bytes or, of codes, in groups.
@@ -211,7 +246,7 @@ class OperandFetcher(Component):
         ]
         chunk_last = [Signal(name=f"last_{n}", reset_less=True) for n in range(slots)]
 
-        with m.If(~active):
+        with m.If(self.job.ready):
             m.d.sync += [
                 active.eq(self.job.valid),
                 held.eq(job),
@@ -224,14 +259,18 @@ class OperandFetcher(Component):
             ]
             for p, base in zip(range(planes), (job.codes, job.scales, job.meta), strict=False):
                 m.d.sync += [here[p].eq(base), block[p].eq(base)]
-        asked = named(m, "asked", request.valid & request.ready)
+        m.d.comb += asked.eq(may & ~beyond & (is_there | request.ready))
         bases = (held.codes, held.scales, held.meta)
         pitches = (held.codes_pitch, held.scales_pitch, held.scales_pitch)
         with m.If(asked):
             for p in range(planes):
                 with m.If(plane == p):
                     m.d.sync += begin[p][place].eq(address[skip[p] : lanes])
-            m.d.sync += [begins.eq(0), plane.eq(Mux(last_plane, 0, plane + 1))]
+            m.d.sync += begins.eq(0)
+            if planes > 1:
+                # Codes come last: those of the last row are always read, and end the chunk.
+                following = Mux(plane == planes - 1, 0, plane + 1)
+                m.d.sync += plane.eq(Mux(last_plane, self._first_plane, following))
             with m.If(begins):
                 for n in range(slots):
                     with m.If(slot == n):
@@ -242,19 +281,20 @@ class OperandFetcher(Component):
                             chunk_last[n].eq(last_pass & last_chunk & (block_left <= block_rows)),
                         ]
             with m.If(last_plane):
-                self._next_row(m, here, block, bases, pitches, last_row, last_chunk, last_block)
+                for pointers in zip(here, block, bases, pitches, strict=False):
+                    next_row(m, *pointers, last_row, last_chunk, last_block)
                 m.d.sync += [rows_left.eq(rows_left - 1), row.eq(row + 1)]
                 with m.If(row == self._rows - 1):
                     m.d.sync += [row.eq(0), turn.eq(turn + 1)]
-            with m.If(last_plane & last_row):
+            with m.If(ends):
                 m.d.sync += [
                     row.eq(0),
                     turn.eq(0),
                     slot.eq(slot + 1),
                     begins.eq(1),
                     rows_left.eq(block_left),
-                    groups_left.eq(groups_left - self._chunk),
-                    offset.eq(offset + self._chunk),
+                    groups_left.eq(groups_left - self._advance),
+                    offset.eq(offset + self._advance),
                 ]
                 with m.If(last_chunk):
                     m.d.sync += [groups_left.eq(held.groups), offset.eq(0)]
@@ -263,42 +303,16 @@ class OperandFetcher(Component):
                     m.d.sync += [
                         rows_left.eq(held.rows),
                         block_left.eq(held.rows),
-                        others_left.eq(others_left - self._step),
+                        others_left.eq(others_left - (self._step or 0)),
                         active.eq(~last_pass),
                     ]
         return begin, [*chunk_groups, *chunk_last], chunk_rows
-
-    def _next_row(
-        self,
-        m: Module,
-        here: list[Signal],
-        block: list[Signal],
-        bases: tuple[Value, ...],
-        pitches: tuple[Value, ...],
-        last_row: Signal,
-        last_chunk: Signal,
-        last_block: Signal,
-    ) -> None:
-        """Move the addresses: to the next row, back to the block, to the next one, to the first."""
-        bits = self._address_bits + 1
-        for now, start, base, pitch in zip(here, block, bases, pitches, strict=False):
-            # A carry beyond the address stays, so that no row comes back from there.
-            after = named(m, f"{now.name}_after", now + pitch)
-            beyond = after[self._address_bits :].any()
-            following = Cat(after[: bits - 1], beyond)
-            m.d.sync += now.eq(following)
-            with m.If(last_row & ~last_chunk):
-                m.d.sync += now.eq(start)
-            with m.If(last_row & last_chunk):
-                m.d.sync += start.eq(following)
-                with m.If(last_block):
-                    m.d.sync += [now.eq(base), start.eq(base)]
 
     def _fill(self, m: Module, full: Signal) -> None:
         """Store what comes."""
         tag = data.View(self._tag, self.tag)
         index = Signal(range(max(self._words)), reset_less=True)
-        at = named(m, "index_now", Mux(self.first, 0, index))
+        at = named(m, "index_now", Mux(self.first, tag.skips, index))
         with m.If(self.valid):
             m.d.sync += index.eq(at + 1)
         with m.If(self.valid & self.closes & tag.ends):
@@ -307,9 +321,14 @@ class OperandFetcher(Component):
             place = self._place(m, plane, tag.turn, tag.slot, "filled")
             for row in range(self._rows):
                 memory = self._memories[row][plane]
+                mine = tag.row == row
+                # The last word of a row may be the first one of those beside it. Where it is not,
+                # their own first word comes later.
+                begins = self.closes & (tag.row < row) if row else Const(0, 1)
+                word = Mux(mine, at, 0) if row else at
                 m.d.comb += [
-                    memory.write.eq(self.valid & (tag.row == row) & (tag.plane == plane)),
-                    memory.write_address.eq(self._address(plane, at, place)),
+                    memory.write.eq(self.valid & (mine | begins) & (tag.plane == plane)),
+                    memory.write_address.eq(self._address(plane, word, place)),
                     memory.write_data.eq(self.word),
                 ]
 
@@ -326,8 +345,8 @@ class OperandFetcher(Component):
     def _give(
         self,
         m: Module,
-        claimed: Signal,
         full: Signal,
+        passes: Passes,
         begin: list[Array],
         kept: list[Signal],
         chunk_rows: Array,
@@ -346,20 +365,26 @@ class OperandFetcher(Component):
         go = named(m, "go", full.bit_select(slot, 1) & (~there | self.o.ready))
         ends = named(m, "chunk_ends", go & group_ends & turn_ends)
         used = Signal(slots)
-        m.d.comb += used.eq(ends << slot)
+        m.d.comb += [
+            passes.ends.eq(ends & last),
+            used.eq(Mux(passes.last, ends << slot, 0)),
+        ]
         with m.If(self.o.ready):
             m.d.sync += there.eq(0)
         final = Signal(reset_less=True)
         with m.If(go):
             m.d.sync += [
                 there.eq(1),
-                final.eq(last & group_ends & turn_ends),
+                final.eq(last & group_ends & turn_ends & passes.last),
                 turn.eq(Mux(turn_ends, 0, turn + 1)),
             ]
             with m.If(turn_ends):
                 m.d.sync += group.eq(group + 1)
             with m.If(ends):
                 m.d.sync += [group.eq(0), slot.eq(slot + 1)]
+                if self._step is not None:
+                    with m.If(last & ~passes.last):
+                        m.d.sync += slot.eq(passes.home)
         m.d.comb += [self.o.valid.eq(there), self.o.payload.last.eq(final)]
 
         row_bits, turn_bits = ((n - 1).bit_length() for n in (self._rows, self._turns))

@@ -88,10 +88,11 @@ class Accelerator(Component):
     address_bits
         Bits of their addresses.
     chunk
-        Groups of a row that are read together.
+        Groups of a row that are read together at most. Where it is more than the bytes of the bus,
+        longer rows are read in multiples of these.
     slots
         Such chunks, of each row of a block, that are read ahead or kept, a power of two: what hides
-        the memory's latency.
+        the memory's latency. Activations of one block that fit them are read once.
     outstanding
         Bursts that each reading bus has under way at most, a power of two.
     queue
@@ -138,7 +139,7 @@ class Accelerator(Component):
         encoder: InputType | None = BF16,
         bus: Annotated[str, Names(_BUSES)] = "256",
         address_bits: Annotated[int, Between(32, 64, usual=(32, 40))] = 32,
-        chunk: Annotated[int, Between(1, 128, usual=(1, 2, 8))] = 64,
+        chunk: Annotated[int, Between(1, 256, usual=(1, 2, 8))] = 64,
         slots: Annotated[int, Between(2, 32, usual=(2, 4))] = 4,
         outstanding: Annotated[int, Between(4, 64, usual=(4, 16))] = 32,
         queue: Annotated[int, Between(2, 16, usual=(2, 4))] = 4,
@@ -286,7 +287,7 @@ class Accelerator(Component):
                 pair.act, bits, bus, self.rows, self.chains, self.chunk, self.columns, self.slots
             ),
             weights=OperandFetcher(
-                pair.weight, bits, bus, self.weight_rows, 1, self.chunk, 1, self.slots
+                pair.weight, bits, bus, self.weight_rows, 1, self.chunk, None, self.slots
             ),
             results=ResultWriter(self.columns, bits),
         )
@@ -295,7 +296,9 @@ class Accelerator(Component):
         m.submodules.result_writer = job(movers.results)
         if self._engine is not None:
             chunk = min(_VALUE_CHUNK, self.chunk * self.slots)
-            movers.values = OperandFetcher(self.unit_bytes, bits, bus, 1, 1, chunk, 1, self.slots)
+            movers.values = OperandFetcher(
+                self.unit_bytes, bits, bus, 1, 1, chunk, None, self.slots
+            )
             movers.planes = PlaneWriter(self.code_bytes, 4 if bus < 64 else 8, bits)
             m.submodules.values_fetcher = job(movers.values)
             m.submodules.plane_writer = job(movers.planes)
@@ -332,7 +335,7 @@ class Accelerator(Component):
                 ]
                 with m.If(chosen):
                     m.d.comb += reader.request.valid.eq(each.request.valid)
-                    for part in ("address", "length", "tag"):
+                    for part in ("address", "length", "skips", "tag"):
                         m.d.comb += reader.request.payload[part].eq(each.request.payload[part])
                 for port in ("word", "tag", "first", "closes"):
                     m.d.comb += getattr(each, port).eq(getattr(reader, port))

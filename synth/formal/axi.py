@@ -8,6 +8,8 @@ alone, for any requests of at least a byte, which ``asked`` proves of the module
 from collections.abc import Callable, Iterator, Mapping
 from itertools import zip_longest
 
+from amaranth.lib import data
+
 from m2xfp.facts import Stream
 from m2xfp.formats import block_format
 from m2xfp.rtl.parts.accelerator_registers import descriptor_layout
@@ -59,21 +61,32 @@ def _address(design: Design, port: str) -> dict[str, str]:
 
 
 def _law(design: Design, module: str) -> str:
-    """Return Verilog: what is asked for has a byte at least."""
+    """Return Verilog: what is asked for has a byte at least, behind a word that is skipped too."""
     ports = design.module(module).ports
     bits = _channels(design, "ar", master=True)[0].field("addr").width
     if not {"request__payload", "piece__payload"} & set(ports):
         return "1"
     if "request__payload" in ports:
         tag = len(ports["tag"])
-        layout = request_layout(bits, len(ports["request__payload"]) - bits - tag, tag)
-        name = "request"
+        layout = request_layout(bits, len(ports["request__payload"]) - bits - tag - 1, tag)
+        name, skips = "request", True
     else:
         size = len(ports["piece__payload"])
         most = next(n for n in range(1, size) if piece_layout(bits, n).size == size)
-        layout, name = piece_layout(bits, most), "piece"
+        layout, name, skips = piece_layout(bits, most), "piece", False
     length = layout["length"]
-    return f"~{name}__valid | {name}__payload[{length.offset} +: {length.width}] != 0"
+    some = f"{name}__payload[{length.offset} +: {length.width}] != 0"
+    if skips:
+        some += f" & {_more(_word(design), name, layout)}"
+    return f"~{name}__valid | ({some})"
+
+
+def _more(word: int, name: str, layout: data.StructLayout) -> str:
+    """Return Verilog: a request whose first word is skipped has another one."""
+    low, length = (word - 1).bit_length(), layout["length"]
+    inside = f"{name}__payload[{layout['address'].offset} +: {low}]"
+    bytes_ = f"{name}__payload[{length.offset} +: {length.width}]"
+    return f"(~{name}__payload[{layout['skips'].offset}] | {inside} + 32'd0 + {bytes_} > {word})"
 
 
 def _bursts(design: Design, netlist: Flat) -> list[str]:
@@ -185,7 +198,8 @@ def _asked(design: Design) -> Outcome:
     for module in _copies(design, FETCHER):
         flat = design.module(module)
         tag, size = len(flat.ports["tag"]), len(flat.ports["request__payload"])
-        length = request_layout(bits, size - bits - tag, tag)["length"]
+        layout = request_layout(bits, size - bits - tag - 1, tag)
+        length, more = layout["length"], _more(_word(design), "request", layout)
         netlist = from_any_state(simple(flat.probed({name: name for name in names})))
         body = [
             "  wire clear = rst;",
@@ -194,7 +208,7 @@ def _asked(design: Design) -> Outcome:
             "  reg follows = 0;",
             "  always @(posedge clk) follows <= rst | (some & law);",
             "  wire nothing = some & request__valid",
-            f"    & request__payload[{length.offset} +: {length.width}] == 0;",
+            f"    & (request__payload[{length.offset} +: {length.width}] == 0 | ~{more});",
             "  assign bad = nothing | (started & follows & ~some);",
         ]
         outcome = within(netlist.text, harness(netlist, body), 2, LIMIT)

@@ -33,6 +33,8 @@ __all__ = [
 LATENCY = 100
 PAPER_CONFIG = "m2xfp-1x32"
 PREFILL_COLUMNS = 512
+LAYER_CHUNK = 144
+"""Groups of a chunk for the paper's layers: a row of Falcon's 142 in one."""
 
 Run = tuple[str, tuple[str, ...], float, Sequence[tuple[int, int, int]]]
 """A configuration, its settings, the memory's bytes a clock, and layers [m, n, k]."""
@@ -115,7 +117,7 @@ def count_layers(model: Model, tokens: int, build_dir: Path = BUILD_DIR) -> dict
     Of many tokens the first ``PREFILL_COLUMNS`` columns of each layer: all panels are alike.
     """
     known = find_unit("accelerator").instance(PAPER_CONFIG).facts
-    given = {**known.parameters, "max_k": max(k for _, k in model.layers)}
+    given = {**known.parameters, "max_k": max(k for _, k in model.layers), "chunk": LAYER_CHUNK}
     weight, rate = block_format(given["weight"]), facts().dram_bits_per_clock / 8
     most = PREFILL_COLUMNS if tokens > 1 else max(n for n, _ in model.layers)
     layers = [(min(n, most), k) for n, k in model.layers]

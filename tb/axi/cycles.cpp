@@ -70,14 +70,16 @@ struct Fetcher {
     const Plane* planes;
     int64_t planes_count, height, turns, rows, groups, passes, chunk;   // height: rows a beat
     // What asks.
-    int64_t pass = 0, top = 0, first = 0, row = 0, plane = 0;
-    bool active = false, begins = true;
+    int64_t pass = 0, top = 0, first = 0, row = 0, plane;
+    bool active = false, begins = true, keeps;
+    std::vector<int64_t> covered;      // the last word of the row before, of each plane
     int ask_slot = 0;
     std::vector<char> claimed, full;
     std::vector<int64_t> chunk_groups, chunk_turns;
     // What gives.
     int give_slot = 0;
-    int64_t group = 0, turn = 0;
+    int64_t group = 0, turn = 0, given = 0;       // given: passes
+    int64_t groups_given = 0;
     bool there = false;
     // The master.
     bool working = false, waits = false;
@@ -91,10 +93,18 @@ struct Fetcher {
     Fetcher(const Build& b, const Plane* p, int64_t c, int64_t h, int64_t t, int64_t r, int64_t g,
             int64_t n, int64_t most)
         : build{b}, planes{p}, planes_count{c}, height{h}, turns{t}, rows{r}, groups{g}, passes{n},
-          chunk{most}, claimed(b.slots), full(b.slots), chunk_groups(b.slots), chunk_turns(b.slots) {}
+          chunk{most}, plane{first_plane()}, keeps{false}, covered(c),
+          claimed(b.slots), full(b.slots), chunk_groups(b.slots), chunk_turns(b.slots) {
+        keeps = r <= h * t && g <= chunk + (b.slots - 1) * advance();
+    }
+
+    // Codes come last: their last row is always read, so that the chunk ends with a word.
+    int64_t first_plane() const { return planes_count > 1 ? 1 : 0; }
 
     int64_t block() const { return std::min(height * turns, rows - top); }
-    int64_t count() const { return std::min(chunk, groups - first); }
+    // Chunks begin with words of scales where they hold some; the last one is as long as it may be.
+    int64_t advance() const { return chunk > build.bus ? chunk / build.bus * build.bus : chunk; }
+    int64_t count() const { return groups - first <= chunk ? groups - first : advance(); }
 
     // The memory offers a beat if it can.
     void drive(Memory& memory, int64_t clock, int which) {
@@ -127,14 +137,20 @@ struct Fetcher {
             turn = turn_ends ? 0 : turn + 1;
             if (turn_ends) ++group;
             if (turn_ends && group_ends) {
-                used = give_slot;
+                // What the slots hold as a whole stays there until its last pass.
+                if (!keeps || given + 1 == passes) used = give_slot;
                 group = 0;
+                groups_given += chunk_groups[give_slot];
                 give_slot = (give_slot + 1) % int(build.slots);
+                if (groups_given == groups && keeps) {
+                    groups_given = 0;
+                    if (++given < passes) give_slot = 0;
+                }
             }
         }
         // The master: a request becomes bursts, an address waits a clock for the memory.
         const bool issue = working && !waits && int64_t(owed.size()) != build.outstanding;
-        const bool asked = active && (!begins || !claimed[ask_slot]) && !working;
+        const bool asked = active && (!begins || !claimed[ask_slot]) && (!working || is_there());
         if (waits) {
             owed[accepted].due = clock + 1 + memory.latency;
             ++accepted;
@@ -159,33 +175,48 @@ struct Fetcher {
         there = next_there;
     }
 
+    int64_t start() const {
+        return planes[plane].address + (top + row) * planes[plane].pitch + first * planes[plane].size;
+    }
+    int64_t last_word() const {
+        return (start() + count() * planes[plane].size - 1) / build.bus;
+    }
+    bool ends() const { return plane == 0 && row + 1 == block(); }
+    // Whether the row begins in the word that the row beside it ended with.
+    bool shares() const { return row % height && start() / build.bus == covered[plane]; }
+    // And lies in it, so that nothing is to be read.
+    bool is_there() const { return shares() && last_word() == covered[plane] && !ends(); }
+
     void ask() {
-        const Plane& at = planes[plane];
-        const int64_t length = count() * at.size;
-        address = at.address + (top + row) * at.pitch + first * at.size;
-        left = (address % build.bus + length + build.bus - 1) / build.bus;
-        working = true;
-        tag_slot = ask_slot;
-        const bool last_plane = plane == planes_count - 1, last_row = row + 1 == block();
-        tag_fills = last_plane && last_row;
+        const bool last_plane = plane == 0, last_row = row + 1 == block();
+        if (!is_there()) {
+            const bool skips = shares() && last_word() != covered[plane];
+            address = skips ? (covered[plane] + 1) * build.bus : start();
+            left = last_word() - address / build.bus + 1;
+            working = true;
+            tag_slot = ask_slot;
+            tag_fills = ends();
+        }
+        const bool chunk_ends = ends();
+        covered[plane] = last_word();
         if (begins) {
             claimed[ask_slot] = 1;
             chunk_groups[ask_slot] = count();
             chunk_turns[ask_slot] = (block() + height - 1) / height;
         }
-        begins = tag_fills;
-        plane = last_plane ? 0 : plane + 1;
+        begins = chunk_ends;
+        plane = last_plane ? first_plane() : (plane + 1) % planes_count;
         if (last_plane) ++row;
-        if (!tag_fills) return;
+        if (!chunk_ends) return;
         ask_slot = (ask_slot + 1) % int(build.slots);
         row = 0;
-        first += chunk;
+        first += count();
         if (first < groups) return;
         first = 0;
         top += height * turns;
         if (top < rows) return;
         top = 0;
-        if (++pass == passes) active = false;
+        if (++pass == passes || keeps) active = false;
     }
 };
 
@@ -401,7 +432,8 @@ Counts run(const Build& build, const Product& product, int64_t latency, double r
                  (product.n + build.columns - 1) / build.columns, build.chunk};
     Fetcher weights{build, product.weights, build.weight_planes, build.weight_rows, 1, product.n,
                     groups, 1, build.chunk};
-    Fetcher values{build, product.acts, 1, 1, 1, product.m,
+    const Plane source{product.acts[0].address, product.acts[0].pitch, build.unit};
+    Fetcher values{build, &source, 1, 1, 1, product.m,
                    product.k * product.value_bytes / build.unit, 1, build.value_chunk};
     Fetcher& first = gemm ? acts : values;
     Core core{build, product};

@@ -1,6 +1,7 @@
 """Layers as a driver places them: plane by plane, row by row, rows in whole words."""
 
 from collections.abc import Mapping
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -12,24 +13,35 @@ from m2xfp.tb.axi.cycles import Clocks
 from m2xfp.tb.axi.model import AxiModel
 from m2xfp.tb.parts.accelerator_traffic import PAGE, Descriptor
 
-__all__ = ["dense_words", "measure_layer"]
+__all__ = ["dense_words", "measure_layer", "read_together"]
+
+
+def read_together(parameters: Mapping[str, Any], side: str) -> int:
+    """Return how many rows of an operand, ``a`` or ``w``, the accelerator reads side by side."""
+    if side == "a":
+        return int(parameters["rows"])
+    code_bytes = block_format(parameters["act"]).group_bytes[0]
+    return gcd(parameters["columns"], max(1, int(parameters["bus"]) // 8 // code_bytes))
 
 
 def dense_words(
     parameters: Mapping[str, Any], size: tuple[int, int, int], kind: int = BF16_VALUES
 ) -> dict[str, int]:
-    """Return the descriptor of a product [m, n, k] whose rows fill whole words of the bus.
+    """Return the descriptor of a product [m, n, k] whose rows take few words of the bus.
 
-    Rows longer than a word begin with one, so that no word is read twice; shorter ones have no gap.
+    Rows that are read in several chunks, or alone, begin with a word if they are longer than one.
+    Others have no gap between them: where one ends in a word, the next one is not read again.
     """
     m, n, k = size
     words = {"operation": GEMM, "m": m, "n": n, "k": k, "kind": kind}
     at, bus = 0, int(parameters["bus"]) // 8
     for side, rows, name in (("a", m, "act"), ("w", n, "weight")):
         block = block_format(parameters[name])
+        groups = k // block.group
+        alone = groups > parameters["chunk"] or read_together(parameters, side) == 1
         for plane, bytes_ in zip(("codes", "scales", "meta"), block.group_bytes, strict=True):
-            pitch = k // block.group * bytes_
-            if pitch > bus:
+            pitch = groups * bytes_
+            if alone and pitch > bus:
                 pitch = -(-pitch // bus) * bus
             words[f"{side}_{plane}"] = at
             if plane != "meta":

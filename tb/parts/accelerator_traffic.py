@@ -142,11 +142,12 @@ class Traffic:
         self.bus = int(given["bus"]) // 8
         self.columns, self.chunk = given["columns"], given["chunk"]
         self._formats = {"a": block_format(given["act"]), "w": block_format(given["weight"])}
-        self._heights = {
-            "a": given["rows"] * given["chains"],
-            # As many weight rows come together as a word has groups.
-            "w": gcd(self.columns, max(1, self.bus // self._formats["a"].group_bytes[0])),
-        }
+        self._slots = given["slots"]
+        # Rows side by side, and rows of a block. As many weight rows come together as a word has
+        # groups.
+        weights = gcd(self.columns, max(1, self.bus // self._formats["a"].group_bytes[0]))
+        self._widths = {"a": given["rows"], "w": weights}
+        self._heights = {"a": given["rows"] * given["chains"], "w": weights}
         # Beats of values that are read together, and groups that are written together.
         self._unit = min(self.bus, 2 * self._formats["a"].group)
         self._units = min(16, self.chunk * given["slots"])
@@ -166,27 +167,48 @@ class Traffic:
         names = ("codes", "scales", "meta")
         return {name: n for name, n in zip(names, block.group_bytes, strict=False) if n}
 
+    def chunks(self, groups: int) -> list[tuple[int, int]]:
+        """Return the first group and the number of groups of the chunks of a row."""
+        step = self.chunk // self.bus * self.bus if self.chunk > self.bus else self.chunk
+        firsts = range(0, max(1, groups - self.chunk + step), step)
+        ends = [*firsts[1:], groups]
+        return [(first, end - first) for first, end in zip(firsts, ends, strict=True)]
+
     def requests(self, side: str, descriptor: Descriptor) -> Iterator[tuple[int, int]]:
         """Yield address and length of what is read of an operand, in order."""
-        block = self._formats[side]
         rows = descriptor["m" if side == "a" else "n"]
         height = self._heights[side]
+        chunks = self.chunks(descriptor["k"] // self._formats[side].group)
         passes = -(-descriptor["n"] // self.columns) if side == "a" else 1
-        groups = descriptor["k"] // block.group
-        sizes = self.planes(side)
+        if rows <= height and len(chunks) <= self._slots:
+            passes = 1  # it stays in the slots
         for _ in range(passes):
             for top in range(0, rows, height):
-                for first in range(0, groups, self.chunk):
-                    count = min(self.chunk, groups - first)
-                    for row in range(top, min(top + height, rows)):
-                        for plane, size in sizes.items():
-                            pitch = "codes" if plane == "codes" else "scales"
-                            yield (
-                                descriptor[f"{side}_{plane}"]
-                                + row * descriptor[f"{side}_{pitch}_pitch"]
-                                + first * size,
-                                count * size,
-                            )
+                for first, count in chunks:
+                    block = range(top, min(top + height, rows))
+                    yield from self._chunk(side, descriptor, block, first, count)
+
+    def _chunk(
+        self, side: str, descriptor: Descriptor, rows: range, first: int, count: int
+    ) -> Iterator[tuple[int, int]]:
+        """Yield what is read of some groups of a block: no word of rows side by side twice."""
+        sizes = self.planes(side)
+        order = [*(name for name in sizes if name != "codes"), "codes"]
+        words: dict[str, int] = {}  # the last one of each plane
+        for number, row in enumerate(rows):
+            if number % self._widths[side] == 0:
+                words.clear()
+            for plane in order:
+                pitch = descriptor[f"{side}_{'codes' if plane == 'codes' else 'scales'}_pitch"]
+                start = descriptor[f"{side}_{plane}"] + row * pitch + first * sizes[plane]
+                end = start + count * sizes[plane]
+                known, words[plane] = words.get(plane), (end - 1) // self.bus
+                if known == start // self.bus:
+                    if known != words[plane]:
+                        start = (known + 1) * self.bus
+                    elif plane != "codes" or row != rows[-1]:
+                        continue
+                yield start, end - start
 
     def pieces(self, descriptor: Descriptor) -> Iterator[tuple[int, slice, int]]:
         """Yield row, columns and address of what is written, in order."""

@@ -17,6 +17,7 @@ from m2xfp.golden.formats.products import matmul
 from m2xfp.models.attention import QuantAttention
 from m2xfp.rtl.parts.accelerator_map import OFFSETS
 
+CONFIG = "m2xfp-2x2"
 ACTS, WEIGHTS = get_format("m2xfp-act"), get_format("m2xfp-weight")
 
 
@@ -119,6 +120,37 @@ def test_descriptors_use_what_those_before_them_write(device: Device) -> None:
     wanted = matmul(ACTS.quantize(x), packed[0], "fp32", torch.bfloat16)
     assert same(jobs[3].result(), matmul(ACTS.quantize(wanted), packed[1]))
     device.wait(jobs)
+
+
+@pytest.mark.slow
+def test_results_are_packed(sim_dir: Path) -> None:
+    """Two layers in the queue: the first one's results are the second one's activations."""
+    acts, weights = "m2xfp-act:group=8", "m2xfp-weight:group=8"
+    settings = (f"act={acts}", f"weight={weights}", "rows=1", "columns=8", "max_k=64", "chunk=4")
+    transport = SimulatedTransport(CONFIG, settings, latency=5, build_dir=sim_dir)
+    device = Device(transport, acts=acts, weights=weights)
+    first, second = (device.weights.quantize(normal(n, 24, k)) for n, k in ((1, 64), (2, 24)))
+    x = device.acts.quantize(normal(3, 5, 64))
+    middle = device.empty(5, 24)
+    jobs = [
+        device.submit_matmul(device.upload(x), device.upload(first), middle),
+        device.submit_matmul(middle, device.upload(second)),
+    ]
+    hidden = device.acts.quantize(matmul(x, first))
+    assert same_planes(jobs[0].result(), hidden)
+    assert same(jobs[1].result(), matmul(hidden, second))
+    with pytest.raises(InputError, match=r"out: results are packed as .*, not "):
+        device.submit_matmul(middle, device.upload(second), device.empty(5, 24, device.weights))
+    short = device.upload(device.weights.quantize(normal(4, 23, 24)))
+    with pytest.raises(InputError, match="n=23: packed results are whole groups of 8"):
+        device.submit_matmul(middle, short, device.empty(5, 23))
+    transport.close()
+
+
+def test_a_build_that_packs_no_results(device: Device) -> None:
+    acts, weights = device.upload(ACTS.quantize(normal(1, 3, 64))), normal(2, 32, 64)
+    with pytest.raises(InputError, match="packs no results; build it with quantizer=fp32"):
+        device.submit_matmul(acts, device.upload(WEIGHTS.quantize(weights)), device.empty(3, 32))
 
 
 def test_memory_comes_back(device: Device) -> None:

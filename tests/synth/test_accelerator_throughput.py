@@ -24,16 +24,16 @@ def test_accepted_clocks_are_the_cycle_models(sim_dir: Path) -> None:
 
 
 def test_what_the_accelerator_reaches() -> None:
-    """The aims, on the paper's layers: 97 % of the peak, and 90 % of the bandwidth for weights.
+    """The aims: 97 % of the peak, and 90 % of the bandwidth for weights.
 
-    Falcon's k is 142 groups, and the last 14 of a row fill no words: it alone stays below.
+    In the emitted Verilog, and on all of the paper's layers.
     """
-    below = set()
-    for row in read_figures(RESULTS / SIMULATED)["layers"]:
-        share = row["of_peak"] if row["tokens"] > 1 else row["weights_of_bandwidth"]
-        if share < (0.97 if row["tokens"] > 1 else 0.9):
-            below.add((row["model"], row["tokens"]))
-    assert below == {("falcon_7b", 1)}
+    accepted = read_figures(RESULTS / SIMULATED)
+    for row in accepted["simulated"]:
+        assert row["of_peak"] >= 0.97 if row["m"] > 1 else row["weights_of_bandwidth"] >= 0.9, row
+    for row in accepted["layers"]:
+        many = row["tokens"] > 1
+        assert row["of_peak"] >= 0.97 if many else row["weights_of_bandwidth"] >= 0.9, row
 
 
 MEMORY = """module small (

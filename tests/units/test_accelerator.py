@@ -38,6 +38,7 @@ SHAPES: list[dict[str, Any]] = [
     {"bus": "256", "rows": 1, "columns": 32, "chunk": 16, "chains": 2, "queue": 2},
     SMALL | {"rows": 1, "columns": 8, "max_k": 64, "chunk": 4},
     {"bus": "512", "rows": 1, "columns": 3, "slots": 2, "quantizer": None, "encoder": None},
+    {"bus": "256", "columns": 8, "chunk": 40, "slots": 2, "max_k": 4096},
     {"bus": "1024", "columns": 2, "slots": 2, "quantizer": BF16, "encoder": FP32},
 ]
 
@@ -54,12 +55,13 @@ def test_shapes(changes: Mapping[str, Any], tmp_path: Path, sim_dir: Path) -> No
         name: input_type(kind) if kind in ("bf16", "fp32") else kind
         for name, kind in changes.items()
     }
-    instance = UNITS[UNIT].instance(CONFIG, given)
+    instance = UNITS[UNIT].instance(CONFIG, given, name="shape")
     files = emit(instance, tmp_path)
     assert lint_file(files.verilog, f"{files.top}_axi") == []
     facts, rng = instance.facts, np.random.default_rng(1)
     traffic = Traffic(facts, Memory(1))
-    most = min(16, facts.parameters["max_k"] // GemmStreams(core_of(facts)).act.group)
+    most = facts.parameters["max_k"] // GemmStreams(core_of(facts)).act.group
+    most = min(most, max(16, 2 * facts.parameters["chunk"] + 9))
     for index, task in enumerate(random_tasks(rng, facts, 12, most)):
         descriptor = place(task, facts, traffic.memory, index << 20, index)
         traffic.configure(descriptor)

@@ -53,7 +53,18 @@ BUILDS: list[dict[str, Any]] = [
     },
     {"bus": "512", "rows": 1, "columns": 32, "chunk": 5, "chains": 1, "depth": 1},
     {"bus": "128", "rows": 3, "columns": 3, "chunk": 1, "chains": 2, "slots": 2},
-    {  # results are packed
+    # The last chunk of a row is longer than the others.
+    {"bus": "256", "rows": 1, "columns": 8, "chunk": 40, "slots": 4, "max_k": 4096},
+    {  # results are packed, over both sides of what gathers groups
+        "act": block_format("m2xfp-act:group=8"),
+        "weight": block_format("m2xfp-weight:group=8"),
+        "rows": 1,
+        "columns": 8,
+        "max_k": 64,
+        "chunk": 4,
+    },
+    {
+        "bus": "512",
         "act": block_format("m2xfp-act:group=8"),
         "weight": block_format("m2xfp-weight:group=8"),
         "rows": 1,
@@ -144,12 +155,14 @@ def test_the_papers_size(emitted: Emit, sim_dir: Path) -> None:
 
 FAULTS = {
     "one burst less": ("SOURCE", "!= build.outstanding", "!= 1"),
+    "words are read twice": ("SOURCE", "return row % height &&", "return false &&"),
+    "activations are read again": ("SOURCE", "keeps = r <= h * t", "keeps = false"),
     "an array stage less": (
         "SOURCE",
         "size_t(1 + b.depth + 1 + b.chains)",
         "size_t(b.depth + 1 + b.chains)",
     ),
-    "a slot is free at once": ("SOURCE", "begins = tag_fills;", "begins = false;"),
+    "a slot is free at once": ("SOURCE", "begins = chunk_ends;", "begins = false;"),
     "a stage of the encoder less": ("HEADER", "STAGES = 4", "STAGES = 3"),
     "groups are written alone": ("HEADER", "place == gather - 1", "place == 0"),
     "sets are not held back": ("HEADER", "filling && !whole", "filling"),
