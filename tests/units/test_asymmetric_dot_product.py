@@ -348,7 +348,7 @@ SERIES = [
         "Const(1, 1) if sign else",
     ),
     Mutation("products not delayed", f"{PARTS}accumulation", "range(number * stages)", "range(0)"),
-    Mutation("never cleared", f"{PARTS}accumulation", "(~clear[0])", "Const(1, 1)"),
+    Mutation("never cleared", f"{PARTS}accumulation", "(~clear[0])", "(clear[0] | ~clear[0])"),
 ]
 
 

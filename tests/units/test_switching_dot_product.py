@@ -291,7 +291,7 @@ FAULTS = [
         "NaN of the last beat alone", f"{PARTS}product", "kept.nan | (spoilt & ~begin)", "kept.nan"
     ),
     Mutation("pause loses a beat", f"{PARTS}product", "m.If(step & valid)", "m.If(step)"),
-    Mutation("NaN in FP4 codes", f"{PARTS}front", "special & ~self.narrow", "special"),
+    Mutation("no NaN elements", f"{PARTS}front", "nan | (special & ~self.narrow)", "nan"),
     Mutation("one bias for all", f"{PARTS}front", 'named(m, "raised", offset)', "0"),
     Mutation(
         "mantissa at the lower end",
