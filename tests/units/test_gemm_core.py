@@ -442,7 +442,9 @@ def test_broken_commands(core: GemmSimulation, change: str) -> None:
         elif change == "swapped":
             tags[at], tags[at + 1] = tags[at + 1], tags[at]
         else:
-            step = {"m": (core.streams.rows, 0, 0), "n": (0, 1, 0), "k": (0, 0, group)}[change]
+            # As many as change the number of beats: what rows of a beat count, n alone says.
+            rows, columns = core.streams.rows, core.facts.parameters["weight_rows"]
+            step = {"m": (rows, 0, 0), "n": (0, columns, 0), "k": (0, 0, group)}[change]
             m, n, k = (size + more for size, more in zip(sizes[at], step, strict=True))
             sizes[at] = (m, n, k)
         commands = Beats(core.streams.command_beats(sizes, tags))
