@@ -177,7 +177,7 @@ def hard_sums(streams: MixedStreams, seed: int) -> Iterator[tuple[str, list[Mixe
     seen in few bits too.
     """
     rng = np.random.default_rng(seed)
-    for name in ("cancelling", "cancellations", "ties", "borrows", "uppers", *WIDE):
+    for name in ("cancelling", "cancellations", "ties", "borrows", "uppers", "huge", *WIDE):
         products = []
         for pair in streams.pairs.pairs:
             if name in WIDE:
@@ -195,7 +195,8 @@ def hard_sums(streams: MixedStreams, seed: int) -> Iterator[tuple[str, list[Mixe
             products += _wholes(streams, pair, (act, weight), [len(act)])
         yield name, products
     # A one, then about as much, or a last place more, and any smaller or larger one beside it. Or
-    # a lone bit, subnormal or not, then what lies in the middle between two results.
+    # a lone bit, subnormal or not, then what lies in the middle between two results. Or the largest
+    # power of two and more of any length, which together are infinite.
     products = []
     for pair in streams.pairs.pairs:
         near = rng.choice([-9, -8, -7, -1, 0, 0, 0, 0, 1, 7, 8, 9], HARD)
@@ -204,7 +205,9 @@ def hard_sums(streams: MixedStreams, seed: int) -> Iterator[tuple[str, list[Mixe
         )
         bit, apart = rng.integers(-135, -110, HARD), rng.integers(12, 70, HARD)
         middle = np.stack([bit, bit + apart, bit + apart - rng.integers(7, 10, HARD)])
-        for exponents in (close, middle):
+        most = np.full(HARD // 4, 127)
+        beyond = np.stack([most, most, most - rng.integers(1, 8, len(most))])
+        for exponents in (close, middle, beyond):
             made = pair_stimulus.ones(rng, pair, exponents)
             products += _wholes(streams, pair, made[:2], [1, 2])
     yield "sums of segments", products
