@@ -9,7 +9,7 @@ from m2xfp.pairs import FORMAT_NUMBERS
 from m2xfp.rtl.parts.mixed_layouts import SEGMENTS
 from m2xfp.tb.cross import Cross, cross
 from m2xfp.tb.fields import read
-from m2xfp.tb.parts.mixed_arrays import MixedStreams
+from m2xfp.tb.parts.mixed_arrays import GROUP, MixedStreams
 from m2xfp.tb.vectors import TestVectors
 
 __all__ = ["cover", "unreached"]
@@ -65,9 +65,15 @@ def cover(vectors: TestVectors, facts: Facts) -> Iterator[Cross]:
 
 def unreached(facts: Facts) -> dict[str, str]:
     """Return what follows from how reports leave, and from how far product and sum can be apart."""
-    return {
+    found = {
         "beats of status: 0, (none|no ready)": "no report is there in the clock after one was "
         "taken (job apart)",
         r"unit[.].*[.]accumulator[.]align[.]t27\[9\]:.*": "a product that is not zero is from "
         "2^-286 to 2^292, a sum below 2^128: their exponents are less than 512 apart",
     }
+    if GROUP // facts.parameters["fp8_lanes"] == 2:
+        found[r"unit[.].*[.]u_total[.]t5\[16\]:.*"] = (
+            "the first of two beats has four rows in its lowest digit, two of whole ones and two "
+            "of three quarters, which are below 2^16; of more beats the next has its carry too"
+        )
+    return found
