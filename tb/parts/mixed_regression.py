@@ -178,7 +178,7 @@ def hard_sums(streams: MixedStreams, seed: int) -> Iterator[tuple[str, list[Mixe
     """
     rng = np.random.default_rng(seed)
     for name in ("cancelling", "cancellations", "ties", "borrows", "uppers", "huge", *WIDE):
-        products = []
+        products: list[MixedProduct] = []
         for pair in streams.pairs.pairs:
             if name in WIDE:
                 # Two, of which the second takes the first back, and three.
