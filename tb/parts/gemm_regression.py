@@ -18,6 +18,7 @@ from m2xfp.tb.regression import RESETS, STALLS, WARM, Case
 from m2xfp.tb.vectors import Beats, TestVectors
 
 __all__ = [
+    "SHORT",
     "Accident",
     "accidents",
     "broken",

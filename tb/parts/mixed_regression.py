@@ -1,6 +1,8 @@
 """The regression of the mixed GEMM: random tables, sums that are hard to round, and accidents."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
@@ -14,14 +16,28 @@ from m2xfp.rtl.parts.mixed_layouts import END_BITS, SEGMENTS
 from m2xfp.tb.fields import pack
 from m2xfp.tb.parts import pair_stimulus
 from m2xfp.tb.parts.element_codes import negated, packed_codes, unpacked_codes
-from m2xfp.tb.parts.gemm_regression import accidents, broken, on_time, played, resync
+from m2xfp.tb.parts.gemm_directed import large_products
+from m2xfp.tb.parts.gemm_regression import (
+    SHORT,
+    Accident,
+    accidents,
+    broken,
+    on_time,
+    played,
+    resync,
+)
 from m2xfp.tb.parts.mixed_arrays import GROUP, MixedProduct, MixedStreams, Part, Table
+from m2xfp.tb.parts.wide_stimulus import WIDE, is_wide, wide_groups
 from m2xfp.tb.regression import RESETS, STALLS, WARM, Case
 from m2xfp.tb.vectors import Beats, TestVectors
 
 __all__ = ["KINDS", "drawn", "most_tiles", "random_products", "regression"]
 
 ROUNDS = 9
+# Dot products of each pair of a case of sums that are hard to round.
+HARD = 96
+# As many are computed at once, each with each, which takes less time than one by one.
+TOGETHER = 8
 KINDS = ("near", "gaps", "random_bytes", "cancelling", "nans", "extremes", "tiny")
 
 Pair = tuple[BlockFormat, BlockFormat]
@@ -107,6 +123,96 @@ def taken_back(rng: np.random.Generator, streams: MixedStreams, kind: str) -> Mi
     return MixedProduct((Part(*pair, acts, weights), Part(*pair, other, turned)))
 
 
+def pairs_in_turn(streams: MixedStreams, seed: int) -> list[MixedProduct]:
+    """Return products in which each pair follows each, and is in each segment."""
+    rng, tile, made = np.random.default_rng(seed), streams.tile // GROUP, []
+    for one, other in combinations_with_replacement(streams.pairs.pairs, 2):
+        parts = []
+        for pair in (one, other, one):
+            operands = _operands("near", pair, 2, 1, tile, int(rng.integers(1 << 30)))
+            parts.append(Part(*pair, *operands))
+        made.append(MixedProduct(tuple(parts)))
+    return made
+
+
+def _wholes(
+    streams: MixedStreams, pair: Pair, sides: Sequence[NDArray[np.uint8]], cuts: Sequence[int]
+) -> Iterator[MixedProduct]:
+    """Yield dot products [steps, n, bytes] of both sides as the diagonals of some products.
+
+    ``cuts`` are the steps of each segment; groups of zeros fill the tiles.
+    """
+    tile = streams.tile // GROUP
+    for begin in range(0, sides[0].shape[1], TOGETHER):
+        parts, step = [], 0
+        for steps in cuts:
+            groups = []
+            for side in sides:
+                given = side[step : step + steps, begin : begin + TOGETHER].swapaxes(0, 1)
+                made = np.zeros((len(given), -(-steps // tile) * tile, side.shape[2]), np.uint8)
+                made[:, :steps] = given
+                groups.append(made)
+            parts.append(Part(*pair, *groups))
+            step += steps
+        yield MixedProduct(tuple(parts))
+
+
+def _diagonal(streams: MixedStreams, wholes: Sequence[MixedProduct]) -> TestVectors:
+    """Return a product a row and column of the array for what lies on the diagonals of others."""
+    count, products, results = min(streams.rows, streams.columns), [], []
+    for whole in wholes:
+        golden = streams.golden(whole)
+        for begin in range(0, len(golden), count):
+            some = slice(begin, begin + count)
+            parts = [replace(p, acts=p.acts[some], weights=p.weights[some]) for p in whole.parts]
+            products.append(MixedProduct(tuple(parts)))
+            results.append(golden[some, some])
+    return TestVectors(streams.inputs(products), streams.outputs(results), 1)
+
+
+def hard_sums(streams: MixedStreams, seed: int) -> Iterator[tuple[str, list[MixedProduct]]]:
+    """Yield products of pairs whose sums are hard to round, dot products on their diagonals.
+
+    Where the last group of a sum is large it is taken back, so that what the rounding has left is
+    seen in few bits too.
+    """
+    rng = np.random.default_rng(seed)
+    for name in ("cancelling", "cancellations", "ties", "borrows", "uppers", "huge", *WIDE):
+        products: list[MixedProduct] = []
+        for pair in streams.pairs.pairs:
+            if name in WIDE:
+                # Two, of which the second takes the first back, and three.
+                for steps in (2, 3) if is_wide(pair) else ():
+                    made = wide_groups(name, pair, steps, HARD, seed)
+                    products += _wholes(streams, pair, made[:2], [steps])
+                continue
+            act, weight, _ = pair_stimulus.groups(name, pair, 3, HARD, seed)
+            if name in ("ties", "borrows", "uppers"):
+                act, weight = (np.concatenate([side, side[2:]]) for side in (act, weight))
+                codes = pair[1].group_bytes[0]
+                turned = negated(unpacked_codes(weight[3, :, :codes], pair[1]), pair[1])
+                weight[3, :, :codes] = packed_codes(turned, pair[1])
+            products += _wholes(streams, pair, (act, weight), [len(act)])
+        yield name, products
+    # A one, then about as much, or a last place more, and any smaller or larger one beside it. Or
+    # a lone bit, subnormal or not, then what lies in the middle between two results. Or the largest
+    # power of two and more of any length, which together are infinite.
+    products = []
+    for pair in streams.pairs.pairs:
+        near = rng.choice([-9, -8, -7, -1, 0, 0, 0, 0, 1, 7, 8, 9], HARD)
+        close = np.stack([0 * near, near, rng.integers(-34, 34, HARD)]) + rng.integers(
+            -60, 60, HARD
+        )
+        bit, apart = rng.integers(-135, -110, HARD), rng.integers(12, 70, HARD)
+        middle = np.stack([bit, bit + apart, bit + apart - rng.integers(7, 10, HARD)])
+        most = np.full(HARD // 4, 127)
+        beyond = np.stack([most, most, most - rng.integers(1, 8, len(most))])
+        for exponents in (close, middle, beyond):
+            made = pair_stimulus.ones(rng, pair, exponents)
+            products += _wholes(streams, pair, made[:2], [1, 2])
+    yield "sums of segments", products
+
+
 def bad_tables(streams: MixedStreams) -> list[tuple[tuple[int, int, int], Table, list[str]]]:
     """Return commands that are refused, and their faults."""
     act, weight = streams.pairs.narrow[0]
@@ -164,6 +270,21 @@ def bad_tables(streams: MixedStreams) -> list[tuple[tuple[int, int, int], Table,
     return found
 
 
+def far_panels(streams: MixedStreams, product: MixedProduct) -> Iterator[TestVectors]:
+    """Yield commands of each power of two columns beyond a panel, cut short by TLAST, and resyncs.
+
+    It comes with the second panel's first beat, so that a core that has lost the size's upper bit
+    would have ended before. ``product`` is of two panels.
+    """
+    m, _, k = product.sizes
+    cut = broken(streams, [product], Accident("weights", 0, 1, "last"))
+    for bit in range(SIZE_BITS):
+        if 1 << bit > streams.columns:
+            beats = streams.table_beats([((m, 1 << bit, k), product.table)])
+            yield replace(cut, inputs={**cut.inputs, "cmd": Beats(beats)})
+            yield resync(streams, bit)
+
+
 def refused(streams: MixedStreams, products: Sequence[MixedProduct]) -> TestVectors:
     """Return commands that cannot be between each two that can, one of them resynchronising."""
     good, bad = played(streams, products), bad_tables(streams)
@@ -211,12 +332,30 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
         if most > 1:
             hard += [taken_back(rng, streams, kind) for _ in range(3)]
         yield Case(kind, (played(streams, hard),), STALLS[number % 2], seed + number)
+    if most >= SEGMENTS:
+        yield Case("pairs in turn", (played(streams, pairs_in_turn(streams, seed)),), STALLS[1])
+    for number, (name, products) in enumerate(hard_sums(streams, seed)):
+        if max(product.sizes[2] for product in products) <= most * streams.tile:
+            yield Case(name, (_diagonal(streams, products),), STALLS[number % 2], seed + number)
+    own = np.random.default_rng(seed)
+    large = [
+        drawn(own, streams, rows, columns, 1, "near")
+        for rows, columns in large_products(own, streams)
+    ]
+    yield Case("large sizes", (played(streams, large),), timing=on_time(large, streams))
     for number, stall in enumerate(STALLS[:2]):
         bad = refused(streams, random_products(rng, streams, 6, min(2, most)))
         yield Case("refused", (bad,), stall, seed + number)
     some = played(streams, random_products(rng, streams, 4, min(2, most)))
     for clock, stall in enumerate(RESETS):
         yield Case(f"reset {clock}", (some,), stall, seed + clock, before=WARM + 5 * clock)
+    # Commands so short that one is taken, or a report leaves, in many of the clocks.
+    short = played(streams, [drawn(own, streams, 1, 1, 1, "near") for _ in range(40)])
+    for clock in range(SHORT):
+        stall = (STALLS[1], (0.7, 0.1))[clock % 2]
+        yield Case(f"short reset {clock}", (short,), stall, seed + clock, before=WARM + clock)
+    tile = drawn(own, streams, streams.rows, 2 * streams.columns, 1, "near")
+    yield Case("far panels", tuple(far_panels(streams, tile)))
     panels = 3
     n = (panels - 1) * streams.columns + 1
     for number, accident in enumerate(accidents(streams, panels)):

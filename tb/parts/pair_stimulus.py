@@ -5,7 +5,7 @@ products of T groups. All bytes are legal input, so random bytes are the base of
 directed is the scales, which set the distance between accumulator and addend.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +28,12 @@ from m2xfp.tb.vectors import TestVectors
 
 __all__ = [
     "DISTRIBUTIONS",
+    "Formats",
+    "Groups",
     "cancellations",
     "groups",
     "last_places",
+    "ones",
     "pair_arrays",
     "pair_vectors",
     "regression",
@@ -477,14 +480,29 @@ def last_places(facts: Facts) -> Arrays:
     return pair_arrays(facts, act, weight, first)
 
 
-def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
-    """Yield all distributions of pairs, as dot products."""
+def ones(rng: np.random.Generator, blocks: Formats, exponents: NDArray[np.int64]) -> Groups:
+    """Return dot products of these powers of two, [steps, n], of any sign: a one in a lane each.
+
+    Of formats whose scales are powers of two; of others they are any.
+    """
+    act, weight, first = _bytes(rng, blocks, *exponents.shape)
+    _set_ones(rng, blocks, (act, weight), np.ones(exponents.shape, bool))
+    _place(rng, blocks, (act, weight), 2 * blocks[0].scale.bias + exponents)
+    return act, weight, first
+
+
+def regression(
+    facts: Facts, seed: int = 0, more: Iterable[tuple[str, Groups]] = ()
+) -> Iterator[Case]:
+    """Yield all distributions of pairs, as dot products, and ``more``."""
     blocks = formats(facts)
 
     def stimulus() -> Iterator[tuple[str, Arrays]]:
         for name in DISTRIBUTIONS:
             yield name, pair_arrays(facts, *groups(name, blocks, 12, 300, seed))
         yield "last places", last_places(facts)
+        for name, made in more:
+            yield name, pair_arrays(facts, *made)
 
     yield from steady_cases(stimulus(), vectors, facts, seed)
     if any(field.name == "first" for field in facts.stream("i").fields):

@@ -21,6 +21,7 @@ from m2xfp.tb.parts.switch_groups import (
     vectors,
     vectors_of,
 )
+from m2xfp.tb.parts.wide_stimulus import WIDE, wide_groups
 from m2xfp.tb.regression import RESETS, STALLS, WARM, Case
 from m2xfp.tb.vectors import Beats, TestVectors
 
@@ -39,7 +40,7 @@ def _chosen(facts: Facts, name: str, choice: Choice, seed: int) -> Arrays:
     pairs, (steps, runs) = pairs_of(facts).pairs, choice.shape
     arrays: Arrays = {}
     for index, pair in enumerate(pairs):
-        act, weight, first = pair_stimulus.groups(name, pair, steps, runs, seed)
+        act, weight, first = wide_groups(name, pair, steps, runs, seed)
         sides = [side.reshape(-1, side.shape[2]) for side in (act, weight)]
         made = side_arrays(sides[0], pair[0], "a_") | side_arrays(sides[1], pair[1], "w_")
         made["first"] = first.reshape(-1)
@@ -177,6 +178,10 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
         for stall in STALLS:
             number += 1
             yield case(name, made, stall)
+    for name in WIDE:
+        number += 1
+        made = vectors(side_by_side(facts, name, seed, MANY), facts, seed + number)
+        yield case(name, made, STALLS[number % len(STALLS)])
     pairs = pairs_of(facts).pairs
     narrow = pairs.index(pairs_of(facts).narrow[0])
     uniform = _chosen(facts, "near", np.full((STEPS, 2 * chains(facts)), narrow), seed)

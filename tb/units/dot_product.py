@@ -1,9 +1,14 @@
 """Testbench of the dot product: pairs of packed groups in, accumulators out."""
 
+from collections.abc import Iterator
+
+from m2xfp.facts import Facts
+from m2xfp.tb.parts import pair_stimulus
 from m2xfp.tb.parts.pair_cover import cover
-from m2xfp.tb.parts.pair_stimulus import regression
-from m2xfp.tb.parts.pairs import decode, encode, expected, load, sample, vectors
+from m2xfp.tb.parts.pairs import decode, encode, expected, formats, load, sample, vectors
 from m2xfp.tb.parts.sum_cover import unreached
+from m2xfp.tb.parts.wide_stimulus import WIDE, is_wide, wide_groups
+from m2xfp.tb.regression import Case
 
 __all__ = [
     "cover",
@@ -16,3 +21,11 @@ __all__ = [
     "unreached",
     "vectors",
 ]
+
+
+def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
+    """Yield all distributions of pairs, as dot products; of products longer than a sum, theirs."""
+    blocks = formats(facts)
+    names = WIDE if is_wide(blocks) else ()
+    more = ((name, wide_groups(name, blocks, 12, 600, seed)) for name in names)
+    return pair_stimulus.regression(facts, seed, more)

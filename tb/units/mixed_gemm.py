@@ -15,12 +15,14 @@ from m2xfp.tb.bench import Arrays, Operands
 from m2xfp.tb.parts.files import check_names, load_arrays, type_name
 from m2xfp.tb.parts.groups import packed_groups
 from m2xfp.tb.parts.mixed_arrays import GROUP, MixedProduct, MixedStreams, Part
+from m2xfp.tb.parts.mixed_cover import cover, unreached
 from m2xfp.tb.parts.mixed_regression import regression
 from m2xfp.tb.parts.switch_groups import BYTES, side_arrays
 from m2xfp.tb.vectors import Beats, TestVectors
 
 __all__ = [
     "arrays_of",
+    "cover",
     "decode",
     "encode",
     "expected",
@@ -28,6 +30,7 @@ __all__ = [
     "products_of",
     "regression",
     "sample",
+    "unreached",
     "vectors",
 ]
 
