@@ -169,6 +169,7 @@ def test_area_without_library_says_how_to_get_it(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_the_main_job(sim_dir: Path, tmp_path: Path) -> None:
     arguments = ["demo", "--windows", "1", "--perplexity-windows", "4", "--report", str(tmp_path)]
     result = CliRunner().invoke(cli, [*arguments, "--build-dir", str(sim_dir.parent)])
