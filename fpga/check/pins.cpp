@@ -9,18 +9,25 @@
 
 namespace {
 
-// Decodes one serial line.
+// Decodes one serial line. It has the chip's clock, so bits begin at the very clock.
 struct Receiver {
     unsigned left = 0, shift = 0;
-    bool broken = false;  // a byte had no stop bit
+    unsigned rest = 0;  // clocks of the stop bit that are still to come
+    bool broken = false;  // a byte had no stop bit, or a bit another length
+    bool before = true;
     std::vector<uint8_t> bytes;
 
     void clock(bool line, unsigned divisor) {
+        bool edge = line != before;
+        before = line;
         if (!left) {
+            broken |= rest && !line;
+            if (rest) --rest;
             if (!line) left = 10 * divisor, shift = 0;
             return;
         }
         unsigned elapsed = 10 * divisor - --left;
+        broken |= edge && elapsed % divisor != 0;
         if (elapsed % divisor != divisor / 2) return;
         unsigned bit = elapsed / divisor;
         if (bit >= 1 && bit <= 8) shift |= unsigned(line) << (bit - 1);
@@ -28,6 +35,7 @@ struct Receiver {
             broken |= !line;
             bytes.push_back(uint8_t(shift));
             left = 0;  // the line is high until the next start bit
+            rest = divisor - divisor / 2 - 1;
         }
     }
 };
@@ -44,13 +52,15 @@ class Pins {
 
     ~Pins() { chip_.final(); }
 
-    // Send bytes back to back and run until the line of lane 0 has been still for `quiet` clocks.
-    void exchange(const uint8_t *request, std::size_t size, uint64_t quiet) {
+    // Send bytes back to back, each bit `period` / 4096 clocks long, and run until the line of
+    // lane 0 has been still for `quiet` clocks.
+    void exchange(const uint8_t *request, std::size_t size, uint64_t period, uint64_t quiet) {
+        uint64_t sent = 0, ends = 0;
         for (Receiver &receiver : receivers_) receiver.bytes.clear();
         for (std::size_t i = 0; i < size; ++i) {
             unsigned frame = 0x200u | unsigned(request[i]) << 1;
             for (unsigned bit = 0; bit < 10; ++bit)
-                for (unsigned n = 0; n < divisor_; ++n) clock(frame >> bit & 1);
+                for (ends += period; sent < ends; sent += 4096) clock(frame >> bit & 1);
         }
         for (uint64_t still = 0; still < quiet; ++still) {
             clock(true);
@@ -76,7 +86,7 @@ class Pins {
         busy_ = 0;
         for (std::size_t lane = 0; lane < receivers_.size(); ++lane) {
             receivers_[lane].clock(!(low >> lane & 1), divisor_);
-            busy_ |= uint64_t(receivers_[lane].left != 0) << lane;
+            busy_ |= uint64_t(receivers_[lane].left || receivers_[lane].rest) << lane;
         }
     }
 
@@ -98,8 +108,9 @@ void *pins_new(unsigned lanes, unsigned divisor, unsigned batch) {
     return new Pins(lanes, divisor, batch);
 }
 void pins_delete(void *handle) { delete &pins(handle); }
-void pins_exchange(void *handle, const uint8_t *request, std::size_t size, uint64_t quiet) {
-    pins(handle).exchange(request, size, quiet);
+void pins_exchange(
+    void *handle, const uint8_t *request, std::size_t size, uint64_t period, uint64_t quiet) {
+    pins(handle).exchange(request, size, period, quiet);
 }
 std::size_t pins_size(void *handle, unsigned lane) { return pins(handle).receiver(lane).bytes.size(); }
 const uint8_t *pins_bytes(void *handle, unsigned lane) {

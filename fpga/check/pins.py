@@ -11,6 +11,9 @@ __all__ = ["Pins", "compile_netlist", "quiet_clocks"]
 SOURCE = Path(__file__).with_name("pins.cpp")
 CELLS = Path(__file__).with_name("cells.v")
 
+DRIFT = 0.02
+"""By how much a host's clock is off; ten bits come to a fifth of a bit."""
+
 
 def quiet_clocks(buffer: int) -> int:
     """Return the clocks with an idle line after which an answer is taken as ended.
@@ -64,6 +67,7 @@ class Pins:
         self, library: Path, divisor: int, quiet: int, lanes: int = 1, batch: int = 0
     ) -> None:
         self._calls, self._quiet = load_library(library, "pins", SIGNATURES), quiet
+        self._divisor, self._exchanges = divisor, 0
         self._pins = self._calls.pins_new(lanes, divisor, batch)
         self.exchange(b"")  # the power-on reset takes a while after configuration
 
@@ -74,8 +78,14 @@ class Pins:
         self._calls.pins_delete(self._pins)
 
     def exchange(self, sent: bytes) -> bytes:
-        """Send bytes back to back and return what lane 0 answers; the others' answers stay."""
-        self._calls.pins_exchange(self._pins, sent, len(sent), self._quiet)
+        """Send bytes back to back and return what lane 0 answers; the others' answers stay.
+
+        The host's clock is right, slow and fast in turn, by ``DRIFT``.
+        """
+        drift = (0.0, DRIFT, -DRIFT)[self._exchanges % 3]
+        self._exchanges += 1
+        period = round(4096 * self._divisor * (1 + drift))
+        self._calls.pins_exchange(self._pins, sent, len(sent), period, self._quiet)
         return self.answer(0)
 
     def answer(self, lane: int) -> bytes:
@@ -84,7 +94,7 @@ class Pins:
         return ctypes.string_at(self._calls.pins_bytes(self._pins, lane), size) if size else b""
 
     def broken(self, lane: int) -> bool:
-        """Whether a lane ever sent a byte without a stop bit."""
+        """Whether a lane ever sent a byte without a stop bit, or a bit of another length."""
         return bool(self._calls.pins_broken(self._pins, lane))
 
     @property
@@ -103,7 +113,7 @@ _NUMBER = ctypes.c_uint64
 SIGNATURES: Signatures = {
     "new": (_POINTER, _LANE, ctypes.c_uint, ctypes.c_uint),
     "delete": (None, _POINTER),
-    "exchange": (None, _POINTER, ctypes.c_char_p, _SIZE, _NUMBER),
+    "exchange": (None, _POINTER, ctypes.c_char_p, _SIZE, _NUMBER, _NUMBER),
     "size": (_SIZE, _POINTER, _LANE),
     "bytes": (_POINTER, _POINTER, _LANE),
     "broken": (ctypes.c_int, _POINTER, _LANE),
