@@ -547,7 +547,7 @@ UNITS: dict[str, Unit] = {
                 "m2xfp-8": {"pairs": "m2xfp", "fp8_lanes": 8},
                 "all-8": {"pairs": "all", "fp8_lanes": 8},
             },
-            board=Board(name="switching", config="micromix-8", changes={"chains": 1}, host="whole"),
+            board=Board(name="switching", config="micromix-8", changes={"chains": 2}, host="whole"),
         ),
         Unit(
             name="asymmetric_dot_product",
@@ -617,7 +617,7 @@ UNITS: dict[str, Unit] = {
                     "results": "bf16",
                 },
             },
-            board=Board(name="mixed_gemm", config="m2xfp-1x2", changes={"chains": 1}, host="whole"),
+            board=Board(name="mixed_gemm", config="m2xfp-1x2", host="whole"),
         ),
         Unit(
             name="accelerator",

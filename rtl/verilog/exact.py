@@ -143,7 +143,9 @@ def _shifted_right(e: Expression, width: int, cut: Cut, *, signed: bool) -> Expr
         vector = exact(left, left.width, cut)
         inside = _highest(by) + width <= left.width
         if width < left.width and vector.is_name and not vector.low and inside:
-            index = _fit(by, max(1, (left.width - 1).bit_length()), cut)
+            # As many bits as the whole wire needs, of which ``left`` may be the lower part.
+            places = max(left.width, left.of)
+            index = _fit(by, max(1, (places - 1).bit_length()), cut)
             return Expression("+:", (vector, index), width)
         return _fit(Expression(">>", (vector, by), left.width), width, cut)
     inner = max(width, left.width)

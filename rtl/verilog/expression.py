@@ -72,6 +72,8 @@ class Expression:
         Whether a leaf is all of a wire.
     undefined
         Whether no bit of a constant is defined.
+    of
+        Bits of the wire that a leaf is all or part of, 0 where that is not known.
     """
 
     operator: str
@@ -82,6 +84,7 @@ class Expression:
     value: int | None = None
     whole: bool = False
     undefined: bool = False
+    of: int = field(default=0, compare=False)
 
     @property
     def is_name(self) -> bool:
@@ -162,7 +165,7 @@ def zeros(width: int) -> Expression:
 
 def part(name: str, low: int, width: int, whole: int) -> Expression:
     """Return bits of the wire ``name``, which has ``whole`` of them."""
-    return Expression("", (), width, name, low, whole=width == whole)
+    return Expression("", (), width, name, low, whole=width == whole, of=max(0, whole))
 
 
 def joined(members: tuple[Expression, ...]) -> Expression:

@@ -178,6 +178,8 @@ NAMES = Names(
         ("$signed(v) >>> w", 4, "$unsigned($signed(v) >>> w)"),
         ("long >> { v[1:0], 2'h0 }", 4, "long[{v[1:0], 2'h0} +: 4]"),
         ("long >> { v[0], 2'h0 }", 4, "long[{1'h0, v[0], 2'h0} +: 4]"),
+        # An index as wide as the whole wire asks for, where its lower part alone is meant.
+        ("long[7:0] >> { v[0], 2'h0 }", 4, "long[{1'h0, v[0], 2'h0} +: 4]"),
         ("table[v]", 6, "{2'h0, table[v]}"),
         ("choice_0(4'hx, { v, w }, { a, b })", 4, "({4{b}} & w) | ({4{a}} & v)"),
         ("choice_0(4'h0, { v, 4'hf }, { a, b })", 4, "{4{b}} | ({4{a}} & v)"),
