@@ -9,31 +9,15 @@ from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parts.axi_reader import request_layout
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
 from m2xfp.rtl.parts.layouts import group_layout
+from m2xfp.rtl.parts.operand_job import fetch_layout
 from m2xfp.rtl.parts.operand_steps import Passes, next_row, shared_words
 from m2xfp.rtl.parts.streams import packet_stream
 from m2xfp.rtl.parts.word_memory import WordMemory
 from m2xfp.rtl.verilog.component import Component
 
-__all__ = ["PITCH_BITS", "OperandFetcher", "fetch_layout"]
+__all__ = ["OperandFetcher"]
 
-PITCH_BITS = 32
 _FIELDS = ("codes", "scale", "meta")
-
-
-def fetch_layout(address_bits: int) -> data.StructLayout:
-    """Return a job: a packed matrix [rows, groups], fetched as often as ``others`` ask."""
-    return data.StructLayout(
-        {
-            "codes": address_bits,
-            "scales": address_bits,
-            "meta": address_bits,
-            "codes_pitch": PITCH_BITS,
-            "scales_pitch": PITCH_BITS,
-            "rows": SIZE_BITS,
-            "groups": SIZE_BITS,
-            "others": SIZE_BITS,
-        }
-    )
 
 
 def _bits(count: int) -> int:

@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parts.axi_writer import piece_layout
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
-from m2xfp.rtl.parts.operand_fetcher import PITCH_BITS
+from m2xfp.rtl.parts.operand_job import PITCH_BITS
 from m2xfp.rtl.parts.streams import packet_stream
 from m2xfp.rtl.verilog.component import Component
 

@@ -10,7 +10,7 @@ from m2xfp.rtl.parts.axi_writer import piece_layout
 from m2xfp.rtl.parts.fp32_rounding import round_to_bf16
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
 from m2xfp.rtl.parts.layouts import value_layout
-from m2xfp.rtl.parts.operand_fetcher import PITCH_BITS
+from m2xfp.rtl.parts.operand_job import PITCH_BITS
 from m2xfp.rtl.parts.streams import packet_stream
 from m2xfp.rtl.verilog.component import Component
 

@@ -15,7 +15,7 @@ from m2xfp.formats import block_format
 from m2xfp.rtl.parts.accelerator_registers import descriptor_layout
 from m2xfp.rtl.parts.axi_reader import request_layout
 from m2xfp.rtl.parts.axi_writer import piece_layout
-from m2xfp.rtl.parts.operand_fetcher import fetch_layout
+from m2xfp.rtl.parts.operand_job import fetch_layout
 from m2xfp.synth.formal.design import Design
 from m2xfp.synth.formal.engines import Outcome, always, never, within
 from m2xfp.synth.formal.job import LIMIT, Job

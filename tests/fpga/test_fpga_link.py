@@ -238,7 +238,7 @@ def test_designs_that_are_refused(units: list[str], options: dict[str, int], mes
 
 
 def test_unknown_units_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(UnknownNameError, match=r"'nosuch'; there are: quantizer, encoder, dot"):
+    with pytest.raises(UnknownNameError, match=r"'nosuch'; there are: quantizer, .*encoder, .*dot"):
         find_board_unit("nosuch")
 
 
