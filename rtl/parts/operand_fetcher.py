@@ -10,7 +10,7 @@ from m2xfp.rtl.parts.axi_reader import request_layout
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
 from m2xfp.rtl.parts.layouts import group_layout
 from m2xfp.rtl.parts.operand_job import fetch_layout
-from m2xfp.rtl.parts.operand_steps import Passes, next_row, shared_words
+from m2xfp.rtl.parts.operand_steps import Passes, index_bits, next_row, shared_words
 from m2xfp.rtl.parts.streams import packet_stream
 from m2xfp.rtl.parts.word_memory import WordMemory
 from m2xfp.rtl.verilog.component import Component
@@ -18,11 +18,6 @@ from m2xfp.rtl.verilog.component import Component
 __all__ = ["OperandFetcher"]
 
 _FIELDS = ("codes", "scale", "meta")
-
-
-def _bits(count: int) -> int:
-    """Return the bits of a number below ``count``, at least one."""
-    return max(1, (count - 1).bit_length())
 
 
 class OperandFetcher(Component):
@@ -96,9 +91,9 @@ class OperandFetcher(Component):
         self._tag = data.StructLayout(
             {
                 "plane": 2,
-                "row": _bits(rows),
-                "turn": _bits(turns),
-                "slot": _bits(slots),
+                "row": index_bits(rows),
+                "turn": index_bits(turns),
+                "slot": index_bits(slots),
                 "skips": 1,
                 "ends": 1,
             }

@@ -6,7 +6,7 @@ from amaranth.lib import stream
 from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
 
-__all__ = ["Passes", "next_row", "shared_words"]
+__all__ = ["Passes", "index_bits", "next_row", "shared_words"]
 
 
 class Passes:
@@ -109,3 +109,8 @@ def next_row(
         m.d.sync += start.eq(following)
         with m.If(last_block):
             m.d.sync += [now.eq(base), start.eq(base)]
+
+
+def index_bits(count: int) -> int:
+    """Return the bits of a number below ``count``, at least one."""
+    return max(1, (count - 1).bit_length())
