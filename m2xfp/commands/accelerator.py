@@ -26,12 +26,20 @@ __all__ = ["command"]
     help="Folder of the accepted figures that the measured mode starts from.",
 )
 @click.option(
+    "--config",
+    "configs",
+    multiple=True,
+    metavar="NAME",
+    help="With --mode area: only this configuration; repeat for several. The largest one takes "
+    "gigabytes and long.",
+)
+@click.option(
     "-o",
     "--output",
     type=OUTPUT_FOLDER,
     help="Write the figures into this folder; docs/results accepts them.",
 )
-def command(mode: str, results: Path, output: Path | None) -> None:
+def command(mode: str, results: Path, configs: tuple[str, ...], output: Path | None) -> None:
     r"""Print speed and energy of M2XFP over the designs that its paper compares with.
 
     Mode `paper` takes the assumptions of the authors' simulator, and sets the ratios of its log
@@ -44,17 +52,20 @@ def command(mode: str, results: Path, output: Path | None) -> None:
     m2xfp accelerator --mode paper
     m2xfp accelerator --mode measured
     m2xfp accelerator --mode simulated
-    m2xfp accelerator --mode area
+    m2xfp accelerator --mode area --config m2xfp-2x2
     """
+    from m2xfp.errors import InputError
     from m2xfp.results import write_figures
     from m2xfp.synth.flow.pdk import find_pdk
     from m2xfp.synth.studies.accelerator import AREA, MEASURED, PAPER, SIMULATED
-    from m2xfp.synth.studies.accelerator_area import area_table, measure_area
+    from m2xfp.synth.studies.accelerator_area import CONFIGS, area_table, measure_area
     from m2xfp.synth.studies.accelerator_throughput import measure_throughput, throughput_tables
     from m2xfp.synth.studies.measured_accelerator import PDK, compare_measured
     from m2xfp.synth.studies.measured_tables import measured_tables
     from m2xfp.synth.studies.paper_accelerator import compare, paper_table
 
+    if configs and mode != "area":
+        raise InputError(f"--config {configs[0]}: only mode area takes it, not {mode}")
     if mode == "paper":
         name, figures = PAPER, compare()
         texts = [paper_table(figures)]
@@ -62,7 +73,7 @@ def command(mode: str, results: Path, output: Path | None) -> None:
         name, figures = SIMULATED, measure_throughput()
         texts = list(throughput_tables(figures).values())
     elif mode == "area":
-        name, figures = AREA, measure_area(find_pdk(PDK))
+        name, figures = AREA, measure_area(find_pdk(PDK), configs or CONFIGS)
         texts = [area_table(figures)]
     else:
         name, figures = MEASURED, compare_measured(results)

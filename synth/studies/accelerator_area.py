@@ -9,7 +9,7 @@ from m2xfp.progress import track
 from m2xfp.rtl.catalog import find_unit
 from m2xfp.rtl.verilog.emit import emit
 from m2xfp.synth.flow.pdk import Pdk
-from m2xfp.synth.flow.yosys import BUILD, FlowOptions, synthesize
+from m2xfp.synth.flow.yosys import BUILD, FlowOptions, SynthesisError, synthesize
 from m2xfp.synth.studies.sram import SRAMS
 from m2xfp.tables import aligned_table
 
@@ -18,7 +18,7 @@ __all__ = ["CONFIGS", "area_table", "measure_area", "memories_cut"]
 CONFIGS = ("m2xfp-2x2", "m2xfp-1x32")
 
 _MODULE = re.compile(r"^module (\w+)\b.*?^endmodule$", re.MULTILINE | re.DOTALL)
-_MEMORY = re.compile(r"^  reg \[(\d+):0\] \w+ \[(\d+):0\];$", re.MULTILINE)
+_MEMORY = re.compile(r"^  reg \[(\d+):0\] \w+ \[0:(\d+)\];$", re.MULTILINE)
 
 
 def memories_cut(text: str) -> tuple[str, dict[str, int]]:
@@ -68,6 +68,8 @@ def measure_area(pdk: Pdk, configs: Sequence[str] = CONFIGS, build: Path = BUILD
         instance = find_unit("accelerator").instance(config)
         files = emit(instance, build / "accelerator-area")
         text, bits = memories_cut(files.verilog.read_text())
+        if not bits:
+            raise SynthesisError(f"{files.verilog}: no memory was found, and there are some")
         source = build / "accelerator-area" / f"{files.top}_without_memories.v"
         source.write_text(text)
         netlist = synthesize(source, files.top, pdk, FlowOptions(flatten=False), build)

@@ -1,12 +1,16 @@
 """The accelerator's throughput and area: accepted figures, and what they are counted from."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+from m2xfp.facts import EmittedFiles
 from m2xfp.results import RESULTS, read_figures
 from m2xfp.synth.studies.accelerator import SIMULATED
 from m2xfp.synth.studies.accelerator_area import memories_cut
 from m2xfp.synth.studies.accelerator_throughput import RUNS, count_layers, counted_row
 from m2xfp.synth.studies.paper_accelerator import facts
+
+Emit = Callable[[str, str], EmittedFiles]
 
 
 def test_accepted_clocks_are_the_cycle_models(sim_dir: Path) -> None:
@@ -36,26 +40,11 @@ def test_what_the_accelerator_reaches() -> None:
         assert row["of_peak"] >= 0.97 if many else row["weights_of_bandwidth"] >= 0.9, row
 
 
-MEMORY = """module small (
-  input  wire        clk,
-  input  wire        write,
-  input  wire [7:0]  write_data,
-  output wire [7:0]  read_data
-);
-  reg [7:0] t0;
-  assign read_data = t0;
-  reg [7:0] words [63:0];
-  always @(posedge clk) begin
-    if (write)
-      words[0] <= write_data;
-  end
-endmodule
-"""
-
-
-def test_memories_are_cut_out_and_counted() -> None:
-    text, bits = memories_cut(f"module top ();\nendmodule\n\n{MEMORY}")
-    assert bits == {"small": 8 * 64}
-    assert "module top ();" in text
-    assert "words" not in text
-    assert "assign read_data = write_data;" in text
+def test_memories_are_cut_out_and_counted(emitted: Emit) -> None:
+    """Of an emitted unit: banks of two rows of five beats, and the tables beside them."""
+    whole = emitted("channel_permuter", "fp32x4").verilog.read_text()
+    assert "words[" in whole
+    text, bits = memories_cut(whole)
+    assert 32 * 2 * 5 in bits.values()
+    assert "words[" not in text
+    assert text.count("  assign read_data = write_data;\n") == len(bits)
