@@ -59,6 +59,7 @@ def emit_mutant(mutation: Mutation, unit: str, config: str, directory: Path) -> 
 
 
 def mutated(source: str, old: str, new: str, scope: str) -> str:
+    """Return a source with ``old`` replaced, which must stand in ``scope`` once: AssertionError."""
     if not old:
         return source + new
     lines = source.splitlines(keepends=True)

@@ -1,6 +1,6 @@
 // Chips on their pins: clocks a Verilated netlist that holds several machines, sends bytes into the
 // serial input that they share, and decodes the serial output of each. Called through ctypes from
-// m2xfp/fpga/simulation.py.
+// m2xfp/fpga/check/pins.py.
 #include <cstddef>
 #include <cstdint>
 #include <vector>

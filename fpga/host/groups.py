@@ -1,15 +1,12 @@
 """Units whose rows do not depend on one another: as many rows a request as its buffers hold."""
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from m2xfp.errors import InputError
-from m2xfp.facts import Facts, Stream
+from m2xfp.facts import Facts
 from m2xfp.fpga.host.patterns import operands, with_any_nan
-from m2xfp.fpga.host.remote_unit import RemoteUnit, record_bytes, slices
+from m2xfp.fpga.host.remote_unit import RemoteUnit, beats_bytes, slices
 from m2xfp.tb.bench import Arrays, bench_of
-from m2xfp.tb.vectors import Beats
 
 __all__ = ["count", "run", "sample"]
 
@@ -23,7 +20,9 @@ def run(unit: RemoteUnit, arrays: Arrays, progress: bool = False) -> Arrays:
         raise InputError(f"unit {unit.name}: the arrays hold no group")
     # What one row takes, in beats a stream; the golden model knows how many come out.
     first = unit.bench.vectors(_part(arrays, slice(0, 1)), unit.facts)
-    size = max(_bytes(first.inputs, unit.facts.inputs), _bytes(first.outputs, unit.facts.outputs))
+    size = max(
+        beats_bytes(first.inputs, unit.facts.inputs), beats_bytes(first.outputs, unit.facts.outputs)
+    )
     most = unit.buffer // size
     if not most:
         raise InputError(
@@ -53,7 +52,3 @@ def count(arrays: Arrays, facts: Facts) -> int:
 
 def _part(arrays: Arrays, rows: slice) -> Arrays:
     return {name: array[rows] for name, array in arrays.items()}
-
-
-def _bytes(beats: Mapping[str, Beats], streams: tuple[Stream, ...]) -> int:
-    return sum(len(beats[stream.name]) * record_bytes(stream) for stream in streams)

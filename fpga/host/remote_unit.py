@@ -20,7 +20,7 @@ from m2xfp.rtl.catalog import Instance
 from m2xfp.tb.bench import Arrays, Bench, find_bench
 from m2xfp.tb.vectors import Beats
 
-__all__ = ["HostModule", "RemoteUnit", "difference", "record_bytes", "slices"]
+__all__ = ["HostModule", "RemoteUnit", "beats_bytes", "difference", "record_bytes", "slices"]
 
 
 class HostModule(Protocol):
@@ -154,6 +154,11 @@ def _joined(records: list[Record], stream: Stream) -> Beats:
 def record_bytes(stream: Stream) -> int:
     """Return the bytes that a beat takes in a request or an answer, tag included."""
     return 1 + stream.bytes
+
+
+def beats_bytes(beats: Mapping[str, Beats], streams: tuple[Stream, ...]) -> int:
+    """Return the bytes that beats of some streams take in a request or an answer."""
+    return sum(len(beats[stream.name]) * record_bytes(stream) for stream in streams)
 
 
 def slices(total: int, size: int) -> list[slice]:

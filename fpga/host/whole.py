@@ -4,17 +4,14 @@ Products with their segments, dot products whose groups change format: what come
 the rest means, so nothing is cut here.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from m2xfp.errors import InputError
-from m2xfp.facts import Facts, Stream
+from m2xfp.facts import Facts
 from m2xfp.fpga.host.patterns import operands
-from m2xfp.fpga.host.remote_unit import RemoteUnit, record_bytes
+from m2xfp.fpga.host.remote_unit import RemoteUnit, beats_bytes
 from m2xfp.rtl.catalog import Board, find_unit
 from m2xfp.tb.bench import Arrays, bench_of
-from m2xfp.tb.vectors import Beats
 
 __all__ = ["count", "run", "sample"]
 
@@ -30,7 +27,7 @@ def run(unit: RemoteUnit, arrays: Arrays, progress: bool = False) -> Arrays:
         The answer makes no sense, or the request was refused.
     """
     beats = unit.bench.encode(arrays, unit.facts)
-    if (size := _bytes(beats, unit.facts.inputs)) > unit.buffer:
+    if (size := beats_bytes(beats, unit.facts.inputs)) > unit.buffer:
         raise InputError(
             f"unit {unit.name}: the arrays take {size} bytes, and a request holds {unit.buffer}; "
             "give less at a time, or build the unit with a board row of a larger buffer"
@@ -46,7 +43,10 @@ def sample(rng: np.random.Generator, size: int, facts: Facts) -> Arrays:
     assert isinstance(row, Board)
     while True:
         arrays = bench_of(facts).sample(operands(rng, size), facts)
-        if _bytes(bench_of(facts).encode(arrays, facts), facts.inputs) <= row.buffer or size == 1:
+        if (
+            beats_bytes(bench_of(facts).encode(arrays, facts), facts.inputs) <= row.buffer
+            or size == 1
+        ):
             return arrays
         size //= 2
 
@@ -54,7 +54,3 @@ def sample(rng: np.random.Generator, size: int, facts: Facts) -> Arrays:
 def count(arrays: Arrays, facts: Facts) -> int:
     """Return the rows of the array that has most: those of groups."""
     return max(len(array) for array in arrays.values())
-
-
-def _bytes(beats: Mapping[str, Beats], streams: tuple[Stream, ...]) -> int:
-    return sum(len(beats[stream.name]) * record_bytes(stream) for stream in streams)

@@ -3,6 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
+
+from m2xfp.cli import cli
+from m2xfp.errors import InputError
 from m2xfp.facts import EmittedFiles
 from m2xfp.results import RESULTS, read_figures
 from m2xfp.synth.studies.accelerator import SIMULATED
@@ -38,6 +43,11 @@ def test_what_the_accelerator_reaches() -> None:
     for row in accepted["layers"]:
         many = row["tokens"] > 1
         assert row["of_peak"] >= 0.97 if many else row["weights_of_bandwidth"] >= 0.9, row
+
+
+def test_a_configuration_is_for_the_area_alone() -> None:
+    with pytest.raises(InputError, match="--config m2xfp-2x2: only mode area takes it, not paper"):
+        CliRunner().invoke(cli, ["accelerator", "--config", "m2xfp-2x2"], catch_exceptions=False)
 
 
 def test_memories_are_cut_out_and_counted(emitted: Emit) -> None:
