@@ -17,7 +17,7 @@ __all__ = ["UnitRates", "rate_figures", "unit_rates", "write_results"]
 
 OTHERS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "ulx3s-25f": (("minifloat", "hadamard"), ("asymmetric",)),
-    "ulx3s-85f": (("hadamard_quantizer",), ("switching",), ("accelerator",)),
+    "ulx3s-85f": (("hadamard_quantizer",), ("switching",), ("mixed_gemm",), ("accelerator",)),
 }
 """Units that a board is tabulated with beside its default ones."""
 
