@@ -4,7 +4,8 @@
  *
  * INPUT holds bf16 activations [m, k], then weights [n, k]. The accelerator packs both and
  * multiplies. OUTPUT gets codes, scales and metadata of the activations, those of the weights, and
- * the results [m, n].
+ * the results [m, n]; then these packed as activations, if the accelerator does that and n is whole
+ * groups.
  */
 
 #include <stdio.h>
@@ -30,11 +31,12 @@ static uint64_t allocate(uint64_t bytes)
     return address;
 }
 
-static m2xfp_matrix new_matrix(uint32_t rows, uint32_t k)
+/* Groups of four-bit values, each with a byte of scale and one of metadata. */
+static m2xfp_matrix new_matrix(const m2xfp_device *device, uint32_t rows, uint32_t k)
 {
     m2xfp_matrix matrix;
     matrix.codes_pitch = k / 2;
-    matrix.scales_pitch = k / 32;
+    matrix.scales_pitch = k / device->group;
     matrix.codes = allocate((uint64_t)rows * matrix.codes_pitch);
     matrix.scales = allocate((uint64_t)rows * matrix.scales_pitch);
     matrix.meta = allocate((uint64_t)rows * matrix.scales_pitch);
@@ -69,7 +71,8 @@ int main(int count, char **arguments)
     FILE *file;
     m2xfp_device device;
     m2xfp_values x, w, y;
-    m2xfp_matrix acts, weights;
+    m2xfp_matrix acts, weights, packed;
+    int packs;
 
     if (count != 6) {
         fprintf(stderr, "usage: example m n k INPUT OUTPUT\n");
@@ -96,18 +99,22 @@ int main(int count, char **arguments)
     x = read_values(file, m, k);
     w = read_values(file, n, k);
     fclose(file);
-    acts = new_matrix(m, k);
-    weights = new_matrix(n, k);
+    acts = new_matrix(&device, m, k);
+    weights = new_matrix(&device, n, k);
+    packed = new_matrix(&device, m, n);
+    packs = n % device.group == 0 && device.features & ACCELERATOR__FEATURES__PACKED_RESULTS_bm;
     y.kind = M2XFP_FP32;
     y.pitch = 4 * n;
     y.address = allocate((uint64_t)m * y.pitch);
 
-    /* Three descriptors in the queue: each uses what those before it have written. */
+    /* Descriptors in the queue: each uses what those before it have written. */
     status = m2xfp_quantize(&device, x, acts, m, k);
     if (!status)
         status = m2xfp_encode(&device, w, weights, n, k);
     if (!status)
         status = m2xfp_matmul(&device, acts, weights, y, m, n, k);
+    if (!status && packs)
+        status = m2xfp_matmul_packed(&device, acts, weights, packed, m, n, k);
     if (!status)
         status = m2xfp_wait(&device, device.pushed);
     if (status) {
@@ -123,6 +130,8 @@ int main(int count, char **arguments)
     write_matrix(file, acts, m);
     write_matrix(file, weights, n);
     fwrite(memory + y.address, y.pitch, m, file);
+    if (packs)
+        write_matrix(file, packed, m);
     if (fclose(file)) {
         perror(arguments[5]);
         return 2;

@@ -31,7 +31,7 @@ enum {
 };
 
 enum m2xfp_operation { M2XFP_GEMM = 1, M2XFP_QUANTIZE = 2, M2XFP_ENCODE = 3 };
-enum m2xfp_kind { M2XFP_FP32 = 0, M2XFP_BF16 = 1 };
+enum m2xfp_kind { M2XFP_FP32 = 0, M2XFP_BF16 = 1, M2XFP_PACKED = 2 };
 
 /* How registers are reached. */
 typedef struct {
@@ -172,12 +172,10 @@ static inline void m2xfp_room(m2xfp_device *device)
         (void)m2xfp_wait(device, device->pushed - device->depth + 1);
 }
 
-/* Queue out[m, n] = acts[m, k] weights[n, k]^T; device->pushed is its number then. */
-static inline int m2xfp_matmul(m2xfp_device *device, m2xfp_matrix acts, m2xfp_matrix weights,
-                               m2xfp_values out, uint32_t m, uint32_t n, uint32_t k)
+/* Write what a product reads, and its sizes. */
+static inline void m2xfp_operands(m2xfp_device *device, m2xfp_matrix acts, m2xfp_matrix weights,
+                                  uint32_t m, uint32_t n, uint32_t k)
 {
-    if (k > device->max_k)
-        return M2XFP_TOO_LARGE;
     m2xfp_room(device);
     m2xfp_write(device, M2XFP_OFFSET(operation), M2XFP_GEMM);
     m2xfp_write(device, M2XFP_OFFSET(m), m);
@@ -189,13 +187,48 @@ static inline int m2xfp_matmul(m2xfp_device *device, m2xfp_matrix acts, m2xfp_ma
     m2xfp_put(device, M2XFP_OFFSET(w_codes), weights.codes);
     m2xfp_put(device, M2XFP_OFFSET(w_scales), weights.scales);
     m2xfp_put(device, M2XFP_OFFSET(w_meta), weights.meta);
-    m2xfp_put(device, M2XFP_OFFSET(out), out.address);
     m2xfp_write(device, M2XFP_OFFSET(a_codes_pitch), acts.codes_pitch);
     m2xfp_write(device, M2XFP_OFFSET(a_scales_pitch), acts.scales_pitch);
     m2xfp_write(device, M2XFP_OFFSET(w_codes_pitch), weights.codes_pitch);
     m2xfp_write(device, M2XFP_OFFSET(w_scales_pitch), weights.scales_pitch);
+}
+
+/* Write where packed groups go. */
+static inline void m2xfp_packed_out(m2xfp_device *device, m2xfp_matrix out)
+{
+    m2xfp_put(device, M2XFP_OFFSET(out), out.codes);
+    m2xfp_put(device, M2XFP_OFFSET(out_scales), out.scales);
+    m2xfp_put(device, M2XFP_OFFSET(out_meta), out.meta);
+    m2xfp_write(device, M2XFP_OFFSET(out_pitch), out.codes_pitch);
+    m2xfp_write(device, M2XFP_OFFSET(out_scales_pitch), out.scales_pitch);
+}
+
+/* Queue out[m, n] = acts[m, k] weights[n, k]^T; device->pushed is its number then. */
+static inline int m2xfp_matmul(m2xfp_device *device, m2xfp_matrix acts, m2xfp_matrix weights,
+                               m2xfp_values out, uint32_t m, uint32_t n, uint32_t k)
+{
+    if (k > device->max_k)
+        return M2XFP_TOO_LARGE;
+    m2xfp_operands(device, acts, weights, m, n, k);
+    m2xfp_put(device, M2XFP_OFFSET(out), out.address);
     m2xfp_write(device, M2XFP_OFFSET(out_pitch), out.pitch);
     m2xfp_write(device, M2XFP_OFFSET(kind), (uint32_t)out.kind);
+    m2xfp_push(device);
+    return 0;
+}
+
+/* Queue the same product, its FP32 results packed as activations; n is whole groups. */
+static inline int m2xfp_matmul_packed(m2xfp_device *device, m2xfp_matrix acts,
+                                      m2xfp_matrix weights, m2xfp_matrix out, uint32_t m,
+                                      uint32_t n, uint32_t k)
+{
+    if (!(device->features & ACCELERATOR__FEATURES__PACKED_RESULTS_bm))
+        return M2XFP_NO_FEATURE;
+    if (k > device->max_k)
+        return M2XFP_TOO_LARGE;
+    m2xfp_operands(device, acts, weights, m, n, k);
+    m2xfp_packed_out(device, out);
+    m2xfp_write(device, M2XFP_OFFSET(kind), (uint32_t)M2XFP_PACKED);
     m2xfp_push(device);
     return 0;
 }
@@ -205,7 +238,7 @@ static inline int m2xfp_pack(m2xfp_device *device, enum m2xfp_operation operatio
 {
     const uint32_t first = operation == M2XFP_QUANTIZE ? ACCELERATOR__FEATURES__QUANTIZE_FP32_bm
                                                        : ACCELERATOR__FEATURES__ENCODE_FP32_bm;
-    if (!(device->features & first << (uint32_t)values.kind))
+    if (values.kind == M2XFP_PACKED || !(device->features & first << (uint32_t)values.kind))
         return M2XFP_NO_FEATURE;
     m2xfp_room(device);
     m2xfp_write(device, M2XFP_OFFSET(operation), (uint32_t)operation);
@@ -213,11 +246,7 @@ static inline int m2xfp_pack(m2xfp_device *device, enum m2xfp_operation operatio
     m2xfp_write(device, M2XFP_OFFSET(k), k);
     m2xfp_put(device, M2XFP_OFFSET(a_codes), values.address);
     m2xfp_write(device, M2XFP_OFFSET(a_codes_pitch), values.pitch);
-    m2xfp_put(device, M2XFP_OFFSET(out), out.codes);
-    m2xfp_put(device, M2XFP_OFFSET(out_scales), out.scales);
-    m2xfp_put(device, M2XFP_OFFSET(out_meta), out.meta);
-    m2xfp_write(device, M2XFP_OFFSET(out_pitch), out.codes_pitch);
-    m2xfp_write(device, M2XFP_OFFSET(out_scales_pitch), out.scales_pitch);
+    m2xfp_packed_out(device, out);
     m2xfp_write(device, M2XFP_OFFSET(kind), (uint32_t)values.kind);
     m2xfp_push(device);
     return 0;
