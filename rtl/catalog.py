@@ -99,6 +99,9 @@ class Board:
     host
         Module in m2xfp.fpga.host that cuts arrays into requests: ``groups`` for any unit whose rows
         do not depend on one another.
+    asks
+        Streams whose first beat asks for another stream's, which is not taken before: a unit that
+        keeps that beat in a register can have it from a host that sends one after the other.
     memory
         Bytes of block RAM behind the buses of a unit that has AXI4 buses, a power of two; 0 for
         others.
@@ -109,6 +112,7 @@ class Board:
     changes: Mapping[str, Any] = field(default_factory=dict)
     buffer: int = 2048
     host: str = "groups"
+    asks: tuple[str, ...] = ()
     memory: int = 0
 
 
@@ -455,6 +459,13 @@ UNITS: dict[str, Unit] = {
                 "bf16x16": {},
                 "fp32x4": {"input_type": FP32, "lanes": 4, "max_k": 20},
             },
+            board=Board(
+                name="permuter",
+                config="bf16x8",
+                changes={"max_k": 32},
+                host="whole",
+                asks=("i",),
+            ),
         ),
         Unit(
             name="activation_decoder",

@@ -16,7 +16,7 @@ from m2xfp.results import read_figures, write_figures
 __all__ = ["UnitRates", "rate_figures", "unit_rates", "write_results"]
 
 OTHERS: Mapping[str, tuple[tuple[str, ...], ...]] = {
-    "ulx3s-25f": (("minifloat", "hadamard"), ("asymmetric",)),
+    "ulx3s-25f": (("minifloat", "hadamard"), ("asymmetric",), ("permuter",)),
     "ulx3s-85f": (("hadamard_quantizer",), ("switching",), ("mixed_gemm",), ("accelerator",)),
 }
 """Units that a board is tabulated with beside its default ones."""

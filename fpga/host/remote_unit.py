@@ -8,6 +8,7 @@ Arrays, beats and expected values are those of the unit's testbench (`m2xfp.tb.b
 from collections.abc import Mapping
 from functools import cached_property
 from importlib import import_module
+from types import MappingProxyType
 from typing import Protocol, cast
 
 import numpy as np
@@ -21,6 +22,8 @@ from m2xfp.tb.bench import Arrays, Bench, find_bench
 from m2xfp.tb.vectors import Beats
 
 __all__ = ["HostModule", "RemoteUnit", "beats_bytes", "difference", "record_bytes", "slices"]
+
+NONE: Mapping[str, int] = MappingProxyType({})
 
 
 class HostModule(Protocol):
@@ -92,7 +95,9 @@ class RemoteUnit:
         """Return the groups, or pairs of groups, that arrays hold."""
         return self.host.count(arrays, self.facts)
 
-    def play(self, inputs: Mapping[str, Beats], pieces: int = 1) -> dict[str, Beats]:
+    def play(
+        self, inputs: Mapping[str, Beats], pieces: int = 1, ahead: Mapping[str, int] = NONE
+    ) -> dict[str, Beats]:
         """Play beats through the unit, from reset, in one request; return what came out.
 
         Parameters
@@ -102,22 +107,23 @@ class RemoteUnit:
         pieces
             Equal parts that the streams are cut into: the beats of all streams of a part go in
             before those of the next one, streams in the order of the ports.
+        ahead
+            Beats of some streams that go in before all others of a part.
 
         Raises
         ------
         FaultError
             The answer makes no sense, or the request was refused.
         """
-        records = []
+        records: list[Record] = []
         for piece in range(pieces):
-            for number, stream in enumerate(self.facts.inputs):
-                beats = inputs[stream.name]
-                part = slice(*(at * len(beats) // pieces for at in (piece, piece + 1)))
-                last = np.zeros(len(beats), bool) if beats.last is None else beats.last
-                records += [
-                    Record(number, beat.tobytes(), bool(end))
-                    for beat, end in zip(beats.data[part], last[part], strict=True)
-                ]
+            numbers = range(len(self.facts.inputs))
+            parts = [self._part(inputs, number, piece, pieces) for number in numbers]
+            first = [ahead.get(stream.name, 0) for stream in self.facts.inputs]
+            for part, beats in zip(parts, first, strict=True):
+                records += part[:beats]
+            for part, beats in zip(parts, first, strict=True):
+                records += part[beats:]
         answer = self.exchange(pack_records(records))
         outputs = self.facts.outputs
         try:
@@ -128,6 +134,18 @@ class RemoteUnit:
             stream.name: _joined([record for record in found if record.stream == number], stream)
             for number, stream in enumerate(outputs)
         }
+
+    def _part(
+        self, inputs: Mapping[str, Beats], number: int, piece: int, pieces: int
+    ) -> list[Record]:
+        """Return the beats of one stream in one part."""
+        beats = inputs[self.facts.inputs[number].name]
+        part = slice(*(at * len(beats) // pieces for at in (piece, piece + 1)))
+        last = np.zeros(len(beats), bool) if beats.last is None else beats.last
+        return [
+            Record(number, beat.tobytes(), bool(end))
+            for beat, end in zip(beats.data[part], last[part], strict=True)
+        ]
 
     def exchange(self, payload: bytes) -> bytes:
         """Return the payload that answers another one, whatever they mean to the unit."""

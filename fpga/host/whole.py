@@ -1,13 +1,14 @@
 """Units whose arrays are one piece of work: a request holds all of it.
 
-Products with their segments, dot products whose groups change format: what comes first decides what
-the rest means, so nothing is cut here.
+Products with their segments, dot products whose groups change format, rows with their table: what
+comes first decides what the rest means, so nothing is cut here.
 """
 
 import numpy as np
 
 from m2xfp.errors import InputError
 from m2xfp.facts import Facts
+from m2xfp.fpga.gateware.units import board_row
 from m2xfp.fpga.host.patterns import operands
 from m2xfp.fpga.host.remote_unit import RemoteUnit, beats_bytes
 from m2xfp.rtl.catalog import Board, find_unit
@@ -32,9 +33,12 @@ def run(unit: RemoteUnit, arrays: Arrays, progress: bool = False) -> Arrays:
             f"unit {unit.name}: the arrays take {size} bytes, and a request holds {unit.buffer}; "
             "give less at a time, or build the unit with a board row of a larger buffer"
         )
-    # A command goes in with its operands, before those of the next one.
+    # A command goes in with its operands, before those of the next one; where a stream is taken
+    # once another asks for it, the beat that asks goes in before.
     pieces = min(len(array) for array in arrays.values()) if len(beats) > 1 else 1
-    return unit.bench.decode(unit.play(beats, pieces), arrays, unit.facts)
+    asks = board_row(unit.instance).asks
+    found = unit.play(beats, pieces, dict.fromkeys(asks, 1))
+    return unit.bench.decode(found, arrays, unit.facts)
 
 
 def sample(rng: np.random.Generator, size: int, facts: Facts) -> Arrays:
@@ -52,5 +56,6 @@ def sample(rng: np.random.Generator, size: int, facts: Facts) -> Arrays:
 
 
 def count(arrays: Arrays, facts: Facts) -> int:
-    """Return the rows of the array that has most: those of groups."""
-    return max(len(array) for array in arrays.values())
+    """Return the rows of the array that has most: groups, or rows of values with their tables."""
+    del facts
+    return max(int(np.prod(array.shape[:-1])) for array in arrays.values())
