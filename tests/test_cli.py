@@ -1,5 +1,7 @@
 """The command line as a whole: every help text."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import click
@@ -30,3 +32,13 @@ def test_help_is_readable(path: tuple[str, ...]) -> None:
 
 def test_every_command_is_listed() -> None:
     assert set(COMMANDS) == set(cli.list_commands(click.Context(cli)))
+
+
+def test_it_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "m2xfp", "verilog", "--list"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "dot_product" in done.stdout
+    wrong = subprocess.run([*command[:3], "nothing"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert "No such command 'nothing'" in wrong.stderr
