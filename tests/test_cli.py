@@ -41,4 +41,4 @@ def test_it_runs_as_a_module() -> None:
     assert "dot_product" in done.stdout
     wrong = subprocess.run([*command[:3], "nothing"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
-    assert "No such command 'nothing'" in wrong.stderr
+    assert "unknown command 'nothing'" in wrong.stderr
