@@ -5,8 +5,8 @@ of the AMBA specification (IHI 0022). What a master sends follows from the modul
 alone, for any requests of at least a byte, which ``asked`` proves of the module that asks.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from itertools import zip_longest
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product, zip_longest
 
 from amaranth.lib import data
 
@@ -22,7 +22,19 @@ from m2xfp.synth.formal.job import LIMIT, Job
 from m2xfp.synth.formal.netlist import Flat, from_any_state, simple
 from m2xfp.synth.formal.streams import harness
 
-__all__ = ["JOBS"]
+__all__ = [
+    "FETCHER",
+    "JOBS",
+    "READER",
+    "WRITER",
+    "copies",
+    "each_module",
+    "fields_of",
+    "has",
+    "module_job",
+    "request_fields",
+    "word_of",
+]
 
 PAGE = 4096
 READER, WRITER, FETCHER = "axi_reader", "axi_writer", "operand_fetcher"
@@ -43,12 +55,12 @@ def _channels(design: Design, channel: str, *, master: bool) -> list[Stream]:
     return [stream for stream in design.facts.streams if stream.name in names]
 
 
-def _copies(design: Design, *kinds: str) -> list[str]:
+def copies(design: Design, *kinds: str) -> list[str]:
     """Return the modules of some kinds: equal ones are one, others have a number."""
     return [module for module in design.modules if module.rstrip("0123456789").rstrip("_") in kinds]
 
 
-def _word(design: Design) -> int:
+def word_of(design: Design) -> int:
     """Return the bytes of a word of the master buses."""
     [*_, data] = _channels(design, "r", master=True) + _channels(design, "w", master=True)
     return data.field("data").width // 8
@@ -60,6 +72,13 @@ def _address(design: Design, port: str) -> dict[str, str]:
     return {f.name: f"{port}__payload[{f.offset} +: {f.width}]" for f in stream.fields}
 
 
+def request_fields(design: Design, ports: Mapping[str, Sequence[object]]) -> data.StructLayout:
+    """Return the layout of what a reader of some ports is asked for."""
+    bits = _channels(design, "ar", master=True)[0].field("addr").width
+    tag = len(ports["tag"])
+    return request_layout(bits, len(ports["request__payload"]) - bits - tag - 1, tag)
+
+
 def _law(design: Design, module: str) -> str:
     """Return Verilog: what is asked for has a byte at least, behind a word that is skipped too."""
     ports = design.module(module).ports
@@ -67,9 +86,7 @@ def _law(design: Design, module: str) -> str:
     if not {"request__payload", "piece__payload"} & set(ports):
         return "1"
     if "request__payload" in ports:
-        tag = len(ports["tag"])
-        layout = request_layout(bits, len(ports["request__payload"]) - bits - tag - 1, tag)
-        name, skips = "request", True
+        layout, name, skips = request_fields(design, ports), "request", True
     else:
         size = len(ports["piece__payload"])
         most = next(n for n in range(1, size) if piece_layout(bits, n).size == size)
@@ -77,7 +94,7 @@ def _law(design: Design, module: str) -> str:
     length = layout["length"]
     some = f"{name}__payload[{length.offset} +: {length.width}] != 0"
     if skips:
-        some += f" & {_more(_word(design), name, layout)}"
+        some += f" & {_more(word_of(design), name, layout)}"
     return f"~{name}__valid | ({some})"
 
 
@@ -92,7 +109,7 @@ def _more(word: int, name: str, layout: data.StructLayout) -> str:
 def _bursts(design: Design, netlist: Flat) -> list[str]:
     """Return: an address that is offered is that of an INCR burst of whole words within 4 KB."""
     port = "ar" if "ar__valid" in netlist.ports else "aw"
-    fields, size = _address(design, port), _word(design).bit_length() - 1
+    fields, size = _address(design, port), word_of(design).bit_length() - 1
     return [
         f"  wire [11:0] at = {fields['addr']};",
         f"  wire [12:0] stop = {{1'b0, at}} + (({fields['len']} + 13'd1) << {size});",
@@ -195,11 +212,10 @@ def _asked(design: Design) -> Outcome:
     part = f"[{groups.offset} +: {groups.width}]"
     names = ("active", "groups_left", "held", "request__valid", "request__payload")
     seconds = 0.0
-    for module in _copies(design, FETCHER):
+    for module in copies(design, FETCHER):
         flat = design.module(module)
-        tag, size = len(flat.ports["tag"]), len(flat.ports["request__payload"])
-        layout = request_layout(bits, size - bits - tag - 1, tag)
-        length, more = layout["length"], _more(_word(design), "request", layout)
+        layout = request_fields(design, flat.ports)
+        length, more = layout["length"], _more(word_of(design), "request", layout)
         netlist = from_any_state(simple(flat.probed({name: name for name in names})))
         body = [
             "  wire clear = rst;",
@@ -219,7 +235,7 @@ def _asked(design: Design) -> Outcome:
 
 
 def _asked_faults(design: Design) -> Iterator[Design]:
-    [module, *_] = _copies(design, FETCHER)
+    [module, *_] = copies(design, FETCHER)
     return design.gate_faults(module, ["request__payload"])
 
 
@@ -237,26 +253,29 @@ def _checked(design: Design) -> Outcome:
     return never(netlist.text, harness(netlist, body), LIMIT)
 
 
+def fields_of(port: str, layout: data.StructLayout) -> dict[str, str]:
+    """Return the fields of a payload as Verilog."""
+    return {name: f"{port}__payload[{field.offset} +: {field.width}]" for name, field in layout}
+
+
 Body = Callable[[Design, Flat], list[str]]
 
 
-def _gates(design: Design, module: str, outputs: tuple[str, ...]) -> Flat:
-    """Return a module from any state, with those of its outputs that a rule is about."""
+def _gates(design: Design, module: str, outputs: Mapping[str, str]) -> Flat:
+    """Return a module from any state, with those wires and outputs that a rule is about."""
     flat = design.module(module)
-    ports = {
-        name: port
-        for name, port in flat.module["ports"].items()
-        if port["direction"] == "input" or name in outputs
-    }
-    return from_any_state(simple(Flat(flat.top, {**flat.module, "ports": ports})))
+    known = flat.module["netnames"]
+    return from_any_state(
+        simple(flat.probed({port: wire for port, wire in outputs.items() if wire in known}))
+    )
 
 
-def _job(name: str, text: str, body: Body, outputs: tuple[str, ...], *kinds: str) -> Job:
-    """Return a job about each module of some kinds."""
+def module_job(name: str, text: str, body: Body, outputs: Mapping[str, str], *kinds: str) -> Job:
+    """Return a job about each module of some kinds: ``outputs`` are ports by names of wires."""
 
     def prove(design: Design) -> Outcome:
         seconds, depths = 0.0, []
-        for module in _copies(design, *kinds):
+        for module in copies(design, *kinds):
             netlist = _gates(design, module, outputs)
             lines = [
                 "  wire clear = ~started | rst;",
@@ -273,54 +292,77 @@ def _job(name: str, text: str, body: Body, outputs: tuple[str, ...], *kinds: str
         return Outcome(True, depths[0], seconds)
 
     def faults(design: Design) -> Iterator[Design]:
-        [module, *_] = _copies(design, *kinds)
-        near = [port for port in outputs if port in design.module(module).ports]
+        [module, *_] = copies(design, *kinds)
+        near = [port for port in outputs.values() if port in design.module(module).ports]
         registers = design.module_faults(module, near)
         for pair in zip_longest(design.gate_faults(module, near), registers):
             yield from (each for each in pair if each is not None)
 
-    return Job(name, text, "IC3", _has(*kinds), prove, faults)
+    return Job(name, text, "IC3", has(*kinds), prove, faults)
 
 
-def _has(*kinds: str) -> Callable[[Design], bool]:
-    return lambda design: bool(_buses(design)) and bool(_copies(design, *kinds))
+def each_module(
+    proofs: Mapping[str, Sequence[Callable[[Design, str], Outcome]]],
+) -> Callable[[Design], Outcome]:
+    """Return what proves some things of each module, by its kind; the depth is the last one's."""
+
+    def proof(design: Design) -> Outcome:
+        seconds, depth = 0.0, "any"
+        for kind, those in proofs.items():
+            for module, prove in product(copies(design, kind), those):
+                outcome = prove(design, module)
+                seconds, depth = seconds + outcome.seconds, outcome.depth
+                if not outcome.holds:
+                    return Outcome(False, f"fails in {module}", seconds)
+        return Outcome(True, depth, seconds)
+
+    return proof
+
+
+def has(*kinds: str) -> Callable[[Design], bool]:
+    """Return whether a unit with AXI buses has modules of some kinds."""
+    return lambda design: bool(_buses(design)) and bool(copies(design, *kinds))
+
+
+def _ports(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
 
 
 JOBS = (
-    _job(
+    module_job(
         "bursts",
         "an AXI4 master's bursts are whole words of INCR, none across 4 KB",
         _bursts,
-        ("ar__payload", "ar__valid", "aw__payload", "aw__valid"),
+        _ports("ar__payload", "ar__valid", "aw__payload", "aw__valid"),
         READER,
         WRITER,
     ),
-    _job(
+    module_job(
         "counted",
         "as many beats as a burst's address said, WLAST with the last, none before the address",
         _counted,
-        ("aw__payload", "aw__valid", "w__payload", "w__valid"),
+        _ports("aw__payload", "aw__valid", "w__payload", "w__valid"),
         WRITER,
     ),
-    _job(
+    module_job(
         "taken",
         "a response to a burst is taken in the clock in which it comes",
         _taken,
-        ("aw__valid", "b__ready"),
+        _ports("aw__valid", "b__ready"),
         WRITER,
     ),
-    _job(
+    module_job(
         "register-answers",
         "AXI4-Lite: a response to each address with its data, and no other, within some clocks",
         _register_answers,
-        ("aw__ready", "w__ready", "b__valid", "ar__ready", "r__valid"),
+        _ports("aw__ready", "w__ready", "b__valid", "ar__ready", "r__valid"),
         REGISTERS,
     ),
     Job(
         "asked",
         "no request for nothing, so that every burst has a beat",
         "induction",
-        _has(FETCHER),
+        has(FETCHER),
         _asked,
         _asked_faults,
     ),
@@ -328,7 +370,7 @@ JOBS = (
         "descriptors",
         "a descriptor without rows, or without whole groups, is refused",
         "SAT sweeping",
-        _has(CHECKER),
+        has(CHECKER),
         _checked,
         lambda d: d.gate_faults(CHECKER),
     ),

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain
+from itertools import chain, zip_longest
 
 from m2xfp.facts import Facts
 from m2xfp.rtl.catalog import Instance
@@ -15,6 +15,7 @@ from m2xfp.synth.formal.netlist import (
     flatten,
     from_any_state,
     gate_faults,
+    opened,
     simple,
     stalled,
     wires,
@@ -69,6 +70,15 @@ class Design:
             self._modules[top] = flatten(self.verilog, top)
         return self._modules[top]
 
+    def shell(self, name: str) -> Flat:
+        """Return one module without its parts: what they give are inputs (`opened`)."""
+        top = f"{self.facts.top}_{name}"
+        if self.broken is not None and self.broken.top == top:
+            return self.broken
+        if (kept := f"{top} alone") not in self._modules:
+            self._modules[kept] = opened(self.verilog, top)
+        return self._modules[kept]
+
     @cached_property
     def control(self) -> Flat:
         """Gates without TDATA of the outputs, from any state."""
@@ -97,6 +107,13 @@ class Design:
         """Yield the unit with faults in the operators of one module."""
         for text, broken in gate_faults(self.module(name), near):
             yield replace(self, fault=text, broken=broken, _modules=self._modules)
+
+    def shell_faults(self, name: str, near: list[str]) -> Iterator["Design"]:
+        """Yield the unit with faults in one module without its parts, operators and registers."""
+        flat = self.shell(name)
+        for pair in zip_longest(gate_faults(flat, near), faults(flat, near)):
+            for text, broken in (each for each in pair if each is not None):
+                yield replace(self, fault=text, broken=broken, _modules=self._modules)
 
     def with_wire(self, port: str, other: str) -> "Design":
         """Return the unit with one output that is high only where another port is too."""

@@ -6,7 +6,7 @@ clock of a proof, so nothing is assumed of what reset does not set.
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain, zip_longest
@@ -28,6 +28,7 @@ __all__ = [
     "flatten",
     "from_any_state",
     "gate_faults",
+    "opened",
     "run_yosys",
     "simple",
     "stalled",
@@ -103,6 +104,28 @@ class Flat:
             ports[port] = {"direction": "output", "bits": bits}
         return Flat(self.top, {**self.module, "ports": ports})
 
+    def freed(self, names: Sequence[str]) -> "Flat":
+        """Return the design with wires inside, of those that it has, as inputs of any value.
+
+        What drives them drives nothing then. What holds for any value holds for theirs.
+        """
+        module = deepcopy(self.module)
+        fresh = 1 + max(wires(self))
+        for name in names:
+            if name not in self.module["netnames"]:
+                continue
+            bits = self.module["netnames"][name]["bits"]
+            others = {bit: fresh + n for n, bit in enumerate(bits) if isinstance(bit, int)}
+            fresh += len(bits)
+            for cell in module["cells"].values():
+                for pin, found in cell["connections"].items():
+                    if cell["port_directions"][pin] == "output":
+                        cell["connections"][pin] = [others.get(bit, bit) for bit in found]
+            free = [bit for bit in bits if isinstance(bit, int)]
+            if free:
+                module["ports"][f"any_{name}"] = {"direction": "input", "bits": free}
+        return Flat(self.top, module)
+
 
 def _through_yosys(files: Mapping[str, str], script: str, top: str) -> Flat:
     with tempfile.TemporaryDirectory() as name:
@@ -120,6 +143,28 @@ def flatten(verilog: str, top: str) -> Flat:
         "memory_nordff\nmemory_collect\nopt_clean"
     )
     return _through_yosys({"in.v": verilog}, script, top)
+
+
+def opened(verilog: str, top: str) -> Flat:
+    """Return a module by itself: what its parts give are inputs, what they take are outputs.
+
+    A port of a part is called ``part__port``, so of ports of the same name that is the part's.
+    """
+    script = f"read_verilog in.v\nhierarchy -check -top {top}\nproc\nopt_expr\nopt_dff\nopt_clean"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "in.v").write_text(verilog)
+        run_yosys(folder, f"{script}\nwrite_json out.json\n")
+        modules = json.loads((folder / "out.json").read_text())["modules"]
+    module = modules[top]
+    parts = {name: cell for name, cell in module["cells"].items() if cell["type"] in modules}
+    ports = dict(module["ports"])
+    for name, cell in parts.items():
+        for pin, bits in cell["connections"].items():
+            given = cell["port_directions"][pin] == "output"
+            ports[f"{name}__{pin}"] = {"direction": "input" if given else "output", "bits": bits}
+    cells = {name: cell for name, cell in module["cells"].items() if name not in parts}
+    return Flat(top, {**module, "ports": ports, "cells": cells})
 
 
 def simple(flat: Flat, *, without: tuple[str, ...] = ()) -> Flat:

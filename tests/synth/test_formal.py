@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from m2xfp.cli import cli
 from m2xfp.formats import M2XFP_WEIGHT, block_format
 from m2xfp.rtl.catalog import UNITS, find_unit
-from m2xfp.synth.formal import fp32, gemm, rules, transforms
+from m2xfp.synth.formal import fetching, fp32, gemm, masters, rules, running, transforms
 from m2xfp.synth.formal.design import Design
 from m2xfp.synth.formal.engines import within
 from m2xfp.synth.formal.jobs import JOBS, find_job, inject, jobs_of
@@ -19,6 +19,11 @@ from m2xfp.synth.formal.streams import harness
 
 PERMUTER = {"lanes": 2, "max_k": 8}
 MIXED = {"rows": 1, "columns": 1, "max_k": 128, "chains": 2, "tile": 32}
+# An accelerator with two rows a block, queues of four bursts and two slots.
+ACCELERATOR = {
+    **{"rows": 2, "columns": 2, "max_k": 64, "chains": 1, "chunk": 2, "slots": 2},
+    **{"outstanding": 4, "queue": 2, "bus": "256", "encoder": None},
+}
 # Small instances that have, together, most of the jobs that take seconds, and jobs that are not
 # repeated for every unit.
 CASES = [
@@ -38,6 +43,10 @@ CASES = [
     *((("hadamard", "32x8", {}), job.name) for job in transforms.JOBS),
     (("switching_dot_product", "micromix-8", {}), "wide-product"),
     *((("accelerator", "m2xfp-2x2", {}), job) for job in ("bursts", "taken", "descriptors")),
+    *(
+        (("accelerator", "m2xfp-2x2", ACCELERATOR), job.name)
+        for job in (*masters.JOBS, *fetching.JOBS, *running.JOBS)
+    ),
     (("gemm_core", "m2xfp-2x2", {"rows": 1, "columns": 1, "max_k": 64}), "buffers"),
     (("gemm_core", "m2xfp-2x2", {"rows": 1, "columns": 1, "max_k": 64}), "apart"),
     *((("channel_permuter", "bf16x8", PERMUTER), job) for job in ("willing", "looked-at", "apart")),
