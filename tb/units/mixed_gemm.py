@@ -196,22 +196,29 @@ def vectors(arrays: Arrays, facts: Facts, seed: int = 0) -> TestVectors:
 
 
 def sample(operands: Operands, facts: Facts) -> Arrays:
-    """Return a product a lane of the first three pairs, one tile each, and blocks of rows.
+    """Return products of the first three pairs, one tile each, and two blocks of rows.
 
-    So that a gate-level run has all of the array at work.
+    One a lane; several where a lane has more groups than are under way in the array, as for a
+    gate-level run: it records from when a product is done and while a command waits.
     """
     streams = MixedStreams(facts)
     pairs = streams.pairs
     groups = streams.tile // GROUP
     m, n = 2 * streams.rows * streams.chains, streams.columns
     chosen = [pairs.narrow[0], *pairs.wide][:3]
-    while sum(groups * (1 if p in pairs.narrow else GROUP // streams.lanes) for p in chosen) > (
-        streams.depth
-    ):
+
+    def beats() -> int:
+        return sum(groups * (1 if p in pairs.narrow else GROUP // streams.lanes) for p in chosen)
+
+    while beats() > streams.depth:
         chosen.pop()
+    number = operands.lanes
+    if operands.depth > facts.latency:
+        # Commands are taken up to three products ahead.
+        number *= 5 + -(-operands.depth // (2 * streams.chains * beats()))
     parts = []
     for act, weight in chosen:
-        count = operands.lanes * groups
+        count = number * groups
         acts = packed_groups(act, operands.activations, count * m)
         weights = packed_groups(weight, operands.weights, count * n)
         parts.append((act, weight, acts, weights))
@@ -221,12 +228,12 @@ def sample(operands: Operands, facts: Facts) -> Arrays:
                 Part(
                     act,
                     weight,
-                    acts.reshape(operands.lanes, m, groups, -1)[lane],
-                    weights.reshape(operands.lanes, n, groups, -1)[lane],
+                    acts.reshape(number, m, groups, -1)[product],
+                    weights.reshape(number, n, groups, -1)[product],
                 )
                 for act, weight, acts, weights in parts
             )
         )
-        for lane in range(operands.lanes)
+        for product in range(number)
     ]
     return arrays_of(products, facts)
