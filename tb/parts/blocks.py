@@ -106,7 +106,9 @@ def regression_of(vectors: Vectors, facts: Facts, seed: int = 0) -> Iterator[Cas
         yield "rows of the matrix", _rows(points)
         yield "rows in the lowest binades", _low_rows(points, seed)
         yield "rows below the largest", _high_rows(points)
+        yield "rows that carry", _carried_rows(points)
         yield "two results", _two_results(points, seed)
+        yield "subnormals in the middle", _low_middles(points, seed)
         yield "two values", _two_values(points, seed)
         if points >= 4 * PART:
             yield "four values", _four_values(points, seed)
@@ -162,6 +164,41 @@ def _high_rows(points: int) -> Arrays:
     fields = np.arange(249, 253).repeat(points)[:, None]
     x = np.broadcast_to(fields << 7, (len(fields), points)).astype(np.uint16)
     return {"x": x, "flips": np.tile(rows, (4, 1))}
+
+
+def _carried_rows(points: int) -> Arrays:
+    """Return rows of the matrix whose one result carries into the next exponent when it is rounded.
+
+    Its significand is all ones but for its last place; the exponents are the largest ones, so that
+    some carry into infinity, or have its exponent before they are rounded.
+    """
+    rows = np.tile(_rows(points)["flips"][:points], (5, 1))
+    fields = np.arange(249, 254).repeat(points)[:, None]
+    # Each half a place below the next power of two, or half of that: together less than half.
+    upper = np.arange(points) < points // 2 + 1
+    x = np.where(upper, fields + 1 << 7, fields << 7 | 0x7F)
+    return {"x": x.astype(np.uint16), "flips": rows}
+
+
+def _low_middles(points: int, seed: int) -> Arrays:
+    """Return for each result blocks in which it is one subnormal bit, or two, and one other is not.
+
+    The other one is by any power of two larger. So in some blocks the small one lies in the middle
+    between zero and the least value of an element, or between two, and only the places below it,
+    which are zeros, tell.
+    """
+    rng = np.random.default_rng(seed)
+    results, apart, odd, low = (
+        each.ravel() for each in np.meshgrid(np.arange(points), np.arange(7), (1, 3), (-128, -127))
+    )
+    other = (results + PART * rng.integers(1, points // PART, len(results))) % points
+    signs = 1 - 2 * _parity(points)
+    small = np.where(rng.random((len(results), 1)) < 0.5, odd[:, None], -odd[:, None])
+    sums = (odd << apart)[:, None] * signs[other] + small * signs[results]
+    # A sum of all points comes out smaller by the transform's own scale.
+    scale = low - (points.bit_length() - 1 - points.bit_length() // 2)
+    values = np.ldexp(np.abs(sums).astype(float), scale[:, None])
+    return {"x": from_float64(values, BF16), "flips": sums < 0}
 
 
 def _parity(points: int) -> NDArray[np.int64]:

@@ -211,6 +211,20 @@ def hard_sums(streams: MixedStreams, seed: int) -> Iterator[tuple[str, list[Mixe
             made = pair_stimulus.ones(rng, pair, exponents)
             products += _wholes(streams, pair, made[:2], [1, 2])
     yield "sums of segments", products
+    # A group of zeros with the largest scales changes nothing; a one in the middle between two sums
+    # of the next, larger group, at every distance that this can have.
+    products = []
+    for pair in streams.pairs.pairs:
+        small = rng.integers(-60, 60, HARD)
+        zeros = pair_stimulus.ones(rng, pair, np.stack([small, small, small - 1]))[:2]
+        for side, block in zip(zeros, pair, strict=True):
+            size = block.group_bytes[0]
+            side[1, :, :size], side[1, :, size] = 0, 254
+        large = small + rng.integers(22, 27, HARD)
+        middle = pair_stimulus.ones(rng, pair, np.stack([small, large, large]))[:2]
+        for sides in (zeros, middle):
+            products += _wholes(streams, pair, sides, [3])
+    yield "zeros and middles", products
 
 
 def bad_tables(streams: MixedStreams) -> list[tuple[tuple[int, int, int], Table, list[str]]]:
@@ -315,6 +329,33 @@ def refused(streams: MixedStreams, products: Sequence[MixedProduct]) -> TestVect
     )
 
 
+def refused_late(streams: MixedStreams, product: MixedProduct) -> TestVectors:
+    """Return a broken product with refused commands behind it, the first of which fail for it too.
+
+    One that resynchronises is among them. The status of the next one, which comes at once, tells
+    whether it was looked at before that was done.
+    """
+    vectors = broken(streams, [product], Accident("acts", 0, 0, "tag"))
+    # So many that, with a slow reader, all operands are dropped before they are through.
+    failed, count = 24, 30
+    (sizes, table, names), *_ = bad_tables(streams)
+    tags = [(1 + number) % streams.tags for number in range(count)]
+    beats = streams.table_beats([(sizes, table)] * count, tags)
+    beats[failed] = streams.resync_beat(tags[failed])[0]
+    status, there = streams.facts.stream("status"), np.arange(count)
+    words = {name: there != failed for name in names}
+    words |= {"misframed": there < failed, "tag": np.array(tags)}
+    more = pack(status, {status.field(name): word for name, word in words.items()})
+    first = vectors.outputs["status"].data
+    commands = np.concatenate([vectors.inputs["cmd"].data, beats])
+    reports = np.concatenate([first, more])
+    return TestVectors(
+        {**vectors.inputs, "cmd": Beats(commands)},
+        {**vectors.outputs, "status": Beats(reports, np.ones(len(reports), bool))},
+        1,
+    )
+
+
 def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     """Yield products, commands that are refused, and packets that are broken or lost."""
     streams, rng = MixedStreams(facts, noise=seed), np.random.default_rng(seed)
@@ -346,6 +387,8 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     for number, stall in enumerate(STALLS[:2]):
         bad = refused(streams, random_products(rng, streams, 6, min(2, most)))
         yield Case("refused", (bad,), stall, seed + number)
+    one = drawn(np.random.default_rng(seed), streams, 1, 1, 1, "near")
+    yield Case("refused behind a broken one", (refused_late(streams, one),), STALLS[2], seed)
     some = played(streams, random_products(rng, streams, 4, min(2, most)))
     for clock, stall in enumerate(RESETS):
         yield Case(f"reset {clock}", (some,), stall, seed + clock, before=WARM + 5 * clock)
