@@ -329,30 +329,40 @@ def refused(streams: MixedStreams, products: Sequence[MixedProduct]) -> TestVect
     )
 
 
-def refused_late(streams: MixedStreams, product: MixedProduct) -> TestVectors:
-    """Return a broken product with refused commands behind it, the first of which fail for it too.
+def taken_late(streams: MixedStreams, product: MixedProduct) -> tuple[TestVectors, ...]:
+    """Return a command that comes at once behind one that resynchronises, and then its operands.
 
-    One that resynchronises is among them. The status of the next one, which comes at once, tells
-    whether it was looked at before that was done.
+    Before them a product is broken, and so many commands are refused that with a slow reader all of
+    that one's operands are dropped before they are through. So whether the last one is taken tells
+    if it was looked at before all started anew.
     """
+    failed = 24
     vectors = broken(streams, [product], Accident("acts", 0, 0, "tag"))
-    # So many that, with a slow reader, all operands are dropped before they are through.
-    failed, count = 24, 30
     (sizes, table, names), *_ = bad_tables(streams)
-    tags = [(1 + number) % streams.tags for number in range(count)]
-    beats = streams.table_beats([(sizes, table)] * count, tags)
-    beats[failed] = streams.resync_beat(tags[failed])[0]
-    status, there = streams.facts.stream("status"), np.arange(count)
-    words = {name: there != failed for name in names}
-    words |= {"misframed": there < failed, "tag": np.array(tags)}
+    tags = [number % streams.tags for number in range(1, failed + 1)]
+    commands = [
+        vectors.inputs["cmd"].data,
+        streams.table_beats([(sizes, table)] * failed, tags),
+        streams.resync_beat(3),
+        streams.table_beats([(product.sizes, product.table)]),
+    ]
+    status = streams.facts.stream("status")
+    there = np.arange(failed + 1) < failed
+    words = {name: there for name in (*names, "misframed")} | {"tag": np.array([*tags, 3])}
     more = pack(status, {status.field(name): word for name, word in words.items()})
-    first = vectors.outputs["status"].data
-    commands = np.concatenate([vectors.inputs["cmd"].data, beats])
-    reports = np.concatenate([first, more])
-    return TestVectors(
-        {**vectors.inputs, "cmd": Beats(commands)},
-        {**vectors.outputs, "status": Beats(reports, np.ones(len(reports), bool))},
-        1,
+    reports = np.concatenate([vectors.outputs["status"].data, more])
+    inputs = streams.inputs([product])
+    return (
+        TestVectors(
+            {**vectors.inputs, "cmd": Beats(np.concatenate(commands))},
+            {**vectors.outputs, "status": Beats(reports, np.ones(len(reports), bool))},
+            1,
+        ),
+        TestVectors(
+            {**inputs, "cmd": inputs["cmd"].part(0, 0)},
+            dict(streams.outputs([streams.golden(product)])),
+            1,
+        ),
     )
 
 
@@ -388,7 +398,7 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
         bad = refused(streams, random_products(rng, streams, 6, min(2, most)))
         yield Case("refused", (bad,), stall, seed + number)
     one = drawn(np.random.default_rng(seed), streams, 1, 1, 1, "near")
-    yield Case("refused behind a broken one", (refused_late(streams, one),), STALLS[2], seed)
+    yield Case("taken late", taken_late(streams, one), STALLS[2], seed)
     some = played(streams, random_products(rng, streams, 4, min(2, most)))
     for clock, stall in enumerate(RESETS):
         yield Case(f"reset {clock}", (some,), stall, seed + clock, before=WARM + 5 * clock)
