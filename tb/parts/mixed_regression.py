@@ -348,7 +348,7 @@ def taken_late(streams: MixedStreams, product: MixedProduct) -> tuple[TestVector
     ]
     status = streams.facts.stream("status")
     there = np.arange(failed + 1) < failed
-    words = {name: there for name in (*names, "misframed")} | {"tag": np.array([*tags, 3])}
+    words = dict.fromkeys((*names, "misframed"), there) | {"tag": np.array([*tags, 3])}
     more = pack(status, {status.field(name): word for name, word in words.items()})
     reports = np.concatenate([vectors.outputs["status"].data, more])
     inputs = streams.inputs([product])
