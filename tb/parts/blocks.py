@@ -21,7 +21,18 @@ from m2xfp.tb.parts.value_stimulus import (
 from m2xfp.tb.regression import WARM, Case, steady_cases
 from m2xfp.tb.vectors import Beats, TestVectors
 
-__all__ = ["block_arrays", "block_beats", "encode", "load", "regression_of", "sample", "vectors_of"]
+__all__ = [
+    "block_arrays",
+    "block_beats",
+    "encode",
+    "four_values",
+    "load",
+    "low_middles",
+    "regression_of",
+    "sample",
+    "two_values",
+    "vectors_of",
+]
 
 PART = 8
 """Values of a subgroup behind the transform."""
@@ -108,10 +119,10 @@ def regression_of(vectors: Vectors, facts: Facts, seed: int = 0) -> Iterator[Cas
         yield "rows below the largest", _high_rows(points)
         yield "rows that carry", _carried_rows(points)
         yield "two results", _two_results(points, seed)
-        yield "subnormals in the middle", _low_middles(points, seed)
-        yield "two values", _two_values(points, seed)
+        yield "subnormals in the middle", low_middles(points, seed)
+        yield "two values", two_values(points, seed)
         if points >= 4 * PART:
-            yield "four values", _four_values(points, seed)
+            yield "four values", four_values(points, seed)
         yield "small sums", _small_sums(points, facts.parameters["bits"], seed)
 
     yield from steady_cases(stimulus(), vectors, facts, seed)
@@ -180,7 +191,7 @@ def _carried_rows(points: int) -> Arrays:
     return {"x": x.astype(np.uint16), "flips": rows}
 
 
-def _low_middles(points: int, seed: int) -> Arrays:
+def low_middles(points: int, seed: int) -> Arrays:
     """Return for each result blocks in which it is one subnormal bit, or two, and one other is not.
 
     The other one is by any power of two larger. So in some blocks the small one lies in the middle
@@ -225,7 +236,7 @@ def _two_results(points: int, seed: int, count: int = 1500) -> Arrays:
     return {"x": from_float64(values, BF16), "flips": flips}
 
 
-def _two_values(points: int, seed: int, count: int = 1500) -> Arrays:
+def two_values(points: int, seed: int, count: int = 1500) -> Arrays:
     """Return blocks of two values that are nearly alike, some with a third one of last places.
 
     Half of the results are small, and the others as small as they can be beside those.
@@ -246,7 +257,7 @@ def _two_values(points: int, seed: int, count: int = 1500) -> Arrays:
     return {"x": from_float64(np.ldexp(values, scale), BF16), "flips": flips}
 
 
-def _four_values(points: int, seed: int, count: int = 4000) -> Arrays:
+def four_values(points: int, seed: int, count: int = 4000) -> Arrays:
     """Return blocks of four values, the largest three times the others, and a small fifth one.
 
     A quarter of the results, whole subgroups, is as small as the fifth and what the four differ by,

@@ -112,9 +112,10 @@ def argued(facts: Facts) -> list[Argument]:
         # Below the largest exponent field of the block's values.
         apart = below + (points.bit_length() // 2)
         alike = f"""
-  // The largest bfloat16 pattern that becomes zero, half of the least value that there is.
+  // The largest bfloat16 pattern that becomes zero, half of the least value that there is. Blocks
+  // of subnormals have no such largest result.
   wire signed [9:0] field = $signed({{2'b00, largest}}) - {apart};
-  wire [15:0] limit = field >= 1 ? field << 7 : field >= -6 ? 1 << (field + 6) : 0;
+  wire [15:0] limit = field >= 1 ? field << 7 : field >= -6 & largest > 1 ? 1 << (field + 6) : 0;
   assign alike = right[15] == wrong[15] & right[14:0] <= limit & wrong[14:0] <= limit;
 """
         why = "a result so small beside the block's largest that its code is zero"
