@@ -28,6 +28,7 @@ __all__ = [
     "four_values",
     "load",
     "low_middles",
+    "low_sums",
     "regression_of",
     "sample",
     "two_values",
@@ -124,6 +125,8 @@ def regression_of(vectors: Vectors, facts: Facts, seed: int = 0) -> Iterator[Cas
         if points >= 4 * PART:
             yield "four values", four_values(points, seed)
         yield "small sums", _small_sums(points, facts.parameters["bits"], seed)
+        yield "low sums", low_sums(points, facts.parameters["bits"], seed)
+        yield "values far below", _far_values(points, seed)
 
     yield from steady_cases(stimulus(), vectors, facts, seed)
     if facts.beats_per_group > 1:
@@ -313,3 +316,41 @@ def _small_sums(points: int, bits: int, seed: int) -> Arrays:
     half = np.arange(len(rows)) // (bits - 1) % 2
     flips[rows, value] = parity[result, value] ^ half
     return {"x": raw.astype(np.uint16), "flips": flips}
+
+
+def low_sums(points: int, bits: int, seed: int, count: int = 8000) -> Arrays:
+    """Return blocks of the lowest binades of which half of the results is small.
+
+    Two equal values cancel there, or nearly all do, which come together in one other result. Two
+    values are any number of the block's last places. So many results are subnormals of any pattern,
+    beside a largest one that is low too.
+    """
+    rng = np.random.default_rng(seed)
+    rows = np.arange(count)
+    one, other, third, fourth = np.argsort(rng.random((count, points)), axis=1)[:, :4].T
+    largest = rng.integers(1, 12 + bits, count)
+    value = 2 ** (bits - 1) + rng.integers(0, 128, count) * 2.0 ** (bits - 8)
+    together = np.arange(count) % 2 == 1
+    values = np.where(together[:, None], value[:, None], np.zeros((count, points)))
+    values[rows, one] = values[rows, other] = value
+    for lane in (third, fourth):
+        few = rng.integers(0, 256, count) >> rng.integers(0, 8, count)
+        values[rows, lane] = few << np.where(together, 0, rng.integers(0, bits - 7, count))
+    # In units of a last place, which bfloat16 may not have in the lowest binades of all.
+    x = from_float64(np.ldexp(values, (largest - 126 - bits)[:, None]), BF16)
+    flips = rng.random((count, points)) < 0.5
+    row = _parity(points)[rng.integers(0, points, count)]
+    return {"x": x, "flips": np.where(together[:, None], row.astype(bool) ^ flips[:, :1], flips)}
+
+
+def _far_values(points: int, seed: int, count: int = 1000) -> Arrays:
+    """Return blocks of one value and others that are so far below that little or nothing is left.
+
+    The largest one has any exponent. A distance taken too short gives a result wrong by far.
+    """
+    rng = np.random.default_rng(seed)
+    largest = rng.integers(1, 0xFF, (count, 1))
+    fields = (largest - rng.integers(9, 48, (count, points))).clip(0)
+    lanes = np.arange(points) == rng.integers(0, points, (count, 1))
+    x = np.where(lanes, largest, fields) << 7 | rng.integers(0, 128, (count, points))
+    return {"x": x.astype(np.uint16), "flips": rng.random((count, points)) < 0.5}

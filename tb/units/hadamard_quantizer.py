@@ -27,6 +27,7 @@ __all__ = [
     "expected",
     "load",
     "negligible",
+    "places",
     "regression",
     "sample",
     "unreached",
@@ -102,23 +103,49 @@ def negligible(facts: Facts) -> list[int] | None:
 
 
 def argued(facts: Facts) -> list[Argument]:
-    """Return what is argued of results that become zero."""
+    """Return what is argued of results that become zero or are not finite, and of none that are.
+
+    Of the block's fixed point the last place follows from its largest result, see ``places``.
+    """
     binades = negligible(facts)
     if binades is None:
         return []
-    points = facts.parameters["points"]
+    points, emax = facts.parameters["points"], _block(facts).element.emax
     found = []
     for lane, below in enumerate(binades):
         # Below the largest exponent field of the block's values.
         apart = below + (points.bit_length() // 2)
-        alike = f"""
+        small = f"""
   // The largest bfloat16 pattern that becomes zero, half of the least value that there is. Blocks
   // of subnormals have no such largest result.
   wire signed [9:0] field = $signed({{2'b00, largest}}) - {apart};
   wire [15:0] limit = field >= 1 ? field << 7 : field >= -6 & largest > 1 ? 1 << (field + 6) : 0;
-  assign alike = right[15] == wrong[15] & right[14:0] <= limit & wrong[14:0] <= limit;
+  assign alike = (right[15] == wrong[15] & right[14:0] <= limit & wrong[14:0] <= limit)
+    | (&right[14:7] & &wrong[14:7]);
 """
-        why = "a result so small beside the block's largest that its code is zero"
+        why = "a result so small beside the block's largest that its code is zero, or not finite"
         reads = {"largest": "transformed_1_largest"}
-        found.append(Argument(r"unit[.]hadamard", (f"round_{lane}.acc",), alike, why, reads))
+        found.append(Argument(r"unit[.]hadamard", (f"round_{lane}.acc",), small, why, reads))
+        none = f"""
+  wire [7:0] low = value[14:7] == 0 ? 1 : value[14:7];
+  wire signed [9:0] zeros = $signed({{2'b00, origin}}) - $signed({{2'b00, low}}) - {places(facts)};
+  wire [7:0] significand = {{value[14:7] != 0, value[6:0]}};
+  wire lost = zeros >= 8 ? significand != 0 : (significand & ((1 << zeros) - 1)) != 0;
+  assign alike = $bits(value) == 16
+    & (value[14:7] > origin | (origin > {emax} & zeros > 0 & lost));
+"""
+        why = "the code of a result beyond the largest or with bits below the block's last place"
+        reads = {"value": f"lane_{lane}.value", "origin": f"lane_{lane}.origin"}
+        word = (f"lane_{lane}.magnitude",)
+        found.append(Argument(r"unit[.]quantizer", word, none, why, reads))
     return found
+
+
+def places(facts: Facts) -> int:
+    """Return how far a result's exponent may be below the largest with all bits of its significand.
+
+    Of one that is farther below as many bits are zeros: a result is a number of last places of the
+    block, and the largest one is at most so many values of all ones, which is exact.
+    """
+    points, bits = facts.parameters["points"], facts.parameters["bits"]
+    return int(points).bit_length() - 1 + int(bits) - BF16.mantissa_bits - 1

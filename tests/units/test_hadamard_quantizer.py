@@ -16,7 +16,7 @@ from m2xfp.rtl.verilog.emit import emit
 from m2xfp.tb.bench import find_bench
 from m2xfp.tb.bulk.simulator import BulkSimulator
 from m2xfp.tb.parts import value_stimulus
-from m2xfp.tb.parts.blocks import block_arrays, four_values, low_middles, two_values
+from m2xfp.tb.parts.blocks import block_arrays, four_values, low_middles, low_sums, two_values
 from m2xfp.tb.units import hadamard_quantizer
 
 UNIT = "hadamard_quantizer"
@@ -107,3 +107,33 @@ def test_negligible_results(block: str) -> None:
     )
     assert all(map(np.array_equal, planes(0), wanted))
     assert not all(map(np.array_equal, planes(1), wanted))
+
+
+@pytest.mark.parametrize("bits", [9, 12, 16])
+def test_last_places_of_results(bits: int) -> None:
+    """A result far below the largest one has no bits below a place that follows from that."""
+    facts = UNITS[UNIT].instance("32x8", {"bits": bits}).facts
+    # One result of nearly all values together, and one of a single last place.
+    extreme = np.full((1, 32), 0x3FFF, np.uint16)
+    extreme[0, :2] = (135 - bits << 7) + np.arange(2)
+    some = [
+        {"x": extreme, "flips": np.zeros((1, 32), np.bool_)},
+        low_sums(32, bits, 5),
+        four_values(32, 5),
+        *(
+            block_arrays(value_stimulus.groups(name, "bf16", 2000, 5, 32), 5)
+            for name in ("equal", "wide", "subnormal")
+        ),
+    ]
+    x, flips = (np.concatenate([each[name] for each in some]) for name in ("x", "flips"))
+    y = hadamard(x, flips, bits=bits)["y"].astype(np.int64)
+    fields, significands = y >> 7 & 0xFF, y & 0x7F | ((y & 0x7F80) != 0) << 7
+    apart = fields.max(axis=1, keepdims=True) - fields.clip(1)
+
+    def lost(places: int) -> NDArray[np.bool_]:
+        return significands & (1 << (apart - places).clip(0, 8)) - 1 != 0
+
+    # Of a block of zeros or of subnormals alone the largest exponent tells nothing.
+    there = np.broadcast_to(fields.max(axis=1, keepdims=True) > 1, y.shape)
+    assert not lost(hadamard_quantizer.places(facts))[there].any()
+    assert lost(hadamard_quantizer.places(facts) - 1)[there].any()
