@@ -1,15 +1,18 @@
 """What is argued of mutants: that no more is let through, and that the arguments hold."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from m2xfp.errors import InputError
 from m2xfp.facts import EmittedFiles, Port
-from m2xfp.rtl.catalog import find_unit
+from m2xfp.formats import block_format
+from m2xfp.rtl.catalog import UNITS, find_unit, select
 from m2xfp.rtl.verilog.emit import emit
 from m2xfp.synth.formal.engines import abc
 from m2xfp.synth.mutants.aig import Aig, Logic
@@ -18,6 +21,7 @@ from m2xfp.synth.mutants.equivalence import Prover
 from m2xfp.synth.mutants.netlist import MutatedUnit, run_yosys
 from m2xfp.tb.arguments import Argument
 from m2xfp.tb.bench import Cover
+from m2xfp.tb.units import hadamard_quantizer
 
 # Of a word, 2 is said to be 3 where ``high`` is set. Mutants: 1 makes 3 of 2 then, 2 always, 3
 # makes 1 of it, 4 does what 1 does and turns an output too, 5 and a register.
@@ -74,6 +78,65 @@ def test_only_what_is_argued(tmp_path: Path) -> None:
 def test_no_such_wire(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="elsewhere"):
         words(tmp_path, replace(ARGUED, instance="elsewhere"))
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_wires(name: str, tmp_path: Path) -> None:
+    """What a testbench argues about are wires of its unit."""
+    unit = find_unit(name)
+    instance = min(select(name), key=lambda each: sum(width for *_, width in each.facts.ports()))
+    arguments = Cover(unit).argued(instance.facts)
+    if not arguments:
+        return
+    files = emit(instance, tmp_path)
+    script = [f"read_verilog {files.verilog.name}", f"hierarchy -top {files.top}", "proc"]
+    run_yosys(tmp_path, "flat", "\n".join([*script, "flatten", "write_json flat.json", ""]))
+    (module,) = json.loads((tmp_path / "flat.json").read_text())["modules"].values()
+    for argument in arguments:
+        for wire in argument.wires:
+            there = [each for each in module["netnames"] if each.endswith(f".{wire}")]
+            assert [
+                each
+                for each in there
+                if re.fullmatch(argument.instance, each.removesuffix(f".{wire}"))
+            ], (argument.instance, wire)
+
+
+@pytest.mark.parametrize("block", ["m2xfp-act", "mxfp8-e4m3"])
+def test_small_results(block: str, tmp_path: Path) -> None:
+    """The line of Verilog lets results pass up to the limit that the golden model is tried with."""
+    facts = find_unit("hadamard_quantizer").instance("32x8", {"block": block_format(block)}).facts
+    below = hadamard_quantizer.negligible(facts)
+    assert below is not None
+    rng = np.random.default_rng(3)
+    for lane in (0, 1):
+        argument = hadamard_quantizer.argued(facts)[2 * lane]
+        (tmp_path / "related.sv").write_text(
+            argument.module({"right": 16, "wrong": 16, "largest": 8})
+        )
+        relation = to_logic(tmp_path, "related", "read_verilog -sv related.sv")
+        for largest in (*range(1, 30), 127, 253, 254, 255):
+            field = largest - 3 - below[lane]
+            limit = field << 7 if field >= 1 else 0
+            if -6 <= field < 1 and largest > 1:
+                limit = 1 << (field + 6)
+            for _ in range(6):
+                right, wrong = (int(limit + rng.integers(-2, 3)) & 0x7FFF for _ in range(2))
+                wrong |= int(rng.integers(0, 4) == 0) << 15
+                found = Aig().add(
+                    relation,
+                    {
+                        name: [value >> n & 1 for n in range(bits)]
+                        for name, value, bits in (
+                            ("right", right, 16),
+                            ("wrong", wrong, 16),
+                            ("largest", largest, 8),
+                        )
+                    },
+                )
+                same = not wrong >> 15 and max(right, wrong & 0x7FFF) <= limit
+                infinite = right >= 0x7F80 and wrong & 0x7FFF >= 0x7F80
+                assert found["alike"][0] == int(same or infinite), (largest, right, wrong)
 
 
 # --- addends of FP32 sums -----------------------------------------------------------------------
