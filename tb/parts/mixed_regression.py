@@ -221,8 +221,8 @@ def hard_sums(streams: MixedStreams, seed: int) -> Iterator[tuple[str, list[Mixe
             size = block.group_bytes[0]
             side[1, :, :size], side[1, :, size] = 0, 254
         large = small + rng.integers(22, 27, HARD)
-        middle = pair_stimulus.ones(rng, pair, np.stack([small, large, large]))[:2]
-        for sides in (zeros, middle):
+        between = pair_stimulus.ones(rng, pair, np.stack([small, large, large]))[:2]
+        for sides in (zeros, between):
             products += _wholes(streams, pair, sides, [3])
     yield "zeros and middles", products
 
