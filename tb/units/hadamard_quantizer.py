@@ -103,9 +103,10 @@ def negligible(facts: Facts) -> list[int] | None:
 
 
 def argued(facts: Facts) -> list[Argument]:
-    """Return what is argued of results that become zero or are not finite, and of none that are.
+    """Return what is argued of results that become zero or are not finite, and of impossible ones.
 
-    Of the block's fixed point the last place follows from its largest result, see ``places``.
+    The latter have bits below the last place of the block's fixed point, see ``places``, or an
+    exponent above the group's largest. One that is not finite makes all its group NaN.
     """
     binades = negligible(facts)
     if binades is None:
