@@ -172,10 +172,15 @@ module sums(input [31:0] acc, input [N-1:0] digits, input negative, input [4:0] 
   assign far = differ & (apart > N + 6 | apart < -N - 22);
 endmodule
 """
-PAIRS = {"micromix-8": "switching_dot_product", "mxfp8-mxfp4-fp32": "dot_product"}
+PAIRS = {
+    "micromix-8": "switching_dot_product",
+    "mxfp8-mxfp4-fp32": "dot_product",
+    "micromix-2x2": "mixed_gemm",
+}
+LARGE = [pytest.param(name, marks=[pytest.mark.slow] * (name == "micromix-2x2")) for name in PAIRS]
 
 
-@pytest.fixture(scope="module", params=list(PAIRS))
+@pytest.fixture(scope="module", params=LARGE)
 def sums(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Sums":
     return Sums(request.param, tmp_path_factory.mktemp("sums"))
 
