@@ -224,6 +224,11 @@ def hard_sums(streams: MixedStreams, seed: int) -> Iterator[tuple[str, list[Mixe
         between = pair_stimulus.ones(rng, pair, np.stack([small, large, large]))[:2]
         for sides in (zeros, between):
             products += _wholes(streams, pair, sides, [3])
+        # Each lone subnormal bit, and far above it the middle between two results.
+        bits = np.resize(np.arange(-134, -124), HARD)
+        above = bits + rng.integers(34, 70, HARD)
+        lone = pair_stimulus.ones(rng, pair, np.stack([bits, above, above - 8]))[:2]
+        products += _wholes(streams, pair, lone, [1, 2])
     yield "zeros and middles", products
 
 
