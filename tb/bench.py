@@ -21,6 +21,7 @@ from m2xfp.tb.vectors import Beats, TestVectors
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from m2xfp.tb.arguments import Argument
     from m2xfp.tb.cross import Cross
     from m2xfp.tb.regression import Case
 
@@ -116,7 +117,7 @@ class Bench(Protocol):
 
 
 class Cover:
-    """What a unit's testbench says beside, for coverage (`m2xfp coverage`); both may be left out.
+    """What a unit's testbench says beside, for coverage and mutants; all may be left out.
 
     Parameters
     ----------
@@ -140,6 +141,11 @@ class Cover:
         error.
         """
         found: dict[str, str] = getattr(self._module, "unreached", lambda _: {})(facts)
+        return found
+
+    def argued(self, facts: Facts) -> "list[Argument]":
+        """Return which values of wires are alike to all behind them, though no proof says so."""
+        found: list[Argument] = getattr(self._module, "argued", lambda _: [])(facts)
         return found
 
 

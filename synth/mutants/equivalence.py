@@ -29,12 +29,15 @@ from m2xfp.facts import Facts
 from m2xfp.files import write_atomic
 from m2xfp.synth.formal.engines import abc
 from m2xfp.synth.formal.netlist import ProofError
-from m2xfp.synth.mutants.aig import Aig, Logic, read_logic
+from m2xfp.synth.mutants.aig import Aig, Logic
+from m2xfp.synth.mutants.arguments import ArguedLogic, to_logic
 from m2xfp.synth.mutants.netlist import PORT, MutatedUnit, YosysError, run_yosys
+from m2xfp.tb.arguments import Argument
 
 __all__ = ["Prover", "Verdict"]
 
 ANY, RESET, ZEROS = "in any state", "after reset", "after reset, from zeros"
+FOR_ANY = "for any input"
 _STATE, _NEXT = "state_", "next_"
 _STATEFUL = re.compile(r"ff|sr|latch|mem")
 # Patterns and clocks of the search for registers that differ.
@@ -120,21 +123,33 @@ class Prover:
         The unit with its faults.
     seconds
         Time that an engine may take for an answer.
+    arguments
+        What is argued of the unit, see ``argue``.
     """
 
-    def __init__(self, mutated: MutatedUnit, seconds: int = 30) -> None:
+    def __init__(
+        self, mutated: MutatedUnit, seconds: int = 30, arguments: Sequence[Argument] = ()
+    ) -> None:
         self._seconds, self._folder = seconds, mutated.folder
         self._facts = Facts.load(mutated.unit.json)
         registers = ("memory_map", "opt_expr", "dffunmap", "opt_clean -purge")
-        script = ["read_rtlil mutated.il", *registers, "write_json whole.json", ""]
-        run_yosys(self._folder, "cut", "\n".join(script))
+        # Else a wire of several names would have any of them.
+        kept = [f"setattr -set keep 1 w:*.{wire}" for each in arguments for wire in each.wires]
+        script = [
+            "read_rtlil mutated.il",
+            *dict.fromkeys(kept),
+            *registers,
+            "write_json whole.json",
+            "",
+        ]
+        run_yosys(self._folder, "whole", "\n".join(script))
         (module,) = json.loads((self._folder / "whole.json").read_text())["modules"].values()
-        write_atomic(self._folder / "cut.json", json.dumps({"modules": {"cut": _cut(module)}}))
-        gates = ("setundef -zero", "proc", "opt_expr", "opt_clean", "techmap", "opt_clean")
-        script = ["read_json cut.json", *gates, "aigmap", "opt_clean"]
-        script += ["write_aiger -ascii -symbols cut.aag", ""]
-        run_yosys(self._folder, "gates", "\n".join(script))
-        self._logic: Logic = read_logic(self._folder / "cut.aag")
+        cut = _cut(module)
+        write_atomic(self._folder / "cut.json", json.dumps({"modules": {"cut": cut}}))
+        self._logic: Logic = to_logic(self._folder, "cut", "read_json cut.json")
+        self._argued = (
+            ArguedLogic(cut, module["netnames"], arguments, self._folder) if arguments else None
+        )
         self._inputs = {
             name: len(bits)
             for name, bits in self._logic.inputs.items()
@@ -143,15 +158,23 @@ class Prover:
         self._state = len(self._logic.inputs.get(_STATE, []))
         self._starts = {0: self._start(0)}
 
+    def glance(self, number: int) -> Verdict:
+        """Say whether a mutant's logic equals the unit's, whatever the registers hold."""
+        return self._ask(number, ANY if self._state else FOR_ANY, registers=False)
+
     def prove(self, number: int) -> Verdict:
         """Say whether a mutant equals the unit, what is found soonest first."""
+        verdict = self.glance(number)
         if not self._state:
-            return self._ask(number, "for any input")
-        verdict = self._ask(number, ANY, registers=False)
+            return verdict
         for begin in (ZEROS, ANY, RESET):
             if not verdict.same:
                 verdict = self._ask(number, begin)
         return verdict
+
+    def argue(self, number: int) -> str:
+        """Return the arguments by which a mutant makes no difference; nothing if none do."""
+        return self._argued.why(number, self._seconds) if self._argued else ""
 
     def _start(self, number: int) -> dict[int, int]:
         """Return what a reset puts into the registers that have one."""

@@ -1,13 +1,13 @@
 """Playing a unit's regression through its mutants, and what becomes of each."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from m2xfp.rtl.catalog import Instance
 from m2xfp.synth.mutants.equivalence import Prover
 from m2xfp.synth.mutants.netlist import PORT, Mutant, MutatedUnit, mutate
-from m2xfp.tb.bench import find_bench
+from m2xfp.tb.bench import Cover, find_bench
 from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
 from m2xfp.tb.regression import Case, check_case
 
@@ -29,9 +29,10 @@ class Outcome:
     mutant
         The fault.
     fate
-        ``killed``, ``equivalent``, or ``alive``.
+        ``killed``, ``equivalent``, ``argued``, or ``alive``.
     by
-        The case that noticed it, or where it is equivalent, or what is known of it.
+        The case that noticed it, or where it is equivalent, or by which argument, or what is known
+        of it.
     """
 
     mutant: Mutant
@@ -50,7 +51,11 @@ def killer(simulator: BulkSimulator, cases: Iterable[Case], number: int) -> str:
 
 
 def _explain(prover: Prover, number: int) -> tuple[str, str]:
-    """Return fate and reason of a mutant that lives."""
+    """Return fate and reason of a mutant that lives: a proof before an argument."""
+    if (verdict := prover.glance(number)).same:
+        return "equivalent", verdict.how
+    if why := prover.argue(number):
+        return "argued", why
     verdict = prover.prove(number)
     return "equivalent" if verdict.same else "alive", verdict.how
 
@@ -63,6 +68,7 @@ def measure(
     *,
     cases: Sequence[Case] | None = None,
     seconds: int = 20,
+    only: Collection[int] = (),
     progress: bool = False,
 ) -> list[Outcome]:
     """Make mutants of a unit, play its regression through each, and look into those that live.
@@ -79,6 +85,8 @@ def measure(
         The regression; None for the unit's own.
     seconds
         Time that a proof may take.
+    only
+        Numbers of the mutants that are looked at; all if there are none.
     progress
         Show a progress bar.
 
@@ -98,7 +106,8 @@ def measure(
     # What has found much is tried first.
     order = {case.name: 0 for case in cases}
     outcomes, living = [], []
-    for mutant in track(mutated.mutants, desc=instance.top, unit="mutant", quiet=not progress):
+    looked_at = [each for each in mutated.mutants if not only or each.number in only]
+    for mutant in track(looked_at, desc=instance.top, unit="mutant", quiet=not progress):
         tried = sorted(cases, key=lambda case: -order[case.name])
         if by := killer(simulator, tried, mutant.number):
             order[by] += 1
@@ -106,7 +115,7 @@ def measure(
         else:
             living.append(mutant)
     if living:
-        prover = Prover(mutated, seconds)
+        prover = Prover(mutated, seconds, Cover(instance.unit).argued(instance.facts))
         for mutant in track(living, desc="proofs", unit="mutant", quiet=not progress):
             outcomes.append(Outcome(mutant, *_explain(prover, mutant.number)))
     return sorted(outcomes, key=lambda outcome: outcome.mutant.number)

@@ -12,6 +12,7 @@ from m2xfp.tables import aligned_table
 __all__ = ["accept", "row_of", "summary", "tables"]
 
 _FILE = "mutants.json"
+_FATES = ("killed", "equivalent", "argued", "alive")
 
 
 def row_of(instance: Instance, seed: int, outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -22,18 +23,24 @@ def row_of(instance: Instance, seed: int, outcomes: Sequence[Outcome]) -> dict[s
         "config": instance.config,
         "seed": seed,
         "mutants": len(outcomes),
-        **{fate: fates.count(fate) for fate in ("killed", "equivalent", "alive")},
-        "survivors": [
-            [each.mutant.mode, each.mutant.place, each.mutant.line, each.mutant.text, each.by]
-            for each in outcomes
-            if each.fate == "alive"
-        ],
+        **{fate: fates.count(fate) for fate in _FATES},
+        "survivors": _places(outcomes, "alive"),
+        "spared": _places(outcomes, "argued"),
     }
 
 
+def _places(outcomes: Sequence[Outcome], fate: str) -> list[list[str | int]]:
+    """Return where the mutants of a fate are, and what is known of them."""
+    return [
+        [each.mutant.mode, each.mutant.place, each.mutant.line, each.mutant.text, each.by]
+        for each in outcomes
+        if each.fate == fate
+    ]
+
+
 def _share(row: dict[str, Any]) -> str:
-    """Return the share of the mutants that are not equivalent which were killed."""
-    counted = row["mutants"] - row["equivalent"]
+    """Return the share that was killed of the mutants that are not equivalent or argued to be."""
+    counted = row["killed"] + row["alive"]
     return f"{row['killed'] / counted:.1%}" if counted else "-"
 
 
@@ -41,8 +48,8 @@ def summary(row: dict[str, Any]) -> str:
     """Return a line for people."""
     return (
         f"{row['unit']} {row['config']}, seed {row['seed']}: {row['killed']} of {row['mutants']} "
-        f"killed, {row['equivalent']} equivalent, {row['alive']} alive; {_share(row)} of those "
-        "that are not equivalent"
+        f"killed, {row['equivalent']} equivalent, {row['argued']} argued to be, {row['alive']} "
+        f"alive; {_share(row)} of those that are neither equivalent nor argued to be"
     )
 
 
@@ -58,19 +65,31 @@ def accept(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def tables(results: Path) -> dict[str, str]:
-    """Return ``mutants``, a row a unit, and ``mutants-alive``, a row a mutant that lives."""
+    """Return ``mutants``, a row a unit, and a row a mutant that lives or is argued about.
+
+    Their names: ``mutants-alive`` and ``mutants-argued``.
+    """
     path = results / _FILE
     if not path.exists():
         return {}
     rows = read_figures(path)["rows"]
-    counts = [
-        ["unit", "configuration", "seed", "mutants", "killed", "equivalent", "alive", "share"]
-    ]
-    alive = [["unit", "fault", "where", "line of the Verilog", "known of it"]]
+    columns = ["unit", "configuration", "seed", "mutants", *_FATES, "share"]
+    counts = [columns]
     for row in rows:
-        numbers = [str(row[name]) for name in counts[0][2:-1]]
+        numbers = [str(row[name]) for name in columns[2:-1]]
         counts.append([f"`{row['unit']}`", row["config"], *numbers, _share(row)])
-        for mode, place, line, text, by in row["survivors"]:
+    return {
+        "mutants": aligned_table(counts),
+        "mutants-alive": _listed(rows, "survivors", "known of it"),
+        "mutants-argued": _listed(rows, "spared", "what differs"),
+    }
+
+
+def _listed(rows: Sequence[dict[str, Any]], which: str, last: str) -> str:
+    """Return a table of mutants of all units."""
+    found = [["unit", "fault", "where", "line of the Verilog", last]]
+    for row in rows:
+        for mode, place, line, text, by in row[which]:
             code = text.replace("|", "\\|")
-            alive.append([f"`{row['unit']}`", mode, f"`{place}`", f"{line}: `{code}`", by])
-    return {"mutants": aligned_table(counts), "mutants-alive": aligned_table(alive)}
+            found.append([f"`{row['unit']}`", mode, f"`{place}`", f"{line}: `{code}`", by])
+    return aligned_table(found)

@@ -21,7 +21,19 @@ from m2xfp.tb.parts.value_stimulus import (
 from m2xfp.tb.regression import WARM, Case, steady_cases
 from m2xfp.tb.vectors import Beats, TestVectors
 
-__all__ = ["block_arrays", "block_beats", "encode", "load", "regression_of", "sample", "vectors_of"]
+__all__ = [
+    "block_arrays",
+    "block_beats",
+    "encode",
+    "four_values",
+    "load",
+    "low_middles",
+    "low_sums",
+    "regression_of",
+    "sample",
+    "two_values",
+    "vectors_of",
+]
 
 PART = 8
 """Values of a subgroup behind the transform."""
@@ -106,11 +118,15 @@ def regression_of(vectors: Vectors, facts: Facts, seed: int = 0) -> Iterator[Cas
         yield "rows of the matrix", _rows(points)
         yield "rows in the lowest binades", _low_rows(points, seed)
         yield "rows below the largest", _high_rows(points)
+        yield "rows that carry", _carried_rows(points)
         yield "two results", _two_results(points, seed)
-        yield "two values", _two_values(points, seed)
+        yield "subnormals in the middle", low_middles(points, seed)
+        yield "two values", two_values(points, seed)
         if points >= 4 * PART:
-            yield "four values", _four_values(points, seed)
+            yield "four values", four_values(points, seed)
         yield "small sums", _small_sums(points, facts.parameters["bits"], seed)
+        yield "low sums", low_sums(points, facts.parameters["bits"], seed)
+        yield "values far below", _far_values(points, seed)
 
     yield from steady_cases(stimulus(), vectors, facts, seed)
     if facts.beats_per_group > 1:
@@ -164,6 +180,41 @@ def _high_rows(points: int) -> Arrays:
     return {"x": x, "flips": np.tile(rows, (4, 1))}
 
 
+def _carried_rows(points: int) -> Arrays:
+    """Return rows of the matrix whose one result carries into the next exponent when it is rounded.
+
+    Its significand is all ones but for its last place; the exponents are the largest ones, so that
+    some carry into infinity, or have its exponent before they are rounded.
+    """
+    rows = np.tile(_rows(points)["flips"][:points], (5, 1))
+    fields = np.arange(249, 254).repeat(points)[:, None]
+    # Each half a place below the next power of two, or half of that: together less than half.
+    upper = np.arange(points) < points // 2 + 1
+    x = np.where(upper, fields + 1 << 7, fields << 7 | 0x7F)
+    return {"x": x.astype(np.uint16), "flips": rows}
+
+
+def low_middles(points: int, seed: int) -> Arrays:
+    """Return for each result blocks in which it is one subnormal bit, or two, and one other is not.
+
+    The other one is by any power of two larger. So in some blocks the small one lies in the middle
+    between zero and the least value of an element, or between two, and only the places below it,
+    which are zeros, tell.
+    """
+    rng = np.random.default_rng(seed)
+    results, apart, odd, low = (
+        each.ravel() for each in np.meshgrid(np.arange(points), np.arange(7), (1, 3), (-128, -127))
+    )
+    other = (results + PART * rng.integers(1, points // PART, len(results))) % points
+    signs = 1 - 2 * _parity(points)
+    small = np.where(rng.random((len(results), 1)) < 0.5, odd[:, None], -odd[:, None])
+    sums = (odd << apart)[:, None] * signs[other] + small * signs[results]
+    # A sum of all points comes out smaller by the transform's own scale.
+    scale = low - (points.bit_length() - 1 - points.bit_length() // 2)
+    values = np.ldexp(np.abs(sums).astype(float), scale[:, None])
+    return {"x": from_float64(values, BF16), "flips": sums < 0}
+
+
 def _parity(points: int) -> NDArray[np.int64]:
     """Return which signs of the matrix are negative, [points, points]."""
     lanes = range(points)
@@ -188,7 +239,7 @@ def _two_results(points: int, seed: int, count: int = 1500) -> Arrays:
     return {"x": from_float64(values, BF16), "flips": flips}
 
 
-def _two_values(points: int, seed: int, count: int = 1500) -> Arrays:
+def two_values(points: int, seed: int, count: int = 1500) -> Arrays:
     """Return blocks of two values that are nearly alike, some with a third one of last places.
 
     Half of the results are small, and the others as small as they can be beside those.
@@ -209,7 +260,7 @@ def _two_values(points: int, seed: int, count: int = 1500) -> Arrays:
     return {"x": from_float64(np.ldexp(values, scale), BF16), "flips": flips}
 
 
-def _four_values(points: int, seed: int, count: int = 4000) -> Arrays:
+def four_values(points: int, seed: int, count: int = 4000) -> Arrays:
     """Return blocks of four values, the largest three times the others, and a small fifth one.
 
     A quarter of the results, whole subgroups, is as small as the fifth and what the four differ by,
@@ -265,3 +316,41 @@ def _small_sums(points: int, bits: int, seed: int) -> Arrays:
     half = np.arange(len(rows)) // (bits - 1) % 2
     flips[rows, value] = parity[result, value] ^ half
     return {"x": raw.astype(np.uint16), "flips": flips}
+
+
+def low_sums(points: int, bits: int, seed: int, count: int = 8000) -> Arrays:
+    """Return blocks of the lowest binades of which half of the results is small.
+
+    Two equal values cancel there, or nearly all do, which come together in one other result. Two
+    values are any number of the block's last places. So many results are subnormals of any pattern,
+    beside a largest one that is low too.
+    """
+    rng = np.random.default_rng(seed)
+    rows = np.arange(count)
+    one, other, third, fourth = np.argsort(rng.random((count, points)), axis=1)[:, :4].T
+    largest = rng.integers(1, 12 + bits, count)
+    value = 2 ** (bits - 1) + rng.integers(0, 128, count) * 2.0 ** (bits - 8)
+    together = np.arange(count) % 2 == 1
+    values = np.where(together[:, None], value[:, None], np.zeros((count, points)))
+    values[rows, one] = values[rows, other] = value
+    for lane in (third, fourth):
+        few = rng.integers(0, 256, count) >> rng.integers(0, 8, count)
+        values[rows, lane] = few << np.where(together, 0, rng.integers(0, bits - 7, count))
+    # In units of a last place, which bfloat16 may not have in the lowest binades of all.
+    x = from_float64(np.ldexp(values, (largest - 126 - bits)[:, None]), BF16)
+    flips = rng.random((count, points)) < 0.5
+    row = _parity(points)[rng.integers(0, points, count)]
+    return {"x": x, "flips": np.where(together[:, None], row.astype(bool) ^ flips[:, :1], flips)}
+
+
+def _far_values(points: int, seed: int, count: int = 1000) -> Arrays:
+    """Return blocks of one value and others that are so far below that little or nothing is left.
+
+    The largest one has any exponent. A distance taken too short gives a result wrong by far.
+    """
+    rng = np.random.default_rng(seed)
+    largest = rng.integers(1, 0xFF, (count, 1))
+    fields = (largest - rng.integers(9, 48, (count, points))).clip(0)
+    lanes = np.arange(points) == rng.integers(0, points, (count, 1))
+    x = np.where(lanes, largest, fields) << 7 | rng.integers(0, 128, (count, points))
+    return {"x": x.astype(np.uint16), "flips": rng.random((count, points)) < 0.5}

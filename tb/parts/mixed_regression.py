@@ -211,6 +211,25 @@ def hard_sums(streams: MixedStreams, seed: int) -> Iterator[tuple[str, list[Mixe
             made = pair_stimulus.ones(rng, pair, exponents)
             products += _wholes(streams, pair, made[:2], [1, 2])
     yield "sums of segments", products
+    # A group of zeros with the largest scales changes nothing; a one in the middle between two sums
+    # of the next, larger group, at every distance that this can have.
+    products = []
+    for pair in streams.pairs.pairs:
+        small = rng.integers(-60, 60, HARD)
+        zeros = pair_stimulus.ones(rng, pair, np.stack([small, small, small - 1]))[:2]
+        for side, block in zip(zeros, pair, strict=True):
+            size = block.group_bytes[0]
+            side[1, :, :size], side[1, :, size] = 0, 254
+        large = small + rng.integers(22, 27, HARD)
+        between = pair_stimulus.ones(rng, pair, np.stack([small, large, large]))[:2]
+        for sides in (zeros, between):
+            products += _wholes(streams, pair, sides, [3])
+        # Each lone subnormal bit, and far above it the middle between two results.
+        bits = np.resize(np.arange(-134, -124), HARD)
+        above = bits + rng.integers(34, 70, HARD)
+        lone = pair_stimulus.ones(rng, pair, np.stack([bits, above, above - 8]))[:2]
+        products += _wholes(streams, pair, lone, [1, 2])
+    yield "zeros and middles", products
 
 
 def bad_tables(streams: MixedStreams) -> list[tuple[tuple[int, int, int], Table, list[str]]]:
@@ -315,6 +334,43 @@ def refused(streams: MixedStreams, products: Sequence[MixedProduct]) -> TestVect
     )
 
 
+def taken_late(streams: MixedStreams, product: MixedProduct) -> tuple[TestVectors, ...]:
+    """Return a command that comes at once behind one that resynchronises, and then its operands.
+
+    Before them a product is broken, and so many commands are refused that with a slow reader all of
+    that one's operands are dropped before they are through. So whether the last one is taken tells
+    if it was looked at before all started anew.
+    """
+    failed = 24
+    vectors = broken(streams, [product], Accident("acts", 0, 0, "tag"))
+    (sizes, table, names), *_ = bad_tables(streams)
+    tags = [number % streams.tags for number in range(1, failed + 1)]
+    commands = [
+        vectors.inputs["cmd"].data,
+        streams.table_beats([(sizes, table)] * failed, tags),
+        streams.resync_beat(3),
+        streams.table_beats([(product.sizes, product.table)]),
+    ]
+    status = streams.facts.stream("status")
+    there = np.arange(failed + 1) < failed
+    words = dict.fromkeys((*names, "misframed"), there) | {"tag": np.array([*tags, 3])}
+    more = pack(status, {status.field(name): word for name, word in words.items()})
+    reports = np.concatenate([vectors.outputs["status"].data, more])
+    inputs = streams.inputs([product])
+    return (
+        TestVectors(
+            {**vectors.inputs, "cmd": Beats(np.concatenate(commands))},
+            {**vectors.outputs, "status": Beats(reports, np.ones(len(reports), bool))},
+            1,
+        ),
+        TestVectors(
+            {**inputs, "cmd": inputs["cmd"].part(0, 0)},
+            dict(streams.outputs([streams.golden(product)])),
+            1,
+        ),
+    )
+
+
 def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     """Yield products, commands that are refused, and packets that are broken or lost."""
     streams, rng = MixedStreams(facts, noise=seed), np.random.default_rng(seed)
@@ -346,6 +402,8 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     for number, stall in enumerate(STALLS[:2]):
         bad = refused(streams, random_products(rng, streams, 6, min(2, most)))
         yield Case("refused", (bad,), stall, seed + number)
+    one = drawn(np.random.default_rng(seed), streams, 1, 1, 1, "near")
+    yield Case("taken late", taken_late(streams, one), STALLS[2], seed)
     some = played(streams, random_products(rng, streams, 4, min(2, most)))
     for clock, stall in enumerate(RESETS):
         yield Case(f"reset {clock}", (some,), stall, seed + clock, before=WARM + 5 * clock)

@@ -11,7 +11,9 @@ from m2xfp.errors import InputError
 from m2xfp.facts import Facts
 from m2xfp.formats import BlockFormat
 from m2xfp.pairs import FORMAT_NUMBERS, PairSet
+from m2xfp.tb.arguments import Argument
 from m2xfp.tb.bench import Arrays, Operands
+from m2xfp.tb.parts.addend_arguments import addends
 from m2xfp.tb.parts.files import check_names, load_arrays, type_name
 from m2xfp.tb.parts.groups import packed_groups
 from m2xfp.tb.parts.mixed_arrays import GROUP, MixedProduct, MixedStreams, Part
@@ -21,6 +23,7 @@ from m2xfp.tb.parts.switch_groups import BYTES, side_arrays
 from m2xfp.tb.vectors import Beats, TestVectors
 
 __all__ = [
+    "argued",
     "arrays_of",
     "cover",
     "decode",
@@ -237,3 +240,8 @@ def sample(operands: Operands, facts: Facts) -> Arrays:
         for product in range(number)
     ]
     return arrays_of(products, facts)
+
+
+def argued(facts: Facts) -> list[Argument]:
+    """Return what is argued of the addends of all cells' sums."""
+    return addends(r"unit[.]array[.]cell_\d+_\d+[.]accumulator", "placed.o", "placed.i")

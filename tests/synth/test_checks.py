@@ -90,7 +90,7 @@ def figures(folder: Path, **changes: object) -> Path:
     files = {
         "checks.json": {"rows": [{**unit, **checks}]},
         "coverage.json": {"rows": [{**unit, "holes": [], "crosses": {"a": [2, 2], "b": [3, 1]}}]},
-        "mutants.json": {"rows": [{**unit, "mutants": 102, "equivalent": 2, "killed": 99}]},
+        "mutants.json": {"rows": [{**unit, "mutants": 102, "killed": 99, "alive": 1}]},
         "proofs.json": {"proofs": [{**unit, "fault": "an inverter"}]},
     }
     for number in range(3):

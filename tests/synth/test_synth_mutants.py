@@ -116,6 +116,19 @@ def test_command(folder: Path, tmp_path: Path) -> None:
     assert "| `activation_decoder` | m2xfp" in tables["mutants"]
 
 
+def test_command_of_some(folder: Path, tmp_path: Path) -> None:
+    """Some mutants alone are looked at, and are none that are accepted."""
+    call = ["mutate", UNIT.name, "--count", "5", "--seed", "4", "--only", "2", "--only", "5"]
+    call += ["--build-dir", str(folder / "build"), "--results", str(tmp_path)]
+    done = CliRunner().invoke(cli, call, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "of 2 killed" in done.output
+    for more, said in ((["--accept"], "--accept"), (["--only", "6"], "there are 5")):
+        with pytest.raises(InputError, match=said):
+            CliRunner().invoke(cli, [*call, *more], catch_exceptions=False)
+    assert not list(tmp_path.iterdir())
+
+
 HELD = """
 module unit(input clk, input rst, input [3:0] i, input [2:0] mutant, output [3:0] o, output s);
   reg [3:0] held;
