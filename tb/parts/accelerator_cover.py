@@ -1,0 +1,178 @@
+"""What an accelerator's descriptors, registers and buses have gone through."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2xfp.facts import Facts, Stream
+from m2xfp.formats import block_format
+from m2xfp.rtl.parts.accelerator_map import FIELDS, OFFSETS
+from m2xfp.rtl.parts.descriptor_checker import CAUSES, GEMM
+from m2xfp.tb.cross import Cross, cross
+from m2xfp.tb.fields import read, read_plane
+from m2xfp.tb.parts.accelerator_tasks import kinds_of
+from m2xfp.tb.parts.accelerator_traffic import PAGE, Memory, Traffic
+from m2xfp.tb.vectors import Beats, TestVectors
+
+__all__ = ["cover", "unreached"]
+
+_KINDS = ("fp32", "bf16", "packed")
+_OPERATIONS = ("gemm", "quantize", "encode")
+# Of a build that works as it should none is ever reported.
+_NEVER = "internal"
+
+
+def _read(stream: Stream, name: str, beats: Beats) -> NDArray[Any]:
+    if not len(beats):
+        return np.zeros(0, np.int64)
+    return np.asarray(read(stream.field(name), beats.data), np.int64)
+
+
+def cover(vectors: TestVectors, facts: Facts) -> Iterator[Cross]:
+    """Yield what some traffic was."""
+    beats = {**vectors.inputs, **vectors.outputs}
+    yield from _register_cases(beats, facts)
+    yield from _descriptor_cases(_descriptors(beats, facts), facts)
+    yield from _bus_cases(beats, facts)
+
+
+def _register_cases(beats: Mapping[str, Beats], facts: Facts) -> Iterator[Cross]:
+    """Yield which registers were written and read, with which answer, and the causes of errors."""
+    registers = {"no register": -1, **OFFSETS}
+    known = list(registers.values())
+    first, last = OFFSETS["operation"], OFFSETS["push"]
+    writable = [*range(first, last + 1, 4), *(OFFSETS[name] for name in _KEPT)]
+    readable = [at for name, at in OFFSETS.items() if at < first]
+    answers = {}
+    for way, channel, allowed in (("written", "aw", writable), ("read", "ar", readable)):
+        answer = {"aw": "b", "ar": "r"}[channel]
+        stream = facts.stream(f"control_{channel}")
+        at = _read(stream, "addr", beats[stream.name]) // 4 * 4
+        back = facts.stream(f"control_{answer}")
+        response = _read(back, "resp", beats[back.name])
+        count = min(len(at), len(response))
+        where = [known.index(each) if each in known else 0 for each in at[:count].tolist()]
+        possible = [[each in allowed, way == "written" or each not in allowed] for each in known]
+        yield cross(
+            f"register that is {way}",
+            {"register": list(registers), "answer": ("OKAY", "SLVERR")},
+            np.array(where, np.int64),
+            response[:count] // 2,
+            possible=possible,
+        )
+        answers[way] = at[:count]
+    back = facts.stream("control_r")
+    words = _read(back, "data", beats["control_r"])[: len(answers["read"])]
+    low, width = FIELDS["error"]["cause"]
+    causes = [name for name in CAUSES if name != _NEVER]
+    yield cross(
+        "cause of an error",
+        {"cause": causes},
+        (words >> low & (1 << width) - 1) - 1,
+        where=answers["read"] == OFFSETS["error"],
+    )
+    low, width = FIELDS["int_status"]["done"][0], 2
+    yield cross(
+        "pending interrupts",
+        {"pending": ("none", "done", "both")},
+        np.array([0, 1, -1, 2])[words & 3],
+        where=answers["read"] == OFFSETS["int_status"],
+    )
+    waiting = FIELDS["status"]["waiting"][0]
+    yield cross(
+        "descriptors in the queue",
+        {"waiting": range(facts.parameters["queue"] + 1)},
+        words >> waiting & 0xFF,
+        where=answers["read"] == OFFSETS["status"],
+    )
+
+
+_KEPT = ("error", "timeout", "int_enable", "int_status")
+
+
+def _descriptors(beats: Mapping[str, Beats], facts: Facts) -> list[dict[str, int]]:
+    """Return the words of each descriptor that was pushed, as far as these beats tell them."""
+    aw, w = facts.stream("control_aw"), facts.stream("control_w")
+    at = _read(aw, "addr", beats["control_aw"]) // 4 * 4
+    words = _read(w, "data", beats["control_w"])
+    whole = _read(w, "strb", beats["control_w"]) == 15
+    names = {offset: name for name, offset in OFFSETS.items()}
+    held: dict[str, int] = {}
+    found = []
+    for offset, word, strobes in zip(at.tolist(), words.tolist(), whole.tolist(), strict=True):
+        if strobes and offset in names:
+            held[names[offset]] = word
+            if names[offset] == "push" and "operation" in held:
+                found.append(dict(held))
+    return found
+
+
+def _descriptor_cases(pushed: list[dict[str, int]], facts: Facts) -> Iterator[Cross]:
+    """Yield operations, and where sizes lie among blocks, panels and chunks."""
+    given = facts.parameters
+    able = kinds_of(facts)
+    group = block_format(given["act"]).group
+    names = ("operation", "kind", "m", "n", "k")
+    words = np.array([[each[name] for name in names] for each in pushed], np.int64)
+    operation, kind, m, n, k = words.reshape(-1, 5).T
+    pairs = list(zip(operation.tolist(), kind.tolist(), strict=True))
+    yield cross(
+        "operation",
+        {"operation": [f"{_OPERATIONS[o - 1]} {_KINDS[c]}" for o, c in able]},
+        np.array([able.index(pair) if pair in able else -1 for pair in pairs], np.int64),
+    )
+    gemm = (operation == GEMM) & (m > 0) & (m < PAGE) & (n > 0) & (n < PAGE) & (k % group == 0)
+    height, most = given["rows"] * given["chains"], given["max_k"] // group
+    yield cross("groups of k", {"groups": range(1, most + 1)}, k // group - 1, where=gemm)
+    yield cross("rows beyond whole blocks", {"rows": range(height)}, m % height, where=gemm)
+    columns = given["columns"]
+    yield cross("columns beyond whole panels", {"columns": range(columns)}, n % columns, where=gemm)
+    blocks, panels = (np.minimum(-(-x // y), 3) - 1 for x, y in ((m, height), (n, columns)))
+    chunks = np.minimum(-(-(k // group) // given["chunk"]), 3) - 1
+    some = min(3, -(-most // given["chunk"]))
+    yield cross(
+        "blocks, panels and chunks",
+        {"blocks": (1, 2, "more"), "panels": (1, 2, "more"), "chunks": range(1, some + 1)},
+        *(blocks, panels, chunks),
+        where=gemm,
+    )
+
+
+def _bus_cases(beats: Mapping[str, Beats], facts: Facts) -> Iterator[Cross]:
+    """Yield lengths of bursts, by whether a page ends there, strobes, and responses."""
+    bus = int(facts.parameters["bus"]) // 8
+    for name, lengths in Traffic(facts, Memory()).burst_lengths().items():
+        stream = facts.stream(name)
+        at, length = (_read(stream, field, beats[name]) for field in ("addr", "len"))
+        ends = (at + (length + 1) * bus) % PAGE == 0
+        yield cross(
+            f"burst of {name}",
+            {"beats": sorted(lengths), "page ends": ("no", "yes")},
+            *(np.searchsorted(sorted(lengths), length + 1), ends),
+        )
+    for name, answers in (("acts_r", 4), ("weights_r", 4), ("results_b", 4)):
+        response = _read(facts.stream(name), "resp", beats[name])
+        yield cross(
+            f"response of {name}",
+            {"response": ("OKAY", "EXOKAY", "SLVERR", "DECERR")},
+            response,
+            possible=[code != 1 for code in range(answers)],
+        )
+    stream = facts.stream("results_w")
+    if not len(beats["results_w"]):
+        return
+    plane = read_plane(stream.field("strb"), beats["results_w"].data)
+    strobes = np.unpackbits(plane, axis=1, bitorder="little")[:, :bus]
+    yield cross(
+        "byte of a word that is written",
+        {"byte": range(bus), "written": ("no", "yes")},
+        np.arange(bus),
+        strobes,
+    )
+
+
+def unreached(facts: Facts) -> dict[str, str]:
+    """Return what no legal traffic reaches, or none that ends, with the reason."""
+    return {}

@@ -1,0 +1,475 @@
+"""The accelerator's regression: tasks anywhere in memory, wrong ones, and accidents."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import product as product_of
+
+import numpy as np
+
+from m2xfp.facts import Facts
+from m2xfp.formats import block_format
+from m2xfp.rtl.parts.accelerator_map import OFFSETS
+from m2xfp.rtl.parts.descriptor_checker import BF16_VALUES, FP32_VALUES, GEMM
+from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
+from m2xfp.tb.bulk.simulator import Run
+from m2xfp.tb.fields import read
+from m2xfp.tb.parts.accelerator_faults import (
+    after,
+    late,
+    packing,
+    product,
+    responses,
+    silences,
+    wraps,
+)
+from m2xfp.tb.parts.accelerator_story import Story, works
+from m2xfp.tb.parts.accelerator_tasks import (
+    Task,
+    core_of,
+    kinds_of,
+    random_tasks,
+    task_results,
+)
+from m2xfp.tb.parts.accelerator_traffic import Descriptor
+from m2xfp.tb.parts.gemm_arrays import GemmStreams
+from m2xfp.tb.parts.gemm_directed import hard_sums
+from m2xfp.tb.parts.value_stimulus import DISTRIBUTIONS, groups, special_lanes
+from m2xfp.tb.regression import WARM, Case
+
+__all__ = ["regression"]
+
+ROUNDS = 6
+# With seven outputs one is held nearly always where each pauses in nine clocks of ten.
+STALLS = ((0.0, 0.0), (0.25, 0.25), (0.0, 0.5), (0.7, 0.0))
+RESETS = ((0.5, 0.5), (0.8, 0.2), (0.2, 0.6), (0.9, 0.4)) * 2
+# Bursts that the writing bus has under way at most, as docs/accelerator-unit.md says.
+WRITES = 15
+TEXTS = {FP32_VALUES: "fp32", BF16_VALUES: "bf16"}
+# Pauses of inputs so long that counters count far in them.
+VERY_LONG = 1 - 2**-15
+# Rows of a product of hard sums, at most.
+HARD_ROWS = 300
+
+
+def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
+    """Yield tasks of sizes at every edge, resets among them, and what can go wrong."""
+    yield from mixtures(facts, seed)
+    yield from registers(facts, seed)
+    yield from refused(facts, seed)
+    yield from responses(facts, seed)
+    yield from wraps(facts, seed)
+    yield from silences(facts, seed)
+    yield from counting(facts, seed)
+    yield from far(facts, seed)
+    yield from hard_products(facts, seed)
+    yield from hard_values(facts, seed)
+
+
+def _played(facts: Facts, seed: int, tasks: Sequence[Task]) -> Story:
+    """Return a phase of tasks that follow one another."""
+    story = Story(facts, seed)
+    story.phase()
+    story.tell("int_enable", 1)
+    for task in tasks:
+        story.run(task)
+    return story
+
+
+def mixtures(facts: Facts, seed: int) -> Iterator[Case]:
+    """Yield tasks of every kind, with each pattern of stalls, and after resets."""
+    rng, streams = np.random.default_rng(seed), GemmStreams(core_of(facts))
+    most = min(3 * facts.parameters["chunk"], facts.parameters["max_k"] // streams.act.group)
+    for number in range(ROUNDS):
+        story = _played(facts, seed + number, random_tasks(rng, facts, 8, most))
+        story.phase()
+        story.look()
+        yield replace(story.case(f"tasks {number}", STALLS[number % len(STALLS)]), seed=number)
+    shapes = Story(facts, seed)
+    for m, n, count in _shapes(facts):
+        shapes.phase()
+        shapes.run(product(shapes, m, n, count))
+    yield shapes.case("shapes", STALLS[1])
+    few = _played(facts, seed, random_tasks(rng, facts, 4, 2))
+    for clock, stall in enumerate(RESETS):
+        yield replace(few.case(f"reset {clock}", stall, WARM + 7 * clock), seed=clock)
+
+
+def _shapes(facts: Facts) -> Iterator[tuple[int, int, int]]:
+    """Yield rows, columns and groups of one to three blocks, panels and chunks."""
+    given = facts.parameters
+    height, most = (
+        given["rows"] * given["chains"],
+        given["max_k"] // block_format(given["act"]).group,
+    )
+    for blocks, panels, chunks in product_of(range(3), range(3), range(3)):
+        count = min(most, chunks * given["chunk"] + 1)
+        yield blocks * height + 1, panels * given["columns"] + 1, count
+
+
+# --- registers ------------------------------------------------------------------------------------
+
+
+def registers(facts: Facts, seed: int) -> Iterator[Case]:
+    """Yield reads and writes of all addresses and of parts of words, and pushes without room."""
+    story = Story(facts, seed)
+    kept = ("timeout", "int_enable")
+    story.phase()
+    story.look()
+    story.phase()
+    known = {OFFSETS[name]: name for name in OFFSETS}
+    for at in range(0, 256, 4):
+        name = known.get(at, "")
+        if at >= OFFSETS["operation"] or not name:
+            story.now.ask(at + at // 4 % 4, 0, 2)
+        if name not in (*kept, "push", "error", "int_status") and at < OFFSETS["operation"]:
+            story.now.tell(at + at // 4 % 4, int(story.rng.integers(1 << 32)), 2)
+    for strobes in range(15):
+        for name in (*kept, "push", "m"):
+            story.now.tell(OFFSETS[name], 0xFFFFFFFF, 2, strobes)
+    for name, at in OFFSETS.items():
+        if at >= OFFSETS["operation"] or name in ("error", "int_status"):
+            story.now.tell(at, 0xFFFFFFFF, 2, int(story.rng.integers(15)))
+    for at in range(0xF8, 256, 4):
+        story.now.tell(at, 0xFFFFFFFF, 2)
+    story.phase()
+    story.look()
+    for word in (0xFFFFFFFF, 0, *(1 << bit for bit in range(32)), 0):
+        for name in kept:
+            story.phase()
+            story.tell(name, word)
+            story.phase()
+            story.look(name)
+    _full_queue(story)
+    yield story.case("registers", (0.3, 0.3))
+
+
+def _full_queue(story: Story) -> None:
+    """Tell of more descriptors than the queue has room for, the first of which hangs."""
+    facts, depth = story.facts, story.facts.parameters["queue"]
+    for _ in range(2):
+        story.phase()
+        tasks = [product(story, 1, 1, 1) for _ in range(depth + 2)]
+        placed = [story.scatter(task) for task in tasks]
+        owed = story.hang(placed[0])
+        for at in placed[1:depth]:
+            story.now.configure(at)
+        *words, push = placed[depth].writes()
+        for address, word in words:
+            story.now.tell(address, word)
+        story.phase()
+        story.registers["status"] = 1 | depth << 8
+        story.look("status")
+        story.phase()
+        story.now.tell(*push, answered=False)
+        story.phase()
+        story.look("status", "completed")
+        # Room for the push, and then for the next one.
+        story.phase()
+        for operand, bursts in owed.items():
+            story.bring(operand, bursts)
+        story.now.grant()
+        for task, at in zip(tasks[: depth + 1], placed, strict=False):
+            if at is not placed[0]:
+                story.now.fetch(at)
+            for _ in range(story.now.write(at, task_results(task, facts))):
+                story.now.respond()
+            story.ended(at.number, work=works(at, facts))
+        story.registers["status"] = 0
+        story.phase()
+        story.run(tasks[-1], placed[-1])
+        story.phase()
+        story.look("status", "completed", "work")
+
+
+# --- descriptors that are wrong -------------------------------------------------------------------
+
+Wrong = tuple[str, dict[str, int]]
+
+
+def refused(facts: Facts, seed: int) -> Iterator[Case]:
+    """Yield descriptors of which a bit is wrong, each alone, of each operation."""
+    story = Story(facts, seed)
+    tasks = [product(story, 2, 2, 1, kind) for kind in (FP32_VALUES, BF16_VALUES)]
+    tasks += packing(story, 2, 1)
+    for offset, task in enumerate(tasks):
+        at = story.scatter(task)
+        by_cause: dict[str, list[dict[str, int]]] = {}
+        for cause, words in _wrong(task, at, facts):
+            by_cause.setdefault(cause, []).append(words)
+        for number, (cause, found) in enumerate(by_cause.items()):
+            story.phase()
+            story.now.configure(Descriptor({**at.words, **found[0]}, at.number))
+            story.ended(at.number, cause)
+            before = found[0]
+            for words in found[1:]:
+                # Only words that differ are written.
+                changes = {name: at.words[name] for name in before} | words
+                for name, word in changes.items():
+                    story.now.tell(OFFSETS[name], word & 0xFFFFFFFF)
+                    if f"{name}_high" in OFFSETS:
+                        story.now.tell(OFFSETS[f"{name}_high"], word >> 32)
+                other = story.number()
+                story.now.tell(OFFSETS["push"], other)
+                story.ended(other, cause)
+                before = words
+            after(story, number + offset)
+        story.phase()
+        story.run(task, at)
+    yield story.case("descriptors that are wrong", (0.0, 0.0))
+
+
+def _wrong(task: Task, at: Descriptor, facts: Facts) -> Iterator[Wrong]:
+    """Yield a cause, and words of a descriptor that have it."""
+    given = facts.parameters
+    act, bits = block_format(given["act"]), given["address_bits"]
+    gemm = task.operation == GEMM
+    able = kinds_of(facts)
+    for bit in range(32):
+        for name, word in (("operation", task.operation), ("kind", task.kind)):
+            words = {name: word ^ 1 << bit}
+            now = {"operation": task.operation, "kind": task.kind} | words
+            if (now["operation"], now["kind"]) not in able:
+                yield "operation", words
+    sizes = ("m", "n", "k") if gemm else ("m", "k")
+    for name in sizes:
+        yield "zero", {name: 0}
+    for name in sizes:
+        for bit in range(SIZE_BITS, 32):
+            yield "large", {name: at[name] | 1 << bit}
+    most = given["max_k"]
+    if gemm:
+        yield "large", {"k": most + act.group}
+        for bit in range(SIZE_BITS):
+            if 1 << bit > most:
+                yield "large", {"k": 1 << bit}
+    for bit in range(act.group.bit_length() - 1):
+        if gemm and act.group | 1 << bit > most:
+            continue
+        yield "multiple", {"k": act.group | 1 << bit}
+    size, codes = at.value_bytes, act.group_bytes[0]
+    steps = {"a_codes": codes if gemm else size * act.group}
+    steps["a_codes_pitch"] = steps["a_codes"]
+    if gemm:
+        steps |= {"w_codes": codes, "w_codes_pitch": codes}
+    steps |= dict.fromkeys(("out", "out_pitch"), codes if at.packed else size)
+    for name, step in steps.items():
+        for bit in range(step.bit_length() - 1):
+            yield "misaligned", {name: at[name] ^ 1 << bit}
+    planes = ["a_codes", "out"]
+    meta = bool(act.subgroups or block_format(given["weight"]).subgroups)
+    if gemm:
+        rest = ("scales", "meta") if meta else ("scales",)
+        planes += ["w_codes", *(f"{side}_{plane}" for side in "aw" for plane in rest)]
+    if at.packed:
+        planes += ["out_scales", *(["out_meta"] if meta else [])]
+    for name in planes:
+        for bit in range(bits, 64):
+            yield "address", {name: at[name] | 1 << bit}
+
+
+# --- sizes and counters ---------------------------------------------------------------------------
+
+
+def far(facts: Facts, seed: int) -> Iterator[Case]:
+    """Yield tasks of the largest sizes, that end with their first answer."""
+    story = Story(facts, seed)
+    group = block_format(facts.parameters["act"]).group
+    most = (1 << SIZE_BITS) - 1
+    patterns = (most, 0x55555, 0xAAAAA, 1 << SIZE_BITS - 1, 0x33333, 0xCCCCC)
+    kinds = kinds_of(facts)
+    for number, size in enumerate((*patterns, *patterns[::-1])):
+        for operation, kind in kinds:
+            if (operation, kind) == (GEMM, 2):
+                continue
+            story.phase()
+            gemm = operation == GEMM
+            words = {"operation": operation, "kind": kind, "m": size, "n": most & ~size | 1}
+            words["k"] = (
+                facts.parameters["max_k"] // group * group if gemm else size // group * group
+            )
+            for name in ("a_scales", "a_meta", "w_scales", "w_meta", "out_scales", "out_meta"):
+                words[name] = int(story.rng.integers(1 << 30))
+            for name in ("a_codes", "w_codes", "out"):
+                words[name] = int(story.rng.integers(1 << 22)) * 256
+            for name in ("a_codes", "a_scales", "w_codes", "w_scales", "out", "out_scales"):
+                words[f"{name}_pitch"] = int(story.rng.integers(1 << 20)) * 256
+            at = Descriptor(words, story.number())
+            owed = story.hang(at)
+            story.phase()
+            story.look("completed")
+            story.phase()
+            story.bring("acts", owed["acts"][:1], *[2] * owed["acts"][0][1])
+            story.bring("acts", owed["acts"][1:])
+            story.ended(at.number, "read_slverr")
+            late(story, {name: bursts for name, bursts in owed.items() if name != "acts"})
+            after(story, number)
+    yield story.case("largest sizes")
+
+
+def counting(facts: Facts, seed: int) -> Iterator[Case]:
+    """Yield clocks that are counted while a memory lets the accelerator wait, few and many."""
+    for name, stall, clocks in (
+        ("counters", 0.0, (100, 201)),
+        ("counters that count far", VERY_LONG, (1500, 9000)),
+    ):
+        story = Story(facts, seed)
+        for held in ("acts", "weights", "results"):
+            _wait(story, held)
+        _time_out(story, clocks)
+        yield story.case(name, (stall, 0.0))
+
+
+def _calm(story: Story) -> None:
+    """Begin a phase without pauses: each second one is."""
+    for _ in range(2 - story.phases % 2):
+        story.phase()
+
+
+def _slow(story: Story) -> None:
+    """Let a phase pass that may have long pauses."""
+    for _ in range(1 + story.phases % 2):
+        story.phase()
+    for _ in range(2):
+        story.look("id")
+
+
+def _read(story: Story, *names: str) -> int:
+    """Read counters that are not known in a phase of its own; return its number."""
+    _calm(story)
+    for name in names:
+        story.now.ask(OFFSETS[name], mask=0)
+    return story.phases - 1
+
+
+def _answers(story: Story, run: Run) -> list[int]:
+    """Return what the registers that were read in a phase held."""
+    stream = story.facts.stream("control_r")
+    return [int(word) for word in read(stream.field("data"), run.outputs["control_r"].data)]
+
+
+def _wait(story: Story, held: str) -> None:
+    """Tell of a product that waits, while the counters are read."""
+    facts = story.facts
+    height = WRITES + 2 if held == "results" else 1
+    task = product(story, height, 1, 1)
+    at = story.scatter(task, out=1 << 20, out_pitch=64)
+    results = task_results(task, facts)
+    _calm(story)
+    owed: dict[str, list[tuple[int, int]]] = {}
+    if held == "results":
+        story.now.configure(at)
+        story.now.fetch(at)
+        story.now.write(Descriptor({**at.words, "m": WRITES}), results[:WRITES])
+    else:
+        owed = story.hang(at)
+        for side in owed.keys() - {held}:
+            story.bring(side, owed[side])
+    waits = ("acts", "weights", "results")
+    grows = {"cycles": 1, "work": 0, **{f"wait_{each}": int(each == held) for each in waits}}
+    first = _read(story, *grows)
+    _slow(story)
+    second = _read(story, *grows)
+
+    def check(runs: Sequence[Run]) -> str:
+        clocks = runs[second].cycles - runs[first].cycles
+        words = (_answers(story, runs[phase]) for phase in (first, second))
+        for (name, step), before, now in zip(grows.items(), *words, strict=True):
+            if now - before != step * clocks:
+                return f"{held} held: {name} grew by {now - before} in {clocks} clocks"
+        return ""
+
+    story.checks.append(check)
+    _calm(story)
+    for operand in owed.keys() & {held}:
+        story.bring(operand, owed[operand])
+    if held == "results":
+        for _ in range(WRITES):
+            story.now.respond()
+        rest = {"m": height - WRITES, "out": at["out"] + WRITES * at["out_pitch"]}
+        at, results = Descriptor({**at.words, **rest}, at.number), results[WRITES:]
+    for _ in range(story.now.write(at, results)):
+        story.now.respond()
+    full = Descriptor({**at.words, "m": height})
+    story.ended(at.number, work=works(full, facts))
+    _calm(story)
+    story.look("completed", "work")
+
+
+def _time_out(story: Story, clocks: Sequence[int]) -> None:
+    """Tell of timeouts, which are as far apart as the clocks until they end something."""
+    spans = []
+    for wait in clocks:
+        _calm(story)
+        story.tell("timeout", wait)
+        task = product(story, 1, 1, 1)
+        at = _unhindered(story, task)
+        before = _read(story, "cycles")
+        _calm(story)
+        owed = story.hang(at)
+        story.ended(at.number, "timeout")
+        _slow(story)
+        spans.append((before, _read(story, "cycles")))
+        _calm(story)
+        story.look("error", "completed")
+        for operand, bursts in owed.items():
+            story.bring(operand, bursts)
+        story.tell("error", 1 << 31)
+
+    def check(runs: Sequence[Run]) -> str:
+        ran = [_answers(story, runs[b])[0] - _answers(story, runs[a])[0] for a, b in spans]
+        over = [took - wait for took, wait in zip(ran, clocks, strict=True)]
+        return "" if len(set(over)) == 1 else f"timeouts of {clocks} ended after {ran} clocks"
+
+    story.checks.append(check)
+    _calm(story)
+    story.tell("timeout", 0)
+
+
+def _unhindered(story: Story, task: Task) -> Descriptor:
+    """Place a product so that each plane is one burst."""
+    planes = [f"{side}_{plane}" for side in "aw" for plane in ("codes", "scales", "meta")]
+    return story.scatter(task, **{name: 1 + n << 16 for n, name in enumerate(planes)})
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def hard_products(facts: Facts, seed: int) -> Iterator[Case]:
+    """Yield products whose sums are hard to round, of each kind that results may have."""
+    core = core_of(facts)
+    group = block_format(facts.parameters["act"]).group
+    small = min(3 * group, core.parameters["max_k"])
+    streams = GemmStreams(replace(core, parameters={**core.parameters, "max_k": small}))
+    story = Story(facts, seed)
+    for number, (_, hard) in enumerate(hard_sums(streams, seed)):
+        rows = hard.acts[:: 1 + len(hard.acts) // HARD_ROWS]
+        story.phase()
+        for kind in (FP32_VALUES, BF16_VALUES):
+            if kind == BF16_VALUES and number % 4:
+                continue
+            story.run(Task(GEMM, kind, replace(hard, acts=rows)))
+    yield story.case("hard sums")
+
+
+def hard_values(facts: Facts, seed: int) -> Iterator[Case]:
+    """Yield values of all distributions, special ones in each lane, and a row of the largest k."""
+    group = block_format(facts.parameters["act"]).group
+    able = [pair for pair in kinds_of(facts) if pair[0] != GEMM]
+    if not able:
+        return
+    story = Story(facts, seed)
+    for operation, kind in able:
+        name = TEXTS[kind]
+        story.phase()
+        for distribution in DISTRIBUTIONS:
+            x = groups(distribution, name, 64, seed, group)
+            story.run(Task(operation, kind, values=x.reshape(8, -1)))
+        x = special_lanes(name, seed, group)
+        story.run(Task(operation, kind, values=x.reshape(32, -1)))
+    yield story.case("values", (0.1, 0.0))
+    operation, kind = able[0]
+    x = groups("wide", TEXTS[kind], ((1 << SIZE_BITS) - 1) // group, seed, group)
+    story = Story(facts, seed)
+    story.phase()
+    story.run(Task(operation, kind, values=x.reshape(1, -1)))
+    yield story.case("a long row")
