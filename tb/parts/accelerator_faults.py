@@ -1,10 +1,14 @@
 """What memories answer wrongly, late or not at all, and planes that go beyond the last address."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
 
 from m2xfp.facts import Facts
 from m2xfp.formats import block_format
-from m2xfp.rtl.parts.descriptor_checker import BF16_VALUES, FP32_VALUES, GEMM
+from m2xfp.rtl.parts.descriptor_checker import BF16_VALUES, ENCODE, FP32_VALUES, GEMM
 from m2xfp.tb.parts.accelerator_story import Story, works
 from m2xfp.tb.parts.accelerator_tasks import Task, core_of, kinds_of, task_results
 from m2xfp.tb.parts.accelerator_traffic import Descriptor
@@ -248,6 +252,44 @@ def _planes_beyond(story: Story, top: int) -> None:
                     story.now.respond()
             story.ended(at.number, "address")
             after(story, number)
+    for task in packing(story, 2, 1):
+        results = task_results(task, story.facts)
+        block = story.facts.parameters["weight" if task.operation == ENCODE else "act"]
+        ends = [0, *itertools.accumulate(block_format(block).group_bytes)]
+        # A second row of which each plane in turn is beyond; those before it have left.
+        for number, name in enumerate(("out", "out_scales", "out_meta")):
+            size = ends[number + 1] - ends[number]
+            pitch = "out_pitch" if name == "out" else "out_scales_pitch"
+            for step in ((1 << 32) - 256, 256):
+                words = {"out": 1 << 16, "out_scales": 0, "out_meta": 128}
+                words |= {"out_pitch": 256, "out_scales_pitch": 256}
+                at = story.scatter(task, **{**words, name: top - size, pitch: step})
+                _second_row(story, at, results, ends, number)
+
+
+def _second_row(
+    story: Story, at: Descriptor, results: NDArray[Any], ends: Sequence[int], plane: int
+) -> None:
+    """Push what packs two rows, of the second one a plane is beyond, and give that one later."""
+    story.phase()
+    story.now.configure(at)
+    requests = list(story.now.value_requests(at))
+    bursts = [burst for request in requests for burst in story.now.bursts(*request)]
+    for burst in bursts:
+        story.now.issue("acts", *burst)
+    half = len(bursts) // 2
+    story.bring("acts", bursts[:half])
+    for _ in range(story.now.write(Descriptor({**at.words, "m": 1}), results[:1])):
+        story.now.respond()
+    story.phase()
+    story.bring("acts", bursts[half:])
+    if plane == 2:  # codes are on their way when metadata is found to be beyond
+        for _ in range(
+            story.now.store_piece(at["out"] + at["out_pitch"], results[1, 0, : ends[1]])
+        ):
+            story.now.respond()
+    story.ended(at.number, "address")
+    after(story, story.phases)
 
 
 # --- timeouts -------------------------------------------------------------------------------------

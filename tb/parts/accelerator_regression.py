@@ -34,14 +34,19 @@ from m2xfp.tb.parts.accelerator_traffic import Descriptor
 from m2xfp.tb.parts.gemm_arrays import GemmStreams
 from m2xfp.tb.parts.gemm_directed import hard_sums
 from m2xfp.tb.parts.value_stimulus import DISTRIBUTIONS, groups, special_lanes
-from m2xfp.tb.regression import WARM, Case
+from m2xfp.tb.regression import Case
 
 __all__ = ["regression"]
 
 ROUNDS = 6
 # With seven outputs one is held nearly always where each pauses in nine clocks of ten.
 STALLS = ((0.0, 0.0), (0.25, 0.25), (0.0, 0.5), (0.7, 0.0))
-RESETS = ((0.5, 0.5), (0.8, 0.2), (0.2, 0.6), (0.9, 0.4)) * 2
+# Clocks of traffic before a reset, and its pauses: streams wait and do not, each of them once.
+RESETS = (
+    *((clocks, (0.5, 0.5)) for clocks in (150, 348, 524, 1118)),
+    *((clocks, (0.2, 0.6)) for clocks in (194, 645)),
+    *((clocks, (0.8, 0.2)) for clocks in (293, 953)),
+)
 # Bursts that the writing bus has under way at most, as docs/accelerator-unit.md says.
 WRITES = 15
 TEXTS = {FP32_VALUES: "fp32", BF16_VALUES: "bf16"}
@@ -89,9 +94,14 @@ def mixtures(facts: Facts, seed: int) -> Iterator[Case]:
         shapes.phase()
         shapes.run(product(shapes, m, n, count))
     yield shapes.case("shapes", STALLS[1])
-    few = _played(facts, seed, random_tasks(rng, facts, 4, 2))
-    for clock, stall in enumerate(RESETS):
-        yield replace(few.case(f"reset {clock}", stall, WARM + 7 * clock), seed=clock)
+    few = Story(facts, seed)
+    few.phase()
+    for number in range(3):
+        for task in (product(few, 3, 3, min(3, most)), *packing(few, 1 + number, 2)):
+            few.run(task)
+            few.look(*["id"] * 40)
+    for clocks, stall in RESETS:
+        yield few.case(f"reset after {clocks}", stall, clocks)
 
 
 def _shapes(facts: Facts) -> Iterator[tuple[int, int, int]]:
@@ -303,6 +313,9 @@ def far(facts: Facts, seed: int) -> Iterator[Case]:
             story.ended(at.number, "read_slverr")
             late(story, {name: bursts for name, bursts in owed.items() if name != "acts"})
             after(story, number)
+            if number % 2:  # so that each place of the queue has them
+                story.phase()
+                story.run(product(story, 1, 1, 1))
     yield story.case("largest sizes")
 
 
@@ -464,6 +477,9 @@ def hard_values(facts: Facts, seed: int) -> Iterator[Case]:
         for distribution in DISTRIBUTIONS:
             x = groups(distribution, name, 64, seed, group)
             story.run(Task(operation, kind, values=x.reshape(8, -1)))
+        for task in packing(story, 3, 2) * 12:
+            if (task.operation, task.kind) == (operation, kind):
+                story.run(task)
         x = special_lanes(name, seed, group)
         story.run(Task(operation, kind, values=x.reshape(32, -1)))
     yield story.case("values", (0.1, 0.0))

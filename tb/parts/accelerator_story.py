@@ -139,8 +139,9 @@ def _spread(
             _, length, step = planes[name]
             last = space - length - (rows - 1) * words[pitch]
             base = int(rng.integers(last, endpoint=True, dtype=np.uint64))
-            if rng.random() < 0.5:  # a page ends in its first row
-                base = (base // PAGE + 1) * PAGE - int(rng.integers(1, length + 1))
+            if rng.random() < 0.5:  # a page ends in its first row, perhaps with its first byte
+                back = 1 if rng.random() < 0.5 else int(rng.integers(1, length + 1))
+                base = (base // PAGE + 1) * PAGE - back
             words[name] = min(base, last) // step * step
 
 
