@@ -10,6 +10,7 @@ from m2xfp.facts import Facts, Stream
 from m2xfp.formats import block_format
 from m2xfp.rtl.parts.accelerator_map import FIELDS, OFFSETS
 from m2xfp.rtl.parts.descriptor_checker import CAUSES, GEMM
+from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
 from m2xfp.tb.cross import Cross, cross
 from m2xfp.tb.fields import read, read_plane
 from m2xfp.tb.parts.accelerator_tasks import kinds_of
@@ -175,4 +176,51 @@ def _bus_cases(beats: Mapping[str, Beats], facts: Facts) -> Iterator[Cross]:
 
 def unreached(facts: Facts) -> dict[str, str]:
     """Return what no legal traffic reaches, or none that ends, with the reason."""
-    return {}
+    found = {}
+    for points, why in _reasons(facts):
+        found[points] = why
+    return found
+
+
+def _bits(name: str, first: int, end: int, way: str = ".*") -> str:
+    """Return a pattern of the upper bits of a wire."""
+    return rf"unit[.]{name}\[({'|'.join(map(str, range(first, end)))})\]:{way}"
+
+
+def _reasons(facts: Facts) -> Iterator[tuple[str, str]]:
+    given = facts.parameters
+    group = block_format(given["act"]).group
+    apart = "an address or an answer leaves, and then the next one takes its place"
+    names = ("control_b", "control_r", "acts_ar", "weights_ar", "results_aw")
+    yield rf"beats of ({'|'.join(names)}): 0, (none|no ready)", apart
+    long = "counts clocks, of which no run has so many"
+    for name, up, down in (
+        ("registers[.]cycles", 18, 17),
+        ("registers[.]wait_(acts|weights|results)", 16, 15),
+        ("registers[.]work", 14, 13),
+        ("quiet", 16, 16),
+    ):
+        yield _bits(name, up, 32, "0->1"), long
+        yield _bits(name, down, 32, "1->0"), long
+    many = "counts descriptors, of which no run has so many"
+    yield _bits("registers[.]completed", 10, 32, "0->1"), many
+    yield _bits("registers[.]completed", 9, 32, "1->0"), many
+    advance = given["chunk"]
+    if advance > int(given["bus"]) // 8:
+        advance = advance // (int(given["bus"]) // 8) * (int(given["bus"]) // 8)
+    last = (-(-given["max_k"] // group // advance) - 1) * advance
+    for side in ("acts", "weights"):
+        first = max(1, last.bit_length())
+        yield _bits(f"{side}_fetcher[.]offset", first, SIZE_BITS), "k is at most max_k"
+    values = Traffic(facts, Memory()).value_offset()
+    yield (
+        _bits("values_fetcher[.]offset", values.bit_length(), SIZE_BITS),
+        "k is below 2^20, so values are so many words of the bus at most",
+    )
+    yield (
+        rf"unit[.]plane_writer[.]held\[({'|'.join(str(n) for n in range(195, 201))})\]:.*",
+        "a product's results are not packed here, and k is below 2^20",
+    )
+    framed = "what fetchers give the core is framed as it expects"
+    yield r"unit[.]core[.]loader[.]misframed:.*", framed
+    yield r"unit[.]core[.]sequencer[.]stop:.*", framed

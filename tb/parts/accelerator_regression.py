@@ -52,8 +52,10 @@ WRITES = 15
 TEXTS = {FP32_VALUES: "fp32", BF16_VALUES: "bf16"}
 # Pauses of inputs so long that counters count far in them.
 VERY_LONG = 1 - 2**-15
+# Products of many chunks.
+MORE = 24
 # Rows of a product of hard sums, at most.
-HARD_ROWS = 300
+HARD_ROWS = 600
 
 
 def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
@@ -93,6 +95,9 @@ def mixtures(facts: Facts, seed: int) -> Iterator[Case]:
     for m, n, count in _shapes(facts):
         shapes.phase()
         shapes.run(product(shapes, m, n, count))
+    largest = facts.parameters["max_k"] // streams.act.group
+    for number in range(MORE):
+        shapes.run(product(shapes, 1 + number % 5, 1 + number % 3, min(largest, 2 * most)))
     yield shapes.case("shapes", STALLS[1])
     few = Story(facts, seed)
     few.phase()

@@ -4,7 +4,7 @@ Every bus has one ID and moves in the order that docs/accelerator.md gives, so w
 each channel follows from descriptors and memory, whenever it comes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from math import gcd
@@ -16,103 +16,15 @@ from numpy.typing import NDArray
 from m2xfp.facts import Facts, Field, Stream
 from m2xfp.formats import block_format
 from m2xfp.rtl.parts.accelerator_map import OFFSETS
-from m2xfp.rtl.parts.descriptor_checker import BF16_VALUES, ENCODE, GEMM, PACKED
+from m2xfp.rtl.parts.descriptor_checker import ENCODE, GEMM
+from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
 from m2xfp.tb.fields import Bytes, pack, read, read_plane
+from m2xfp.tb.parts.accelerator_memory import PAGE, Descriptor, Memory
 from m2xfp.tb.vectors import Beats, TestVectors
 
 __all__ = ["PAGE", "Descriptor", "Memory", "Traffic"]
 
-PAGE = 4096
 IDENTIFICATION = 0x4D325846
-
-
-@dataclass(frozen=True)
-class Descriptor:
-    """The words of a descriptor, by the names of their registers; addresses whole.
-
-    Members
-    -------
-    words
-        What is not 0.
-    number
-        What it is pushed as.
-    """
-
-    words: Mapping[str, int]
-    number: int = 0
-
-    def __getitem__(self, name: str) -> int:
-        """Return a word, or an address."""
-        return self.words.get(name, 0)
-
-    @property
-    def value_bytes(self) -> int:
-        """Bytes of one of the values that ``kind`` names."""
-        return 2 if self["kind"] == BF16_VALUES else 4
-
-    @property
-    def packed(self) -> bool:
-        """Whether its results are the planes of a packed matrix."""
-        return self["operation"] != GEMM or self["kind"] == PACKED
-
-    def writes(self) -> Iterator[tuple[int, int]]:
-        """Yield address and word of every register of the descriptor, the push last."""
-        for name, offset in OFFSETS.items():
-            if offset < OFFSETS["operation"] or name == "push":
-                continue
-            whole = self[name.removesuffix("_high")]
-            yield offset, whole >> 32 if name.endswith("_high") else whole & 0xFFFFFFFF
-        yield OFFSETS["push"], self.number
-
-
-class Memory:
-    """A few pages with contents; all else is noise that depends on the address alone.
-
-    Parameters
-    ----------
-    seed
-        Of the noise.
-    """
-
-    def __init__(self, seed: int = 0) -> None:
-        self._seed = seed
-        self._pages: dict[int, NDArray[np.uint8]] = {}
-
-    def _page(self, number: int) -> NDArray[np.uint8]:
-        if number not in self._pages:
-            rng = np.random.default_rng((self._seed, number))
-            self._pages[number] = rng.integers(0, 256, PAGE, np.uint8)
-        return self._pages[number]
-
-    def write(self, address: int, content: NDArray[np.uint8]) -> None:
-        """Store bytes."""
-        for at in range(0, len(content), PAGE):
-            self._write(address + at, content[at : at + PAGE])
-
-    def _write(self, address: int, content: NDArray[np.uint8]) -> None:
-        page, start = divmod(address, PAGE)
-        first = content[: PAGE - start]
-        self._page(page)[start : start + len(first)] = first
-        if len(first) < len(content):
-            self._write(address + len(first), content[len(first) :])
-
-    def read(self, address: int, length: int) -> NDArray[np.uint8]:
-        """Return bytes."""
-        parts = []
-        while length:
-            page, start = divmod(address, PAGE)
-            parts.append(self._page(page)[start : start + length])
-            address, length = address + len(parts[-1]), length - len(parts[-1])
-        return np.concatenate(parts)
-
-    def write_rows(self, address: int, pitch: int, rows: NDArray[np.uint8]) -> None:
-        """Store a matrix of bytes."""
-        for number, row in enumerate(rows):
-            self.write(address + number * pitch, row)
-
-    def read_rows(self, address: int, pitch: int, rows: int, length: int) -> NDArray[np.uint8]:
-        """Return a matrix of bytes."""
-        return np.stack([self.read(address + number * pitch, length) for number in range(rows)])
 
 
 @dataclass
@@ -184,6 +96,11 @@ class Traffic:
             "weights_ar": reads,
             "results_aw": packed | set(words(self.columns * 4, 2)),
         }
+
+    def value_offset(self) -> int:
+        """Return where the last chunk of the longest row of values begins, in beats of values."""
+        beats = max(0, ((1 << SIZE_BITS) - 1) * 2 // self._unit)
+        return (-(-beats // self._units) - 1) * self._units
 
     def planes(self, side: str) -> dict[str, int]:
         """Return the planes of an operand, with the bytes that a group has in each."""
