@@ -205,6 +205,8 @@ def _reasons(facts: Facts) -> Iterator[tuple[str, str]]:
     many = "counts descriptors, of which no run has so many"
     yield _bits("registers[.]completed", 10, 32, "0->1"), many
     yield _bits("registers[.]completed", 9, 32, "1->0"), many
+    yield from _lengths(facts)
+    yield from _addresses(facts)
     advance = given["chunk"]
     if advance > int(given["bus"]) // 8:
         advance = advance // (int(given["bus"]) // 8) * (int(given["bus"]) // 8)
@@ -217,10 +219,55 @@ def _reasons(facts: Facts) -> Iterator[tuple[str, str]]:
         _bits("values_fetcher[.]offset", values.bit_length(), SIZE_BITS),
         "k is below 2^20, so values are so many words of the bus at most",
     )
-    yield (
-        rf"unit[.]plane_writer[.]held\[({'|'.join(str(n) for n in range(195, 201))})\]:.*",
-        "a product's results are not packed here, and k is below 2^20",
-    )
+    unpacked = "a product's results are not packed here, and k is below 2^20"
+    yield _bits("plane_writer[.]held", 195, 201), unpacked
+    yield _bits("plane_writer[.](inner_left|t87)", 15, SIZE_BITS), unpacked
     framed = "what fetchers give the core is framed as it expects"
     yield r"unit[.]core[.]loader[.]misframed:.*", framed
     yield r"unit[.]core[.]sequencer[.]stop:.*", framed
+    yield r"unit[.]core[.]sequencer[.]refusal:.*", "sizes that the core refuses are told before"
+    idle = "what takes a part of a descriptor is idle when that begins"
+    yield r"unit[.]core[.]loader[.]job_register[.]spare_valid:.*", idle
+    yield r"unit[.]t(65|68|71|74|77|80):.*", idle
+    yield _bits("values_fetcher[.]groups_[01]", 0, 3, "1->0"), "a chunk of values is a whole group"
+    yield _bits("values_fetcher[.]groups_[01]", 0, 2, "0->1"), "a chunk of values is a whole group"
+    words = "a descriptor has 30 words"
+    yield r"unit[.]registers[.]queue[.]words\[(30|31|62|63)\]\[\d+\]:.*", words
+
+
+def _lengths(facts: Facts) -> Iterator[tuple[str, str]]:
+    """Yield the upper bits of lengths of bursts."""
+    why = "no request, and no piece, lies in more words"
+    bits = facts.parameters["address_bits"]
+    lengths = {name: max(found) for name, found in Traffic(facts, Memory()).burst_lengths().items()}
+    for side in ("acts", "weights"):
+        most = lengths[f"{side}_ar"]
+        first = (most - 1).bit_length()
+        yield _bits(f"{side}_reader[.]ar___05Fpayload", bits + first, bits + 8), why
+        yield _bits(rf"{side}_reader[.]bursts[.]word_\d+", 9 + first, 18), why
+        yield _bits(f"{side}_reader[.](left|t36)", most.bit_length(), 9), why
+    most = lengths["results_aw"]
+    yield _bits("writer[.]aw___05Fpayload", bits + (most - 1).bit_length(), bits + 8), why
+    yield _bits("writer[.](left|burst)", most.bit_length(), 9), why
+    yield _bits("writer[.]t44", 2, 4), why
+    yield _bits("writer[.]t(27|28)", 7, 8), why
+    yield _bits("writer[.](bytes_left|t33)", 512, 640), why
+    yield _bits("writer[.](strobes|t34)", 64, 79), why
+
+
+def _addresses(facts: Facts) -> Iterator[tuple[str, str]]:
+    """Yield bits of addresses beyond what they may be, and below what they are multiples of."""
+    bits = facts.parameters["address_bits"]
+    once = "what is beyond the last address is not gone on from"
+    for side in ("acts", "weights", "values"):
+        yield _bits(f"{side}_fetcher[.]address", bits + 1, bits + 2), once
+    for side in ("acts", "weights"):
+        yield _bits(f"{side}_fetcher[.]here_[12]_after", bits + 1, bits + 2), once
+    yield _bits("plane_writer[.](codes|scales|meta)_next", bits + 1, bits + 2), once
+    aligned = "codes and values begin at multiples of a group, and so do their rows"
+    for side in ("acts", "weights"):
+        yield _bits(f"{side}_fetcher[.]here_0_after", 0, 4), aligned
+    yield _bits("values_fetcher[.]here_0_after", 0, 6), aligned
+    yield _bits("plane_writer[.]held", 0, 4), aligned
+    yield _bits("plane_writer[.]held", 96, 100), aligned
+    yield _bits("plane_writer[.]codes_(here|start|next|below)", 0, 4), aligned

@@ -155,6 +155,7 @@ def wraps(facts: Facts, seed: int) -> Iterator[Case]:
                 at = _plain(story, one, **{name: last, pitch: wide})
                 left, other = (2, 2) if plane == "scales" else (4, 3)
                 _beyond(story, at, {"acts": other, "weights": other, operand: left})
+    _second_block(story)
     for task in packing(story, 1, 1):
         size = task.sizes[2] * (4 if task.kind == FP32_VALUES else 2)
         at = story.scatter(task)
@@ -192,6 +193,38 @@ def _beyond(story: Story, at: Descriptor, left: Mapping[str, int]) -> None:
             story.now.issue(operand, *burst)
     story.ended(at.number, "address")
     late(story, owed)
+    after(story, story.phases)
+
+
+def _second_block(story: Story) -> None:
+    """Push a product of whose activations the second block begins beyond, in all planes."""
+    given = story.facts.parameters
+    height, under_way = given["rows"] * given["chains"], given["outstanding"]
+    task = product(story, height + 1, 1, 1)
+    pitch = -(-(1 << given["address_bits"]) // (64 * height)) * 64
+    if pitch >> 32 or height == 1:
+        return
+    pitches = {"a_codes_pitch": pitch, "a_scales_pitch": pitch}
+    at = _plain(story, task, **{f"a_{name}": 1 << 19 - n for n, name in enumerate(PLANES)})
+    at = Descriptor({**at.words, **pitches}, at.number)
+    whole = Descriptor({**at.words, "m": height}, at.number)
+    # Of the first block all leave but the last, which the end comes before.
+    acts = [burst for each in story.now.requests("a", whole) for burst in story.now.bursts(*each)]
+    weights = story.now.first_bursts(at)["weights"]
+    story.phase()
+    story.now.configure(at)
+    for burst in weights:
+        story.now.issue("weights", *burst)
+    for burst in acts[: min(under_way, len(acts) - 1)]:
+        story.now.issue("acts", *burst)
+    taken = max(0, len(acts) - under_way)
+    if taken:
+        story.phase()
+        story.bring("acts", acts[:taken])
+        for burst in acts[under_way:-1]:
+            story.now.issue("acts", *burst)
+    story.ended(at.number, "address")
+    late(story, {"acts": acts[taken:-1], "weights": weights})
     after(story, story.phases)
 
 

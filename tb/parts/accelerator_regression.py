@@ -11,8 +11,7 @@ from m2xfp.formats import block_format
 from m2xfp.rtl.parts.accelerator_map import OFFSETS
 from m2xfp.rtl.parts.descriptor_checker import BF16_VALUES, FP32_VALUES, GEMM
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
-from m2xfp.tb.bulk.simulator import Run
-from m2xfp.tb.fields import read
+from m2xfp.tb.parts.accelerator_counters import counting
 from m2xfp.tb.parts.accelerator_faults import (
     after,
     late,
@@ -22,6 +21,7 @@ from m2xfp.tb.parts.accelerator_faults import (
     silences,
     wraps,
 )
+from m2xfp.tb.parts.accelerator_refused import refused
 from m2xfp.tb.parts.accelerator_story import Story, works
 from m2xfp.tb.parts.accelerator_tasks import (
     Task,
@@ -33,7 +33,7 @@ from m2xfp.tb.parts.accelerator_tasks import (
 from m2xfp.tb.parts.accelerator_traffic import Descriptor
 from m2xfp.tb.parts.gemm_arrays import GemmStreams
 from m2xfp.tb.parts.gemm_directed import hard_sums
-from m2xfp.tb.parts.value_stimulus import DISTRIBUTIONS, groups, special_lanes
+from m2xfp.tb.parts.value_stimulus import DISTRIBUTIONS, groups, lone_values, special_lanes
 from m2xfp.tb.regression import Case
 
 __all__ = ["regression"]
@@ -47,13 +47,11 @@ RESETS = (
     *((clocks, (0.2, 0.6)) for clocks in (194, 645)),
     *((clocks, (0.8, 0.2)) for clocks in (293, 953)),
 )
-# Bursts that the writing bus has under way at most, as docs/accelerator-unit.md says.
-WRITES = 15
 TEXTS = {FP32_VALUES: "fp32", BF16_VALUES: "bf16"}
-# Pauses of inputs so long that counters count far in them.
-VERY_LONG = 1 - 2**-15
 # Products of many chunks.
 MORE = 24
+# Of groups with lone values each so many.
+LONE = 3
 # Rows of a product of hard sums, at most.
 HARD_ROWS = 600
 
@@ -196,93 +194,7 @@ def _full_queue(story: Story) -> None:
         story.look("status", "completed", "work")
 
 
-# --- descriptors that are wrong -------------------------------------------------------------------
-
-Wrong = tuple[str, dict[str, int]]
-
-
-def refused(facts: Facts, seed: int) -> Iterator[Case]:
-    """Yield descriptors of which a bit is wrong, each alone, of each operation."""
-    story = Story(facts, seed)
-    tasks = [product(story, 2, 2, 1, kind) for kind in (FP32_VALUES, BF16_VALUES)]
-    tasks += packing(story, 2, 1)
-    for offset, task in enumerate(tasks):
-        at = story.scatter(task)
-        by_cause: dict[str, list[dict[str, int]]] = {}
-        for cause, words in _wrong(task, at, facts):
-            by_cause.setdefault(cause, []).append(words)
-        for number, (cause, found) in enumerate(by_cause.items()):
-            story.phase()
-            story.now.configure(Descriptor({**at.words, **found[0]}, at.number))
-            story.ended(at.number, cause)
-            before = found[0]
-            for words in found[1:]:
-                # Only words that differ are written.
-                changes = {name: at.words[name] for name in before} | words
-                for name, word in changes.items():
-                    story.now.tell(OFFSETS[name], word & 0xFFFFFFFF)
-                    if f"{name}_high" in OFFSETS:
-                        story.now.tell(OFFSETS[f"{name}_high"], word >> 32)
-                other = story.number()
-                story.now.tell(OFFSETS["push"], other)
-                story.ended(other, cause)
-                before = words
-            after(story, number + offset)
-        story.phase()
-        story.run(task, at)
-    yield story.case("descriptors that are wrong", (0.0, 0.0))
-
-
-def _wrong(task: Task, at: Descriptor, facts: Facts) -> Iterator[Wrong]:
-    """Yield a cause, and words of a descriptor that have it."""
-    given = facts.parameters
-    act, bits = block_format(given["act"]), given["address_bits"]
-    gemm = task.operation == GEMM
-    able = kinds_of(facts)
-    for bit in range(32):
-        for name, word in (("operation", task.operation), ("kind", task.kind)):
-            words = {name: word ^ 1 << bit}
-            now = {"operation": task.operation, "kind": task.kind} | words
-            if (now["operation"], now["kind"]) not in able:
-                yield "operation", words
-    sizes = ("m", "n", "k") if gemm else ("m", "k")
-    for name in sizes:
-        yield "zero", {name: 0}
-    for name in sizes:
-        for bit in range(SIZE_BITS, 32):
-            yield "large", {name: at[name] | 1 << bit}
-    most = given["max_k"]
-    if gemm:
-        yield "large", {"k": most + act.group}
-        for bit in range(SIZE_BITS):
-            if 1 << bit > most:
-                yield "large", {"k": 1 << bit}
-    for bit in range(act.group.bit_length() - 1):
-        if gemm and act.group | 1 << bit > most:
-            continue
-        yield "multiple", {"k": act.group | 1 << bit}
-    size, codes = at.value_bytes, act.group_bytes[0]
-    steps = {"a_codes": codes if gemm else size * act.group}
-    steps["a_codes_pitch"] = steps["a_codes"]
-    if gemm:
-        steps |= {"w_codes": codes, "w_codes_pitch": codes}
-    steps |= dict.fromkeys(("out", "out_pitch"), codes if at.packed else size)
-    for name, step in steps.items():
-        for bit in range(step.bit_length() - 1):
-            yield "misaligned", {name: at[name] ^ 1 << bit}
-    planes = ["a_codes", "out"]
-    meta = bool(act.subgroups or block_format(given["weight"]).subgroups)
-    if gemm:
-        rest = ("scales", "meta") if meta else ("scales",)
-        planes += ["w_codes", *(f"{side}_{plane}" for side in "aw" for plane in rest)]
-    if at.packed:
-        planes += ["out_scales", *(["out_meta"] if meta else [])]
-    for name in planes:
-        for bit in range(bits, 64):
-            yield "address", {name: at[name] | 1 << bit}
-
-
-# --- sizes and counters ---------------------------------------------------------------------------
+# --- sizes ----------------------------------------------------------------------------------------
 
 
 def far(facts: Facts, seed: int) -> Iterator[Case]:
@@ -324,131 +236,6 @@ def far(facts: Facts, seed: int) -> Iterator[Case]:
     yield story.case("largest sizes")
 
 
-def counting(facts: Facts, seed: int) -> Iterator[Case]:
-    """Yield clocks that are counted while a memory lets the accelerator wait, few and many."""
-    for name, stall, clocks in (
-        ("counters", 0.0, (100, 201)),
-        ("counters that count far", VERY_LONG, (1500, 9000)),
-    ):
-        story = Story(facts, seed)
-        for held in ("acts", "weights", "results"):
-            _wait(story, held)
-        _time_out(story, clocks)
-        yield story.case(name, (stall, 0.0))
-
-
-def _calm(story: Story) -> None:
-    """Begin a phase without pauses: each second one is."""
-    for _ in range(2 - story.phases % 2):
-        story.phase()
-
-
-def _slow(story: Story) -> None:
-    """Let a phase pass that may have long pauses."""
-    for _ in range(1 + story.phases % 2):
-        story.phase()
-    for _ in range(2):
-        story.look("id")
-
-
-def _read(story: Story, *names: str) -> int:
-    """Read counters that are not known in a phase of its own; return its number."""
-    _calm(story)
-    for name in names:
-        story.now.ask(OFFSETS[name], mask=0)
-    return story.phases - 1
-
-
-def _answers(story: Story, run: Run) -> list[int]:
-    """Return what the registers that were read in a phase held."""
-    stream = story.facts.stream("control_r")
-    return [int(word) for word in read(stream.field("data"), run.outputs["control_r"].data)]
-
-
-def _wait(story: Story, held: str) -> None:
-    """Tell of a product that waits, while the counters are read."""
-    facts = story.facts
-    height = WRITES + 2 if held == "results" else 1
-    task = product(story, height, 1, 1)
-    at = story.scatter(task, out=1 << 20, out_pitch=64)
-    results = task_results(task, facts)
-    _calm(story)
-    owed: dict[str, list[tuple[int, int]]] = {}
-    if held == "results":
-        story.now.configure(at)
-        story.now.fetch(at)
-        story.now.write(Descriptor({**at.words, "m": WRITES}), results[:WRITES])
-    else:
-        owed = story.hang(at)
-        for side in owed.keys() - {held}:
-            story.bring(side, owed[side])
-    waits = ("acts", "weights", "results")
-    grows = {"cycles": 1, "work": 0, **{f"wait_{each}": int(each == held) for each in waits}}
-    first = _read(story, *grows)
-    _slow(story)
-    second = _read(story, *grows)
-
-    def check(runs: Sequence[Run]) -> str:
-        clocks = runs[second].cycles - runs[first].cycles
-        words = (_answers(story, runs[phase]) for phase in (first, second))
-        for (name, step), before, now in zip(grows.items(), *words, strict=True):
-            if now - before != step * clocks:
-                return f"{held} held: {name} grew by {now - before} in {clocks} clocks"
-        return ""
-
-    story.checks.append(check)
-    _calm(story)
-    for operand in owed.keys() & {held}:
-        story.bring(operand, owed[operand])
-    if held == "results":
-        for _ in range(WRITES):
-            story.now.respond()
-        rest = {"m": height - WRITES, "out": at["out"] + WRITES * at["out_pitch"]}
-        at, results = Descriptor({**at.words, **rest}, at.number), results[WRITES:]
-    for _ in range(story.now.write(at, results)):
-        story.now.respond()
-    full = Descriptor({**at.words, "m": height})
-    story.ended(at.number, work=works(full, facts))
-    _calm(story)
-    story.look("completed", "work")
-
-
-def _time_out(story: Story, clocks: Sequence[int]) -> None:
-    """Tell of timeouts, which are as far apart as the clocks until they end something."""
-    spans = []
-    for wait in clocks:
-        _calm(story)
-        story.tell("timeout", wait)
-        task = product(story, 1, 1, 1)
-        at = _unhindered(story, task)
-        before = _read(story, "cycles")
-        _calm(story)
-        owed = story.hang(at)
-        story.ended(at.number, "timeout")
-        _slow(story)
-        spans.append((before, _read(story, "cycles")))
-        _calm(story)
-        story.look("error", "completed")
-        for operand, bursts in owed.items():
-            story.bring(operand, bursts)
-        story.tell("error", 1 << 31)
-
-    def check(runs: Sequence[Run]) -> str:
-        ran = [_answers(story, runs[b])[0] - _answers(story, runs[a])[0] for a, b in spans]
-        over = [took - wait for took, wait in zip(ran, clocks, strict=True)]
-        return "" if len(set(over)) == 1 else f"timeouts of {clocks} ended after {ran} clocks"
-
-    story.checks.append(check)
-    _calm(story)
-    story.tell("timeout", 0)
-
-
-def _unhindered(story: Story, task: Task) -> Descriptor:
-    """Place a product so that each plane is one burst."""
-    planes = [f"{side}_{plane}" for side in "aw" for plane in ("codes", "scales", "meta")]
-    return story.scatter(task, **{name: 1 + n << 16 for n, name in enumerate(planes)})
-
-
 # --- numbers --------------------------------------------------------------------------------------
 
 
@@ -482,6 +269,9 @@ def hard_values(facts: Facts, seed: int) -> Iterator[Case]:
         for distribution in DISTRIBUTIONS:
             x = groups(distribution, name, 64, seed, group)
             story.run(Task(operation, kind, values=x.reshape(8, -1)))
+        for largest in (1.0, 6.0, *(2.0**-126 * x * 2.0**n for n in range(6) for x in (1, 1.5))):
+            x = lone_values(name, largest, group)[::LONE]
+            story.run(Task(operation, kind, values=x.reshape(1, -1)))
         for task in packing(story, 3, 2) * 12:
             if (task.operation, task.kind) == (operation, kind):
                 story.run(task)

@@ -25,6 +25,7 @@ from m2xfp.tb.vectors import Beats, TestVectors
 __all__ = ["PAGE", "Descriptor", "Memory", "Traffic"]
 
 IDENTIFICATION = 0x4D325846
+ALL = slice(None)
 
 
 @dataclass
@@ -268,8 +269,10 @@ class Traffic:
         for address, length in self.value_requests(descriptor):
             self.answer("acts", address, length)
 
-    def write(self, descriptor: Descriptor, out: NDArray[np.generic]) -> int:
-        """Store results, and add the bursts that write them; return how many."""
+    def write(
+        self, descriptor: Descriptor, out: NDArray[np.generic], pieces_of: slice = ALL
+    ) -> int:
+        """Store results, or some pieces, and add the bursts that write them; return how many."""
         if descriptor.packed:
             pieces = self.plane_pieces(descriptor, out)
         else:
@@ -277,7 +280,8 @@ class Traffic:
                 (start, np.ascontiguousarray(out[row, columns]).view(np.uint8))
                 for row, columns, start in self.pieces(descriptor)
             )
-        return sum(self.store_piece(start, content) for start, content in pieces)
+        some = list(pieces)[pieces_of]
+        return sum(self.store_piece(start, content) for start, content in some)
 
     def value_requests(self, descriptor: Descriptor) -> Iterator[tuple[int, int]]:
         """Yield address and length of what is read of values, in order."""
