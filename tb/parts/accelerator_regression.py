@@ -22,7 +22,7 @@ from m2xfp.tb.parts.accelerator_faults import (
     wraps,
 )
 from m2xfp.tb.parts.accelerator_refused import refused
-from m2xfp.tb.parts.accelerator_story import Story, works
+from m2xfp.tb.parts.accelerator_story import PITCHES, Story, works
 from m2xfp.tb.parts.accelerator_tasks import (
     Task,
     core_of,
@@ -96,6 +96,7 @@ def mixtures(facts: Facts, seed: int) -> Iterator[Case]:
     largest = facts.parameters["max_k"] // streams.act.group
     for number in range(MORE):
         shapes.run(product(shapes, 1 + number % 5, 1 + number % 3, min(largest, 2 * most)))
+    _across_words(shapes, largest)
     yield shapes.case("shapes", STALLS[1])
     few = Story(facts, seed)
     few.phase()
@@ -117,6 +118,34 @@ def _shapes(facts: Facts) -> Iterator[tuple[int, int, int]]:
     for blocks, panels, chunks in product_of(range(3), range(3), range(3)):
         count = min(most, chunks * given["chunk"] + 1)
         yield blocks * height + 1, panels * given["columns"] + 1, count
+
+
+def _across_words(story: Story, most: int) -> None:
+    """Run products of which the first or the second chunk of each row ends in another word.
+
+    Rows of codes follow each other closely, a few groups apart.
+    """
+    given = story.facts.parameters
+    bus, chunk, codes = int(given["bus"]) // 8, given["chunk"], story.code_bytes
+    for number in range(MORE):
+        count = most if number % 3 else 1 + number // 3 % most
+        task = product(story, 1 + number % 3, 2, count)
+        at = story.scatter(task)
+        words = {**at.words, "out": 1 << 30, "out_pitch": 1 << 12}
+        for side, rows in (("a", task.sizes[0]), ("w", 2)):
+            base = (number << 18) + (side == "w") * (1 << 17)
+            first = bus - 1 - (chunk * (number % 2) if chunk < bus else 0)
+            places = {
+                "codes": (base + number // 4 % 4 * codes, codes * (count + number % 4), codes),
+                "scales": (base + (1 << 15) + first, 4 * bus, 1),
+                "meta": (base + (1 << 16) + first, 4 * bus, 1),
+            }
+            for plane, (place, pitch, size) in places.items():
+                name = f"{side}_{plane}"
+                found = story.memory.read_rows(at[name], at[PITCHES[name]], rows, count * size)
+                words |= {name: place, PITCHES[name]: pitch}
+                story.memory.write_rows(place, pitch, found)
+        story.run(task, Descriptor(words, at.number))
 
 
 # --- registers ------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from m2xfp.tb.parts.accelerator_tasks import Task, kinds_of, place, task_results
 from m2xfp.tb.parts.accelerator_traffic import IDENTIFICATION, PAGE, Descriptor, Memory, Traffic
 from m2xfp.tb.regression import Case
 
-__all__ = ["Story", "constants", "scattered", "works"]
+__all__ = ["PITCHES", "Story", "constants", "scattered", "works"]
 
 ALL_ONES = 0xFFFFFFFF
 IRQ = "irq"
@@ -195,6 +195,11 @@ class Story:
         self.checks: list[Callable[[Sequence[Run]], str]] = []
         self._phases: list[Traffic] = []
         self._irq: list[int] = []
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of a group's codes."""
+        return block_format(self.facts.parameters["act"]).group_bytes[0]
 
     @property
     def irq(self) -> int:
