@@ -144,6 +144,42 @@ def test_what_never_changes(tmp_path: Path) -> None:
         assert not proved(netlist, claims(what), tmp_path)
 
 
+SIDES = """
+module unit(input clk, input rst, input i, output reg o);
+  wire never = i & ~i;
+  wire other = i;
+  reg [1:0] held;
+  always @(posedge clk) begin
+    if (never) begin
+      o <= 1'b1;
+    end else if (~held[1]) begin
+      o <= i;
+    end
+    if (other) begin
+      held <= {1'b0, i};
+    end
+  end
+endmodule
+"""
+
+
+def test_statements_that_a_wire_decides(tmp_path: Path) -> None:
+    """What is never executed follows from the wire of its condition, or from the other value."""
+    netlist = Netlist.of(SIDES, "unit", tmp_path)
+    reader, lines = Reader(netlist, SIDES), SIDES.splitlines()
+
+    def claims(what: str, text: str) -> set[Claim]:
+        line = next(number for number, each in enumerate(lines, 1) if text in each)
+        return set(reader.claims(Point("branch", "", what, line, 5), Counter()))
+
+    for what, text in (("if", "if (never)"), ("else", "if (~held[1])")):
+        assert claims(what, text), text
+        assert proved(netlist, claims(what, text), tmp_path, depth=1) == claims(what, text), text
+    for what, text in (("else", "if (never)"), ("if", "if (other)"), ("else", "if (other)")):
+        assert claims(what, text), text
+        assert not proved(netlist, claims(what, text), tmp_path, depth=1), text
+
+
 def test_points(tmp_path: Path) -> None:
     path = tmp_path / "coverage.dat"
     path.write_text(
