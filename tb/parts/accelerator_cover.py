@@ -222,7 +222,8 @@ def _reasons(facts: Facts) -> Iterator[tuple[str, str]]:
     )
     unpacked = "a product's results are not packed here, and k is below 2^20"
     yield _bits("plane_writer[.]held", 195, 201), unpacked
-    yield _bits("plane_writer[.](inner_left|t87)", 15, SIZE_BITS), unpacked
+    yield _bits("plane_writer[.]inner_left", 15, SIZE_BITS), unpacked
+    yield _bits("plane_writer[.]t87", 15, SIZE_BITS, "0->1"), unpacked
     framed = "what fetchers give the core is framed as it expects"
     yield r"unit[.]core[.]loader[.]misframed:.*", framed
     yield r"unit[.]core[.]sequencer[.]stop:.*", framed

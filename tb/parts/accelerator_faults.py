@@ -164,8 +164,8 @@ def wraps(facts: Facts, seed: int) -> Iterator[Case]:
         story.run(task, Descriptor({**at.words, "a_codes": top - size}, at.number))
     for task in packing(story, 2, 1):
         size = task.sizes[2] * (4 if task.kind == FP32_VALUES else 2)
-        for pitch in (size, 1 << 31, (1 << 32) - size):
-            at = story.scatter(task, a_codes=top - size, a_codes_pitch=pitch)
+        for step in (size, 1 << 31, (1 << 32) - size):
+            at = story.scatter(task, a_codes=top - size, a_codes_pitch=step)
             _beyond(story, at, {})
     yield story.case("beyond the last address")
     story = Story(facts, seed + 1)
