@@ -125,7 +125,9 @@ class Prover:
     def __init__(self, mutated: MutatedUnit, seconds: int = 30) -> None:
         self._seconds, self._folder = seconds, mutated.folder
         self._facts = Facts.load(mutated.unit.json)
-        registers = ("memory_map", "opt_expr", "dffunmap", "opt_clean -purge")
+        # What lies beyond a memory's last word is nothing, the same in both.
+        beyond = "setundef -undriven -zero"
+        registers = ("memory_map", beyond, "opt_expr", "dffunmap", "opt_clean -purge")
         script = ["read_rtlil mutated.il", *registers, "write_json whole.json", ""]
         run_yosys(self._folder, "cut", "\n".join(script))
         (module,) = json.loads((self._folder / "whole.json").read_text())["modules"].values()
