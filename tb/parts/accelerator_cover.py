@@ -214,12 +214,13 @@ def _reasons(facts: Facts) -> Iterator[tuple[str, str]]:
     last = (-(-given["max_k"] // group // advance) - 1) * advance
     for side in ("acts", "weights"):
         first = max(1, last.bit_length())
+        following = {"acts": "t57", "weights": "t18"}[side]
         yield _bits(f"{side}_fetcher[.]offset", first, SIZE_BITS), "k is at most max_k"
+        yield _bits(f"{side}_fetcher[.]{following}", first, first + 1), "k is at most max_k"
     values = Traffic(facts, Memory()).value_offset()
-    yield (
-        _bits("values_fetcher[.]offset", values.bit_length(), SIZE_BITS),
-        "k is below 2^20, so values are so many words of the bus at most",
-    )
+    few = "k is below 2^20, so values are so many words of the bus at most"
+    yield _bits("values_fetcher[.]offset", values.bit_length(), SIZE_BITS), few
+    yield _bits("values_fetcher[.]t34", values.bit_length(), values.bit_length() + 1), few
     unpacked = "a product's results are not packed here, and k is below 2^20"
     yield _bits("plane_writer[.]held", 195, 201), unpacked
     yield _bits("plane_writer[.]inner_left", 15, SIZE_BITS), unpacked
@@ -227,12 +228,24 @@ def _reasons(facts: Facts) -> Iterator[tuple[str, str]]:
     framed = "what fetchers give the core is framed as it expects"
     yield r"unit[.]core[.]loader[.]misframed:.*", framed
     yield r"unit[.]core[.]sequencer[.]stop:.*", framed
-    yield r"unit[.]core[.]sequencer[.]refusal:.*", "sizes that the core refuses are told before"
+    refused = "sizes that the core refuses are told before"
+    yield r"unit[.]core[.]sequencer[.]refusal:.*", refused
+    yield _bits("core[.]result_fifo[.](tile_0|tile_1_1)", 4, 7), refused
+    yield _bits("core[.]result_fifo[.](tile_0|tile_1_1)", 2, 3, "1->0"), refused
     idle = "what takes a part of a descriptor is idle when that begins"
     yield r"unit[.]core[.]loader[.]job_register[.]spare_valid:.*", idle
     yield r"unit[.]t(65|68|71|74|77|80):.*", idle
-    yield _bits("values_fetcher[.]groups_[01]", 0, 3, "1->0"), "a chunk of values is a whole group"
-    yield _bits("values_fetcher[.]groups_[01]", 0, 2, "0->1"), "a chunk of values is a whole group"
+    yield _bits("values_fetcher[.]groups_[01]", 0, 3, "1->0"), "a chunk of values is a group"
+    yield _bits("values_fetcher[.]groups_[01]", 0, 2, "0->1"), "a chunk of values is a group"
+    yield _bits("values_fetcher[.]request___05Fpayload", 36, 38), "a chunk of values is a group"
+    yield r"unit[.]acts_fetcher[.]turn_ends:.*", "a block is as high as a beat"
+    yield r"unit[.]plane_writer[.]held\[201\]:1->0", "both formats have metadata"
+    if block_format(given["act"]).metadata.name == "elem-em":
+        yield (
+            r"unit[.].*u_addend[.]normalised_1\[0\]:.*",
+            "a refined element adds last bits only where it is small, and so is the sum of its "
+            "subgroup, of which it is the largest",
+        )
     words = "a descriptor has 30 words"
     yield r"unit[.]registers[.]queue[.]words\[(30|31|62|63)\]\[\d+\]:.*", words
 
@@ -248,11 +261,14 @@ def _lengths(facts: Facts) -> Iterator[tuple[str, str]]:
         yield _bits(f"{side}_reader[.]ar___05Fpayload", bits + first, bits + 8), why
         yield _bits(rf"{side}_reader[.]bursts[.]word_\d+", 9 + first, 18), why
         yield _bits(f"{side}_reader[.](left|t36)", most.bit_length(), 9), why
+        yield _bits(f"{side}_reader[.]beat", first, 9), why
     most = lengths["results_aw"]
     yield _bits("writer[.]aw___05Fpayload", bits + (most - 1).bit_length(), bits + 8), why
     yield _bits("writer[.](left|burst)", most.bit_length(), 9), why
     yield _bits("writer[.]t44", 2, 4), why
-    yield _bits("writer[.]t(27|28)", 7, 8), why
+    yield _bits("writer[.]t27", 7, 8), why
+    yield _bits("writer[.]t28", 7, 10), why
+    yield _bits("writer[.]t46", 3, 9), why
     yield _bits("writer[.](bytes_left|t33)", 512, 640), why
     yield _bits("writer[.](strobes|t34)", 64, 79), why
 
@@ -263,13 +279,15 @@ def _addresses(facts: Facts) -> Iterator[tuple[str, str]]:
     once = "what is beyond the last address is not gone on from"
     for side in ("acts", "weights", "values"):
         yield _bits(f"{side}_fetcher[.]address", bits + 1, bits + 2), once
-    for side in ("acts", "weights"):
-        yield _bits(f"{side}_fetcher[.]here_[12]_after", bits + 1, bits + 2), once
+        yield _bits(f"{side}_fetcher[.]here_[012]_after", bits + 1, bits + 2), once
+    yield _bits("acts_fetcher[.]t56", bits + 1, bits + 2), once
     yield _bits("plane_writer[.](codes|scales|meta)_next", bits + 1, bits + 2), once
     aligned = "codes and values begin at multiples of a group, and so do their rows"
     for side in ("acts", "weights"):
         yield _bits(f"{side}_fetcher[.]here_0_after", 0, 4), aligned
+    yield _bits("acts_fetcher[.]t160", 0, 4), aligned
     yield _bits("values_fetcher[.]here_0_after", 0, 6), aligned
+    yield r"unit[.]t54\[0\]:.*", "results begin at multiples of two bytes"
     yield _bits("plane_writer[.]held", 0, 4), aligned
     yield _bits("plane_writer[.]held", 96, 100), aligned
     yield _bits("plane_writer[.]codes_(here|start|next|below)", 0, 4), aligned

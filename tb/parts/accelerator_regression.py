@@ -135,10 +135,11 @@ def _across_words(story: Story, most: int) -> None:
         for side, rows in (("a", task.sizes[0]), ("w", 2)):
             base = (number << 18) + (side == "w") * (1 << 17)
             first = bus - 1 - (chunk * (number % 2) if chunk < bus else 0)
+            apart = 4 * bus if number % 4 else count + number // 4 % 3
             places = {
                 "codes": (base + number // 4 % 4 * codes, codes * (count + number % 4), codes),
-                "scales": (base + (1 << 15) + first, 4 * bus, 1),
-                "meta": (base + (1 << 16) + first, 4 * bus, 1),
+                "scales": (base + (1 << 15) + first, apart, 1),
+                "meta": (base + (1 << 16) + first, apart, 1),
             }
             for plane, (place, pitch, size) in places.items():
                 name = f"{side}_{plane}"
@@ -275,13 +276,12 @@ def hard_products(facts: Facts, seed: int) -> Iterator[Case]:
     small = min(3 * group, core.parameters["max_k"])
     streams = GemmStreams(replace(core, parameters={**core.parameters, "max_k": small}))
     story = Story(facts, seed)
-    for number, (_, hard) in enumerate(hard_sums(streams, seed)):
+    for _, hard in hard_sums(streams, seed):
         rows = hard.acts[:: 1 + len(hard.acts) // HARD_ROWS]
         story.phase()
-        for kind in (FP32_VALUES, BF16_VALUES):
-            if kind == BF16_VALUES and number % 4:
-                continue
-            story.run(Task(GEMM, kind, replace(hard, acts=rows)))
+        for kind in (FP32_VALUES, BF16_VALUES):  # each row in another cell
+            acts = np.roll(rows, int(kind == BF16_VALUES), axis=0)
+            story.run(Task(GEMM, kind, replace(hard, acts=acts)))
     yield story.case("hard sums")
 
 
