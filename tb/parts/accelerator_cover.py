@@ -196,7 +196,7 @@ def _reasons(facts: Facts) -> Iterator[tuple[str, str]]:
     long = "counts clocks, of which no run has so many"
     for name, up, down in (
         ("registers[.]cycles", 18, 17),
-        ("registers[.]wait_acts", 17, 16),
+        ("registers[.]wait_acts", 18, 17),
         ("registers[.]wait_(weights|results)", 16, 15),
         ("registers[.]work", 15, 14),
         ("quiet", 16, 16),

@@ -49,7 +49,7 @@ RESETS = (
 )
 TEXTS = {FP32_VALUES: "fp32", BF16_VALUES: "bf16"}
 # Products of many chunks.
-MORE = 24
+MORE = 36
 # Of groups with lone values each so many.
 LONE = 3
 # Rows of a product of hard sums, at most.
@@ -97,6 +97,12 @@ def mixtures(facts: Facts, seed: int) -> Iterator[Case]:
     for number in range(MORE):
         shapes.run(product(shapes, 1 + number % 5, 1 + number % 3, min(largest, 2 * most)))
     _across_words(shapes, largest)
+    for number in range(4):  # of least elements, whose sums are odd
+        small = product(shapes, 40, 6, min(largest, 1 + number))
+        assert small.product is not None
+        small.product.acts[..., : shapes.code_bytes] &= 0x99
+        small.product.weights[..., : shapes.code_bytes] &= 0x99
+        shapes.run(small)
     yield shapes.case("shapes", STALLS[1])
     few = Story(facts, seed)
     few.phase()
