@@ -61,8 +61,8 @@ class Reader:
         bits = self._netlist.bits(_written(_inside(point.place, match["name"]))) if match else None
         if match is None or bits is None:
             return []
-        value = int((point.what == "if") != bool(match["no"]))
-        return [Claim(((bits[int(match["bit"] or 0)], value),))]
+        bit, value = bits[int(match["bit"] or 0)], int((point.what == "if") != bool(match["no"]))
+        return [] if bit == str(value) else [Claim(((bit, value),))]
 
     def _toggle(self, point: Point, before: Mapping[Point, int]) -> Sequence[Claim]:
         match = _TOGGLE.fullmatch(point.what)
