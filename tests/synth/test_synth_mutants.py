@@ -52,10 +52,11 @@ def test_clocks_are_left_alone(tmp_path: Path) -> None:
     assert not [each for each in mutants if "CLK" in each.fault]
 
 
+@pytest.mark.slow
 def test_what_memories_hold_at_first_is_left_alone(tmp_path: Path) -> None:
     """A fault there would be no constant, which is what it has to be."""
     settings = {"bus": "128", "encoder": None, "max_k": 64}
-    unit = find_unit("accelerator").instance("m2xfp-2x2", settings, name="small")
+    unit = find_unit("accelerator").instance("m2xfp-2x2", settings, name="few")
     mutants = mutate(unit, 400, 1, tmp_path).mutants
     assert len(mutants) == 400
     assert "$meminit$" in (tmp_path / "list.txt").read_text()
