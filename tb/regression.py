@@ -5,7 +5,7 @@ streams can get into. The tests play them through the emitted Verilog, and `m2xf
 Verilog with a fault, to see which faults they notice.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,9 @@ RESETS = ((0.8, 0.9), (0.9, 0.5)) * 8 + ((0.85, 0.97),) * 8
 Timing = Callable[[Run, Facts], str]
 """What is wrong with the clocks of a run without stalls; nothing if they are as stated."""
 
+Story = Callable[[Sequence[Run], Facts], str]
+"""What is wrong with some runs beside the beats that came; nothing if all is well."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -49,6 +52,8 @@ class Case:
         Looks at the clocks of a case of one phase without stalls.
     before
         Clocks of traffic, the first of the beats, that the reset is in the midst of.
+    story
+        Looks at the runs of all phases together, and says what is wrong with them.
     """
 
     name: str
@@ -57,6 +62,7 @@ class Case:
     seed: int = 0
     timing: Timing | None = None
     before: int = 0
+    story: Story | None = None
 
 
 def check_case(
@@ -90,6 +96,8 @@ def check_case(
             assert not len(wrong), f"{case.name}: {name} differs in beat {wrong[0]}"
         if case.timing is not None:
             assert not (complaint := case.timing(run, simulator.facts)), f"{case.name}: {complaint}"
+    if case.story is not None:
+        assert not (complaint := case.story(runs, simulator.facts)), f"{case.name}: {complaint}"
     return runs
 
 

@@ -61,7 +61,8 @@ def build_library(
     options
         More options of Verilator.
     headers
-        Text of headers that the sources include, by file name.
+        Text of headers that the sources include, by file name; ``obj/`` is where Verilator writes,
+        whose sources find what is there before their own headers.
     trace
         Build it so that it can write waveforms.
     build_dir
@@ -93,6 +94,7 @@ def build_library(
         if trace:
             require_headers(TRACE_HEADERS)
         for file, text in headers.items():
+            (folder / file).parent.mkdir(exist_ok=True)
             (folder / file).write_text(text)
         for source in sources:
             shutil.copy(source, folder)

@@ -14,6 +14,7 @@ _TOGGLE = re.compile(r"(?P<name>.*?)(?:\[(?P<bit>\d+)\])?:(?P<way>0->1|1->0)")
 _RANGE = re.compile(r":(\d+)\.(\d+)-(\d+)\.(\d+)")
 _WORD = re.compile(r"(\w+)\[\d+\]")
 _NUMBERED = re.compile(r"__0([0-9A-F]{2})")
+_IF = re.compile(r"\bif \((?P<no>~?)(?P<name>\w+)(?:\[(?P<bit>\d+)\])?\) begin")
 _FUNCTION = re.compile(r" *function .*?(\w+);")
 _ARM = re.compile(r"\d+'b(\?*)1\?*:")
 
@@ -50,7 +51,18 @@ class Reader:
             return self._toggle(point, before)
         if point.what.startswith("cond_"):
             return self._choice(point)
+        if point.what in ("if", "else"):
+            return self._side(point)
         return list(self._arm(point)) if point.what == "case" else []
+
+    def _side(self, point: Point) -> Sequence[Claim]:
+        """Return the claim of statements that are never executed, where a wire decides."""
+        match = _IF.search(self._lines[point.line - 1])
+        bits = self._netlist.bits(_written(_inside(point.place, match["name"]))) if match else None
+        if match is None or bits is None:
+            return []
+        bit, value = bits[int(match["bit"] or 0)], int((point.what == "if") != bool(match["no"]))
+        return [] if bit == str(value) else [Claim(((bit, value),))]
 
     def _toggle(self, point: Point, before: Mapping[Point, int]) -> Sequence[Claim]:
         match = _TOGGLE.fullmatch(point.what)

@@ -132,7 +132,9 @@ class Prover:
     ) -> None:
         self._seconds, self._folder = seconds, mutated.folder
         self._facts = Facts.load(mutated.unit.json)
-        registers = ("memory_map", "opt_expr", "dffunmap", "opt_clean -purge")
+        # What lies beyond a memory's last word is nothing, the same in both.
+        beyond = "setundef -undriven -zero"
+        registers = ("memory_map", beyond, "opt_expr", "dffunmap", "opt_clean -purge")
         # Else a wire of several names would have any of them.
         kept = [f"setattr -set keep 1 w:*.{wire}" for each in arguments for wire in each.wires]
         script = [

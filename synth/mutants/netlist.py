@@ -24,6 +24,8 @@ PORT = "mutant"
 
 # Below a flip-flop or memory there is no logic whose fault a clock of its own would be.
 _CLOCKS = re.compile(r" -port \S*CLK ")
+# What a memory holds at first is no logic either.
+_CONTENTS = re.compile(r" -cell \S*\$meminit\$")
 _LINE = re.compile(
     r"mutate -ctrl \S+ \d+ \d+ (?P<fault>-mode (?P<mode>\S+) -module \S+ -cell (?P<cell>\S+) "
     r"-port (?P<port>\S+) -portbit (?P<bit>\d+)(?: -ctrlbit (?P<other>\d+))?)(?P<rest>.*)"
@@ -105,11 +107,13 @@ def run_yosys(folder: Path, name: str, script: str, seconds: float | None = None
 
 
 def _parse(text: str, count: int, verilog: list[str]) -> list[Mutant]:
-    """Return the first ``count`` faults of a list that are none of a clock."""
+    """Return the first ``count`` faults of a list that are in logic, and in none of a clock."""
     found: list[Mutant] = []
     for line in text.splitlines():
         match = _LINE.match(line)
-        if match is None or _CLOCKS.search(line) or len(found) == count:
+        if match is None or len(found) == count:
+            continue
+        if _CLOCKS.search(line) or _CONTENTS.search(line):
             continue
         wire = _WIRE.search(match["rest"])
         sources = [int(number) for number in _SOURCE.findall(match["rest"])]
@@ -166,7 +170,7 @@ def mutate(instance: Instance, count: int, seed: int, folder: Path) -> MutatedUn
                 "opt_merge",
                 "opt_clean",
                 "write_rtlil unit.il",
-                # Some of them are of clocks.
+                # Some of them are of clocks, or of what memories hold at first.
                 f"mutate -list {count + count // 4 + 8} -seed {seed} -ctrl {PORT} 1 1 -o list.txt",
                 "",
             ]

@@ -27,6 +27,8 @@ from m2xfp.tb.vectors import Beats
 __all__ = ["SIGNATURES", "SOURCE", "BulkSimulator", "Run", "SimulationError", "ports_header"]
 
 SOURCE = Path(__file__).with_name("simulator.cpp")
+# What a build that counts finds instead of Verilator's own header, and where.
+COUNTING = {"obj/verilated_cov.h": Path(__file__).with_name("wide_toggles.h").read_text()}
 # Options of Verilator that count; words of any width.
 COVERAGE = (
     *("--coverage-line", "--coverage-toggle", "--coverage-underscore"),
@@ -127,7 +129,7 @@ class BulkSimulator:
             name="coverage" if coverage else "bulk",
             undefined="0" if coverage else "unique",
             options=(*(COVERAGE if coverage else ()), *options),
-            headers={"ports.h": ports_header(self.facts)},
+            headers={"ports.h": ports_header(self.facts), **(COUNTING if coverage else {})},
             trace=trace,
             build_dir=build_dir,
         )

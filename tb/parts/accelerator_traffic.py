@@ -4,8 +4,9 @@ Every bus has one ID and moves in the order that docs/accelerator.md gives, so w
 each channel follows from descriptors and memory, whenever it comes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from math import gcd
 from typing import Any
 
@@ -15,103 +16,16 @@ from numpy.typing import NDArray
 from m2xfp.facts import Facts, Field, Stream
 from m2xfp.formats import block_format
 from m2xfp.rtl.parts.accelerator_map import OFFSETS
-from m2xfp.rtl.parts.descriptor_checker import BF16_VALUES, ENCODE, GEMM, PACKED
+from m2xfp.rtl.parts.descriptor_checker import ENCODE, GEMM
+from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
 from m2xfp.tb.fields import Bytes, pack, read, read_plane
-from m2xfp.tb.vectors import Beats
+from m2xfp.tb.parts.accelerator_memory import PAGE, Descriptor, Memory
+from m2xfp.tb.vectors import Beats, TestVectors
 
 __all__ = ["PAGE", "Descriptor", "Memory", "Traffic"]
 
-PAGE = 4096
 IDENTIFICATION = 0x4D325846
-
-
-@dataclass(frozen=True)
-class Descriptor:
-    """The words of a descriptor, by the names of their registers; addresses whole.
-
-    Members
-    -------
-    words
-        What is not 0.
-    number
-        What it is pushed as.
-    """
-
-    words: Mapping[str, int]
-    number: int = 0
-
-    def __getitem__(self, name: str) -> int:
-        """Return a word, or an address."""
-        return self.words.get(name, 0)
-
-    @property
-    def value_bytes(self) -> int:
-        """Bytes of one of the values that ``kind`` names."""
-        return 2 if self["kind"] == BF16_VALUES else 4
-
-    @property
-    def packed(self) -> bool:
-        """Whether its results are the planes of a packed matrix."""
-        return self["operation"] != GEMM or self["kind"] == PACKED
-
-    def writes(self) -> Iterator[tuple[int, int]]:
-        """Yield address and word of every register of the descriptor, the push last."""
-        for name, offset in OFFSETS.items():
-            if offset < OFFSETS["operation"] or name == "push":
-                continue
-            whole = self[name.removesuffix("_high")]
-            yield offset, whole >> 32 if name.endswith("_high") else whole & 0xFFFFFFFF
-        yield OFFSETS["push"], self.number
-
-
-class Memory:
-    """A few pages with contents; all else is noise that depends on the address alone.
-
-    Parameters
-    ----------
-    seed
-        Of the noise.
-    """
-
-    def __init__(self, seed: int = 0) -> None:
-        self._seed = seed
-        self._pages: dict[int, NDArray[np.uint8]] = {}
-
-    def _page(self, number: int) -> NDArray[np.uint8]:
-        if number not in self._pages:
-            rng = np.random.default_rng((self._seed, number))
-            self._pages[number] = rng.integers(0, 256, PAGE, np.uint8)
-        return self._pages[number]
-
-    def write(self, address: int, content: NDArray[np.uint8]) -> None:
-        """Store bytes."""
-        for at in range(0, len(content), PAGE):
-            self._write(address + at, content[at : at + PAGE])
-
-    def _write(self, address: int, content: NDArray[np.uint8]) -> None:
-        page, start = divmod(address, PAGE)
-        first = content[: PAGE - start]
-        self._page(page)[start : start + len(first)] = first
-        if len(first) < len(content):
-            self._write(address + len(first), content[len(first) :])
-
-    def read(self, address: int, length: int) -> NDArray[np.uint8]:
-        """Return bytes."""
-        parts = []
-        while length:
-            page, start = divmod(address, PAGE)
-            parts.append(self._page(page)[start : start + length])
-            address, length = address + len(parts[-1]), length - len(parts[-1])
-        return np.concatenate(parts)
-
-    def write_rows(self, address: int, pitch: int, rows: NDArray[np.uint8]) -> None:
-        """Store a matrix of bytes."""
-        for number, row in enumerate(rows):
-            self.write(address + number * pitch, row)
-
-    def read_rows(self, address: int, pitch: int, rows: int, length: int) -> NDArray[np.uint8]:
-        """Return a matrix of bytes."""
-        return np.stack([self.read(address + number * pitch, length) for number in range(rows)])
+ALL = slice(None)
 
 
 @dataclass
@@ -152,6 +66,9 @@ class Traffic:
         self._unit = min(self.bus, 2 * self._formats["a"].group)
         self._units = min(16, self.chunk * given["slots"])
         self._gather = 4 if self.bus < 64 else 8
+        self._outstanding = given["outstanding"]
+        self._packs = any(given[engine] is not None for engine in ("quantizer", "encoder"))
+        self._masks: list[int] = []  # bits of each answered register that are compared
 
     def bursts(self, address: int, length: int) -> Iterator[tuple[int, int]]:
         """Yield address and beats of the bursts that some bytes take."""
@@ -160,6 +77,31 @@ class Traffic:
             stop = min(-(-end // self.bus) * self.bus, (at // PAGE + 1) * PAGE)
             yield at, (stop - at) // self.bus
             at = stop
+
+    def burst_lengths(self) -> dict[str, set[int]]:
+        """Return how many beats bursts have, by the channel of their addresses."""
+        code_bytes, bus = self._formats["a"].group_bytes[0], self.bus
+
+        def words(length: int, step: int) -> range:
+            """Return how many words bytes lie in that begin at multiples of a step."""
+            return range(1, -(-(length + bus - min(step, bus)) // bus) + 1)
+
+        reads = set(words(self.chunk * code_bytes, code_bytes))
+        values, packed = set[int](), set[int]()
+        if self._packs:
+            step = min(max(1, 2 * self._formats["a"].group // bus), self._units)
+            values = set(range(step, self._units + 1, step))
+            packed = set(words(self._gather * code_bytes, code_bytes))
+        return {
+            "acts_ar": reads | values,
+            "weights_ar": reads,
+            "results_aw": packed | set(words(self.columns * 4, 2)),
+        }
+
+    def value_offset(self) -> int:
+        """Return where the last chunk of the longest row of values begins, in beats of values."""
+        beats = max(0, ((1 << SIZE_BITS) - 1) * 2 // self._unit)
+        return (-(-beats // self._units) - 1) * self._units
 
     def planes(self, side: str) -> dict[str, int]:
         """Return the planes of an operand, with the bytes that a group has in each."""
@@ -174,8 +116,8 @@ class Traffic:
         ends = [*firsts[1:], groups]
         return [(first, end - first) for first, end in zip(firsts, ends, strict=True)]
 
-    def requests(self, side: str, descriptor: Descriptor) -> Iterator[tuple[int, int]]:
-        """Yield address and length of what is read of an operand, in order."""
+    def chunk_requests(self, side: str, descriptor: Descriptor) -> Iterator[list[tuple[int, int]]]:
+        """Yield address and length of what is read of an operand, chunk by chunk, in order."""
         rows = descriptor["m" if side == "a" else "n"]
         height = self._heights[side]
         chunks = self.chunks(descriptor["k"] // self._formats[side].group)
@@ -186,7 +128,34 @@ class Traffic:
             for top in range(0, rows, height):
                 for first, count in chunks:
                     block = range(top, min(top + height, rows))
-                    yield from self._chunk(side, descriptor, block, first, count)
+                    yield list(self._chunk(side, descriptor, block, first, count))
+
+    def requests(self, side: str, descriptor: Descriptor) -> Iterator[tuple[int, int]]:
+        """Yield address and length of what is read of an operand, in order."""
+        for chunk in self.chunk_requests(side, descriptor):
+            yield from chunk
+
+    def first_bursts(self, descriptor: Descriptor) -> dict[str, list[tuple[int, int]]]:
+        """Return address and beats of the bursts that are asked for while no answer comes.
+
+        By operand: those of the chunks that there are slots for, as many as may be under way.
+        """
+        if descriptor["operation"] == GEMM:
+            asked = {
+                operand: self.chunk_requests(side, descriptor)
+                for side, operand in (("a", "acts"), ("w", "weights"))
+            }
+        else:
+            asked = {"acts": ([request] for request in self.value_requests(descriptor))}
+        return {
+            operand: [
+                burst
+                for chunk in islice(chunks, self._slots)
+                for request in chunk
+                for burst in self.bursts(*request)
+            ][: self._outstanding]
+            for operand, chunks in asked.items()
+        }
 
     def _chunk(
         self, side: str, descriptor: Descriptor, rows: range, first: int, count: int
@@ -225,50 +194,94 @@ class Traffic:
             self.tell(address, word)
         self.read_register("id", IDENTIFICATION)
 
-    def tell(self, address: int, word: int, response: int = 0) -> None:
+    def tell(
+        self,
+        address: int,
+        word: int,
+        response: int = 0,
+        strobes: int = 15,
+        *,
+        answered: bool = True,
+    ) -> None:
         """Add a write of a register."""
         self._channels.add("control_aw", last=True, addr=address)
-        self._channels.add("control_w", last=True, data=word, strb=15)
+        self._channels.add("control_w", last=True, data=word, strb=strobes)
+        if answered:
+            self.grant(response)
+
+    def grant(self, response: int = 0) -> None:
+        """Add the answer to a write."""
         self._channels.add("control_b", last=True, resp=response)
 
-    def ask(self, address: int, word: int = 0, response: int = 0) -> None:
-        """Add a read of a register."""
+    def ask(self, address: int, word: int = 0, response: int = 0, mask: int = 0xFFFFFFFF) -> None:
+        """Add a read of a register, of which the bits of a mask are compared."""
         self._channels.add("control_ar", last=True, addr=address)
         self._channels.add("control_r", last=True, data=word, resp=response)
+        self._masks.append(mask)
 
     def read_register(self, name: str, word: int = 0) -> None:
         """Add a read of a register by its name."""
         self.ask(OFFSETS[name], word)
 
+    def issue(self, operand: str, address: int, beats: int) -> None:
+        """Add a burst that is asked for."""
+        size = (self.bus - 1).bit_length()
+        self._channels.add(
+            f"{operand}_ar", last=True, addr=address, len=beats - 1, size=size, burst=1
+        )
+
+    def bring(self, operand: str, address: int, beats: int, *responses: int) -> None:
+        """Add what memory answers to a burst; responses of its first beats, 0 of the others."""
+        content = self.memory.read(address, beats * self.bus)
+        found = (*responses, *[0] * beats)
+        for n, word in enumerate(content.reshape(beats, self.bus)):
+            self._channels.add(
+                f"{operand}_r", last=n == beats - 1, data=word.tobytes(), resp=found[n]
+            )
+
     def answer(self, operand: str, address: int, length: int) -> None:
         """Add the bursts of a request, and what memory answers."""
-        size = (self.bus - 1).bit_length()
-        for start, beats in self.bursts(address, length):
-            self._channels.add(
-                f"{operand}_ar", last=True, addr=start, len=beats - 1, size=size, burst=1
-            )
-            content = self.memory.read(start, beats * self.bus)
-            for n, word in enumerate(content.reshape(beats, self.bus)):
-                self._channels.add(f"{operand}_r", last=n == beats - 1, data=word.tobytes(), resp=0)
+        for burst in self.bursts(address, length):
+            self.issue(operand, *burst)
+            self.bring(operand, *burst)
+
+    def respond(self, response: int = 0) -> None:
+        """Add the response to a burst that writes."""
+        self._channels.add("results_b", last=True, resp=response)
 
     def run(self, descriptor: Descriptor, out: NDArray[np.generic]) -> None:
         """Add the traffic of a descriptor whose results are these, and store them.
 
         Results are patterns [m, n], or packed groups [m, groups, bytes].
         """
+        self.fetch(descriptor)
+        for _ in range(self.write(descriptor, out)):
+            self.respond()
+
+    def fetch(self, descriptor: Descriptor, *operands: str) -> None:
+        """Add all that a descriptor reads, or of some operands alone."""
         if descriptor["operation"] == GEMM:
             for side, operand in (("a", "acts"), ("w", "weights")):
-                for address, length in self.requests(side, descriptor):
-                    self.answer(operand, address, length)
-        else:
-            for address, length in self.value_requests(descriptor):
-                self.answer("acts", address, length)
-        if descriptor.packed:
-            for start, content in self.plane_pieces(descriptor, out):
-                self._write(start, content)
+                if operand in (operands or (operand,)):
+                    for address, length in self.requests(side, descriptor):
+                        self.answer(operand, address, length)
             return
-        for row, columns, start in self.pieces(descriptor):
-            self._write(start, np.ascontiguousarray(out[row, columns]).view(np.uint8))
+        for address, length in self.value_requests(descriptor):
+            self.answer("acts", address, length)
+
+    def write(
+        self, descriptor: Descriptor, out: NDArray[np.generic], pieces_of: slice = ALL
+    ) -> int:
+        """Store results, or some pieces, and add the bursts that write them; return how many."""
+        if descriptor.packed:
+            pieces = self.plane_pieces(descriptor, out)
+        else:
+            pieces = (
+                (start, np.ascontiguousarray(out[row, columns]).view(np.uint8))
+                for row, columns, start in self.pieces(descriptor)
+            )
+        some = list(pieces)[pieces_of]
+        return sum(self.store_piece(start, content) for start, content in some)
 
     def value_requests(self, descriptor: Descriptor) -> Iterator[tuple[int, int]]:
         """Yield address and length of what is read of values, in order."""
@@ -308,27 +321,28 @@ class Traffic:
                 yield start, content.astype(np.uint8)
                 at += size
 
-    def _write(self, start: int, values: NDArray[np.uint8]) -> None:
-        """Store bytes, and add the bursts that write them."""
+    def store_piece(self, start: int, values: NDArray[np.uint8]) -> int:
+        """Store bytes, and add the bursts that write them; return how many."""
         size = (self.bus - 1).bit_length()
         self.memory.write(start, values)
-        for address, beats in self.bursts(start, len(values)):
+        bursts = list(self.bursts(start, len(values)))
+        for address, beats in bursts:
             self._channels.add(
                 "results_aw", last=True, addr=address, len=beats - 1, size=size, burst=1
             )
-            self._channels.add("results_b", last=True, resp=0)
-            for beat in range(beats):
-                word, strobes = np.zeros(self.bus, np.uint8), 0
-                for lane in range(self.bus):
-                    place = address + beat * self.bus + lane - start
-                    if 0 <= place < len(values):
-                        word[lane], strobes = values[place], strobes | 1 << lane
+            words, strobes = np.zeros((2, beats * self.bus), np.uint8)
+            first, end = max(start - address, 0), min(start + len(values) - address, len(words))
+            words[first:end] = values[address + first - start :][: end - first]
+            strobes[first:end] = 1
+            kept = np.packbits(strobes.reshape(beats, self.bus), axis=1, bitorder="little")
+            for beat, word in enumerate(words.reshape(beats, self.bus)):
                 self._channels.add(
                     "results_w",
                     last=beat == beats - 1,
                     data=word.tobytes(),
-                    strb=strobes.to_bytes(-(-self.bus // 8), "little"),
+                    strb=kept[beat].tobytes(),
                 )
+        return len(bursts)
 
     def store(self, addresses: Beats, words: Beats) -> None:
         """Write what the accelerator has written into the memory."""
@@ -343,6 +357,17 @@ class Traffic:
                     place = start + beat * self.bus + lane
                     self.memory.write(place, content[at, lane : lane + 1])
                 at += 1
+
+    def vectors(self) -> TestVectors:
+        """Return what goes in, and what must come out."""
+        given, wanted = self.streams(self.facts.inputs), self.streams(self.facts.outputs)
+        stream = self.facts.stream("control_r")
+        words = {
+            stream.field("data"): np.array(self._masks, np.uint64),
+            stream.field("resp"): np.full(len(self._masks), 3, np.uint64),
+        }
+        compared = {"control_r": pack(stream, words)} if self._masks else {}
+        return TestVectors(given, wanted, 1, compared)
 
     def streams(self, which: Sequence[Stream]) -> dict[str, Beats]:
         """Return the beats of streams."""

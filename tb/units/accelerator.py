@@ -8,27 +8,26 @@ import numpy as np
 from m2xfp.facts import Facts
 from m2xfp.rtl.parts.descriptor_checker import GEMM
 from m2xfp.tb.bench import Arrays, Operands
-from m2xfp.tb.parts.accelerator_tasks import (
-    Task,
-    core_of,
-    place,
-    random_tasks,
-    read_results,
-    task_results,
-)
+from m2xfp.tb.parts.accelerator_cover import cover, unreached
+from m2xfp.tb.parts.accelerator_regression import regression
+from m2xfp.tb.parts.accelerator_tasks import Task, core_of, place, read_results, task_results
 from m2xfp.tb.parts.accelerator_traffic import PAGE, Descriptor, Memory, Traffic
 from m2xfp.tb.parts.gemm_arrays import GemmStreams
 from m2xfp.tb.parts.groups import group_arrays, packed_groups
-from m2xfp.tb.regression import WARM, Case
 from m2xfp.tb.units import gemm_core
 from m2xfp.tb.vectors import Beats, TestVectors
 
-__all__ = ["decode", "encode", "expected", "load", "regression", "sample", "vectors"]
-
-ROUNDS = 6
-# With six outputs one is held nearly always where each pauses in nine clocks of ten.
-STALLS = ((0.0, 0.0), (0.25, 0.25), (0.0, 0.5), (0.7, 0.0))
-RESETS = ((0.5, 0.5), (0.8, 0.2), (0.2, 0.6)) * 6
+__all__ = [
+    "cover",
+    "decode",
+    "encode",
+    "expected",
+    "load",
+    "regression",
+    "sample",
+    "unreached",
+    "vectors",
+]
 
 
 def _tasks(arrays: Arrays, facts: Facts) -> list[Task]:
@@ -111,15 +110,3 @@ def sample(operands: Operands, facts: Facts) -> Arrays:
     arrays |= group_arrays(packed, streams.weight, "w_")
     packed = packed_groups(streams.act, operands.activations, acts)
     return arrays | group_arrays(packed, streams.act, "a_")
-
-
-def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
-    """Yield tasks of sizes at every edge, with each pattern of stalls, and after resets."""
-    rng, streams = np.random.default_rng(seed), GemmStreams(core_of(facts))
-    most = min(3 * facts.parameters["chunk"], facts.parameters["max_k"] // streams.act.group)
-    for number in range(ROUNDS):
-        made = _played(random_tasks(rng, facts, 6, most), facts, 1, seed + number)
-        yield Case(f"tasks {number}", (made,), STALLS[number % len(STALLS)], seed + number)
-    few = _played(random_tasks(rng, facts, 3, 2), facts, 1, seed)
-    for clock, stall in enumerate(RESETS):
-        yield Case(f"reset {clock}", (few,), stall, seed + clock, before=WARM + 7 * clock)

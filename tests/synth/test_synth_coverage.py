@@ -10,15 +10,18 @@ from click.testing import CliRunner
 
 from m2xfp.cli import cli
 from m2xfp.errors import InputError
+from m2xfp.processes import run
 from m2xfp.rtl.catalog import find_unit
 from m2xfp.synth.coverage import record
 from m2xfp.synth.coverage.claims import Reader
 from m2xfp.synth.coverage.measure import Measured, measure
 from m2xfp.synth.coverage.unreachable import Claim, Netlist, proved
 from m2xfp.tb.bench import find_bench
+from m2xfp.tb.bulk.simulator import COUNTING
 from m2xfp.tb.cross import cross, merged
 from m2xfp.tb.points import KINDS, Point, read_points
 from m2xfp.tb.regression import Case
+from m2xfp.tb.verilator import find_verilator
 
 UNIT = find_unit("activation_decoder")
 INSTANCE = UNIT.instance()
@@ -141,6 +144,43 @@ def test_what_never_changes(tmp_path: Path) -> None:
         assert not proved(netlist, claims(what), tmp_path)
 
 
+SIDES = """
+module unit(input clk, input rst, input i, output reg o);
+  wire never = i & ~i;
+  wire other = i;
+  reg [1:0] held;
+  always @(posedge clk) begin
+    if (never) begin
+      o <= 1'b1;
+    end else if (~held[1]) begin
+      o <= i;
+    end
+    if (other) begin
+      held <= {1'b0, i};
+    end
+  end
+endmodule
+"""
+
+
+def test_statements_that_a_wire_decides(tmp_path: Path) -> None:
+    """What is never executed follows from the wire of its condition, or from the other value."""
+    netlist = Netlist.of(SIDES, "unit", tmp_path)
+    reader, lines = Reader(netlist, SIDES), SIDES.splitlines()
+
+    def claims(what: str, text: str) -> set[Claim]:
+        line = next(number for number, each in enumerate(lines, 1) if text in each)
+        return set(reader.claims(Point("branch", "", what, line, 5), Counter()))
+
+    for what, text in (("if", "if (never)"), ("else", "if (~held[1])")):
+        assert claims(what, text), text
+        assert proved(netlist, claims(what, text), tmp_path, depth=1) == claims(what, text), text
+    assert not claims("else", "if (never)")  # it always is
+    for what, text in (("if", "if (other)"), ("else", "if (other)")):
+        assert claims(what, text), text
+        assert not proved(netlist, claims(what, text), tmp_path, depth=1), text
+
+
 def test_points(tmp_path: Path) -> None:
     path = tmp_path / "coverage.dat"
     path.write_text(
@@ -174,3 +214,38 @@ def test_command(tmp_path: Path) -> None:
     tables = record.tables(tmp_path)
     assert "| `activation_decoder` | m2xfp" in tables["coverage"]
     assert all(kind in tables["coverage"] for kind in KINDS)
+
+
+COUNTED = """
+#include "obj/verilated_cov.h"
+#include <cstdio>
+
+int main() {
+    VlWide<4> now{}, before{};
+    uint32_t counts[2 * 100] = {};
+    now[0] = 1u << 3;
+    VL_COV_TOGGLE_CHG_ST_W(100, counts, now, before);
+    for (int n = 0; n < 200; ++n)
+        if (counts[n]) std::printf("%d:%u ", n, counts[n]);
+    before = now;
+    now[0] = 0, now[3] = 1u << 2;
+    VL_COV_TOGGLE_CHG_ST_W(100, counts, now, before);
+    for (int n = 0; n < 200; ++n)
+        if (counts[n]) std::printf("%d:%u ", n, counts[n]);
+}
+"""
+
+
+def test_a_bit_of_a_wide_signal_counts_as_itself_alone(tmp_path: Path) -> None:
+    """Verilator 5.048 counts one as a bit of each word above it, too."""
+    for name, text in COUNTING.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    (tmp_path / "main.cpp").write_text(COUNTED)
+    verilator = find_verilator()
+    asked = [str(verilator.executable), "--getenv", "VERILATOR_ROOT"]
+    root = Path(run(asked, environment=verilator.environment).stdout.strip())
+    call = ["g++", "-std=gnu++20", "-O1", "-I.", f"-I{root / 'include'}", "-o", "main", "main.cpp"]
+    done = run(call, cwd=tmp_path)
+    assert not done.returncode, done.stdout
+    assert run([str(tmp_path / "main")]).stdout.split() == ["7:1", "6:1", "7:1", "197:1"]

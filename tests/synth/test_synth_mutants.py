@@ -52,6 +52,17 @@ def test_clocks_are_left_alone(tmp_path: Path) -> None:
     assert not [each for each in mutants if "CLK" in each.fault]
 
 
+@pytest.mark.slow
+def test_what_memories_hold_at_first_is_left_alone(tmp_path: Path) -> None:
+    """A fault there would be no constant, which is what it has to be."""
+    settings = {"bus": "128", "encoder": None, "max_k": 64}
+    unit = find_unit("accelerator").instance("m2xfp-2x2", settings, name="few")
+    mutants = mutate(unit, 400, 1, tmp_path).mutants
+    assert len(mutants) == 400
+    assert "$meminit$" in (tmp_path / "list.txt").read_text()
+    assert not [each for each in mutants if "$meminit$" in each.fault]
+
+
 def test_tables_are_logic(tmp_path: Path) -> None:
     """A unit with a table of constants has mutants, some of them in the table."""
     unit = find_unit("minifloat_quantizer").instance("nvfp4-bf16x8")
@@ -161,3 +172,30 @@ def test_proofs_from_zeros(tmp_path: Path) -> None:
     assert prover.prove(1) == Verdict(True, "after reset, from zeros")
     assert [prover.prove(number).same for number in (2, 3)] == [False, False]
     assert prover.prove(4) == Verdict(True, "in any state")
+
+
+THREE = """
+module unit(input clk, input rst, input [1:0] mutant, input [3:0] i, output reg [3:0] o);
+  reg [3:0] words [0:2];
+  wire [3:0] found = words[i[1:0]];
+  always @(posedge clk) begin
+    words[i[3:2]] <= i;
+    o <= mutant == 1 ? found ^ 4'd0 : mutant == 2 ? ~found : found;
+  end
+endmodule
+"""
+
+
+def test_proofs_beside_a_memory_that_is_no_power_of_two(tmp_path: Path) -> None:
+    """What lies beyond its last word has no value of its own, and is the same in both."""
+    unit = find_unit("fp32_accumulator").instance("m2xfp-single")
+    ports = [Port("i", "input", 4), Port("o", "output", 4)]
+    (tmp_path / "unit.json").write_text(
+        replace(unit.facts, streams=(), signals=tuple(ports)).to_json()
+    )
+    (tmp_path / "unit.v").write_text(THREE)
+    script = "read_verilog unit.v\nproc\nmemory_collect\nopt_clean\nwrite_rtlil mutated.il\n"
+    run_yosys(tmp_path, "read", script)
+    files = EmittedFiles("unit", *(tmp_path / f"unit{suffix}" for suffix in (".v", ".json", "")))
+    prover = Prover(MutatedUnit(files, files, [], tmp_path), 5)
+    assert [prover.prove(number).same for number in (1, 2)] == [True, False]

@@ -1,6 +1,8 @@
 """The accelerator: its traffic in other shapes, bad descriptors, and its registers."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,20 @@ from m2xfp.rtl.verilog.registers import SOURCE, register_files
 from m2xfp.synth.flow.lint import lint_file
 from m2xfp.tb.bulk.simulator import BulkSimulator
 from m2xfp.tb.fields import read
-from m2xfp.tb.parts.accelerator_tasks import Task, core_of, place, random_tasks, task_results
+from m2xfp.tb.parts.accelerator_counters import counting
+from m2xfp.tb.parts.accelerator_story import Story, scattered
+from m2xfp.tb.parts.accelerator_tasks import (
+    Task,
+    core_of,
+    place,
+    random_tasks,
+    task_results,
+    written,
+)
 from m2xfp.tb.parts.accelerator_traffic import Descriptor, Memory, Traffic
 from m2xfp.tb.parts.gemm_arrays import GemmStreams
 from m2xfp.tb.parts.gemm_regression import random_products
+from m2xfp.tb.regression import Case, check_case
 from m2xfp.tb.vectors import TestVectors
 
 UNIT, CONFIG = "accelerator", "m2xfp-2x2"
@@ -226,6 +238,63 @@ def test_the_registers_are_those_of_the_description(simulator: BulkSimulator) ->
     assert field("array", "columns", kept["array"]) == facts.parameters["columns"]
     assert field("limits", "max_k", kept["limits"]) == facts.parameters["max_k"]
     assert field("bus", "bus_bytes", kept["bus"]) == 16
+
+
+# --- phases of the regression ---------------------------------------------------------------------
+
+
+def told(facts: Facts, enabled: int, expected: int) -> Case:
+    """Return a descriptor that is wrong, and what is said of the interrupt and of a counter."""
+    story = Story(facts, 1)
+    story.phase()
+    story.tell("int_enable", enabled)
+    story.now.configure(Descriptor({"operation": 9}, 7))
+    story.ended(7, "operation")
+    story.phase()
+    story.look()
+    story.registers["int_status"] = expected
+    return story.case("told")
+
+
+def test_registers_and_the_interrupt_are_held_against_the_story(simulator: BulkSimulator) -> None:
+    facts = simulator.facts
+    check_case(simulator, told(facts, 2, 3))
+    with pytest.raises(AssertionError, match=r"told: irq is \[1, 1\], not \[1, 0\]"):
+        check_case(simulator, told(facts, 2, 1))
+    case = told(facts, 1, 3)
+    wrong = case.phases[1].outputs["control_r"].data.copy()
+    wrong[list(OFFSETS).index("completed"), 0] ^= 1
+    beats = replace(case.phases[1].outputs["control_r"], data=wrong)
+    phases = (case.phases[0], replace(case.phases[1], outputs={"control_r": beats}))
+    with pytest.raises(AssertionError, match="told: control_r differs"):
+        check_case(simulator, replace(case, phases=phases))
+
+
+def test_counters_are_held_against_the_clocks(simulator: BulkSimulator) -> None:
+    case = next(counting(simulator.facts, 0))
+    assert case.story is not None
+    runs = check_case(simulator, case)
+    assert not case.story(runs, simulator.facts)
+    shifted = [replace(run, cycles=run.cycles + 3 * n) for n, run in enumerate(runs)]
+    assert "grew by" in case.story(shifted, simulator.facts)
+
+
+def test_planes_lie_beside_each_other(simulator: BulkSimulator) -> None:
+    """Wherever they are put, what is placed is what the descriptor's rows hold."""
+    facts, rng = simulator.facts, np.random.default_rng(5)
+    for number, task in enumerate(random_tasks(rng, facts, 30, 4)):
+        memory = Memory(number)
+        at = scattered(rng, task, facts, memory, number)
+        spans = sorted(written(task, facts, at))
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+        assert spans[-1][1] <= 1 << facts.parameters["address_bits"]
+        if task.product is not None:
+            block = block_format(facts.parameters["weight"])
+            codes, (_, count, _) = block.group_bytes[0], task.product.weights.shape
+            rows = memory.read_rows(
+                at["w_codes"], at["w_codes_pitch"], len(task.product.weights), count * codes
+            )
+            assert np.array_equal(rows, task.product.weights[..., :codes].reshape(len(rows), -1))
 
 
 # --- parameters -----------------------------------------------------------------------------------
