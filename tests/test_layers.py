@@ -29,6 +29,8 @@ ALLOWED = {
 }
 # Of synth, only these take tensors from models or evaluate them.
 TENSORS = ("synth/gate_sim/", "synth/studies/")
+# Of m2xfp itself, what stands above the commands.
+TOP = ("cli", "__main__")
 LIBRARIES = {
     "base": {"torch", "amaranth"},
     "rtl": {"torch"},
@@ -42,7 +44,7 @@ def layer_of(module: str) -> str:
     room = module.split(".")[1] if module.startswith("m2xfp.") else "base"
     if room in ROOMS:
         return room
-    return "commands" if room in ("commands", "cli") else "base"
+    return "commands" if room in ("commands", *TOP) else "base"
 
 
 def imports(tree: ast.AST, top_level_only: bool = False) -> set[str]:
@@ -60,9 +62,10 @@ def imports(tree: ast.AST, top_level_only: bool = False) -> set[str]:
 def files(layer: str) -> Iterator[tuple[Path, ast.AST]]:
     """Yield the sources of a layer."""
     if layer == "base":
-        paths = [path for path in (ROOT / "m2xfp").glob("*.py") if path.stem != "cli"]
+        paths = [path for path in (ROOT / "m2xfp").glob("*.py") if path.stem not in TOP]
     elif layer == "commands":
-        paths = [ROOT / "m2xfp" / "cli.py", *(ROOT / "m2xfp" / "commands").glob("*.py")]
+        paths = [ROOT / "m2xfp" / f"{name}.py" for name in TOP]
+        paths += (ROOT / "m2xfp" / "commands").glob("*.py")
     else:
         paths = list((ROOT / layer).rglob("*.py"))
     assert paths

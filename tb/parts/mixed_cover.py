@@ -19,6 +19,12 @@ def cover(vectors: TestVectors, facts: Facts) -> Iterator[Cross]:
     """Yield what some commands, their segments and their reports were."""
     streams, command, status = MixedStreams(facts), facts.stream("cmd"), facts.stream("status")
     given, told = vectors.inputs["cmd"].data, vectors.outputs["status"].data
+    names = [field.name for field in status.fields if field.name != "tag"]
+    faults = np.array([np.asarray(read(status.field(name), told), bool) for name in names])
+    for name, seen in zip(names, faults, strict=True):
+        yield cross(f"report of {name}", {"reported": ("no", "yes")}, seen)
+    if not len(given):
+        return
     m, n, k, tag, resync = (
         np.asarray(read(command.field(name), given), np.int64)
         for name in ("m", "n", "k", "tag", "resync")
@@ -27,13 +33,13 @@ def cover(vectors: TestVectors, facts: Facts) -> Iterator[Cross]:
         np.asarray(read(command.field(f"segments.{name}"), given), np.int64)
         for name in ("end", "act", "weight")
     )
-    names = [field.name for field in status.fields if field.name != "tag"]
-    faults = np.array([np.asarray(read(status.field(name), told), bool) for name in names])
-    for name, seen in zip(names, faults, strict=True):
-        yield cross(f"report of {name}", {"reported": ("no", "yes")}, seen)
-    # What a command without fault asked for; a broken packet is no fault of the command.
+    # What a command without fault asked for; a broken packet is no fault of the command. One of
+    # which the operands come later is reported then.
     bad = np.array([name.startswith("bad_") for name in names])
-    good = ~faults[bad].any(axis=0) & (resync == 0)
+    reported = np.zeros((bad.sum(), len(m)), bool)
+    reported[:, : faults.shape[1]] = faults[bad][:, : len(m)]
+    answered = np.arange(len(m)) < faults.shape[1]
+    good = answered & ~reported.any(axis=0) & (resync == 0)
     block, most = streams.rows * streams.chains, int(facts.parameters["max_k"]) // streams.tile
     tiles = k // streams.tile - 1
     yield cross("tiles of k", {"tiles": range(1, most + 1)}, tiles, where=good)

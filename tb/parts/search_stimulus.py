@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from m2xfp.formats import BlockFormat, input_type
 from m2xfp.tb.parts.value_stimulus import from_float64
 
-__all__ = ["near_choices"]
+__all__ = ["large_gains", "near_choices"]
 
 DRAWN = 40_000
 KEPT = 300
@@ -68,3 +68,28 @@ def near_choices(kind: str, block: BlockFormat, seed: int) -> NDArray[np.unsigne
     scale = np.ldexp(1.0, rng.integers(-9, 9, (len(groups), 1)))
     signs = rng.choice([-1.0, 1.0], (len(groups), block.group))
     return from_float64(groups.reshape(len(groups), -1) * scale * signs, facts)
+
+
+def large_gains(kind: str, block: BlockFormat, seed: int) -> NDArray[np.unsignedinteger]:
+    """Return groups with a subgroup whose values are all alike, or nearly, at each significand.
+
+    At the largest that the group's scale allows all multipliers gain most. The others of a group
+    are alike too, or small.
+
+    Parameters
+    ----------
+    kind, block, seed
+        As of ``near_choices``.
+    """
+    rng, facts = np.random.default_rng(seed), input_type(kind)
+    size, top = block.metadata.subgroup, 2.0**block.element.emax
+    places = np.tile(np.arange(block.subgroups), 128)
+    below = rng.integers(0, 4, (len(places), block.subgroups, size))
+    below[rng.random(len(places)) < 0.5] = 0
+    steps = np.linspace(1, 2, 128, endpoint=False)[np.arange(len(places)) // block.subgroups]
+    x = top * np.maximum(steps[:, None, None] - below / (1 << facts.mantissa_bits), 1)
+    others = np.arange(block.subgroups) != places[:, None]
+    x[others & (rng.random(others.shape) < 0.5)] /= 64
+    scale = np.ldexp(1.0, rng.integers(-9, 9, (len(places), 1)))
+    signs = rng.choice([-1.0, 1.0], (len(places), block.group))
+    return from_float64(x.reshape(len(places), -1) * scale * signs, facts)

@@ -14,7 +14,7 @@ from m2xfp.tb.bench import Arrays, Operands, golden_of
 from m2xfp.tb.fields import Bytes, number, pack
 from m2xfp.tb.parts.files import as_patterns, load_array, type_name
 from m2xfp.tb.parts.groups import group_beats, planes_of_beats, user_planes
-from m2xfp.tb.parts.search_stimulus import near_choices
+from m2xfp.tb.parts.search_stimulus import large_gains, near_choices
 from m2xfp.tb.parts.value_stimulus import (
     DISTRIBUTIONS,
     all_patterns,
@@ -152,6 +152,7 @@ def stimulus(facts: Facts, seed: int) -> Iterator[tuple[str, Arrays]]:
     yield "special values in each lane", {"x": special_lanes(name, seed, group)}
     if _block(facts).metadata.name == "sg-em":
         yield "near choices", {"x": near_choices(name, _block(facts), seed)}
+        yield "large gains", {"x": large_gains(name, _block(facts), seed)}
     smallest = 2.0 ** (1 - input_type(name).bias)  # normal; what is beside it is subnormal
     low = (smallest * x * 2.0**n for n in range(6) for x in (1.0, 1.25, 1.5, 1.75))
     for largest in (1.0, 1.25, 1.75, 6.0, *low):

@@ -32,11 +32,10 @@ def sample(operands: Operands, facts: Facts) -> Arrays:
 
 
 def unreached(facts: Facts) -> dict[str, str]:
-    """Return what follows from the bounds of gains, and from the time that a search takes."""
+    """Return what follows from the largest values, and from the time that a search takes."""
     return half_rate(facts) | {
-        r"unit[.]coarse_\d+[.](t1\[(19|2[0-4])|t4\[(19|2[0-2])|t6\[(19|2[0-3]))\]:.*": "a value's "
-        "gain is the most that any element's gives (job lane-gains), and eight are below that bit",
-        r"unit[.]gains_\d+[.](t0\[21|t[12]\[2[12])\]:.*": "so are their multiples",
+        r"unit[.](coarse|coarse_\d+_gains|coarse_\d+[.]gains|gains_\d+[.]coarse)\[[357]8\]:.*": "a "
+        "gain grows with the values, and eight of the largest (large gains) stay below that bit",
         r"unit[.]waiting[.]moves_\d+:.*": "a group is chosen in the clock in which its values "
         "reach the end of the queue (job queue-moves)",
     }
