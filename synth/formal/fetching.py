@@ -186,7 +186,7 @@ JOBS = (
         "a slot of a fetcher is asked for when it is free, read when it is whole, in its turn",
         "IC3",
         has(FETCHER),
-        each_module({FETCHER: (_passes_stay, _chunks_whole)}),
+        each_module({FETCHER: (_chunks_whole, _passes_stay)}),
         _fetcher_faults,
     ),
     Job(
@@ -194,7 +194,7 @@ JOBS = (
         "while its reader brings and its beats are taken, a fetcher goes on within some clocks",
         "IC3",
         has(FETCHER),
-        each_module({FETCHER: (_passes_stay, _fetcher_moves)}),
+        each_module({FETCHER: (_fetcher_moves, _passes_stay)}),
         _fetcher_faults,
     ),
 )

@@ -186,7 +186,7 @@ JOBS = (
         "with all partners willing, a master that owes the bus something moves a beat in 4 clocks",
         _masters_move,
         {"owed": "owed", "moved": "moved"},
-        READER,
         WRITER,
+        READER,
     ),
 )

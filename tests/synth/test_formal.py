@@ -100,7 +100,7 @@ def test_a_job_holds_and_can_fail(
 
 
 def test_the_encoders_gains_leave_upper_bits_out() -> None:
-    """What coverage leaves out of its sums follows from the job lane-gains: eight lanes' most."""
+    """Eight lanes of the most that the job lane-gains allows: so wide its sums need not be."""
     u = (1 << 13) - 1
     steps = [int(2 * M2XFP_WEIGHT.element.magnitude(n)) for n in range(8)]
     most = {m: 8 * max(c * u - 64 * m * c * c for c in steps) for m in range(4, 8)}
