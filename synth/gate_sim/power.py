@@ -55,6 +55,7 @@ __all__ = [
     "Power",
     "Table",
     "UnitPower",
+    "clocks_for",
     "depth_for",
     "estimate_power",
     "lanes_for",
@@ -495,11 +496,11 @@ def lanes_for(netlist: Netlist) -> int:
 
 def depth_for(facts: Facts) -> int:
     """Return how many groups each lane of the vectors for ``unit_power`` needs."""
-    clocks = _transitions(facts) + facts.latency
+    clocks = clocks_for(facts) + facts.latency
     return -(-clocks // facts.clocks_per_group) + _SPARE
 
 
-def _transitions(facts: Facts) -> int:
+def clocks_for(facts: Facts) -> int:
     """Return how many clocks count: whole groups and blocks, since their clocks are not alike."""
     period = facts.clocks_per_block
     return -(-_TRANSITIONS // period) * period
@@ -523,7 +524,7 @@ def unit_power(netlist: Netlist, pdk: Pdk, facts: Facts, vectors: TestVectors) -
     MismatchError
         The netlist gives a beat that the golden model does not.
     """
-    window = 1 + _transitions(facts)
+    window = 1 + clocks_for(facts)
     key = sha256(repr((window, lanes_for(netlist), facts)).encode())
     key.update(sources_digest("m2xfp.synth.gate_sim", "m2xfp.synth.flow"))
     for content in _contents(vectors):

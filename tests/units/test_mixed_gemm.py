@@ -20,9 +20,10 @@ from m2xfp.golden.units.mixed_gemm import mixed_gemm
 from m2xfp.models.mixed import Plan, Rule
 from m2xfp.rtl.catalog import find_unit
 from m2xfp.rtl.units.mixed_gemm import MixedGemm
+from m2xfp.synth.gate_sim.power import clocks_for, depth_for
 from m2xfp.synth.studies import mixed_layers
 from m2xfp.synth.studies.mixed_layers import run_mixed
-from m2xfp.tb.bench import find_bench
+from m2xfp.tb.bench import find_bench, random_operands
 from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
 from m2xfp.tb.parts.mixed_arrays import MixedProduct, MixedStreams, Part, segment_table
 from m2xfp.tb.parts.mixed_regression import KINDS, drawn, most_tiles, random_products
@@ -186,6 +187,18 @@ def test_clocks(simulator: BulkSimulator) -> None:
         ends = np.cumsum([count * len(p.acts) for count, p in zip(panels, products, strict=True)])
         taken = stamps["o"][ends - 1] - stamps["cmd"][0]
         assert taken.tolist() == streams.due(products)
+
+
+@every
+def test_samples_keep_a_gate_level_run_at_work(simulator: BulkSimulator) -> None:
+    """Power is of clocks in which each output has delivered and each input has more to come."""
+    facts, bench = simulator.facts, find_bench(UNIT)
+    operands = random_operands(1, depth_for(facts), 0)
+    vectors = bench.vectors(bench.sample(operands, facts), facts)
+    stamps = simulator.run(vectors.inputs, stamps=True).stamps
+    begin = max(stamps[stream.name][0] for stream in facts.outputs)
+    end = min(stamps[stream.name][-1] for stream in facts.inputs)
+    assert end - begin > clocks_for(facts)
 
 
 @every
