@@ -181,10 +181,12 @@ class AcceleratorRegisters(Component):
             m.d.sync += enabled.eq(word)
         cleared = Mux(writes("int_status"), word[:2], 0)
         m.d.sync += pending.eq((pending & ~cleared) | Cat(ends, fails))
-        with m.If(writes("error") & word[31]):
-            m.d.sync += [error_valid.eq(0), cause.eq(0), culprit.eq(0)]
-        with m.Elif(fails & ~error_valid):
+        clears = named(m, "error_clears", writes("error") & word[31])
+        # An error in the clock in which the register is cleared is the first one since then.
+        with m.If(fails & (clears | ~error_valid)):
             m.d.sync += [error_valid.eq(1), cause.eq(self.cause), culprit.eq(number)]
+        with m.Elif(clears):
+            m.d.sync += [error_valid.eq(0), cause.eq(0), culprit.eq(0)]
         m.d.comb += [
             self.timeout.eq(timeout),
             self.irq.eq((pending & enabled).any()),
