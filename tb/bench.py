@@ -21,7 +21,7 @@ from m2xfp.tb.vectors import Beats, TestVectors
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from m2xfp.tb.arguments import Argument
+    from m2xfp.tb.arguments import Argument, Never
     from m2xfp.tb.cross import Cross
     from m2xfp.tb.regression import Case
 
@@ -143,9 +143,9 @@ class Cover:
         found: dict[str, str] = getattr(self._module, "unreached", lambda _: {})(facts)
         return found
 
-    def argued(self, facts: Facts) -> "list[Argument]":
-        """Return which values of wires are alike to all behind them, though no proof says so."""
-        found: list[Argument] = getattr(self._module, "argued", lambda _: [])(facts)
+    def argued(self, facts: Facts) -> "list[Argument | Never]":
+        """Return which values of wires are alike, or never there, though no proof says so."""
+        found: list[Argument | Never] = getattr(self._module, "argued", lambda _: [])(facts)
         return found
 
 

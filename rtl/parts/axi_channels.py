@@ -61,11 +61,12 @@ def lite_address_layout(address_bits: int) -> data.StructLayout:
 def touched_beats(address: Value, length: Value, bus_bytes: int) -> Value:
     """Return how many words of the bus some bytes from ``address`` on lie in."""
     lanes = (bus_bytes - 1).bit_length()
-    return (address[:lanes] + length + bus_bytes - 1) >> lanes
+    return (address[:lanes] + length + (bus_bytes - 1)) >> lanes
 
 
 def burst_beats(m: Module, address: Value, left: Signal, bus_bytes: int) -> Signal:
     """Return the beats of the next burst: those that are left, up to the end of the page."""
     lanes, page = (bus_bytes - 1).bit_length(), (PAGE - 1).bit_length()
-    room = named(m, "page_room", PAGE // bus_bytes - address[lanes:page])
-    return named(m, "beats", Mux(left < room, left, room)[: len(room)])
+    room = named(m, "page_room", (PAGE // bus_bytes - address[lanes:page])[: page - lanes + 1])
+    # The smaller one of the two is no longer than either.
+    return named(m, "beats", Mux(left < room, left, room)[: min(len(left), len(room))])

@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parts.axi_channels import (
     INCR,
+    PAGE,
     address_layout,
     burst_beats,
     read_layout,
@@ -42,6 +43,8 @@ class AxiReader(Component):
         Of the bus.
     length_bits, tag_bits
         Of a request.
+    words
+        Words of the bus that a request lies in at most.
     outstanding
         Bursts that are under way at most, a power of two.
 
@@ -70,9 +73,10 @@ class AxiReader(Component):
         bus_bytes: int,
         length_bits: int,
         tag_bits: int,
+        words: int,
         outstanding: int = 16,
     ) -> None:
-        self._bus, self._outstanding = bus_bytes, outstanding
+        self._bus, self._words, self._outstanding = bus_bytes, words, outstanding
         super().__init__(
             {
                 "request": In(
@@ -102,14 +106,16 @@ class AxiReader(Component):
         # A request becomes bursts.
         working = Signal()
         address = Signal(len(request.address), reset_less=True)  # of the next burst
-        left = Signal(max(len(request.length), 9), reset_less=True)  # beats of the request
+        left = Signal(range(self._words + 1), reset_less=True)  # beats of the request
         tag = Signal(len(request.tag), reset_less=True)
         begins = Signal(reset_less=True)
         beats = burst_beats(m, address, left, bus)
-        size = len(beats) - 1  # beats less one
+        # Beats less one: a burst has no more than the request, or a page.
+        size = max(1, (min(self._words, PAGE // bus) - 1).bit_length())
+        less = named(m, "beats_less", (beats - 1)[:size])
         ends = named(m, "ends", left == beats)
 
-        record = Cat(tag, begins, ends, (beats - 1)[:size])
+        record = Cat(tag, begins, ends, less)
         m.submodules.bursts = bursts = RingQueue(len(record), self._outstanding)
         waits = Signal()
         burst = Signal(ar.payload.data.shape(), reset_less=True)
@@ -138,7 +144,7 @@ class AxiReader(Component):
             m.d.sync += [
                 waits.eq(1),
                 burst.addr.eq(Cat(Const(0, lanes), address[lanes:])),
-                burst.len.eq(beats - 1),
+                burst.len.eq(less),
                 burst.size.eq(lanes),
                 burst.burst.eq(INCR),
                 address.eq(Cat(Const(0, lanes), address[lanes:] + beats)),

@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parts.axi_channels import (
     INCR,
+    PAGE,
     address_layout,
     burst_beats,
     response_layout,
@@ -41,8 +42,8 @@ class AxiWriter(Component):
     ----------
     address_bits, bus_bytes
         Of the bus.
-    most_bytes
-        Bytes of a piece at most.
+    most_bytes, words
+        Bytes of a piece at most, and words of the bus that it lies in at most.
     outstanding
         Bursts that wait for their response at most.
 
@@ -64,9 +65,15 @@ class AxiWriter(Component):
     """
 
     def __init__(
-        self, address_bits: int, bus_bytes: int, most_bytes: int, outstanding: int = 15
+        self,
+        address_bits: int,
+        bus_bytes: int,
+        most_bytes: int,
+        words: int,
+        outstanding: int = 15,
     ) -> None:
-        self._bus, self._most, self._outstanding = bus_bytes, most_bytes, outstanding
+        self._bus, self._most, self._words = bus_bytes, most_bytes, words
+        self._outstanding = outstanding
         super().__init__(
             {
                 "piece": In(stream.Signature(piece_layout(address_bits, most_bytes))),
@@ -84,12 +91,11 @@ class AxiWriter(Component):
     def build(self) -> Module:
         """Build the register of the piece, those of the channels, and the count of responses."""
         m = Module()
-        bus, most = self._bus, self._most
+        bus, most, words = self._bus, self._most, self._words
         lanes = (bus - 1).bit_length()
         piece, aw, b = self.piece.payload, self.aw, self.b
 
         # The piece moves to the lanes that its address names, and from there out word by word.
-        words = -(-(bus - 1 + most) // bus)  # that it lies in at most
         lane = named(m, "lane", piece.address[:lanes])
         kept = named(m, "kept", Cat(piece.length > n for n in range(most)))
         clean = named(
@@ -100,8 +106,8 @@ class AxiWriter(Component):
         bytes_left = Signal(8 * bus * words, reset_less=True)
         strobes = Signal(bus * words, reset_less=True)
         address = Signal(len(piece.address), reset_less=True)
-        left = Signal(max(words.bit_length(), 9))  # beats without an address yet
-        burst = Signal(9)  # beats of the burst that are to be sent
+        left = Signal(range(words + 1))  # beats without an address yet
+        burst = Signal(range(min(words, PAGE // bus) + 1))  # of the burst that are to be sent
         stopped = Signal()  # they get no strobes
         beats = burst_beats(m, address, left, bus)
         waits = Signal()
@@ -143,7 +149,7 @@ class AxiWriter(Component):
                 burst.eq(beats),
                 left.eq(left - beats),
                 header.addr.eq(Cat(Const(0, lanes), address[lanes:])),
-                header.len.eq(beats - 1),
+                header.len.eq((beats - 1)[: len(burst)]),
                 header.size.eq(lanes),
                 header.burst.eq(INCR),
                 address.eq(Cat(Const(0, lanes), address[lanes:] + beats)),

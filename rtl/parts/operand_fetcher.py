@@ -9,8 +9,8 @@ from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parts.axi_reader import request_layout
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
 from m2xfp.rtl.parts.layouts import group_layout
-from m2xfp.rtl.parts.operand_job import fetch_layout
-from m2xfp.rtl.parts.operand_steps import Passes, index_bits, next_row, shared_words
+from m2xfp.rtl.parts.operand_job import fetch_layout, tag_layout
+from m2xfp.rtl.parts.operand_steps import Passes, next_row, part_address, shared_words
 from m2xfp.rtl.parts.streams import packet_stream
 from m2xfp.rtl.parts.word_memory import WordMemory
 from m2xfp.rtl.verilog.component import Component
@@ -42,8 +42,8 @@ class OperandFetcher(Component):
         Of the bus.
     rows, turns
         Groups a beat, and beats a group of a block.
-    chunk
-        Groups of a row that are read together.
+    chunk, most_groups
+        Groups of a row that are read together, and groups of a row at most.
     step
         Rows of the other matrix that a pass is for; None if there is one pass whatever ``others``.
     slots
@@ -72,11 +72,12 @@ class OperandFetcher(Component):
         rows: int,
         turns: int,
         chunk: int,
+        most_groups: int,
         step: int | None,
         slots: int,
     ) -> None:
         self._step, self._slots = step, slots
-        self._bus, self._chunk = bus_bytes, chunk
+        self._bus, self._chunk, self._most_groups = bus_bytes, chunk, most_groups
         # Groups from a chunk to the next.
         self._advance = chunk if chunk <= bus_bytes else chunk // bus_bytes * bus_bytes
         self._rows, self._turns, self._address_bits = rows, turns, address_bits
@@ -88,20 +89,12 @@ class OperandFetcher(Component):
             self._planes, self._first_plane = 3 if block.subgroups else 2, 1
             layout = group_layout(block)
         self.length_bits = (chunk * self.group_bytes).bit_length()
-        self._tag = data.StructLayout(
-            {
-                "plane": 2,
-                "row": index_bits(rows),
-                "turn": index_bits(turns),
-                "slot": index_bits(slots),
-                "skips": 1,
-                "ends": 1,
-            }
-        )
+        self._tag = tag_layout(rows, turns, slots)
         self.tag_bits = self._tag.size
         # Words that a row's part of a chunk lies in at most.
         code_words = -(-(chunk * self.group_bytes + bus_bytes - self.group_bytes) // bus_bytes)
         self._words = (code_words, *[-(-(chunk + bus_bytes - 1) // bus_bytes)] * 2)
+        self.most_words = max(self._words[: self._planes])
         super().__init__(
             {
                 "job": In(stream.Signature(fetch_layout(address_bits))),
@@ -125,7 +118,8 @@ class OperandFetcher(Component):
         passes = Passes(self._slots)
         if self._step is not None:
             job, capacity = self.job.payload, self._chunk + (self._slots - 1) * self._advance
-            fits = (job.rows <= self._rows * self._turns) & (job.groups <= capacity)
+            groups = job.groups[: self._most_groups.bit_length()]
+            fits = (job.rows <= self._rows * self._turns) & (groups <= capacity)
             passes.count(m, self.job, fits, self._step)
         used = self._give(m, full, passes, *self._ask(m, claimed, passes))
         self._fill(m, full)
@@ -140,7 +134,7 @@ class OperandFetcher(Component):
         """Step through blocks, chunks, rows and planes; return what is kept of each slot."""
         job, request, planes, slots = self.job.payload, self.request, self._planes, self._slots
         bits, lanes = self._address_bits + 1, (self._bus - 1).bit_length()
-        block_rows = self._rows * self._turns
+        block_rows, most = self._rows * self._turns, self._most_groups
         active = Signal()
         slot = Signal(range(slots))
         plane = Signal(2, init=self._first_plane)
@@ -148,8 +142,9 @@ class OperandFetcher(Component):
         turn = Signal(range(self._turns), name="turn")
         begins = Signal()  # of a chunk
         held = Signal(job.shape(), reset_less=True)
-        offset = Signal(SIZE_BITS, reset_less=True)  # groups before this chunk
-        groups_left = Signal(SIZE_BITS, reset_less=True)  # this chunk included
+        offset = Signal(range(max(2, most)), reset_less=True)  # groups before this chunk
+        # This chunk included.
+        groups_left = Signal(range(most + 1), reset_less=True)
         rows_left = Signal(SIZE_BITS, reset_less=True)  # this row included
         block_left = Signal(SIZE_BITS, reset_less=True)  # this block included
         others_left = Signal(SIZE_BITS, reset_less=True)
@@ -166,8 +161,7 @@ class OperandFetcher(Component):
         scale = self.group_bytes.bit_length() - 1
         shift = Mux(codes, offset << scale, offset)
         length = named(m, "length", Mux(codes, count << scale, count)[: self.length_bits])
-        address = named(m, "address", (Array(here)[plane] + shift)[: bits + 1])
-        beyond = named(m, "beyond", (address + length) > (1 << self._address_bits))
+        address, beyond = part_address(m, Array(here)[plane], shift, length)
         last_plane = named(m, "last_plane", codes)
         last_row = named(
             m,
@@ -240,6 +234,7 @@ class OperandFetcher(Component):
                 m.d.sync += [here[p].eq(base), block[p].eq(base)]
         m.d.comb += asked.eq(may & ~beyond & (is_there | request.ready))
         bases = (held.codes, held.scales, held.meta)
+        again = None if self._step is None else last_block
         pitches = (held.codes_pitch, held.scales_pitch, held.scales_pitch)
         with m.If(asked):
             for p in range(planes):
@@ -261,7 +256,7 @@ class OperandFetcher(Component):
                         ]
             with m.If(last_plane):
                 for pointers in zip(here, block, bases, pitches, strict=False):
-                    next_row(m, *pointers, last_row, last_chunk, last_block)
+                    next_row(m, *pointers, last_row, last_chunk, again)
                 m.d.sync += [rows_left.eq(rows_left - 1), row.eq(row + 1)]
                 with m.If(row == self._rows - 1):
                     m.d.sync += [row.eq(0), turn.eq(turn + 1)]
@@ -279,12 +274,13 @@ class OperandFetcher(Component):
                     m.d.sync += [groups_left.eq(held.groups), offset.eq(0)]
                     m.d.sync += [rows_left.eq(rows_left - 1), block_left.eq(rows_left - 1)]
                 with m.If(last_chunk & last_block):
-                    m.d.sync += [
-                        rows_left.eq(held.rows),
-                        block_left.eq(held.rows),
-                        others_left.eq(others_left - (self._step or 0)),
-                        active.eq(~last_pass),
-                    ]
+                    m.d.sync += active.eq(~last_pass)
+                    if self._step is not None:
+                        m.d.sync += [
+                            rows_left.eq(held.rows),
+                            block_left.eq(held.rows),
+                            others_left.eq(others_left - self._step),
+                        ]
         return begin, [*chunk_groups, *chunk_last], chunk_rows
 
     def _fill(self, m: Module, full: Signal) -> None:

@@ -1,12 +1,12 @@
 """How the fetcher of an operand goes on: from a row to the next, from a pass to the next."""
 
-from amaranth.hdl import Array, Cat, Module, Signal, Value
+from amaranth.hdl import Array, Module, Signal, Value
 from amaranth.lib import stream
 
 from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
 
-__all__ = ["Passes", "index_bits", "next_row", "shared_words"]
+__all__ = ["Passes", "next_row", "part_address", "shared_words"]
 
 
 class Passes:
@@ -83,6 +83,18 @@ def shared_words(
     return named(m, "skips", shares & more), named(m, "is_there", shares & ~more & ~ends)
 
 
+def part_address(m: Module, row: Value, offset: Value, length: Value) -> tuple[Signal, Signal]:
+    """Return where a part of a row begins, and whether it goes beyond the last address.
+
+    The top bit of ``row``, where the row begins, is a carry, and so is that of the address: a row
+    has less than 2^28 bytes (20 bits of groups, 128 bytes each), and an address 32 bits or more.
+    """
+    row = named(m, "row_start", row)
+    address = named(m, "address", (row[:-1] + offset)[: len(row)])
+    over = (address + length) > (1 << len(row) - 1)
+    return address, named(m, "beyond", row[-1] | over)
+
+
 def next_row(
     m: Module,
     now: Signal,
@@ -91,26 +103,20 @@ def next_row(
     pitch: Value,
     last_row: Value,
     last_chunk: Value,
-    last_block: Value,
+    last_block: Value | None,
 ) -> None:
     """Move an address: to the next row, back to the block, to the next one, or to the first.
 
     ``now`` is that of the row, ``start`` that of the block; ``last_row`` and the others say what
-    ends with this row.
+    ends with this row. Without a ``last_block`` nothing begins again at ``base``.
     """
-    bits = len(now)
-    # A carry beyond the address stays, so that no row comes back from there.
-    after = named(m, f"{now.name}_after", now + pitch)
-    following = Cat(after[: bits - 1], after[bits - 1 :].any())
-    m.d.sync += now.eq(following)
+    # The top bit is a carry beyond the last address, from where nothing goes on.
+    after = named(m, f"{now.name}_after", now[:-1] + pitch)
+    m.d.sync += now.eq(after)
     with m.If(last_row & ~last_chunk):
         m.d.sync += now.eq(start)
     with m.If(last_row & last_chunk):
-        m.d.sync += start.eq(following)
-        with m.If(last_block):
-            m.d.sync += [now.eq(base), start.eq(base)]
-
-
-def index_bits(count: int) -> int:
-    """Return the bits of a number below ``count``, at least one."""
-    return max(1, (count - 1).bit_length())
+        m.d.sync += start.eq(after)
+        if last_block is not None:
+            with m.If(last_block):
+                m.d.sync += [now.eq(base), start.eq(base)]

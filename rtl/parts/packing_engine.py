@@ -145,13 +145,15 @@ class PackingEngine(Component):
         """Build the engines, and what leads to them and away."""
         m = Module()
         i, o = self.i, self.o
-        engines = (
+        engines: list[tuple[str, Engine | None, Value]] = [
             ("quantizer", self._quantizer, ~self.encode),
             ("encoder", self._encoder, self.encode),
-        )
-        for name, engine, chosen in engines:
+        ]
+        alone = self._quantizer is None or self._encoder is None
+        for name, engine, is_meant in engines:
             if engine is None:
                 continue
+            chosen = Const(1) if alone else is_meant
             m.submodules[name] = engine
             beats = ValueBeats(engine.input_type, self._lanes)
             m.submodules[f"{name}_beats"] = beats

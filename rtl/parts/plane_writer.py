@@ -1,6 +1,6 @@
 """Packed groups become pieces of the three planes of a packed tensor in memory."""
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, stream
 from amaranth.lib.wiring import In, Out
 
@@ -52,13 +52,15 @@ class PlaneWriter(Component):
         each is written by itself.
     address_bits
         Of the bus.
+    down
+        Whether groups may come column by column; otherwise ``down`` of a job is not looked at.
 
     Members
     -------
     job : In(stream)
         A matrix, at least a row and a group.
     i : In(packet_stream(packed_layout(code_bytes)))
-        Its groups; ``last`` is not looked at.
+        Its groups, none before it and none beyond; ``last`` is not looked at.
     piece : Out(stream)
         To an ``AxiWriter``.
     busy : Out(1)
@@ -67,8 +69,9 @@ class PlaneWriter(Component):
         A row lies beyond the last address; nothing more is written.
     """
 
-    def __init__(self, code_bytes: int, gather: int, address_bits: int) -> None:
+    def __init__(self, code_bytes: int, gather: int, address_bits: int, *, down: bool) -> None:
         self._code_bytes, self._gather, self._address_bits = code_bytes, gather, address_bits
+        self._down = down
         self.most_bytes = gather * code_bytes
         super().__init__(
             {
@@ -78,6 +81,17 @@ class PlaneWriter(Component):
                 "busy": Out(1),
                 "wraps": Out(1),
             }
+        )
+
+    def most_words(self, bus_bytes: int) -> int:
+        """Return the words of a bus that a piece lies in at most.
+
+        Codes begin at a multiple of a group's or of a word, other planes anywhere.
+        """
+        apart = max(0, bus_bytes - self._code_bytes)
+        return max(
+            -(-(apart + self.most_bytes) // bus_bytes),
+            -(-(bus_bytes - 1 + self._gather) // bus_bytes),
         )
 
     def build(self) -> Module:
@@ -117,13 +131,13 @@ class PlaneWriter(Component):
         """Take groups until a set is full or a row ends."""
         job = self.job.payload
         count, closes, final = marks
-        filling = Signal()
         place = Signal(range(self._gather))
         inner_left = Signal(SIZE_BITS, reset_less=True)  # this one included
         outer_left = Signal(SIZE_BITS, reset_less=True)
         row_ends = named(m, "row_ends", inner_left == 1)
-        ends = named(m, "set_ends", row_ends | (place == self._gather - 1) | held.down)
-        m.d.comb += self.i.ready.eq(filling & ~whole)
+        is_down, is_held_down = (self._goes_down(each) for each in (job, held))
+        ends = named(m, "set_ends", row_ends | (place == self._gather - 1) | is_held_down)
+        m.d.comb += self.i.ready.eq(~whole)
         taken = named(m, "taken", self.i.valid & self.i.ready)
         with m.If(moves):
             m.d.sync += whole.eq(0)
@@ -142,15 +156,13 @@ class PlaneWriter(Component):
                 ]
             with m.If(row_ends):
                 m.d.sync += [
-                    inner_left.eq(Mux(held.down, held.rows, held.groups)),
+                    inner_left.eq(Mux(is_held_down, held.rows, held.groups)),
                     outer_left.eq(outer_left - 1),
-                    filling.eq(outer_left != 1),
                 ]
         with m.If(begins):
             m.d.sync += [
-                filling.eq(1),
-                inner_left.eq(Mux(job.down, job.rows, job.groups)),
-                outer_left.eq(Mux(job.down, job.groups, job.rows)),
+                inner_left.eq(Mux(is_down, job.rows, job.groups)),
+                outer_left.eq(Mux(is_down, job.groups, job.rows)),
             ]
 
     def _send(
@@ -202,12 +214,14 @@ class PlaneWriter(Component):
             with m.If(last_plane):
                 m.d.sync += sending.eq(0)
         pitches = (held.codes_pitch, held.scales_pitch, held.scales_pitch)
-        sizes = (self._code_bytes, 1, 1)
+        sizes, is_down = (self._code_bytes, 1, 1), self._goes_down(held)
         for n, (now, first) in enumerate(zip(here, start, strict=True)):
-            inner = Mux(held.down, pitches[n], lengths[n])
-            outer = Mux(held.down, sizes[n], pitches[n])
-            following = self._after(m, now, inner, f"{PLANES[n]}_next")
-            below = self._after(m, first, outer, f"{PLANES[n]}_below")
+            # A set that does not close a row is a whole one.
+            inner = Mux(is_down, pitches[n], self._gather * sizes[n])
+            outer = Mux(is_down, sizes[n], pitches[n])
+            # The top bit is a carry beyond the last address, from where nothing goes on.
+            following = named(m, f"{PLANES[n]}_next", (now[:bits] + inner)[: bits + 1])
+            below = named(m, f"{PLANES[n]}_below", (first[:bits] + outer)[: bits + 1])
             with m.If(sent & (plane == n)):
                 m.d.sync += now.eq(Mux(closes, below, following))
                 with m.If(closes):
@@ -219,8 +233,6 @@ class PlaneWriter(Component):
                 ]
         return named(m, "ended", sent & last_plane & final)
 
-    def _after(self, m: Module, address: Signal, step: Value, name: str) -> Value:
-        """Return the next address; a carry beyond the last one stays, so that none comes back."""
-        bits = self._address_bits
-        total = named(m, name, address + step)
-        return Cat(total[:bits], total[bits:].any())
+    def _goes_down(self, job: data.View) -> Value:
+        """Return whether the groups of a job come column by column."""
+        return job.down if self._down else Const(0, 1)

@@ -68,6 +68,13 @@ class ResultWriter(Component):
             }
         )
 
+    def most_words(self, bus_bytes: int) -> int:
+        """Return the words of a bus that a row lies in at most.
+
+        FP32 values begin at multiples of four bytes; bf16 at even ones, but are half as long.
+        """
+        return -(-(bus_bytes - 4 + self.most_bytes) // bus_bytes)
+
     def build(self) -> Module:
         """Build the addresses and counters."""
         m = Module()
@@ -89,9 +96,10 @@ class ResultWriter(Component):
             m, "length", Mux(held.bf16, count << 1, count << 2)[: len(piece.payload.length)]
         )
         beyond = named(m, "beyond", (here + length) > (1 << bits))
-        after = named(m, "after", here + held.pitch)
+        # The top bit is a carry beyond the last address, from where nothing goes on.
+        after = named(m, "after", here[:bits] + held.pitch)
         width = Mux(held.bf16, self.most_bytes // 2, self.most_bytes)
-        next_panel = named(m, "next_panel", (panel + width)[: bits + 1])
+        next_panel = named(m, "next_panel", (panel[:bits] + width)[: bits + 1])
         rounded = Cat(
             round_to_bf16(m, self.i.payload.data[n], f"rounded_{n}") for n in range(self._columns)
         )
@@ -115,11 +123,7 @@ class ResultWriter(Component):
                 columns_left.eq(job.n),
             ]
         with m.If(piece.valid & piece.ready):
-            # A carry beyond the address stays, so that no row comes back from there.
-            m.d.sync += [
-                here.eq(Cat(after[:bits], after[bits:].any())),
-                rows_left.eq(rows_left - 1),
-            ]
+            m.d.sync += [here.eq(after), rows_left.eq(rows_left - 1)]
             with m.If(last_row):
                 m.d.sync += [
                     panel.eq(next_panel),

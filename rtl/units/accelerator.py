@@ -276,30 +276,27 @@ class Accelerator(Component):
 
     def _movers(self, m: Module) -> Movers:
         """Return what moves data between the masters and the core."""
-        pair, bits, bus, job = (
-            self.core.pair,
-            self.address_bits,
-            self.bus_bytes,
-            DomainRenamer("job"),
-        )
+        pair, job = self.core.pair, DomainRenamer("job")
+        bits, bus, slots = self.address_bits, self.bus_bytes, self.slots
+        sizes, rows = (self.chunk, self.max_k // pair.group), self.weight_rows
         movers = Movers(
             acts=OperandFetcher(
-                pair.act, bits, bus, self.rows, self.chains, self.chunk, self.columns, self.slots
+                pair.act, bits, bus, self.rows, self.chains, *sizes, self.columns, slots
             ),
-            weights=OperandFetcher(
-                pair.weight, bits, bus, self.weight_rows, 1, self.chunk, None, self.slots
-            ),
+            weights=OperandFetcher(pair.weight, bits, bus, rows, 1, *sizes, None, slots),
             results=ResultWriter(self.columns, bits),
         )
         m.submodules.acts_fetcher = job(movers.acts)
         m.submodules.weights_fetcher = job(movers.weights)
         m.submodules.result_writer = job(movers.results)
         if self._engine is not None:
-            chunk = min(_VALUE_CHUNK, self.chunk * self.slots)
+            chunk = min(_VALUE_CHUNK, self.chunk * slots)
+            values = ((1 << SIZE_BITS) - 1) * FP32.width // 8 // self.unit_bytes
             movers.values = OperandFetcher(
-                self.unit_bytes, bits, bus, 1, 1, chunk, None, self.slots
+                self.unit_bytes, bits, bus, 1, 1, chunk, values, None, slots
             )
-            movers.planes = PlaneWriter(self.code_bytes, 4 if bus < 64 else 8, bits)
+            gather, down = 4 if bus < 64 else 8, self.abilities.packed_results
+            movers.planes = PlaneWriter(self.code_bytes, gather, bits, down=down)
             m.submodules.values_fetcher = job(movers.values)
             m.submodules.plane_writer = job(movers.planes)
             m.submodules.packing = job(self._engine)
@@ -315,13 +312,10 @@ class Accelerator(Component):
         served = (("acts", [movers.acts, movers.values]), ("weights", [movers.weights, None]))
         for name, (fetcher, other) in served:
             parts = [each for each in (fetcher, other) if each is not None]
-            reader = AxiReader(
-                bits,
-                bus,
-                max(each.length_bits for each in parts),
-                max(each.tag_bits for each in parts),
-                self.outstanding,
-            )
+            length = max(each.length_bits for each in parts)
+            tag = max(each.tag_bits for each in parts)
+            words = max(each.most_words for each in parts)
+            reader = AxiReader(bits, bus, length, tag, words, self.outstanding)
             m.submodules[f"{name}_reader"] = reader
             readers.append(reader)
             wiring.connect(m, reader.ar, wiring.flipped(getattr(self, f"{name}_ar")))
@@ -340,7 +334,8 @@ class Accelerator(Component):
                 for port in ("word", "tag", "first", "closes"):
                     m.d.comb += getattr(each, port).eq(getattr(reader, port))
         writers = [each for each in (movers.results, movers.planes) if each is not None]
-        writer = AxiWriter(bits, bus, max(each.most_bytes for each in writers))
+        most = max(each.most_bytes for each in writers)
+        writer = AxiWriter(bits, bus, most, max(each.most_words(bus) for each in writers))
         m.submodules.writer = writer
         wiring.connect(m, writer.aw, wiring.flipped(self.results_aw))
         wiring.connect(m, writer.w, wiring.flipped(self.results_w))

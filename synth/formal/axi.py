@@ -2,9 +2,11 @@
 
 Which streams are channels of which bus the unit says itself (``axi_buses``); fields have the names
 of the AMBA specification (IHI 0022). What a master sends follows from the module that makes bursts
-alone, for any requests of at least a byte, which ``asked`` proves of the module that asks.
+alone, for any requests of at least a byte that lie in no more words than it counts, which ``asked``
+proves of the module that asks.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product, zip_longest
 
@@ -15,6 +17,8 @@ from m2xfp.formats import block_format
 from m2xfp.rtl.parts.accelerator_registers import descriptor_layout
 from m2xfp.rtl.parts.axi_reader import request_layout
 from m2xfp.rtl.parts.axi_writer import piece_layout
+from m2xfp.rtl.parts.descriptor_checker import GEMM
+from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
 from m2xfp.rtl.parts.operand_job import fetch_layout
 from m2xfp.synth.formal.design import Design
 from m2xfp.synth.formal.engines import Outcome, always, never, within
@@ -79,8 +83,30 @@ def request_fields(design: Design, ports: Mapping[str, Sequence[object]]) -> dat
     return request_layout(bits, len(ports["request__payload"]) - bits - tag - 1, tag)
 
 
+def _most_words(design: Design, module: str) -> int:
+    """Return the words of a request, or of a piece, that a master can count."""
+    flat, word = design.module(module), word_of(design)
+    wires = flat.module["netnames"]
+    if "strobes" in wires:
+        return len(wires["strobes"]["bits"]) // word
+    less = len(wires["beats_less"]["bits"])  # of a burst, which a page may end
+    count = (1 << len(wires["left"]["bits"])) - 1
+    return count if 1 << less >= PAGE // word else min(count, 1 << less)
+
+
+def _lies(word: int, name: str, layout: data.StructLayout) -> str:
+    """Return Verilog: the words that the bytes of a request or of a piece lie in."""
+    low, address, length = (word - 1).bit_length(), layout["address"], layout["length"]
+    inside = f"{name}__payload[{address.offset} +: {low}]"
+    bytes_ = f"{name}__payload[{length.offset} +: {length.width}]"
+    return f"(({inside} + 32'd0 + {bytes_} + {word - 1}) / {word})"
+
+
 def _law(design: Design, module: str) -> str:
-    """Return Verilog: what is asked for has a byte at least, behind a word that is skipped too."""
+    """Return Verilog: what is asked for has a byte at least, behind a word that is skipped too.
+
+    And it lies in no more words than there is room for.
+    """
     ports = design.module(module).ports
     bits = _channels(design, "ar", master=True)[0].field("addr").width
     if not {"request__payload", "piece__payload"} & set(ports):
@@ -93,6 +119,7 @@ def _law(design: Design, module: str) -> str:
         layout, name, skips = piece_layout(bits, most), "piece", False
     length = layout["length"]
     some = f"{name}__payload[{length.offset} +: {length.width}] != 0"
+    some += f" & {_lies(word_of(design), name, layout)} <= {_most_words(design, module)}"
     if skips:
         some += f" & {_more(word_of(design), name, layout)}"
     return f"~{name}__valid | ({some})"
@@ -202,29 +229,64 @@ def _register_answers(design: Design, netlist: Flat) -> list[str]:
     return [*body, "  assign bad = started & ~rst & (b_bad | r_bad);"]
 
 
+def _fetchers(design: Design) -> dict[str, tuple[int, int]]:
+    """Return the fetchers, with the words that their readers count and bytes of their groups."""
+    block = block_format(design.facts.parameters["act"])
+    found: dict[str, tuple[int, int]] = {}
+    for name, reader in (("acts", "acts"), ("weights", "weights"), ("values", "acts")):
+        module = _module_of(design, f"{name}_fetcher")
+        if not module:
+            continue
+        granule = 2 * block.group if name == "values" else block.group_bytes[0]
+        most = _most_words(design, _module_of(design, f"{reader}_reader"))
+        before = found.get(module, (most, granule))
+        found[module] = (min(most, before[0]), min(granule, before[1]))
+    return found
+
+
+def _module_of(design: Design, instance: str) -> str:
+    """Return the module of an instance; nothing if there is none."""
+    [*found] = re.findall(rf"^  {design.facts.top}_(\w+) {instance} \($", design.verilog, re.M)
+    return str(found[0]) if found else ""
+
+
 def _asked(design: Design) -> Outcome:
     """Prove by induction that a matrix of a row and a group is fetched by bytes, never by none.
 
-    What is left of a matrix, while there is something to do, is a group at least.
+    Nor in requests of more words than their reader counts. What is left of a matrix, while there is
+    something to do, is a group at least, and its codes begin at whole groups, or words.
     """
-    bits = _channels(design, "ar", master=True)[0].field("addr").width
-    groups = fetch_layout(bits)["groups"]
-    part = f"[{groups.offset} +: {groups.width}]"
-    names = ("active", "groups_left", "held", "request__valid", "request__payload")
+    bits, word = _channels(design, "ar", master=True)[0].field("addr").width, word_of(design)
+    job = fetch_layout(bits)
+    places = (job["codes"].offset, job["codes_pitch"].offset)
+    state = ("active", "groups_left", "held", "here_0", "block_0")
+    names = (*state, "request__valid", "request__payload")
     seconds = 0.0
-    for module in copies(design, FETCHER):
+    for module, (most, granule) in _fetchers(design).items():
         flat = design.module(module)
         layout = request_fields(design, flat.ports)
-        length, more = layout["length"], _more(word_of(design), "request", layout)
+        length, more = layout["length"], _more(word, "request", layout)
+        count = len(flat.module["netnames"]["groups_left"]["bits"])
+        part = f"[{job['groups'].offset} +: {count}]"
+        beyond = f"job__payload[{job['groups'].offset} +: {job['groups'].width}] >> {count}"
+        low = (min(word, granule) - 1).bit_length()
         netlist = from_any_state(simple(flat.probed({name: name for name in names})))
+        off = [f"{name}[{low - 1}:0] != 0" for name in ("here_0", "block_0")]
+        held, given = (
+            [f"{name}[{place} +: {low}] != 0" for place in places]
+            for name in ("held", "job__payload")
+        )
         body = [
             "  wire clear = rst;",
-            f"  wire some = ~active | (groups_left != 0 & held{part} != 0);",
-            f"  wire law = ~job__valid | job__payload{part} != 0;",
+            f"  wire off = {' | '.join([*off, *held])};",
+            f"  wire some = ~active | (groups_left != 0 & held{part} != 0 & ~off);",
+            f"  wire fits = ({beyond}) == 0 & ~({' | '.join(given)});",
+            f"  wire law = ~job__valid | (job__payload{part} != 0 & fits);",
             "  reg follows = 0;",
             "  always @(posedge clk) follows <= rst | (some & law);",
-            "  wire nothing = some & request__valid",
-            f"    & (request__payload[{length.offset} +: {length.width}] == 0 | ~{more});",
+            f"  wire long = {_lies(word, 'request', layout)} > {most};",
+            "  wire nothing = some & request__valid & (long",
+            f"    | request__payload[{length.offset} +: {length.width}] == 0 | ~{more});",
             "  assign bad = nothing | (started & follows & ~some);",
         ]
         outcome = within(netlist.text, harness(netlist, body), 2, LIMIT)
@@ -240,15 +302,24 @@ def _asked_faults(design: Design) -> Iterator[Design]:
 
 
 def _checked(design: Design) -> Outcome:
-    """Prove that what passes has rows, and groups that are whole."""
+    """Prove that what passes has rows and whole groups, begins with one, and is not too large."""
     netlist = from_any_state(simple(design.module(CHECKER)))
-    group = block_format(design.facts.parameters["act"]).group
+    given = design.facts.parameters
+    block = block_format(given["act"])
+    group, code_bytes = block.group, block.group_bytes[0]
     fields = {
         name: f"descriptor[{field.offset} +: {field.width}]" for name, field in descriptor_layout
     }
     body = [
         f"  wire [31:0] k = {fields['k']};",
-        f"  assign bad = cause == 0 & ({fields['m']} == 0 | k < {group} | k % {group} != 0);",
+        f"  wire [31:0] codes = {fields['a_codes']}, pitch = {fields['a_codes_pitch']};",
+        f"  wire [31:0] others = {fields['w_codes']}, other = {fields['w_codes_pitch']};",
+        f"  wire gemm = {fields['operation']} == {GEMM};",
+        f"  wire part = gemm & ((codes | pitch | others | other) % {code_bytes} != 0)",
+        f"    | ~gemm & ((codes | pitch) % {2 * group} != 0);",
+        f"  wire large = k >> {SIZE_BITS} != 0 | gemm & k > {given['max_k']};",
+        f"  wire wrong = {fields['m']} == 0 | k < {group} | k % {group} != 0 | part | large;",
+        "  assign bad = cause == 0 & wrong;",
     ]
     return never(netlist.text, harness(netlist, body), LIMIT)
 
@@ -355,7 +426,7 @@ JOBS = (
     ),
     Job(
         "asked",
-        "no request for nothing, so that every burst has a beat",
+        "no request for nothing, nor for more words than its reader counts",
         "induction",
         has(FETCHER),
         _asked,
@@ -363,7 +434,7 @@ JOBS = (
     ),
     Job(
         "descriptors",
-        "a descriptor without rows, or without whole groups, is refused",
+        "a descriptor without rows or whole groups, misaligned or too large is refused",
         "SAT sweeping",
         has(CHECKER),
         _checked,

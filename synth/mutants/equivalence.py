@@ -32,9 +32,9 @@ from m2xfp.synth.formal.netlist import ProofError
 from m2xfp.synth.mutants.aig import Aig, Logic
 from m2xfp.synth.mutants.arguments import ArguedLogic, to_logic
 from m2xfp.synth.mutants.netlist import PORT, MutatedUnit, YosysError, run_yosys
-from m2xfp.tb.arguments import Argument
+from m2xfp.tb.arguments import Argument, Never
 
-__all__ = ["Prover", "Verdict"]
+__all__ = ["Prover", "Verdict", "cut_registers"]
 
 ANY, RESET, ZEROS = "in any state", "after reset", "after reset, from zeros"
 FOR_ANY = "for any input"
@@ -66,7 +66,7 @@ class Verdict:
     trace: tuple[Mapping[str, int], ...] = ()
 
 
-def _cut(module: Mapping[str, Any]) -> dict[str, Any]:
+def cut_registers(module: Mapping[str, Any]) -> dict[str, Any]:
     """Return a module, as ``write_json`` puts it, with ports in the place of its registers."""
     logic = dict(module["cells"])
     contents: dict[str, list[Any]] = {"Q": [], "D": []}
@@ -128,7 +128,7 @@ class Prover:
     """
 
     def __init__(
-        self, mutated: MutatedUnit, seconds: int = 30, arguments: Sequence[Argument] = ()
+        self, mutated: MutatedUnit, seconds: int = 30, arguments: Sequence[Argument | Never] = ()
     ) -> None:
         self._seconds, self._folder = seconds, mutated.folder
         self._facts = Facts.load(mutated.unit.json)
@@ -146,7 +146,7 @@ class Prover:
         ]
         run_yosys(self._folder, "whole", "\n".join(script))
         (module,) = json.loads((self._folder / "whole.json").read_text())["modules"].values()
-        cut = _cut(module)
+        cut = cut_registers(module)
         write_atomic(self._folder / "cut.json", json.dumps({"modules": {"cut": cut}}))
         self._logic: Logic = to_logic(self._folder, "cut", "read_json cut.json")
         self._argued = (

@@ -273,7 +273,7 @@ public:
                 }
             }
             for (Output& out : outputs) {
-                held |= !*out.port.ready;
+                held |= *out.port.valid && !*out.port.ready;
                 out.how.clock(*out.port.valid, *out.port.ready, stamping);
                 if (!sample(out, moved)) return 2;
             }

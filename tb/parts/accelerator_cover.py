@@ -195,10 +195,9 @@ def _reasons(facts: Facts) -> Iterator[tuple[str, str]]:
     yield rf"beats of ({'|'.join(names)}): 0, (none|no ready)", apart
     long = "counts clocks, of which no run has so many"
     for name, up, down in (
-        ("registers[.]cycles", 18, 17),
-        ("registers[.]wait_acts", 18, 17),
-        ("registers[.]wait_(weights|results)", 16, 15),
-        ("registers[.]work", 15, 14),
+        ("registers[.]cycles", 20, 19),
+        ("registers[.]wait_(acts|weights)", 18, 17),
+        ("registers[.](wait_results|work)", 17, 16),
         ("quiet", 16, 16),
     ):
         yield _bits(name, up, 32, "0->1"), long
@@ -214,7 +213,7 @@ def _reasons(facts: Facts) -> Iterator[tuple[str, str]]:
     last = (-(-given["max_k"] // group // advance) - 1) * advance
     for side in ("acts", "weights"):
         first = max(1, last.bit_length())
-        following = {"acts": "t57", "weights": "t18"}[side]
+        following = {"acts": "t54", "weights": "t15"}[side]
         yield _bits(f"{side}_fetcher[.]offset", first, SIZE_BITS), "k is at most max_k"
         yield _bits(f"{side}_fetcher[.]{following}", first, first + 1), "k is at most max_k"
     values = Traffic(facts, Memory()).value_offset()
@@ -224,7 +223,7 @@ def _reasons(facts: Facts) -> Iterator[tuple[str, str]]:
     unpacked = "a product's results are not packed here, and k is below 2^20"
     yield _bits("plane_writer[.]held", 195, 201), unpacked
     yield _bits("plane_writer[.]inner_left", 15, SIZE_BITS), unpacked
-    yield _bits("plane_writer[.]t87", 15, SIZE_BITS, "0->1"), unpacked
+    yield _bits("plane_writer[.]t18", 15, SIZE_BITS, "0->1"), unpacked
     framed = "what fetchers give the core is framed as it expects"
     yield r"unit[.]core[.]loader[.]misframed:.*", framed
     yield r"unit[.]core[.]sequencer[.]stop:.*", framed
@@ -259,33 +258,17 @@ def _lengths(facts: Facts) -> Iterator[tuple[str, str]]:
         most = lengths[f"{side}_ar"]
         first = (most - 1).bit_length()
         yield _bits(f"{side}_reader[.]ar___05Fpayload", bits + first, bits + 8), why
-        yield _bits(rf"{side}_reader[.]bursts[.]word_\d+", 9 + first, 18), why
-        yield _bits(f"{side}_reader[.](left|t36)", most.bit_length(), 9), why
-        yield _bits(f"{side}_reader[.]beat", first, 9), why
     most = lengths["results_aw"]
     yield _bits("writer[.]aw___05Fpayload", bits + (most - 1).bit_length(), bits + 8), why
-    yield _bits("writer[.](left|burst)", most.bit_length(), 9), why
-    yield _bits("writer[.]t44", 2, 4), why
-    yield _bits("writer[.]t27", 7, 8), why
-    yield _bits("writer[.]t28", 7, 10), why
-    yield _bits("writer[.]t46", 3, 9), why
-    yield _bits("writer[.](bytes_left|t33)", 512, 640), why
-    yield _bits("writer[.](strobes|t34)", 64, 79), why
 
 
 def _addresses(facts: Facts) -> Iterator[tuple[str, str]]:
     """Yield bits of addresses beyond what they may be, and below what they are multiples of."""
-    bits = facts.parameters["address_bits"]
-    once = "what is beyond the last address is not gone on from"
-    for side in ("acts", "weights", "values"):
-        yield _bits(f"{side}_fetcher[.]address", bits + 1, bits + 2), once
-        yield _bits(f"{side}_fetcher[.]here_[012]_after", bits + 1, bits + 2), once
-    yield _bits("acts_fetcher[.]t56", bits + 1, bits + 2), once
-    yield _bits("plane_writer[.](codes|scales|meta)_next", bits + 1, bits + 2), once
     aligned = "codes and values begin at multiples of a group, and so do their rows"
     for side in ("acts", "weights"):
         yield _bits(f"{side}_fetcher[.]here_0_after", 0, 4), aligned
-    yield _bits("acts_fetcher[.]t160", 0, 4), aligned
+    yield _bits("acts_fetcher[.](t157|t192)", 0, 4), aligned
+    yield _bits("weights_fetcher[.]t85", 0, 4), aligned
     yield _bits("values_fetcher[.]here_0_after", 0, 6), aligned
     yield r"unit[.]t54\[0\]:.*", "results begin at multiples of two bytes"
     yield _bits("plane_writer[.]held", 0, 4), aligned

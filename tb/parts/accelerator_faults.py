@@ -11,7 +11,7 @@ from m2xfp.formats import block_format
 from m2xfp.rtl.parts.descriptor_checker import BF16_VALUES, ENCODE, FP32_VALUES, GEMM
 from m2xfp.tb.parts.accelerator_story import Story, works
 from m2xfp.tb.parts.accelerator_tasks import Task, core_of, kinds_of, task_results
-from m2xfp.tb.parts.accelerator_traffic import Descriptor
+from m2xfp.tb.parts.accelerator_traffic import PAGE, Descriptor, Traffic
 from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product
 from m2xfp.tb.parts.value_stimulus import groups
 from m2xfp.tb.regression import Case
@@ -133,6 +133,7 @@ def wraps(facts: Facts, seed: int) -> Iterator[Case]:
     """
     story, top = Story(facts, seed), 1 << facts.parameters["address_bits"]
     block = GemmStreams(core_of(facts)).act
+    group = block.group
     sizes = {name: size for name, size in zip(PLANES, block.group_bytes, strict=True) if size}
     order = [*list(sizes)[1:], "codes"]
     for side, operand in (("a", "acts"), ("w", "weights")):
@@ -146,6 +147,13 @@ def wraps(facts: Facts, seed: int) -> Iterator[Case]:
             if facts.parameters["chunk"] > 1:
                 at = _plain(story, product(story, 1, 1, 2), **{name: last})
                 left = max(0, number - 1)
+                _beyond(story, at, {"acts": left, "weights": left})
+            if _chunk_is_a_burst(story):
+                # The first chunk ends with the last address, and the second one is beyond.
+                count = facts.parameters["chunk"]
+                start = top - count * sizes[plane]
+                at = _plain(story, product(story, 1, 1, count + 1), **{name: start})
+                left = min(len(order) + number - 1, facts.parameters["outstanding"])
                 _beyond(story, at, {"acts": left, "weights": left})
             # A second row is beyond, whose pitch is shared by scales and metadata.
             wide = (1 << 32) - 64
@@ -162,6 +170,12 @@ def wraps(facts: Facts, seed: int) -> Iterator[Case]:
         story.memory.write(top - size, story.memory.read(at["a_codes"], size))
         story.phase()
         story.run(task, Descriptor({**at.words, "a_codes": top - size}, at.number))
+    chunk = Traffic(facts, story.memory).value_chunk
+    count = 1 + chunk // (2 * group)
+    for task in packing(story, 1, count):  # more than a chunk, and the second one is beyond
+        size = group * (4 if task.kind == FP32_VALUES else 2)
+        if chunk >= size:
+            _beyond(story, story.scatter(task, a_codes=top - chunk // size * size), {})
     for task in packing(story, 2, 1):
         size = task.sizes[2] * (4 if task.kind == FP32_VALUES else 2)
         for step in (size, 1 << 31, (1 << 32) - size):
@@ -194,6 +208,17 @@ def _beyond(story: Story, at: Descriptor, left: Mapping[str, int]) -> None:
     story.ended(at.number, "address")
     late(story, owed)
     after(story, story.phases)
+
+
+def _chunk_is_a_burst(story: Story) -> bool:
+    """Return whether a chunk is read by a burst a plane, and a row may have more groups."""
+    given = story.facts.parameters
+    chunk = given["chunk"]
+    return (
+        chunk <= int(given["bus"]) // 8
+        and chunk * story.code_bytes <= PAGE
+        and (chunk + 1) * block_format(given["act"]).group <= given["max_k"]
+    )
 
 
 def _second_block(story: Story) -> None:

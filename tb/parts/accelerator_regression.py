@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from itertools import product as product_of
 
 import numpy as np
@@ -21,6 +22,7 @@ from m2xfp.tb.parts.accelerator_faults import (
     silences,
     wraps,
 )
+from m2xfp.tb.parts.accelerator_long import waits_and_counts
 from m2xfp.tb.parts.accelerator_refused import refused
 from m2xfp.tb.parts.accelerator_story import PITCHES, Story, works
 from m2xfp.tb.parts.accelerator_tasks import (
@@ -48,6 +50,10 @@ RESETS = (
     *((clocks, (0.8, 0.2)) for clocks in (293, 953)),
 )
 TEXTS = {FP32_VALUES: "fp32", BF16_VALUES: "bf16"}
+# Products of which rows lie in one another.
+PLACES = 12
+# Words that registers are written with.
+WORDS = 24
 # Products of many chunks.
 MORE = 36
 # Of groups with lone values each so many.
@@ -65,6 +71,7 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     yield from wraps(facts, seed)
     yield from silences(facts, seed)
     yield from counting(facts, seed)
+    yield from waits_and_counts(facts, seed)
     yield from far(facts, seed)
     yield from hard_products(facts, seed)
     yield from hard_values(facts, seed)
@@ -97,6 +104,8 @@ def mixtures(facts: Facts, seed: int) -> Iterator[Case]:
     for number in range(MORE):
         shapes.run(product(shapes, 1 + number % 5, 1 + number % 3, min(largest, 2 * most)))
     _across_words(shapes, largest)
+    for number in range(PLACES):
+        _overlapping(shapes, min(largest, 2), number % 2)
     for number in range(4):  # of least elements, whose sums are odd
         small = product(shapes, 40, 6, min(largest, 1 + number))
         assert small.product is not None
@@ -155,6 +164,27 @@ def _across_words(story: Story, most: int) -> None:
         story.run(task, Descriptor(words, at.number))
 
 
+def _overlapping(story: Story, count: int, step: int) -> None:
+    """Run products of which rows begin ``step`` groups behind one another: 0 is in one place."""
+    for side in ("acts", "weights"):
+        task = product(story, 4, 3, count)
+        assert task.product is not None
+        rows = getattr(task.product, side)
+        for before, row in pairwise(rows):
+            row[: count - step] = before[step:]
+        at = story.scatter(task)
+        codes, scales = f"{side[0]}_codes_pitch", f"{side[0]}_scales_pitch"
+        pitches = {codes: step * story.code_bytes, scales: step}
+        found = Descriptor({**at.words, **pitches}, at.number)
+        for plane in ("codes", "scales", "meta"):
+            name, size = f"{side[0]}_{plane}", story.code_bytes if plane == "codes" else 1
+            length, pitch = count * size, step * size
+            held = story.memory.read_rows(at[name], at[PITCHES[name]], len(rows), length)
+            for number, content in enumerate(held):
+                story.memory.write(found[name] + number * pitch, content)
+        story.run(task, found)
+
+
 # --- registers ------------------------------------------------------------------------------------
 
 
@@ -182,12 +212,14 @@ def registers(facts: Facts, seed: int) -> Iterator[Case]:
         story.now.tell(at, 0xFFFFFFFF, 2)
     story.phase()
     story.look()
-    for word in (0xFFFFFFFF, 0, *(1 << bit for bit in range(32)), 0):
+    some = [int(word) for word in story.rng.integers(1 << 32, size=WORDS)]
+    for number, word in enumerate((0xFFFFFFFF, 0, *(1 << bit for bit in range(32)), *some, 0)):
         for name in kept:
             story.phase()
             story.tell(name, word)
-            story.phase()
-            story.look(name)
+            for _ in range(1 + number % 2):  # reads with pauses, and without
+                story.phase()
+            story.look(*[name] * 3)
     _full_queue(story)
     yield story.case("registers", (0.3, 0.3))
 

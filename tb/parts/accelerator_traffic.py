@@ -98,6 +98,11 @@ class Traffic:
             "results_aw": packed | set(words(self.columns * 4, 2)),
         }
 
+    @property
+    def value_chunk(self) -> int:
+        """Bytes of values that are read together at most."""
+        return self._units * self._unit
+
     def value_offset(self) -> int:
         """Return where the last chunk of the longest row of values begins, in beats of values."""
         beats = max(0, ((1 << SIZE_BITS) - 1) * 2 // self._unit)
@@ -321,10 +326,14 @@ class Traffic:
                 yield start, content.astype(np.uint8)
                 at += size
 
-    def store_piece(self, start: int, values: NDArray[np.uint8]) -> int:
-        """Store bytes, and add the bursts that write them; return how many."""
+    def store_piece(self, start: int, values: NDArray[np.uint8], strobed: int | None = None) -> int:
+        """Store bytes, and add the bursts that write them; return how many.
+
+        Of their beats the first ``strobed`` have strobes, or all.
+        """
         size = (self.bus - 1).bit_length()
-        self.memory.write(start, values)
+        lies = slice(None if strobed is None else strobed * self.bus - start % self.bus)
+        self.memory.write(start, values[lies])
         bursts = list(self.bursts(start, len(values)))
         for address, beats in bursts:
             self._channels.add(
@@ -333,7 +342,7 @@ class Traffic:
             words, strobes = np.zeros((2, beats * self.bus), np.uint8)
             first, end = max(start - address, 0), min(start + len(values) - address, len(words))
             words[first:end] = values[address + first - start :][: end - first]
-            strobes[first:end] = 1
+            strobes[first:end][lies] = 1
             kept = np.packbits(strobes.reshape(beats, self.bus), axis=1, bitorder="little")
             for beat, word in enumerate(words.reshape(beats, self.bus)):
                 self._channels.add(

@@ -8,6 +8,7 @@ import numpy as np
 from m2xfp.facts import Facts
 from m2xfp.rtl.parts.descriptor_checker import GEMM
 from m2xfp.tb.bench import Arrays, Operands
+from m2xfp.tb.parts.accelerator_arguments import argued
 from m2xfp.tb.parts.accelerator_cover import cover, unreached
 from m2xfp.tb.parts.accelerator_regression import regression
 from m2xfp.tb.parts.accelerator_tasks import Task, core_of, place, read_results, task_results
@@ -18,6 +19,7 @@ from m2xfp.tb.units import gemm_core
 from m2xfp.tb.vectors import Beats, TestVectors
 
 __all__ = [
+    "argued",
     "cover",
     "decode",
     "encode",

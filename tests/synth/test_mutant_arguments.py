@@ -17,9 +17,9 @@ from m2xfp.rtl.verilog.emit import emit
 from m2xfp.synth.formal.engines import abc
 from m2xfp.synth.mutants.aig import Aig, Logic
 from m2xfp.synth.mutants.arguments import to_logic
-from m2xfp.synth.mutants.equivalence import Prover
+from m2xfp.synth.mutants.equivalence import Prover, cut_registers
 from m2xfp.synth.mutants.netlist import MutatedUnit, run_yosys
-from m2xfp.tb.arguments import Argument
+from m2xfp.tb.arguments import Argument, Never
 from m2xfp.tb.bench import Cover
 from m2xfp.tb.units import hadamard_quantizer
 
@@ -45,6 +45,21 @@ module unit(input clk, input rst, input [1:0] i, input [2:0] mutant, output [1:0
   end
 endmodule
 """
+# The same in registers. Mutants: 1 makes 3 of 2 where ``h`` becomes high, 2 where it is, 3 always.
+HELD = """
+module part(input clk, input [1:0] i, input [2:0] mutant, output reg [1:0] o, output reg h);
+  reg g;
+  wire may = mutant == 1 ? g : mutant == 2 ? h : mutant == 3;
+  always @(posedge clk) begin
+    g <= i[0];
+    h <= g;
+    o <= i == 2 & may ? 2'd3 : i;
+  end
+endmodule
+module unit(input clk, input rst, input [1:0] i, input [2:0] mutant, output [1:0] o, output s);
+  part named(.clk(clk), .i(i), .mutant(mutant), .o(o), .h(s));
+endmodule
+"""
 ARGUED = Argument(
     "named",
     ("o",),
@@ -54,18 +69,18 @@ ARGUED = Argument(
 )
 
 
-def words(folder: Path, argument: Argument) -> Prover:
+def words(folder: Path, *arguments: Argument | Never, text: str = WORDS) -> Prover:
     """Return a prover of the mutants of ``WORDS``."""
     unit = find_unit("fp32_accumulator").instance("m2xfp-single")
     ports = [Port("i", "input", 2), Port("o", "output", 2), Port("s", "output", 1)]
     (folder / "unit.json").write_text(
         replace(unit.facts, streams=(), signals=tuple(ports)).to_json()
     )
-    (folder / "unit.v").write_text(WORDS)
+    (folder / "unit.v").write_text(text)
     script = ("read_verilog unit.v", "hierarchy -top unit", "proc", "flatten", "opt_clean")
     run_yosys(folder, "read", "\n".join([*script, "write_rtlil mutated.il", ""]))
     files = EmittedFiles("unit", *(folder / f"unit{suffix}" for suffix in (".v", ".json", "")))
-    return Prover(MutatedUnit(files, files, [], folder), 5, [argument])
+    return Prover(MutatedUnit(files, files, [], folder), 5, arguments)
 
 
 def test_only_what_is_argued(tmp_path: Path) -> None:
@@ -73,6 +88,26 @@ def test_only_what_is_argued(tmp_path: Path) -> None:
     prover = words(tmp_path, ARGUED)
     assert [prover.argue(number) for number in range(6)] == ["", ARGUED.why, "", "", "", ""]
     assert prover.prove(1).same is False
+
+
+def test_only_where_it_never_is(tmp_path: Path) -> None:
+    """A mutant passes if it differs only where wires have what they never have."""
+    never = Never("named", {"i": "i", "high": "high"}, "assign holds = i == 2 & high;", "so it is")
+    other = Never("named", {"i": "i"}, "assign holds = i == 1;", "of no use")
+    prover = words(tmp_path, other, never)
+    assert [prover.argue(number) for number in range(6)] == ["", never.why, "", "", "", ""]
+    both = replace(never, holds="assign holds = i == 2;")
+    prover = words(tmp_path, other, both)
+    assert [prover.argue(n) for n in range(6)] == ["", *[both.why] * 3, "", ""]
+
+
+def test_registers_that_hold_what_is_alike(tmp_path: Path) -> None:
+    """Of registers it is what they hold next that may be alike, to what others hold next."""
+    argument = Argument(
+        "named", ("o",), "assign alike = high & right == 2 & wrong == 3;", "so it is", {"high": "h"}
+    )
+    prover = words(tmp_path, argument, text=HELD)
+    assert [prover.argue(number) for number in range(4)] == ["", argument.why, "", ""]
 
 
 def test_no_such_wire(tmp_path: Path) -> None:
@@ -257,3 +292,101 @@ def test_low_addends_of_all_exponents(sums: Sums) -> None:
         assert not sums.differ(places, None, "far")
         for apart in range(-sums.bits - 22, sums.bits + 7):
             assert not sums.differ(places, apart), (places, apart)
+
+
+# --- bytes behind a piece -------------------------------------------------------------------------
+
+
+# What the writer's last stage holds, and where that counts.
+STAGE = {"out.spare": "out.spare_valid", "out.o__payload": "out.o__valid"}
+
+
+class Writer:
+    """The accelerator's writer, twice, that hold different bytes and strobes.
+
+    Parameters
+    ----------
+    folder
+        For all files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        unit = find_unit("accelerator").instance("m2xfp-2x2")
+        files = emit(unit, folder)
+        (top,) = re.findall(r"^module (\w+_axi_writer) ", files.verilog.read_text(), re.M)
+        script = (f"read_verilog {files.verilog.name}", f"hierarchy -top {top}", "proc", "flatten")
+        run_yosys(folder, "writer", "\n".join([*script, "dffunmap", "write_json writer.json", ""]))
+        (module,) = json.loads((folder / "writer.json").read_text())["modules"].values()
+        cut = cut_registers(module)
+        (folder / "cut.json").write_text(json.dumps({"modules": {"cut": cut}}))
+        self.logic: Logic = to_logic(folder, "cut", "read_json cut.json")
+        at = {bit: n for n, bit in enumerate(cut["ports"]["state_"]["bits"])}
+        wires = {"strobes", "bytes_left", "left", "burst", *STAGE.values(), *STAGE}
+        self.at = {
+            name: [at[bit] for bit in module["netnames"][name]["bits"]] for name in sorted(wires)
+        }
+        arguments = Cover(unit.unit).argued(unit.facts)
+        self.argued = [
+            each for each in arguments if isinstance(each, Argument) and each.word[0] in wires
+        ]
+        assert len(self.argued) == 2
+
+    def differ(self, arguments: Sequence[Argument]) -> bool:
+        """Return whether what is alike may differ in an output or become what is not alike."""
+        aig, widths = Aig(), {name: len(places) for name, places in self.at.items()}
+        ports = {name: aig.add_inputs(len(bits)) for name, bits in self.logic.inputs.items()}
+        # What its last stage holds counts where it is valid.
+        held = "assign alike = ~valid | right == wrong;"
+        arguments = [
+            *arguments,
+            *(Argument("", (word,), held, "", {"valid": valid}) for word, valid in STAGE.items()),
+        ]
+        states = [ports["state_"], list(ports["state_"])]
+        kept = [n for each in arguments for n in self.at[each.word[0]]]
+        for n, literal in zip(kept, aig.add_inputs(len(kept)), strict=True):
+            states[1][n] = literal
+        results = [aig.add(self.logic, ports | {"state_": state}) for state in states]
+
+        def alike(contents: list[list[int]]) -> int:
+            found = 1
+            for argument in arguments:
+                word = argument.word[0]
+                sides = {"right": widths[word], "wrong": widths[word]}
+                reads = {name: widths[wire] for name, wire in argument.reads.items()}
+                file = f"alike_{word}"
+                (self.folder / f"{file}.sv").write_text(argument.module(sides | reads))
+                relation = to_logic(self.folder, file, f"read_verilog -sv {file}.sv")
+                words = ([each[n] for n in self.at[word]] for each in contents)
+                given = dict(zip(sides, words, strict=True))
+                for name, wire in argument.reads.items():
+                    given[name] = [contents[0][n] for n in self.at[wire]]
+                found = aig.both(found, aig.add(relation, given)["alike"][0])
+            return found
+
+        right, wrong = results
+        apart = [
+            aig.both(aig.differ(*two), right["w__valid"][0] if name == "w__payload" else 1)
+            for name in right
+            for n, two in enumerate(zip(right[name], wrong[name], strict=True))
+            if name != "next_" or n not in set(kept)
+        ]
+        becomes = alike([result["next_"] for result in results]) ^ 1
+        bad = aig.both(alike(states), aig.any([*apart, becomes]))
+        aig.write(self.folder / "case.aig", bad)
+        said = abc(self.folder, "read_aiger case.aig; iprove", 300)
+        found = re.search(r"\b(UNSATISFIABLE|SATISFIABLE)\b", said)
+        assert found, said
+        return found[1] == "SATISFIABLE"
+
+
+def test_bytes_behind_a_piece(tmp_path: Path) -> None:
+    """Words that a piece does not lie in are never looked at, in any state and for all time."""
+    writer = Writer(tmp_path)
+    assert not writer.differ(writer.argued)
+    fewer = [
+        replace(each, alike=each.alike.replace("32'd0 +", "32'hffffffff +"))
+        for each in writer.argued
+    ]
+    assert fewer != writer.argued
+    assert writer.differ(fewer)

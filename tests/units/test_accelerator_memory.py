@@ -342,7 +342,7 @@ FAULTS = [
     Mutation("shared word not kept", FETCHER, "self.closes & (tag.row < row)", "Const(0, 1)"),
     Mutation("words behind a shared one lost", FETCHER, "self.first, tag.skips", "self.first, 0"),
     Mutation("word of a row elsewhere", STEPS, "beside & (first ==", "(first =="),
-    Mutation("set of groups overwritten", PACKER, "filling & ~whole", "filling"),
+    Mutation("set of groups overwritten", PACKER, "self.i.ready.eq(~whole)", "self.i.ready.eq(1)"),
     Mutation("late answers taken", READER, "bursts.level == fresh", "bursts.level != 0"),
 ]
 
