@@ -23,7 +23,7 @@ from m2xfp.rtl.parts.operand_job import fetch_layout
 from m2xfp.synth.formal.design import Design
 from m2xfp.synth.formal.engines import Outcome, always, never, within
 from m2xfp.synth.formal.job import LIMIT, Job
-from m2xfp.synth.formal.netlist import Flat, from_any_state, simple
+from m2xfp.synth.formal.netlist import Flat, ProofError, from_any_state, simple
 from m2xfp.synth.formal.streams import harness
 
 __all__ = [
@@ -241,6 +241,8 @@ def _fetchers(design: Design) -> dict[str, tuple[int, int]]:
         most = _most_words(design, _module_of(design, f"{reader}_reader"))
         before = found.get(module, (most, granule))
         found[module] = (min(most, before[0]), min(granule, before[1]))
+    if missing := set(copies(design, FETCHER)) - set(found):
+        raise ProofError(f"nobody has said which reader serves {', '.join(sorted(missing))}")
     return found
 
 

@@ -9,6 +9,7 @@ from m2xfp.facts import Facts
 from m2xfp.formats import block_format
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
 from m2xfp.tb.arguments import Argument, Never
+from m2xfp.tb.parts.accelerator_traffic import Memory, Traffic
 
 __all__ = ["argued"]
 
@@ -49,15 +50,7 @@ def _aligned(facts: Facts) -> Iterator[Never]:
     if _packs(facts):
         fetchers.append(("values", values))
     for name, low in fetchers:
-        instance = f"unit[.]{name}_fetcher"
-        job = {"valid": "job__valid", "job": "job__payload"}
-        fields = ((0, low), (3 * bits, low))
-        condition = f"valid & ({_low('job', *fields)})"
-        yield _never(instance, job, condition, _WHY_ALIGNED)
-        held = {"active": "active", "here": "here_0", "start": "block_0", "held": "held"}
-        condition = f"active & ({_low('here', (0, low))} | {_low('start', (0, low))}"
-        condition += f" | {_low('held', *fields)})"
-        yield _never(instance, held, condition, _WHY_ALIGNED)
+        yield from _codes(f"unit[.]{name}_fetcher", ("active", "here_0", "block_0"), low, bits)
     instance = "unit[.]result_writer"
     job = {"valid": "job__valid", "job": "job__payload"}
     condition = f"valid & ({_low('job', (0, 1), (bits, 1))}"
@@ -69,22 +62,27 @@ def _aligned(facts: Facts) -> Iterator[Never]:
     condition += f" | ~held[{half}] & ((|here[1:0]) | (|panel[1:0]) | {_low('held', (bits, 2))}))"
     yield _never(instance, held, condition, _WHY_ALIGNED)
     if _packs(facts):
-        instance = "unit[.]plane_writer"
-        job = {"valid": "job__valid", "job": "job__payload"}
-        fields = ((0, codes), (3 * bits, codes))
-        condition = f"valid & ({_low('job', *fields)})"
-        yield _never(instance, job, condition, _WHY_ALIGNED)
-        held = {"busy": "busy", "here": "codes_here", "start": "codes_start", "held": "held"}
-        condition = f"busy & ({_low('here', (0, codes))} | {_low('start', (0, codes))}"
-        condition += f" | {_low('held', *fields)})"
-        yield _never(instance, held, condition, _WHY_ALIGNED)
+        yield from _codes("unit[.]plane_writer", ("busy", "codes_here", "codes_start"), codes, bits)
+
+
+def _codes(instance: str, wires: tuple[str, str, str], low: int, bits: int) -> Iterator[Never]:
+    """Yield what is said of the address and the pitch of codes, of a job and while it is at work.
+
+    ``wires``: whether it is, and where a row and what it belongs to begin.
+    """
+    fields = ((0, low), (3 * bits, low))
+    job = {"valid": "job__valid", "job": "job__payload"}
+    yield _never(instance, job, f"valid & ({_low('job', *fields)})", _WHY_ALIGNED)
+    held = {**dict(zip(("works", "here", "start"), wires, strict=True)), "held": "held"}
+    off = [_low("here", (0, low)), _low("start", (0, low)), _low("held", *fields)]
+    yield _never(instance, held, f"works & ({' | '.join(off)})", _WHY_ALIGNED)
 
 
 def _pieces(facts: Facts) -> Iterator[Argument | Never]:
     """Yield what is said of pieces that are written."""
     given = facts.parameters
     bus, bits = int(given["bus"]) // 8, given["address_bits"]
-    groups = 4 if bus < 64 else 8  # whose planes are written together
+    groups = Traffic(facts, Memory()).gather
     codes = groups * block_format(given["act"]).group_bytes[0] if _packs(facts) else 0
     most = max(codes, 4 * given["columns"])
     length = most.bit_length()

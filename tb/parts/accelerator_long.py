@@ -9,7 +9,7 @@ from m2xfp.formats import block_format
 from m2xfp.tb.parts.accelerator_faults import packing, product
 from m2xfp.tb.parts.accelerator_story import Story, works
 from m2xfp.tb.parts.accelerator_tasks import core_of, task_results
-from m2xfp.tb.parts.accelerator_traffic import Descriptor
+from m2xfp.tb.parts.accelerator_traffic import Descriptor, Traffic
 from m2xfp.tb.parts.gemm_arrays import GemmStreams
 from m2xfp.tb.regression import STALLS, Case
 
@@ -57,12 +57,11 @@ def stopped_pieces(facts: Facts, seed: int) -> Iterator[Case]:
     The address waits, and with it the beats of the burst: two that have left have strobes, the
     others get none.
     """
-    story, given = Story(facts, seed), facts.parameters
-    groups = 4 if int(given["bus"]) < 512 else 8  # that are written together
-    length = groups * story.code_bytes
-    if length * 8 <= LEFT * int(given["bus"]):
+    story = Story(facts, seed)
+    traffic = Traffic(facts, story.memory)
+    if traffic.gather * story.code_bytes <= LEFT * traffic.bus:
         return
-    for task in packing(story, 1, groups):
+    for task in packing(story, 1, traffic.gather):
         story.phase()
         story.phase()  # without pauses
         story.tell("timeout", 2 * max(256, 2 * facts.clocks_per_block))

@@ -65,7 +65,7 @@ class Traffic:
         # Beats of values that are read together, and groups that are written together.
         self._unit = min(self.bus, 2 * self._formats["a"].group)
         self._units = min(16, self.chunk * given["slots"])
-        self._gather = 4 if self.bus < 64 else 8
+        self.gather = 4 if self.bus < 64 else 8
         self._outstanding = given["outstanding"]
         self._packs = any(given[engine] is not None for engine in ("quantizer", "encoder"))
         self._masks: list[int] = []  # bits of each answered register that are compared
@@ -91,7 +91,7 @@ class Traffic:
         if self._packs:
             step = min(max(1, 2 * self._formats["a"].group // bus), self._units)
             values = set(range(step, self._units + 1, step))
-            packed = set(words(self._gather * code_bytes, code_bytes))
+            packed = set(words(self.gather * code_bytes, code_bytes))
         return {
             "acts_ar": reads | values,
             "weights_ar": reads,
@@ -308,9 +308,9 @@ class Traffic:
             [(row, group, 1) for group in range(count) for row in range(rows)]
             if gemm
             else [
-                (row, first, min(self._gather, count - first))
+                (row, first, min(self.gather, count - first))
                 for row in range(rows)
-                for first in range(0, count, self._gather)
+                for first in range(0, count, self.gather)
             ]
         )
         for row, first, number in sets:

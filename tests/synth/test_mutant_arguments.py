@@ -220,6 +220,15 @@ def sums(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Sums(request.param, tmp_path_factory.mktemp("sums"))
 
 
+def possible(folder: Path, aig: Aig, bad: int) -> bool:
+    """Return whether some inputs make a literal true."""
+    aig.write(folder / "case.aig", bad)
+    said = abc(folder, "read_aiger case.aig; iprove", 300)
+    found = re.search(r"\b(UNSATISFIABLE|SATISFIABLE)\b", said)
+    assert found, said
+    return found[1] == "SATISFIABLE"
+
+
 class Sums:
     """The addition of a unit, twice.
 
@@ -268,11 +277,7 @@ class Sums:
         (bad,) = aig.add(self.logic, given)[output]
         if bad < 2:
             return bool(bad)
-        aig.write(self.folder / "case.aig", bad)
-        said = abc(self.folder, "read_aiger case.aig; iprove", 300)
-        found = re.search(r"\b(UNSATISFIABLE|SATISFIABLE)\b", said)
-        assert found, said
-        return found[1] == "SATISFIABLE"
+        return possible(self.folder, aig, bad)
 
 
 def test_low_addends(sums: Sums) -> None:
@@ -373,11 +378,7 @@ class Writer:
         ]
         becomes = alike([result["next_"] for result in results]) ^ 1
         bad = aig.both(alike(states), aig.any([*apart, becomes]))
-        aig.write(self.folder / "case.aig", bad)
-        said = abc(self.folder, "read_aiger case.aig; iprove", 300)
-        found = re.search(r"\b(UNSATISFIABLE|SATISFIABLE)\b", said)
-        assert found, said
-        return found[1] == "SATISFIABLE"
+        return possible(self.folder, aig, bad)
 
 
 def test_bytes_behind_a_piece(tmp_path: Path) -> None:
