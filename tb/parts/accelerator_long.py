@@ -6,6 +6,7 @@ from itertools import product as product_of
 
 from m2xfp.facts import Facts
 from m2xfp.formats import block_format
+from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
 from m2xfp.tb.parts.accelerator_faults import packing, product
 from m2xfp.tb.parts.accelerator_story import Story, works
 from m2xfp.tb.parts.accelerator_tasks import core_of, task_results
@@ -23,6 +24,8 @@ SLOW_RESETS = range(300, 4200, 300)
 LONG, LEFT = 1 - 2**-13, 2
 # Rows or columns of products, to the upper bits of counters.
 MANY = 20000
+# Rows of a product that lie in one place: the last but one bit of what counts rows.
+MOST = 1 << SIZE_BITS - 2
 # Clocks of a timeout, fewer than from a product's last operand to its result.
 SOON = 10
 
@@ -37,6 +40,7 @@ def waits_and_counts(facts: Facts, seed: int) -> Iterator[Case]:
     yield held_operands(facts, seed)
     yield short_timeout(facts, seed)
     yield many_rows(facts, seed)
+    yield rows_in_one_place(facts, seed)
 
 
 def slow_memory(facts: Facts, seed: int) -> Case:
@@ -129,7 +133,7 @@ def many_rows(facts: Facts, seed: int) -> Case:
             story.run(product(story, m, n, count))
             story.phase()
             story.look("work")
-    for task in packing(story, MANY // 4, 3) * 2:  # with pauses, and without
+    for task in packing(story, MANY // 4, 3) * 6:
         story.phase()
         story.run(task)
     for bit in range(MANY.bit_length() - 2):
@@ -141,6 +145,39 @@ def many_rows(facts: Facts, seed: int) -> Case:
     story.phase()
     story.look()
     return story.case("many rows", (0.1, 0.1))
+
+
+def rows_in_one_place(facts: Facts, seed: int) -> Case:
+    """Return a product of a quarter of a million rows, all of which are read from one place.
+
+    Its results go to one place too, so that it moves what one block does, again and again.
+    """
+    story, given = Story(facts, seed), facts.parameters
+    height = given["rows"] * given["chains"]
+    story.phase()
+    story.run(product(story, 1, 1, 1))
+    count = min(2, given["max_k"] // block_format(given["act"]).group)
+    task = product(story, height, 2 * given["columns"], count)
+    assert task.product is not None
+    task.product.acts[:] = task.product.acts[0]
+    pitches = dict.fromkeys(("a_codes_pitch", "a_scales_pitch", "out_pitch"), 0)
+    block, results = story.scatter(task, **pitches), task_results(task, facts)
+    blocks = MOST // height + 1
+    whole = Descriptor({**block.words, "m": blocks * height}, block.number)
+    now = story.phase()
+    now.configure(whole)
+    now.fetch(block, "weights")
+    with now.channels.repeated(2 * blocks):
+        now.fetch(block, "acts")
+    for panel in range(2):
+        with now.channels.repeated(blocks):
+            pieces = slice(panel * height, (panel + 1) * height)
+            for _ in range(now.write(block, results, pieces)):
+                now.respond()
+    story.ended(whole.number, work=works(whole, facts))
+    story.phase()
+    story.look()
+    return story.case("rows in one place")
 
 
 def short_timeout(facts: Facts, seed: int) -> Case:

@@ -5,6 +5,7 @@ each channel follows from descriptors and memory, whenever it comes.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from math import gcd
@@ -38,6 +39,14 @@ class Channels:
         """Append a beat."""
         self.beats.setdefault(name, []).append({**fields, "last": last})
 
+    @contextmanager
+    def repeated(self, times: int) -> Iterator[None]:
+        """Append what is appended within so many times, one after the other."""
+        before = {name: len(beats) for name, beats in self.beats.items()}
+        yield
+        for name, beats in self.beats.items():
+            beats += beats[before.get(name, 0) :] * (times - 1)
+
 
 class Traffic:
     """What moves on the channels of an accelerator while it runs descriptors.
@@ -51,7 +60,7 @@ class Traffic:
     """
 
     def __init__(self, facts: Facts, memory: Memory) -> None:
-        self.facts, self.memory, self._channels = facts, memory, Channels()
+        self.facts, self.memory, self.channels = facts, memory, Channels()
         given = facts.parameters
         self.bus = int(given["bus"]) // 8
         self.columns, self.chunk = given["columns"], given["chunk"]
@@ -209,19 +218,19 @@ class Traffic:
         answered: bool = True,
     ) -> None:
         """Add a write of a register."""
-        self._channels.add("control_aw", last=True, addr=address)
-        self._channels.add("control_w", last=True, data=word, strb=strobes)
+        self.channels.add("control_aw", last=True, addr=address)
+        self.channels.add("control_w", last=True, data=word, strb=strobes)
         if answered:
             self.grant(response)
 
     def grant(self, response: int = 0) -> None:
         """Add the answer to a write."""
-        self._channels.add("control_b", last=True, resp=response)
+        self.channels.add("control_b", last=True, resp=response)
 
     def ask(self, address: int, word: int = 0, response: int = 0, mask: int = 0xFFFFFFFF) -> None:
         """Add a read of a register, of which the bits of a mask are compared."""
-        self._channels.add("control_ar", last=True, addr=address)
-        self._channels.add("control_r", last=True, data=word, resp=response)
+        self.channels.add("control_ar", last=True, addr=address)
+        self.channels.add("control_r", last=True, data=word, resp=response)
         self._masks.append(mask)
 
     def read_register(self, name: str, word: int = 0) -> None:
@@ -231,7 +240,7 @@ class Traffic:
     def issue(self, operand: str, address: int, beats: int) -> None:
         """Add a burst that is asked for."""
         size = (self.bus - 1).bit_length()
-        self._channels.add(
+        self.channels.add(
             f"{operand}_ar", last=True, addr=address, len=beats - 1, size=size, burst=1
         )
 
@@ -240,7 +249,7 @@ class Traffic:
         content = self.memory.read(address, beats * self.bus)
         found = (*responses, *[0] * beats)
         for n, word in enumerate(content.reshape(beats, self.bus)):
-            self._channels.add(
+            self.channels.add(
                 f"{operand}_r", last=n == beats - 1, data=word.tobytes(), resp=found[n]
             )
 
@@ -252,7 +261,7 @@ class Traffic:
 
     def respond(self, response: int = 0) -> None:
         """Add the response to a burst that writes."""
-        self._channels.add("results_b", last=True, resp=response)
+        self.channels.add("results_b", last=True, resp=response)
 
     def run(self, descriptor: Descriptor, out: NDArray[np.generic]) -> None:
         """Add the traffic of a descriptor whose results are these, and store them.
@@ -336,7 +345,7 @@ class Traffic:
         self.memory.write(start, values[lies])
         bursts = list(self.bursts(start, len(values)))
         for address, beats in bursts:
-            self._channels.add(
+            self.channels.add(
                 "results_aw", last=True, addr=address, len=beats - 1, size=size, burst=1
             )
             words, strobes = np.zeros((2, beats * self.bus), np.uint8)
@@ -345,7 +354,7 @@ class Traffic:
             strobes[first:end][lies] = 1
             kept = np.packbits(strobes.reshape(beats, self.bus), axis=1, bitorder="little")
             for beat, word in enumerate(words.reshape(beats, self.bus)):
-                self._channels.add(
+                self.channels.add(
                     "results_w",
                     last=beat == beats - 1,
                     data=word.tobytes(),
@@ -383,7 +392,7 @@ class Traffic:
         return {stream.name: self._beats(stream) for stream in which}
 
     def _beats(self, stream: Stream) -> Beats:
-        beats = self._channels.beats.get(stream.name, [])
+        beats = self.channels.beats.get(stream.name, [])
         if not beats:
             return Beats(np.zeros((0, stream.bytes), np.uint8), np.zeros(0, bool))
         planes: dict[Field, Bytes] = {}
