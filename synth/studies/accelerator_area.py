@@ -1,7 +1,8 @@
-"""Area of the accelerator: logic mapped module by module, memories by the model of `sram.py`."""
+"""Area and path of the accelerator: logic module by module, memories by the model of `sram.py`."""
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,45 +10,74 @@ from m2xfp.progress import track
 from m2xfp.rtl.catalog import find_unit
 from m2xfp.rtl.verilog.emit import emit
 from m2xfp.synth.flow.pdk import Pdk
+from m2xfp.synth.flow.timing import time_netlist
 from m2xfp.synth.flow.yosys import BUILD, FlowOptions, SynthesisError, synthesize
 from m2xfp.synth.studies.sram import SRAMS
 from m2xfp.tables import aligned_table
 
-__all__ = ["CONFIGS", "area_table", "measure_area", "memories_cut"]
+__all__ = ["CONFIGS", "Cut", "area_table", "measure_area", "memories_cut"]
 
 CONFIGS = ("m2xfp-2x2", "m2xfp-1x32")
 
 _MODULE = re.compile(r"^module (\w+)\b.*?^endmodule$", re.MULTILINE | re.DOTALL)
+_PORT = re.compile(r"\b(input|output)\s+(?:wire\b|reg\b)?\s*(?:\[(\d+):0\])?\s*(\w+)")
 _MEMORY = re.compile(r"^  reg \[(\d+):0\] \w+ \[0:(\d+)\];$", re.MULTILINE)
 
 
-def memories_cut(text: str) -> tuple[str, dict[str, int]]:
-    """Return Verilog whose memories hold nothing, and the bits of each module that is a memory.
+@dataclass(frozen=True)
+class Cut:
+    """A module that was a memory.
 
-    A module with an array of words gives constants instead: what is mapped of it is nothing, and
-    all around it stays.
+    Members
+    -------
+    bits
+        What it held.
+    flops
+        Flip-flops that stand for it.
     """
-    bits: dict[str, int] = {}
 
-    def cut(found: re.Match[str]) -> str:
+    bits: int
+    flops: int
+
+
+def memories_cut(text: str) -> tuple[str, dict[str, Cut]]:
+    """Return Verilog whose memories hold nothing, and the modules that were memories.
+
+    A module with an array of words gives the word that was written a clock before: so nothing
+    behind it is a constant, and all around it stays. What goes in ends in flip-flops of its own:
+    so paths begin and end at a memory as they do at these.
+    """
+    cut: dict[str, Cut] = {}
+
+    def without(found: re.Match[str]) -> str:
         module, name = found[0], found[1]
         memory = _MEMORY.search(module)
         if memory is None:
             return module
-        width, depth = int(memory[1]) + 1, int(memory[2]) + 1
-        bits[name] = width * depth
         head = module[: module.index(");") + 2]
-        ports = re.findall(r"output\s+(?:wire\b|reg\b)?\s*(?:\[\d+:\d+\])?\s*(\w+)", head)
+        ports = {(way, port): int(high or 0) + 1 for way, high, port in _PORT.findall(head)}
+        others = [
+            port
+            for way, port in ports
+            if way == "input" and port not in ("clk", "rst", "write_data")
+        ]
+        (read,) = (port for way, port in ports if way == "output")
+        words = ports["output", read]
+        width = words + sum(ports["input", port] for port in others)
+        cut[name] = Cut((int(memory[1]) + 1) * (int(memory[2]) + 1), width)
         head = re.sub(r"\boutput reg\b", "output", head)
-        # A word that was written and comes out at once: nothing behind it is a constant.
-        body = "".join(f"  assign {port} = write_data;\n" for port in ports)
+        body = (
+            f"  (* keep *) reg [{width - 1}:0] given;\n"
+            f"  assign {read} = given[{words - 1}:0];\n"
+            f"  always @(posedge clk) given <= {{{', '.join((*others, 'write_data'))}}};\n"
+        )
         return f"{head}\n{body}endmodule"
 
-    return _MODULE.sub(cut, text), bits
+    return _MODULE.sub(without, text), cut
 
 
 def _instances(text: str, top: str, wanted: Mapping[str, int]) -> int:
-    """Return the bits of all memories below a module."""
+    """Return the sum of what is wanted of modules, over all instances below a module."""
     bodies = {found[1]: found[0] for found in _MODULE.finditer(text)}
     names = set(bodies)
     below = {
@@ -67,28 +97,28 @@ def measure_area(pdk: Pdk, configs: Sequence[str] = CONFIGS, build: Path = BUILD
     for config in track(list(configs), desc="synthesis", unit="configuration"):
         instance = find_unit("accelerator").instance(config)
         files = emit(instance, build / "accelerator-area")
-        text, bits = memories_cut(files.verilog.read_text())
-        if not bits:
+        whole = files.verilog.read_text()
+        text, cut = memories_cut(whole)
+        if not cut:
             raise SynthesisError(f"{files.verilog}: no memory was found, and there are some")
         source = build / "accelerator-area" / f"{files.top}_without_memories.v"
         source.write_text(text)
         netlist = synthesize(source, files.top, pdk, FlowOptions(flatten=False), build)
-        logic = sum(area for name, area in netlist.module_area_um2.items() if name not in bits)
-        memory = _instances(files.verilog.read_text(), files.top, bits)
+        timing = time_netlist(netlist, pdk, build)
+        modules = {name: area for name, area in netlist.module_area_um2.items() if name not in cut}
+        memory = _instances(whole, files.top, {name: each.bits for name, each in cut.items()})
+        stand_in = _instances(whole, files.top, {name: each.flops for name, each in cut.items()})
+        largest = sorted(modules.items(), key=lambda item: -item[1])
         rows.append(
             {
                 "config": config,
-                "logic_um2": round(logic, 1),
-                "flops": netlist.flops,
+                "logic_um2": round(sum(modules.values()), 1),
+                "flops": netlist.flops - stand_in,
+                "path_ns": timing.critical_path_ns,
+                "path": [timing.start, timing.end],
                 "memory_bits": memory,
                 "memory_um2_model": round(SRAMS[pdk.name].area(1) * memory / 8, 1),
-                "modules": {
-                    name: area
-                    for name, area in sorted(
-                        netlist.module_area_um2.items(), key=lambda item: -item[1]
-                    )[:12]
-                    if name not in bits
-                },
+                "modules": dict(largest[:12]),
             }
         )
     return {"pdk": pdk.name, "pdk_title": pdk.title, "rows": rows}
@@ -98,7 +128,10 @@ def area_table(figures: Mapping[str, Any]) -> str:
     """Return the areas as markdown; those of memories are a model."""
     model = SRAMS[figures["pdk"]]
     table: list[tuple[str, ...]] = [
-        ("configuration", "logic um2", "flip-flops", "memories KB", "memories um2, model")
+        (
+            *("configuration", "logic um2", "flip-flops", "path ns", "from", "to"),
+            *("memories KB", "memories um2, model"),
+        )
     ]
     for row in figures["rows"]:
         table.append(
@@ -106,6 +139,8 @@ def area_table(figures: Mapping[str, Any]) -> str:
                 row["config"],
                 f"{row['logic_um2']:.0f}",
                 str(row["flops"]),
+                f"{row['path_ns']:.3f}",
+                *(f"`{end}`" for end in row["path"]),
                 f"{row['memory_bits'] / 8192:.1f}",
                 f"{row['memory_um2_model']:.0f}",
             )

@@ -40,8 +40,15 @@ Run = tuple[str, tuple[str, ...], float, Sequence[tuple[int, int, int]]]
 """A configuration, its settings, the memory's bytes a clock, and layers [m, n, k]."""
 
 SMALL = ("rows=1", "columns=8", "bus=256", "chunk=32", "slots=8", "max_k=1024", "outstanding=64")
+# Layers of Llama-3-8B: of many tokens a panel of columns, which all others are like.
+PAPER = (f"chunk={LAYER_CHUNK}", "max_k=14336")
+PAPER_LAYERS = (
+    *((2048, 32, k) for k in (4096, 14336)),
+    *((1, n, k) for n, k in ((4096, 4096), (14336, 4096), (4096, 14336))),
+)
 RUNS: tuple[Run, ...] = (
     ("m2xfp-2x2", SMALL, 32.0, ((1024, 16, 512), (1024, 16, 1024), (1, 512, 512), (1, 512, 1024))),
+    (PAPER_CONFIG, PAPER, 128.0, PAPER_LAYERS),
 )
 
 
