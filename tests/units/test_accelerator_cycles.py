@@ -55,6 +55,25 @@ BUILDS: list[dict[str, Any]] = [
     {"bus": "128", "rows": 3, "columns": 3, "chunk": 1, "chains": 2, "slots": 2},
     # The last chunk of a row is longer than the others.
     {"bus": "256", "rows": 1, "columns": 8, "chunk": 40, "slots": 4, "max_k": 4096},
+    # Formats without metadata: two planes, both engines quantizers; and shorter groups, no engines.
+    {
+        "act": block_format("mxfp4"),
+        "weight": block_format("mxfp4"),
+        "rows": 1,
+        "columns": 8,
+        "bus": "256",
+        "chunk": 16,
+    },
+    {
+        "act": block_format("nvfp4"),
+        "weight": block_format("nvfp4"),
+        "rows": 1,
+        "columns": 8,
+        "bus": "256",
+        "chunk": 16,
+        "quantizer": None,
+        "encoder": None,
+    },
     {  # results are packed, over both sides of what gathers groups
         "act": block_format("m2xfp-act:group=8"),
         "weight": block_format("m2xfp-weight:group=8"),
