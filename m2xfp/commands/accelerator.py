@@ -60,8 +60,9 @@ def command(mode: str, results: Path, configs: tuple[str, ...], output: Path | N
     from m2xfp.synth.studies.accelerator import AREA, MEASURED, PAPER, SIMULATED
     from m2xfp.synth.studies.accelerator_area import CONFIGS, area_table, measure_area
     from m2xfp.synth.studies.accelerator_throughput import measure_throughput, throughput_tables
-    from m2xfp.synth.studies.measured_accelerator import PDK, compare_measured
+    from m2xfp.synth.studies.measured_accelerator import compare_measured
     from m2xfp.synth.studies.measured_tables import measured_tables
+    from m2xfp.synth.studies.measured_units import PDK
     from m2xfp.synth.studies.paper_accelerator import compare, paper_table
 
     if configs and mode != "area":

@@ -1,6 +1,6 @@
 """Tables and plots of the accelerator's comparison, from the accepted figures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -8,8 +8,10 @@ from typing import Any
 from m2xfp.results import read_figures
 from m2xfp.synth.studies.accelerator_area import area_table
 from m2xfp.synth.studies.accelerator_throughput import throughput_tables
-from m2xfp.synth.studies.measured_accelerator import ENERGIES
+from m2xfp.synth.studies.measured_clocks import BUILT
+from m2xfp.synth.studies.measured_costs import ENERGIES
 from m2xfp.synth.studies.measured_tables import measured_tables
+from m2xfp.synth.studies.measured_units import CELLS
 from m2xfp.synth.studies.paper_accelerator import BASELINES, paper_table
 
 __all__ = ["AREA", "MEASURED", "PAPER", "SIMULATED", "plots", "tables"]
@@ -55,8 +57,11 @@ Paint = Callable[[Any], None]
 def _speed(paper: Mapping[str, Any], measured: Mapping[str, Any]) -> Paint:
     """Return what draws the mean speed over each design."""
 
-    def means(figure: str) -> list[float]:
-        return [fmean(row[design][figure] for row in measured["models"]) for design in BASELINES]
+    def means(phase: str, kind: str) -> list[float]:
+        return [
+            fmean(row[phase]["over"][f"{design}_{kind}"]["speed"] for row in measured["models"])
+            for design in BASELINES
+        ]
 
     published = [
         fmean(row["speed_log"] for row in paper["rows"] if row["design"] == design)
@@ -64,10 +69,11 @@ def _speed(paper: Mapping[str, Any], measured: Mapping[str, Any]) -> Paint:
     ]
     bars = (
         ("the log", published),
-        ("own clocks, fused MACs", means("speed_fused")),
-        ("own units, equal area", means("speed_area")),
-        ("own switching unit, equal area", means("speed_switching")),
-        ("one token, DRAM-bound", means("token_memory")),
+        ("own clocks, fused MACs", means("prefill", "fused")),
+        ("own units, equal area", means("prefill", "area")),
+        ("own switching unit, equal area", means("prefill", "switching")),
+        ("one token, fused MACs", means("token", "fused")),
+        ("one token, own units, equal area", means("token", "area")),
     )
 
     def paint(axes: Any) -> None:
@@ -88,8 +94,8 @@ def _speed(paper: Mapping[str, Any], measured: Mapping[str, Any]) -> Paint:
 _TITLES = {
     "static": "DRAM, static",
     "dram": "DRAM, accesses",
-    "buffers": "weight buffers",
-    "leakage": "leakage of buffers",
+    "buffers": "weight buffers, slots",
+    "leakage": "leakage of memories",
     "macs": "array",
     "engines": "quantizers, encoders",
 }
@@ -97,14 +103,16 @@ _TITLES = {
 
 def _energy(measured: Mapping[str, Any]) -> Paint:
     """Return what stacks the parts of the energy of a MAC, design by design."""
-    names = list(measured["models"][0]["energy"])
-    labels = [BASELINES.get(name, name.upper()) for name in names]
+    titles = {name: name.upper() for name in CELLS}
+    titles |= {f"{design}_area": title for design, title in BASELINES.items()}
+    names, labels = list(titles), list(titles.values())
 
     def paint(axes: Any) -> None:
         left = [0.0] * len(names)
         for part in ENERGIES:
             widths = [
-                fmean(row["energy"][name][part] for row in measured["models"]) for name in names
+                fmean(row["prefill"]["energy"][name][part] for row in measured["models"])
+                for name in names
             ]
             axes.barh(labels, widths, left=left, label=_TITLES[part])
             left = [a + b for a, b in zip(left, widths, strict=True)]
@@ -115,16 +123,20 @@ def _energy(measured: Mapping[str, Any]) -> Paint:
     return paint
 
 
+def _clocks(rows: Sequence[Mapping[str, Any]], name: str) -> list[int]:
+    return [row["designs"][name]["clocks"] for row in rows]
+
+
 def _caches(measured: Mapping[str, Any]) -> Paint:
     """Return what draws the clocks of one token against the length of its cache."""
     rows = measured["caches"]
     lengths = [row["cache"] for row in rows]
     bf16 = [row["dram_clocks"] * row["bf16_bytes"] / row["cache_bytes"] for row in rows]
     lines = (
-        ("attention, this array", [row["clocks"] for row in rows]),
+        *((f"attention, {name.upper()}", _clocks(rows, name)) for name in BUILT),
         ("attention, DRAM-bound, M2XFP", [row["dram_clocks"] for row in rows]),
         ("attention, DRAM-bound, bf16", bf16),
-        ("linear layers, this array", [row["weight_clocks"] for row in rows]),
+        ("linear layers, M2XFP", [row["weight_clocks"] for row in rows]),
     )
 
     def paint(axes: Any) -> None:

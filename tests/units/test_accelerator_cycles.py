@@ -11,7 +11,7 @@ from m2xfp.errors import InputError
 from m2xfp.facts import EmittedFiles, Facts
 from m2xfp.formats import block_format
 from m2xfp.rtl.catalog import UNITS
-from m2xfp.rtl.parts.descriptor_checker import GEMM
+from m2xfp.rtl.parts.descriptor_checker import BF16_VALUES, ENCODE, GEMM, QUANTIZE
 from m2xfp.rtl.verilog.emit import emit
 from m2xfp.tb.axi import cycles
 from m2xfp.tb.axi.cycles import product_clocks
@@ -55,6 +55,25 @@ BUILDS: list[dict[str, Any]] = [
     {"bus": "128", "rows": 3, "columns": 3, "chunk": 1, "chains": 2, "slots": 2},
     # The last chunk of a row is longer than the others.
     {"bus": "256", "rows": 1, "columns": 8, "chunk": 40, "slots": 4, "max_k": 4096},
+    # Formats without metadata: two planes, both engines quantizers; and shorter groups, no engines.
+    {
+        "act": block_format("mxfp4"),
+        "weight": block_format("mxfp4"),
+        "rows": 1,
+        "columns": 8,
+        "bus": "256",
+        "chunk": 16,
+    },
+    {
+        "act": block_format("nvfp4"),
+        "weight": block_format("nvfp4"),
+        "rows": 1,
+        "columns": 8,
+        "bus": "256",
+        "chunk": 16,
+        "quantizer": None,
+        "encoder": None,
+    },
     {  # results are packed, over both sides of what gathers groups
         "act": block_format("m2xfp-act:group=8"),
         "weight": block_format("m2xfp-weight:group=8"),
@@ -119,6 +138,21 @@ def model(emitted: Emit, sim_dir: Path) -> Iterator[AxiModel]:
 
 def test_clocks(model: AxiModel, sim_dir: Path) -> None:
     assert differing(model, 1, SHAPES, sim_dir) == []
+
+
+def test_clocks_of_the_comparisons_shapes(model: AxiModel, sim_dir: Path) -> None:
+    """What `m2xfp accelerator --mode measured` counts: one token, a cache, columns of values."""
+    given, memory = model.facts.parameters, {"latency": 100, "rate": 16.0}
+    sizes = ((1, 48, 512), (4, 96, 128), (4, 32, 512))
+    descriptors = [dense_words(given, size) for size in sizes]
+    for operation in (QUANTIZE, ENCODE):
+        words = {"operation": operation, "kind": BF16_VALUES, "m": 24, "k": 32, "a_codes": 0}
+        words |= {"a_codes_pitch": 64, "out": PAGE, "out_scales": 2 * PAGE, "out_meta": 3 * PAGE}
+        descriptors.append(words | {"out_pitch": 16, "out_scales_pitch": 1})
+    model.set_memory(**memory)
+    for words in descriptors:
+        counted = product_clocks(given, words, build_dir=sim_dir, **memory)
+        assert measure_layer(model, words) == counted, words
 
 
 @pytest.mark.slow
