@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name PyTorch's documentation uses
 
 from m2xfp.accelerator.device import Device
+from m2xfp.accelerator.memory import value_type
 from m2xfp.errors import InputError
 from m2xfp.golden.attention import attention_weights
 from m2xfp.golden.formats.packed import PackedTensor
@@ -59,7 +60,14 @@ class AttentionCache:
         self.device.remove(self._keys, self._values)
 
     def append(self, keys: Tensor, values: Tensor) -> None:
-        """Encode keys and values [heads, tokens, width] of further tokens."""
+        """Encode keys and values [heads, tokens, width] of further tokens.
+
+        Raises
+        ------
+        InputError
+            Their shape or number does not fit, or the encoder does not take their type. Nothing has
+            been queued then.
+        """
         shape = (self.heads, keys.shape[1], self.width)
         if keys.shape != shape or values.shape != shape:
             raise InputError(f"keys, values: pass [{self.heads}, tokens, {self.width}]")
@@ -70,7 +78,10 @@ class AttentionCache:
         lines = self._by_token(keys)
         start = self.length // group * group
         columns = values.transpose(1, 2).reshape(-1, tokens)
-        columns = torch.cat((self._tail.to(columns.dtype), columns), 1)
+        if self._tail.shape[1]:  # of two types the result has one that holds both exactly
+            columns = torch.cat((self._tail, columns), 1)
+        device.check_values("encode", keys.dtype, "keys")
+        device.check_values("encode", columns.dtype, "values")
         stop = -(-end // group) * group
         lines_at = self._keys.part(range(self.length, end), range(self._keys.k))
         columns_at = self._values.part(range(self._values.rows), range(start, stop))
@@ -82,11 +93,13 @@ class AttentionCache:
         self._tail = columns[:, end // group * group - start :].clone()
 
     def scores(self, queries: Tensor) -> Tensor:
-        """Return queries [heads, m, width] times the keys, [heads, m, tokens]."""
+        """Return queries [heads, m, width] times the keys, [heads, m, tokens], in their type."""
         heads, m, _ = queries.shape
         each, device = self._each(heads), self.device
+        device.check_values("quantize", queries.dtype, "queries")
+        kind = value_type(queries.dtype, "queries")
         with device.borrow() as keep:
-            out = keep(device.empty_values(heads * m, self.length, queries.dtype))
+            out = keep(device.empty_values(heads * m, self.length, kind))
             packed = keep(device.empty(m, heads * self._stride))
             operands = keep(device.store(self._by_token(queries)))
             jobs = [device.submit_quantize(operands, packed)]
@@ -99,15 +112,17 @@ class AttentionCache:
                 for head in range(heads)
             ]
             device.wait(jobs)
-            return device.load(out).reshape(heads, m, self.length)
+            return device.load(out).to(queries.dtype).reshape(heads, m, self.length)
 
     def mix(self, probabilities: Tensor) -> Tensor:
         """Return probabilities [heads, m, tokens] times the values, [heads, m, width]."""
         heads, m, _ = probabilities.shape
         each, device = self._each(heads), self.device
+        device.check_values("quantize", probabilities.dtype, "probabilities")
+        kind = value_type(probabilities.dtype, "probabilities")
         tokens = range(-(-self.length // device.group) * device.group)
         with device.borrow() as keep:
-            out = keep(device.empty_values(m, heads * self.width, probabilities.dtype))
+            out = keep(device.empty_values(m, heads * self.width, kind))
             packed = keep(device.empty(heads * m, self.length))
             operands = keep(device.store(probabilities.reshape(heads * m, -1)))
             jobs = [device.submit_quantize(operands, packed)]
@@ -120,7 +135,8 @@ class AttentionCache:
                 for head in range(heads)
             ]
             device.wait(jobs)
-            return device.load(out).unflatten(1, (heads, self.width)).transpose(0, 1)
+            found = device.load(out).to(probabilities.dtype)
+            return found.unflatten(1, (heads, self.width)).transpose(0, 1)
 
     def packed(self) -> tuple[PackedTensor, PackedTensor]:
         """Return what is cached: keys [tokens, heads * width], values [heads * width, tokens].
@@ -162,6 +178,12 @@ def attend(
     """Return attention of queries [..., heads, m, width], as ``Device.attention``."""
     if query.shape[:-3] != key.shape[:-3] or key.shape != value.shape:
         raise InputError("query, key, value: pass [..., heads, tokens, width] of one batch")
+    for what, name, x in (
+        ("quantize", "query", query),
+        ("encode", "key", key),
+        ("encode", "value", value),
+    ):
+        device.check_values(what, x.dtype, name)
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     found = []
     parts = zip(*(x.reshape(-1, *x.shape[-3:]) for x in (query, key, value)), strict=True)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name PyTorch's documentation uses
 
-from m2xfp.accelerator.memory import Allocator, Matrix, Values
+from m2xfp.accelerator.memory import Allocator, Matrix, Values, type_name, value_type
 from m2xfp.accelerator.queue import Queue, Ticket
-from m2xfp.accelerator.transport import Transport
+from m2xfp.accelerator.transport import SimulatedTransport, Transport
 from m2xfp.errors import InputError
 from m2xfp.golden.formats.format import Format, get_format
 from m2xfp.golden.formats.packed import PackedTensor
@@ -27,6 +27,7 @@ _GEMM, _QUANTIZE, _ENCODE = 1, 2, 3
 _KINDS = {torch.float32: 0, torch.bfloat16: 1}
 _PACKED = 2  # kind of results that are packed
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+_ENGINES = {"quantize": "quantizer", "encode": "encoder"}  # parameters of a build
 
 
 @dataclass(eq=False, kw_only=True)
@@ -79,7 +80,7 @@ class Device:
     Parameters
     ----------
     transport
-        How it is reached.
+        How it is reached; None for a simulation of its own, ``SimulatedTransport()``.
     acts, weights
         Formats that it was built for.
     timeout
@@ -108,13 +109,14 @@ class Device:
 
     def __init__(
         self,
-        transport: Transport,
+        transport: Transport | None = None,
         *,
         acts: Format | str = "m2xfp-act",
         weights: Format | str = "m2xfp-weight",
         timeout: int = 1 << 20,
         patience: float = 600.0,
     ) -> None:
+        transport = transport or SimulatedTransport()
         self.transport, self.queue = transport, Queue(transport, timeout, patience)
         self.acts = get_format(acts) if isinstance(acts, str) else acts
         self.weights = get_format(weights) if isinstance(weights, str) else weights
@@ -185,15 +187,20 @@ class Device:
     def empty_values(self, rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Values:
         """Return a matrix of values to be written; its rows hold whole groups."""
         if dtype not in _KINDS:
-            raise InputError(f"dtype={dtype}: the accelerator has float32 and bfloat16")
+            raise InputError(
+                f"dtype={type_name(dtype)}: the accelerator's memory has float32 and bfloat16"
+            )
         pitch = -(-columns // self.group) * self.group * dtype.itemsize
         return Values(rows, columns, self.allocate(rows * pitch), pitch, dtype)
 
     def store(self, x: Tensor) -> Values:
-        """Store values [rows, columns]; rows end with zeros up to a whole group."""
+        """Store values [rows, columns]; rows end with zeros up to a whole group.
+
+        float16 is stored as float32, which holds each of its values; other types are an InputError.
+        """
         if x.ndim != 2:
             raise InputError(f"shape={list(x.shape)}: a matrix has two dimensions")
-        x = x.detach().cpu() if x.dtype in _KINDS else x.detach().cpu().float()
+        x = x.detach().cpu().to(value_type(x.dtype, "x"))
         values = self.empty_values(x.shape[0], x.shape[1], x.dtype)
         padded = F.pad(x, (0, values.pitch // x.dtype.itemsize - x.shape[1])).contiguous()
         self.transport.store(values.address, padded.view(torch.uint8).numpy().reshape(-1))
@@ -290,12 +297,7 @@ class Device:
     def _submit_packing(
         self, what: str, operation: int, fmt: Format, values: Values, out: Matrix | None
     ) -> Job:
-        feature = f"{what}_{_NAMES[values.dtype]}"
-        if feature not in self.features:
-            raise InputError(
-                f"{what}: this accelerator was built without {feature}; it has "
-                f"{', '.join(sorted(self.features)) or 'nothing of the kind'}"
-            )
+        self.check_values(what, values.dtype, "values")
         owned = []
         if out is None:
             out = self.empty(values.rows, values.columns, fmt)
@@ -331,12 +333,37 @@ class Device:
 
     # --- tensors --------------------------------------------------------------------------------
 
+    def check_values(self, what: str, dtype: torch.dtype, name: str) -> None:
+        """Raise InputError unless values of a type can be packed as they are, without rounding.
+
+        Parameters
+        ----------
+        what
+            ``quantize`` or ``encode``.
+        dtype, name
+            Type and name of the tensor that has the values.
+        """
+        taken = [kind for kind in _NAMES if f"{what}_{_NAMES[kind]}" in self.features]
+        if value_type(dtype, name) in taken:
+            return
+        engine = _ENGINES[what]
+        if not taken:
+            raise InputError(
+                f"{name}: this accelerator was built without {engine}; build it with {engine}=fp32"
+            )
+        raise InputError(
+            f"{name}: its values are {type_name(dtype)}; the {engine} of this build takes bfloat16 "
+            f"alone, so pass {name}.bfloat16(), which rounds, or build it with {engine}=fp32"
+        )
+
     def quantize(self, x: Tensor) -> PackedTensor:
         """Return x [..., k] as activations (Elem-EM), packed by the accelerator."""
+        self.check_values("quantize", x.dtype, "x")
         return self._packed(x, self.submit_quantize)
 
     def encode(self, x: Tensor) -> PackedTensor:
         """Return x [..., k] as weights or a cache (Sg-EM, by search), packed by the accelerator."""
+        self.check_values("encode", x.dtype, "x")
         return self._packed(x, self.submit_encode)
 
     def _packed(self, x: Tensor, submit: Any) -> PackedTensor:
@@ -352,24 +379,30 @@ class Device:
         weights: PackedTensor | Matrix,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Return acts [m, k] times weights [n, k] transposed, [m, n]."""
+        """Return acts [m, k] times weights [n, k] transposed, [m, n].
+
+        float16 results are the float32 ones, rounded once more.
+        """
+        kind = value_type(dtype, "dtype")
         with self.borrow() as keep:
             left, right = (
                 part if isinstance(part, Matrix) else keep(self.upload(part))
                 for part in (acts, weights)
             )
-            out: Tensor = self.submit_matmul(left, right, dtype=dtype).result()
-            return out
+            out: Tensor = self.submit_matmul(left, right, dtype=kind).result()
+            return out.to(dtype)
 
     def linear(
         self, x: Tensor, weights: PackedTensor | Matrix, dtype: torch.dtype | None = None
     ) -> Tensor:
         """Return a linear layer's output, [..., n] in the type of x or another.
 
-        x [..., k] is quantized by the accelerator.
+        x [..., k] is quantized by the accelerator. float16 results are the float32 ones, rounded
+        once more.
         """
+        self.check_values("quantize", x.dtype, "x")
         dtype = dtype or x.dtype
-        kind = dtype if dtype in _KINDS else torch.float32
+        kind = value_type(dtype, "dtype")
         with self.borrow() as keep:
             right = weights if isinstance(weights, Matrix) else keep(self.upload(weights))
             values = keep(self.store(x.reshape(-1, x.shape[-1])))
@@ -393,7 +426,15 @@ class Device:
         """Return attention [..., heads, m, width] from packed keys and values, softmax on the host.
 
         As ``m2xfp.models.attention.QuantAttention`` in the hardware's arithmetic. Keys and values
-        may have fewer heads, each of which serves several of the queries in a row.
+        may have fewer heads, each of which serves several of the queries in a row. The result has
+        the type of the queries: float32, bfloat16, or float16, which is exact in float32.
+
+        Raises
+        ------
+        InputError
+            Shapes do not go together, or an engine of this accelerator does not take a tensor's
+            type: keys and values go through the encoder, queries and probabilities through the
+            quantizer. Nothing has been queued then.
         """
         from m2xfp.accelerator.attention import attend
 

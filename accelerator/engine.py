@@ -6,6 +6,7 @@ from torch import Tensor
 
 from m2xfp.accelerator.attention import AttentionCache
 from m2xfp.accelerator.device import Device
+from m2xfp.accelerator.memory import value_type
 from m2xfp.golden.formats.packed import PackedTensor
 
 __all__ = ["DeviceEngine"]
@@ -40,17 +41,17 @@ class DeviceEngine:
 
     def linear(self, x: Tensor, *names: str) -> list[Tensor]:
         """Return the outputs of layers that read one x [m, k]: it is quantized once."""
-        device = self.device
+        device, kind = self.device, value_type(x.dtype, "x")
         with device.borrow() as keep:
             values = keep(device.store(x))
             packed = keep(device.empty(len(x), x.shape[-1]))
             jobs, outs = [device.submit_quantize(values, packed)], []
             for name in names:
                 weights = self._weights[name]
-                outs.append(keep(device.empty_values(len(x), weights.rows, x.dtype)))
+                outs.append(keep(device.empty_values(len(x), weights.rows, kind)))
                 jobs.append(device.submit_matmul(packed, weights, outs[-1]))
             device.wait(jobs)
-            return [device.load(out) for out in outs]
+            return [device.load(out).to(x.dtype) for out in outs]
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Encode keys and values into the cache of a block."""

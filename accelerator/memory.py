@@ -8,10 +8,37 @@ import torch
 from m2xfp.errors import InputError
 from m2xfp.golden.formats.format import Format
 
-__all__ = ["Allocator", "Matrix", "Values"]
+__all__ = ["Allocator", "Matrix", "Values", "type_name", "value_type"]
 
 ALIGNMENT = 128
 """Bytes: a group of FP32 values, so that everything may begin where an allocation does."""
+
+
+_EXACT = {
+    torch.float32: torch.float32,
+    torch.bfloat16: torch.bfloat16,
+    torch.float16: torch.float32,  # 5 bits of exponent and 10 of significand fit in 8 and 23
+}
+
+
+def value_type(dtype: torch.dtype, name: str) -> torch.dtype:
+    """Return the type, float32 or bfloat16, in which memory holds every value of a type exactly.
+
+    Raises
+    ------
+    InputError
+        There is none, with the ``name`` of the tensor.
+    """
+    if dtype not in _EXACT:
+        raise InputError(
+            f"{name}: its values are {type_name(dtype)}; pass float32, bfloat16 or float16"
+        )
+    return _EXACT[dtype]
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """Return the name of a type without that of its package."""
+    return str(dtype).removeprefix("torch.")
 
 
 class Allocator:

@@ -7,10 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2xfp.facts import EmittedFiles
-from m2xfp.rtl.catalog import find_unit
-from m2xfp.rtl.parameters import parse_settings
-from m2xfp.rtl.verilog.emit import emit
-from m2xfp.tb.axi.model import AxiModel
 from m2xfp.tb.cache import BUILD_DIR
 
 __all__ = ["SimulatedTransport", "Transport"]
@@ -84,6 +80,12 @@ class SimulatedTransport:
         rate: float = 0.0,
         build_dir: Path = BUILD_DIR,
     ) -> None:
+        # Here: a board needs no simulator, nor all units of the generator.
+        from m2xfp.rtl.catalog import find_unit
+        from m2xfp.rtl.parameters import parse_settings
+        from m2xfp.rtl.verilog.emit import emit
+        from m2xfp.tb.axi.model import AxiModel
+
         if files is None:
             unit = find_unit("accelerator")
             instance = unit.instance(config, parse_settings(unit.component, settings))

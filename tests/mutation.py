@@ -14,6 +14,7 @@ from pathlib import Path
 
 from m2xfp.facts import EmittedFiles
 from m2xfp.rtl.catalog import find_unit
+from m2xfp.rtl.parameters import parse_settings
 
 __all__ = ["Mutation", "emit_mutant"]
 
@@ -41,19 +42,25 @@ class Mutation:
     scope: str = ""
 
 
-def emit_mutant(mutation: Mutation, unit: str, config: str, directory: Path) -> EmittedFiles:
-    """Emit a configuration with the fault into ``directory`` and return its files."""
+def emit_mutant(
+    mutation: Mutation, unit: str, config: str, directory: Path, settings: tuple[str, ...] = ()
+) -> EmittedFiles:
+    """Emit a configuration with the fault into ``directory`` and return its files.
+
+    ``settings`` are parameters that differ from the configuration, as ``--set`` has them.
+    """
     done = subprocess.run(
         [
             *(sys.executable, __file__, mutation.module, mutation.old, mutation.new),
-            *(mutation.scope, unit, config, str(directory)),
+            *(mutation.scope, unit, config, str(directory), *settings),
         ],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, f"{mutation.name}: no mutant was emitted\n{done.stderr}"
-    stem = directory / find_unit(unit).instance(config).top
+    row = find_unit(unit)
+    stem = directory / row.instance(config, parse_settings(row.component, settings)).top
     files = (stem.with_suffix(suffix) for suffix in (".v", ".json", ".core"))
     return EmittedFiles(stem.name, *files)
 
@@ -88,6 +95,9 @@ if __name__ == "__main__":
         del sys.modules[loaded]
     _load_mutated(*sys.argv[1:5])
     from m2xfp.rtl.catalog import find_unit as find_mutant
+    from m2xfp.rtl.parameters import parse_settings as parse
     from m2xfp.rtl.verilog.emit import emit
 
-    emit(find_mutant(sys.argv[5]).instance(sys.argv[6]), sys.argv[7])
+    mutant = find_mutant(sys.argv[5])
+    changes = parse(mutant.component, tuple(sys.argv[8:]))
+    emit(mutant.instance(sys.argv[6], changes), sys.argv[7])

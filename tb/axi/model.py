@@ -1,6 +1,7 @@
 """The emitted accelerator between a processor and a memory, simulated behind ctypes."""
 
 import ctypes
+import mmap
 from pathlib import Path
 from types import TracebackType
 
@@ -32,6 +33,9 @@ _SIGNATURES = {
     "error": (ctypes.c_char_p, _P),
 }
 PATIENCE = 1 << 22
+# Pages that are never touched take no memory, so that it may be as large as the address space.
+# The flag is Linux's; Python 3.11 has no name for it.
+_NORESERVE = 0x4000
 
 
 class AxiError(M2xfpError):
@@ -59,7 +63,8 @@ class AxiModel:
     files
         The emitted accelerator.
     memory
-        Bytes of the memory, from address 0 on. Beyond it everything answers DECERR.
+        Bytes of the memory, from address 0 on. Beyond it everything answers DECERR. What is never
+        touched takes nothing of the machine's memory.
     seed
         Of registers before the reset, and of pauses.
     build_dir
@@ -78,7 +83,10 @@ class AxiModel:
     ) -> None:
         self.facts = Facts.load(files.json)
         self._library = load_library(axi_library(files, build_dir), "axi", _SIGNATURES)
-        self.memory: NDArray[np.uint8] = np.zeros(memory, np.uint8)
+        self._pages = mmap.mmap(
+            -1, memory, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE
+        )
+        self.memory: NDArray[np.uint8] = np.frombuffer(self._pages, np.uint8)
         self._model = self._library.axi_new(self.memory.ctypes.data, memory, seed)
         self._words: dict[int, int] = {}  # that registers hold since the last reset
 
@@ -127,6 +135,10 @@ class AxiModel:
     def allow(self, start: int, end: int) -> None:
         """Name bytes that may be written; once there are any, all others may not."""
         self._library.axi_window(self._model, start, end)
+
+    def clear(self) -> None:
+        """Fill the memory with zeros; what it took of the machine's is free again."""
+        self._pages.madvise(mmap.MADV_DONTNEED)
 
     def forget(self) -> None:
         """Take back all that `answer` and `allow` have said."""

@@ -4,7 +4,7 @@ A phase begins when nothing has moved for long: so what waits for an answer of a
 came before an error, follows from descriptors alone.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -25,7 +25,7 @@ from m2xfp.tb.parts.accelerator_tasks import Task, kinds_of, place, task_results
 from m2xfp.tb.parts.accelerator_traffic import IDENTIFICATION, PAGE, Descriptor, Memory, Traffic
 from m2xfp.tb.regression import Case
 
-__all__ = ["PITCHES", "Story", "constants", "scattered", "works"]
+__all__ = ["PITCHES", "Story", "constants", "joined", "places", "scattered", "spans", "works"]
 
 ALL_ONES = 0xFFFFFFFF
 IRQ = "irq"
@@ -67,8 +67,8 @@ def works(descriptor: Descriptor, facts: Facts) -> int:
     return panels * groups * -(-descriptor["m"] // given["rows"])
 
 
-def _places(words: Mapping[str, int], task: Task, facts: Facts) -> dict[str, Plane]:
-    """Return the planes that a task reads and writes."""
+def places(words: Mapping[str, int], task: Task, facts: Facts) -> dict[str, Plane]:
+    """Return the planes that a task reads and writes, by the words with their addresses."""
     m, n, k = task.sizes
     given = facts.parameters
     act, weight = block_format(given["act"]), block_format(given["weight"])
@@ -96,11 +96,17 @@ def _places(words: Mapping[str, int], task: Task, facts: Facts) -> dict[str, Pla
 
 
 def scattered(
-    rng: np.random.Generator, task: Task, facts: Facts, memory: Memory, number: int
+    rng: np.random.Generator,
+    task: Task,
+    facts: Facts,
+    memory: Memory,
+    number: int,
+    taken: Iterable[tuple[int, int]] = (),
 ) -> Descriptor:
     """Store a task's operands anywhere, rows near each other or far apart, across pages or not.
 
-    Words that the task has no use for are anything.
+    No row lies in the bytes that are ``taken``, spans without overlaps. Words that the task has no
+    use for are anything.
     """
     m, n, k = task.sizes
     space = 1 << facts.parameters["address_bits"]
@@ -112,9 +118,9 @@ def scattered(
     words |= {"operation": task.operation, "m": m, "k": k, "kind": task.kind}
     if task.operation == GEMM:
         words["n"] = n
-    planes = _places(words, task, facts)
+    planes = places(words, task, facts)
     _spread(rng, words, planes, space)
-    while _overlap(words, planes):
+    while _overlap([*spans(words, planes), *taken]):
         _spread(rng, words, planes, space)
     found = Descriptor(words, number)
     _store(task, found, planes, facts, memory)
@@ -145,14 +151,28 @@ def _spread(
             words[name] = min(base, last) // step * step
 
 
-def _overlap(words: Mapping[str, int], planes: Mapping[str, Plane]) -> bool:
-    """Return whether rows of planes lie in each other."""
-    spans = sorted(
-        (start, start + length)
-        for name, (rows, length, _) in planes.items()
-        for start in (words[name] + row * words[PITCHES[name]] for row in range(rows))
-    )
-    return any(end > start for (_, end), (start, _) in pairwise(spans))
+def spans(words: Mapping[str, int], planes: Mapping[str, Plane]) -> Iterator[tuple[int, int]]:
+    """Yield start and end of every row of planes."""
+    for name, (rows, length, _) in planes.items():
+        for row in range(rows):
+            start = words[name] + row * words[PITCHES[name]]
+            yield start, start + length
+
+
+def joined(rows: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return spans of bytes in order, those that touch as one."""
+    found: list[tuple[int, int]] = []
+    for start, end in sorted(rows):
+        if found and found[-1][1] >= start:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((start, end))
+    return found
+
+
+def _overlap(rows: Iterable[tuple[int, int]]) -> bool:
+    """Return whether rows lie in each other."""
+    return any(end > start for (_, end), (start, _) in pairwise(sorted(rows)))
 
 
 def _store(

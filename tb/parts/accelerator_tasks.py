@@ -1,6 +1,6 @@
 """What an accelerator is given to do: products and values to pack, placed in a memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -101,9 +101,18 @@ def kinds_of(facts: Facts) -> list[tuple[int, int]]:
     return found
 
 
-def random_tasks(rng: np.random.Generator, facts: Facts, count: int, most: int) -> list[Task]:
-    """Return tasks of every kind, of sizes at every edge, with at most ``most`` groups a row."""
-    streams, able = GemmStreams(core_of(facts)), kinds_of(facts)
+def random_tasks(
+    rng: np.random.Generator,
+    facts: Facts,
+    count: int,
+    most: int,
+    able: Sequence[tuple[int, int]] | None = None,
+) -> list[Task]:
+    """Return tasks of sizes at every edge, with at most ``most`` groups a row.
+
+    They are of every operation and kind that a build can do, or of those in ``able``.
+    """
+    streams, able = GemmStreams(core_of(facts)), able or kinds_of(facts)
     tasks = []
     for _ in range(count):
         operation, kind = able[int(rng.integers(len(able)))]

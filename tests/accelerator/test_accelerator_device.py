@@ -15,6 +15,7 @@ from m2xfp.golden.formats.format import get_format
 from m2xfp.golden.formats.packed import PackedTensor
 from m2xfp.golden.formats.products import matmul
 from m2xfp.models.attention import QuantAttention
+from m2xfp.rtl.catalog import Instance
 from m2xfp.rtl.parts.accelerator_map import OFFSETS
 
 CONFIG = "m2xfp-2x2"
@@ -53,8 +54,123 @@ def test_tensors_are_packed(device: Device) -> None:
     assert same_planes(device.quantize(x), ACTS.quantize(x))
     assert same_planes(device.quantize(x.float() * 1.01), ACTS.quantize(x.float() * 1.01))
     assert same_planes(device.encode(x), WEIGHTS.quantize(x))
-    with pytest.raises(InputError, match=r"encode: .* built without encode_fp32"):
-        device.encode(x.float())
+    half = (x.float() * 1.01).half()  # bf16 would round it
+    assert same_planes(device.quantize(half), ACTS.quantize(half))
+
+
+TYPES = [torch.bfloat16, torch.float32, torch.float16]
+BUILT = {"acts": "m2xfp-act:group=8", "weights": "m2xfp-weight:group=8"}
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_an_encoder_of_fp32_takes_every_type(fp32_device: Device, dtype: torch.dtype) -> None:
+    x = (normal(3, 2, 3, 20).float() * 1.01).to(dtype)
+    assert same_planes(fp32_device.encode(x), get_format(BUILT["weights"]).quantize(x))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_attention_in_every_type(fp32_device: Device, dtype: torch.dtype) -> None:
+    """Of values that bf16 would round; the cache grows within a group."""
+    query, key, value = ((normal(n, 2, 11, 20).float() * 1.01).to(dtype) for n in (4, 5, 6))
+    with QuantAttention(BUILT["weights"], BUILT["acts"], arithmetic="hardware"):
+        wanted = F.scaled_dot_product_attention(query, key, value)
+    free = dict(fp32_device.memory.free)
+    assert same(fp32_device.attention(query, key, value), wanted)
+    assert fp32_device.memory.free == free
+    cache = AttentionCache(fp32_device, 2, 20, 16)
+    for first, last in ((0, 3), (3, 10), (10, 11)):
+        cache.append(key[:, first:last], value[:, first:last])
+    columns = value.transpose(1, 2).flatten(0, 1)
+    assert same_planes(cache.packed()[1], get_format(BUILT["weights"]).quantize(columns))
+
+
+def test_values_of_two_types_in_a_group_stay_exact(fp32_device: Device) -> None:
+    values = normal(6, 1, 5, 8).float() * 1.01
+    cache = AttentionCache(fp32_device, 1, 8, 8)
+    cache.append(values[:, :2].half(), values[:, :2].half())
+    cache.append(values[:, 2:].bfloat16(), values[:, 2:].bfloat16())
+    given = torch.cat((values[:, :2].half().float(), values[:, 2:].bfloat16().float()), 1)
+    columns = given.transpose(1, 2).flatten(0, 1)
+    assert same_planes(cache.packed()[1], get_format(BUILT["weights"]).quantize(columns))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_an_engine_of_bf16_rounds_nothing_silently(device: Device, dtype: torch.dtype) -> None:
+    """What the encoder does not take is refused before anything is queued."""
+    name = str(dtype).removeprefix("torch.")
+    x, other = normal(1, 1, 5, 32).to(dtype), normal(2, 1, 5, 32)
+    free = dict(device.memory.free)
+    remedy = (
+        rf"values are {name}; the encoder .* pass {{}}\.bfloat16\(\).* build it with encoder=fp32"
+    )
+    with pytest.raises(InputError, match="x: its " + remedy.format("x")):
+        device.encode(x)
+    with pytest.raises(InputError, match="key: its " + remedy.format("key")):
+        device.attention(x, x, x)
+    with pytest.raises(InputError, match="value: its " + remedy.format("value")):
+        device.attention(x, other, x)
+    assert device.memory.free == free
+    cache = AttentionCache(device, 1, 32, 8)
+    with pytest.raises(InputError, match="keys: its " + remedy.format("keys")):
+        cache.append(x, other)
+    with pytest.raises(InputError, match="values: its " + remedy.format("values")):
+        cache.append(other, x)
+    with pytest.raises(InputError, match=r"values: its values are float32; the encoder"):
+        device.submit_encode(device.store(x[0]))
+    assert cache.length == 0
+    assert device.transport.read(OFFSETS["completed"]) == 0
+    # Queries go through the quantizer, which takes them.
+    with QuantAttention(arithmetic="hardware"):
+        wanted = F.scaled_dot_product_attention(x, other, other)
+    assert same(device.attention(x, other, other), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int32])
+def test_types_that_memory_cannot_hold(device: Device, dtype: torch.dtype) -> None:
+    """Rounding float64 is the caller's."""
+    x, weights = torch.ones(1, 3, 32, dtype=dtype), WEIGHTS.quantize(normal(2, 4, 32))
+    cause = f"{str(dtype).removeprefix('torch.')}; pass float32, bfloat16 or float16"
+    for call in (device.quantize, device.encode, lambda each: device.linear(each, weights)):
+        with pytest.raises(InputError, match=f"x: its values are {cause}"):
+            call(x)
+    with pytest.raises(InputError, match=f"query: its values are {cause}"):
+        device.attention(x, x, x)
+    with pytest.raises(InputError, match=f"dtype: its values are {cause}"):
+        device.linear(normal(1, 3, 32), weights, dtype)
+
+
+def test_an_engine_that_is_not_there(device: Device) -> None:
+    device.features -= {"encode_bf16"}
+    with pytest.raises(
+        InputError, match=r"x: .* built without encoder; build it with encoder=fp32"
+    ):
+        device.encode(normal(1, 2, 32))
+
+
+def test_the_simulated_accelerator_is_the_default(
+    accelerator_files: EmittedFiles, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
+) -> None:
+    """Emitted once for all tests: what would be emitted is that."""
+    asked = []
+
+    def emitted(instance: Instance, folder: Path) -> EmittedFiles:
+        asked.append((instance.top, folder.name))
+        return accelerator_files
+
+    monkeypatch.chdir(pytestconfig.rootpath)  # the folder of builds is below it
+    monkeypatch.setattr("m2xfp.rtl.verilog.emit.emit", emitted)
+    device = Device()
+    assert asked == [(accelerator_files.top, "accelerator")]
+    assert isinstance(device.transport, SimulatedTransport)
+    x, packed = normal(1, 3, 64), WEIGHTS.quantize(normal(2, 5, 64))
+    assert same(device.linear(x, packed), matmul(ACTS.quantize(x), packed, "fp32", x.dtype))
+    device.transport.close()
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_products_of_every_type(device: Device, dtype: torch.dtype) -> None:
+    acts, weights = ACTS.quantize(normal(1, 3, 64)), WEIGHTS.quantize(normal(2, 4, 64))
+    assert same(device.matmul(acts, weights, dtype), matmul(acts, weights, "fp32", dtype))
 
 
 @pytest.mark.parametrize("shared", [1, 2])

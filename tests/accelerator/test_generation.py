@@ -1,7 +1,9 @@
 """The bundled model generates text on the emitted accelerator: every bit is golden's."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from m2xfp.errors import InputError
 from m2xfp.facts import EmittedFiles
 from m2xfp.models.attention import QuantAttention
 from m2xfp.models.generate import Generator, GoldenEngine, pack_weights
-from m2xfp.models.lm import as_tokens, load_model
+from m2xfp.models.lm import LanguageModel, as_tokens, load_model
 from m2xfp.models.quantized import quantize_model
 
 TEXT = Text(b"The hardware", tokens=3)
@@ -108,3 +110,63 @@ def test_the_command_with_golden() -> None:
     assert done.exit_code == 0
     assert done.stdout.startswith("The hardware")
     assert len(done.stdout) == len("The hardware") + 8 + 1
+
+
+def test_the_command_on_the_emitted_verilog(sim_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it: emitted, run, summed up, compared; the log has a line for the bar."""
+    seen: list[Generated] = []
+
+    def kept(*given: Any, **options: Any) -> Generated:
+        seen.append(generate_simulated(*given, **options))
+        return seen[0]
+
+    monkeypatch.setattr("m2xfp.accelerator.generation.generate_simulated", kept)
+    given = ["generate", "T", "--tokens", "2", "--build-dir", str(sim_dir.parent)]
+    done = CliRunner().invoke(cli, given)
+    assert done.exit_code == 0, done.output
+    counts, text = seen[0].counts, seen[0].text.decode()
+    cycles, moved = counts["cycles"], counts["read"] + counts["written"]
+    assert done.stdout.splitlines()[0] == f"T{text}".splitlines()[0]
+    assert (
+        f"\naccelerator_m2xfp_2x2: 2 tokens, {cycles} clocks, "
+        f"array busy in {counts['work'] / cycles:.1%}, {counts['read']} bytes read, "
+        f"{counts['written']} bytes written, "
+    ) in done.stdout
+    assert done.stdout.endswith(
+        f"\nequal to the golden model's: 2 tokens, {seen[0].logits} logits, "
+        f"{seen[0].cache_bytes} bytes of cache\n"
+    )
+    bar = re.search(
+        r"accelerator: 8 of 8 blocks, \d+\.\d s, (\d+) clocks, (\d+)% busy, (\d+\.\d) MB",
+        done.stderr,
+    )
+    assert bar is not None
+    # Its last note comes with the last block, after which nothing runs on the accelerator.
+    assert bar.groups() == (
+        str(cycles),
+        f"{counts['work'] / cycles:.0%}"[:-1],
+        f"{moved / 1e6:.1f}",
+    )
+
+
+def test_a_difference_ends_the_command_with_1(
+    accelerator_files: EmittedFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(files: EmittedFiles, model: LanguageModel, text: Text, *_: Any, **__: Any) -> Any:
+        found = generate_golden(model, text)
+        first = replace(found.steps[0], token=found.steps[0].token ^ 1)
+        counts = {"cycles": 100, "work": 25, "read": 10, "written": 7}
+        return replace(found, steps=[first, *found.steps[1:]], counts=counts)
+
+    monkeypatch.setattr("m2xfp.rtl.verilog.emit.emit", lambda *_: accelerator_files)
+    monkeypatch.setattr("m2xfp.accelerator.generation.generate_simulated", wrong)
+    done = CliRunner().invoke(cli, ["generate", "The", "--tokens", "2"])
+    assert done.exit_code == 1
+    assert (
+        "2 tokens, 100 clocks, array busy in 25.0%, 10 bytes read, 7 bytes written" in done.stdout
+    )
+    assert "\ntoken 0 is " in done.stdout
+    assert "equal to" not in done.stdout
+    done = CliRunner().invoke(cli, ["generate", "The", "--tokens", "2", "--no-check"])
+    assert done.exit_code == 0
+    assert "token 0 is" not in done.stdout

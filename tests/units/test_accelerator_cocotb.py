@@ -10,6 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from accelerator_bench import CONFIG, PACKING, UNIT, build
 from cocotb_tools.runner import get_runner
 from mutation import Mutation, emit_mutant
 
@@ -18,7 +19,6 @@ from m2xfp.rtl.catalog import UNITS
 from m2xfp.rtl.verilog.emit import emit
 from m2xfp.tb.four_state import find_icarus
 
-UNIT, CONFIG = "accelerator", "m2xfp-2x2"
 TESTS = 4
 Emit = Callable[[str, str], EmittedFiles]
 
@@ -70,6 +70,14 @@ def passed(found: dict[str, str]) -> bool:
 
 def test_a_bus_of_others(emitted: Emit, tmp_path: Path) -> None:
     found = run(emitted(UNIT, CONFIG), tmp_path, rounds=1)
+    assert passed(found), found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_errors_in_every_plane_of_packed_results(tmp_path: Path) -> None:
+    """Nine places, each with both kinds of error, come first."""
+    found = run(build(PACKING, tmp_path), tmp_path, rounds=12)
     assert passed(found), found
 
 

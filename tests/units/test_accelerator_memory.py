@@ -1,101 +1,83 @@
 """The accelerator before a memory that pauses, fails, or does not answer; a descriptor fuzzer."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from accelerator_bench import BUILDS, CONFIG, PACKING, UNIT, Bench, build
+from accelerator_fuzzer import FATES, sequence
 from mutation import Mutation, emit_mutant
-from numpy.typing import NDArray
 
 from m2xfp.facts import EmittedFiles, Facts
-from m2xfp.rtl.parts.descriptor_checker import CAUSES, ENCODE, GEMM, QUANTIZE
-from m2xfp.tb.axi.model import AxiError, AxiModel
-from m2xfp.tb.parts.accelerator_tasks import (
-    Task,
-    core_of,
-    place,
-    random_tasks,
-    read_results,
-    task_results,
-    written,
+from m2xfp.formats import block_format
+from m2xfp.rtl.parts.descriptor_checker import (
+    BF16_VALUES,
+    CAUSES,
+    ENCODE,
+    FP32_VALUES,
+    GEMM,
+    PACKED,
+    QUANTIZE,
 )
-from m2xfp.tb.parts.accelerator_traffic import Descriptor, Memory
-from m2xfp.tb.parts.gemm_arrays import GemmStreams
-from m2xfp.tb.parts.gemm_regression import random_products
+from m2xfp.tb.axi.model import AxiError
+from m2xfp.tb.parts.accelerator_tasks import Task, kinds_of, random_tasks
+from m2xfp.tb.parts.accelerator_traffic import Descriptor
 
-UNIT, CONFIG = "accelerator", "m2xfp-2x2"
 BYTES = 1 << 20
-SLOT = 1 << 17  # of each descriptor's operands and results
-SEQUENCES, SLOW_SEQUENCES = 60, 10_000
-SLOW_SEEDS = range(17, 27)  # a hundred thousand sequences in all
-Emit = Callable[[str, str], EmittedFiles]
-UNTOUCHED = 0xEE
+SEQUENCES = 100
+# Builds, seeds and numbers of sequences, more than a hundred thousand in all. Of a large array the
+# golden model and the simulation both take longer.
+SLOW_SEQUENCES = [
+    *((CONFIG, seed, 10_000) for seed in range(17, 21)),
+    *((PACKING, seed, 10_000) for seed in range(21, 25)),
+    *(("2x16", seed, 10_000) for seed in range(25, 27)),
+    ("1x32", 27, 2_000),
+]
+Emit = Callable[[str], EmittedFiles]
 
 
-class Place(Memory):
-    """The model's memory, for what places operands."""
+@pytest.fixture(scope="module")
+def built(emitted: Callable[[str, str], EmittedFiles], sim_dir: Path) -> Emit:
+    """Return a function from the name of a build to its files."""
 
-    def __init__(self, memory: NDArray[np.uint8]) -> None:
-        super().__init__()
-        self._memory = memory
+    @cache
+    def files(name: str) -> EmittedFiles:
+        return build(name, sim_dir / "verilog") if BUILDS[name] else emitted(UNIT, name)
 
-    def write(self, address: int, content: NDArray[np.uint8]) -> None:
-        self._memory[address : address + len(content)] = content
-
-    def read(self, address: int, length: int) -> NDArray[np.uint8]:
-        return self._memory[address : address + length]
+    return files
 
 
 @pytest.fixture
-def model(emitted: Emit, sim_dir: Path) -> Iterator[AxiModel]:
-    with AxiModel(emitted(UNIT, CONFIG), BYTES, seed=7, build_dir=sim_dir) as made:
-        made.write("int_enable", 1)
+def model(built: Emit, sim_dir: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """Return the accelerator of the catalog, or the one that a test names."""
+    files = built(getattr(request, "param", CONFIG))
+    with Bench(files, BYTES, seed=7, build_dir=sim_dir) as made:
         yield made
 
 
-def products(facts: Facts, seed: int, count: int, most: int = 3) -> list[Task]:
-    rng = np.random.default_rng(seed)
-    found = random_products(rng, GemmStreams(core_of(facts)), count, most)
-    return [Task(GEMM, product=product) for product in found]
+WORK: dict[str, tuple[tuple[int, int], ...]] = {
+    "gemm": ((GEMM, FP32_VALUES), (GEMM, BF16_VALUES)),
+    "packed": ((GEMM, PACKED),),
+    "quantize": ((QUANTIZE, FP32_VALUES), (QUANTIZE, BF16_VALUES)),
+    "encode": ((ENCODE, FP32_VALUES), (ENCODE, BF16_VALUES)),
+}
+EVERY_WORK = [
+    (name, work)
+    for name in (CONFIG, PACKING)
+    for work in WORK
+    if (name, work) != (CONFIG, "packed")
+]
 
 
-def prepare(model: AxiModel, task: Task, index: int, number: int = 0) -> Descriptor:
-    """Place a task in its part of the memory; only its results may be written."""
-    descriptor = place(task, model.facts, Place(model.memory), index * SLOT, number or index)
-    for start, end in written(task, model.facts, descriptor):
-        model.memory[start:end] = UNTOUCHED
-        model.allow(start, end)
-    return descriptor
-
-
-def right(model: AxiModel, task: Task, descriptor: Descriptor) -> bool:
-    """Whether the memory has a task's results."""
-    found = read_results(task, model.facts, descriptor, Place(model.memory))
-    return np.array_equal(found, task_results(task, model.facts))
-
-
-def ended(model: AxiModel, count: int) -> None:
-    """Wait until so many descriptors have ended since the last call."""
-    before = getattr(model, "ended", 0)
-    for _ in range(count + 1):
-        assert model.wait(200_000), "it hangs"
-        model.write("int_status", 3)
-        if model.read("completed")[0] == before + count:
-            break
-    assert model.read("completed")[0] == before + count
-    assert not model.field("status", "busy")
-    model.ended = before + count  # type: ignore[attr-defined]
-
-
-def cause(model: AxiModel) -> tuple[int, int]:
-    """Return cause and descriptor of the error, and clear it."""
-    found = model.field("error", "cause"), model.field("error", "descriptor")
-    assert model.field("error", "valid") == (found[0] != 0)
-    model.write("error", 1 << 31)
-    assert model.read("error")[0] == 0
-    return found
+def tasks(facts: Facts, work: str, seed: int, count: int, most: int = 9) -> list[Task]:
+    """Return tasks of some work, as far as the build can do it."""
+    able = [pair for pair in kinds_of(facts) if pair in WORK[work]]
+    most = min(most, facts.parameters["max_k"] // block_format(facts.parameters["act"]).group)
+    return random_tasks(np.random.default_rng(seed), facts, count, most, able)
 
 
 @pytest.mark.parametrize(
@@ -103,206 +85,172 @@ def cause(model: AxiModel) -> tuple[int, int]:
     [{}, {"latency": 100}, {"pauses": 0.3, "latency": 7}, {"rate": 3.0, "latency": 30}],
     ids=str,
 )
-def test_a_queue_of_products(model: AxiModel, memory: dict[str, Any]) -> None:
+def test_a_queue_of_products(model: Bench, memory: dict[str, Any]) -> None:
     model.set_memory(**memory)
-    given = products(model.facts, 11, 6, 16)
-    placed = [(p, prepare(model, p, index)) for index, p in enumerate(given)]
+    given = tasks(model.facts, "gemm", 11, 6, 16)
+    placed = [(p, model.prepare(p, index)) for index, p in enumerate(given)]
     for _, descriptor in placed:
         model.push(descriptor)
-    ended(model, len(placed))
+    model.end(len(placed))
     for product, descriptor in placed:
-        assert right(model, product, descriptor)
-    assert cause(model) == (0, 0)
+        assert model.right(product, descriptor)
+    assert model.cause() == (0, 0)
     assert model.read("cycles")[0] > 0
 
 
 # --- what the bus does ----------------------------------------------------------------------------
 
+OPERANDS = ("a_codes", "a_scales", "a_meta", "w_codes", "w_scales", "w_meta")
 PLANES = ("out", "out_scales", "out_meta")
 PLACES = {
-    GEMM: ("a_codes", "a_scales", "a_meta", "w_codes", "w_scales", "w_meta", "out"),
-    QUANTIZE: ("a_codes", *PLANES),
-    ENCODE: ("a_codes", *PLANES),
+    "gemm": (*OPERANDS, "out"),
+    "packed": (*OPERANDS, *PLANES),
+    "quantize": ("a_codes", *PLANES),
+    "encode": ("a_codes", *PLANES),
 }
-EVERY_PLACE = [(operation, name) for operation, names in PLACES.items() for name in names]
+every_place = pytest.mark.parametrize(
+    ("model", "work", "name"),
+    [(name, work, place) for name, work in EVERY_WORK for place in PLACES[work]],
+    indirect=["model"],
+)
 
 
-def tasks(facts: Facts, operation: int, seed: int, count: int) -> list[Task]:
-    """Return tasks of one operation."""
-    if operation == GEMM:
-        return products(facts, seed, count)
-    rng, found = np.random.default_rng(seed), []
-    while len(found) < count:
-        found += [each for each in random_tasks(rng, facts, 8, 9) if each.operation == operation]
-    return found[:count]
-
-
-@pytest.mark.parametrize(("operation", "name"), EVERY_PLACE)
+@every_place
 @pytest.mark.parametrize("response", [2, 3])
 def test_an_error_of_the_bus_ends_the_descriptor_alone(
-    model: AxiModel, operation: int, name: str, response: int
+    model: Bench, work: str, name: str, response: int
 ) -> None:
     model.set_memory(latency=9)
-    first, _, third = given = tasks(model.facts, operation, 12, 3)
-    placed = [prepare(model, product, n, 40 + n) for n, product in enumerate(given)]
+    first, _, third = given = tasks(model.facts, work, 12, 3)
+    placed = [model.prepare(product, n, 40 + n) for n, product in enumerate(given)]
     model.answer(placed[1][name], placed[1][name] + 1, response)
     for descriptor in placed:
         model.push(descriptor)
-    ended(model, 3)
+    model.end(3)
     kind = f"{'write' if name in PLANES else 'read'}_{'slverr' if response == 2 else 'decerr'}"
-    assert cause(model) == (CAUSES[kind], 41)
+    assert model.cause() == (CAUSES[kind], 41)
     for product, descriptor in ((first, placed[0]), (third, placed[2])):
-        assert right(model, product, descriptor)
+        assert model.right(product, descriptor)
 
 
-@pytest.mark.parametrize(("operation", "name"), EVERY_PLACE)
-def test_an_answer_that_does_not_come(model: AxiModel, operation: int, name: str) -> None:
+@every_place
+def test_an_answer_that_does_not_come(model: Bench, work: str, name: str) -> None:
     """It is a timeout; when the bus comes back, what it answers late belongs to nobody."""
     model.set_memory(latency=3)
     model.write("timeout", 300)
-    first, second = tasks(model.facts, operation, 13, 2)
-    descriptor = prepare(model, first, 0, 8)
+    first, second = tasks(model.facts, work, 13, 2)
+    descriptor = model.prepare(first, 0, 8)
     model.answer(descriptor[name], descriptor[name] + 1, 4)
     model.push(descriptor)
-    ended(model, 1)
-    assert cause(model) == (CAUSES["timeout"], 8)
-    model.push(prepare(model, second, 1, 9))  # the bus is still dead, or answers later ones first
-    ended(model, 1)
+    model.end(1)
+    assert model.cause() == (CAUSES["timeout"], 8)
+    model.push(model.prepare(second, 1, 9))  # the bus is still dead, or answers later ones first
+    model.end(1)
     model.forget()
-    cause(model)
-    again = prepare(model, second, 2, 10)
+    model.cause()
+    again = model.prepare(second, 2, 10)
     model.push(again)
-    ended(model, 1)
-    assert cause(model) == (0, 0)
-    assert right(model, second, again)
+    model.end(1)
+    assert model.cause() == (0, 0)
+    assert model.right(second, again)
 
 
 @pytest.mark.parametrize("name", ["a_codes", "a_scales", "w_meta", "out"])
-def test_beyond_the_last_address(model: AxiModel, name: str) -> None:
+def test_beyond_the_last_address(model: Bench, name: str) -> None:
     """A row that does not fit below 2^32 is neither read nor written."""
     model.set_memory(latency=2000)
-    (product,) = products(model.facts, 14, 1)
-    whole = prepare(model, product, 0, 3)
+    (product,) = tasks(model.facts, "gemm", 14, 1)
+    whole = model.prepare(product, 0, 3)
     # A chunk of 8 groups: of scales and metadata the first row ends with the last address.
     start = (1 << 32) - (16 if name in ("a_codes", "out") else 8)
     bad = Descriptor({**whole.words, name: start, "m": 9, "n": 9, "k": 256}, 3)
     model.allow(1 << 31, 1 << 32)
     model.push(bad)
-    ended(model, 1)
-    assert cause(model)[0] in (CAUSES["address"], CAUSES["write_decerr"])
+    model.end(1)
+    assert model.cause()[0] in (CAUSES["address"], CAUSES["write_decerr"])
     model.set_memory()
-    again = prepare(model, product, 1, 4)
+    again = model.prepare(product, 1, 4)
     model.push(again)
-    ended(model, 1)
-    assert right(model, product, again)
+    model.end(1)
+    assert model.right(product, again)
 
 
-@pytest.mark.parametrize(("operation", "name"), [(QUANTIZE, "a_codes"), *EVERY_PLACE[-3:]])
-def test_packing_beyond_the_last_address(model: AxiModel, operation: int, name: str) -> None:
-    (task,) = tasks(model.facts, operation, 14, 1)
-    whole = prepare(model, task, 0, 3)
-    start = (1 << 32) - (512 if name == "a_codes" else 64 if name == "out" else 4)
-    bad = Descriptor({**whole.words, name: start, "m": 9, "k": 256}, 3)
-    for pitch in ("out_pitch", "out_scales_pitch"):  # rows one beside another
-        bad = Descriptor({**bad.words, pitch: 128 if pitch == "out_pitch" else 8}, 3)
+@pytest.mark.parametrize(
+    ("model", "work", "name"),
+    [
+        (CONFIG, "quantize", "a_codes"),
+        *((CONFIG, "encode", name) for name in PLANES),
+        *((PACKING, "packed", name) for name in PLANES),
+    ],
+    indirect=["model"],
+)
+def test_packing_beyond_the_last_address(model: Bench, work: str, name: str) -> None:
+    (task,) = tasks(model.facts, work, 14, 1)
+    whole = model.prepare(task, 0, 3)
+    given = model.facts.parameters
+    groups, sizes = (2, {"n": 2 * model.group}) if work == "packed" else (8, {"k": 8 * model.group})
+    codes = groups * block_format(given["act"]).group_bytes[0]
+    space = 1 << given["address_bits"]
+    # Half a row, or two of a product: what is written of it is written group by group.
+    fits = {"a_codes": 512, "out": codes // 2}.get(name, groups // 2)
+    fits *= 4 if work == "packed" else 1
+    words = {name: space - fits, "out_pitch": codes, "out_scales_pitch": groups}  # side by side
+    bad = Descriptor({**whole.words, **words, **sizes, "m": 9}, 3)
     if name == "a_codes":
         # Rows are too long for what remains; what is there is no memory either.
         bad = Descriptor({**bad.words, "a_codes_pitch": 1024}, 3)
-    model.allow(0, 1 << 32)
+    model.allow(0, space)
     model.push(bad)
-    ended(model, 1)
-    assert cause(model)[0] in (CAUSES[each] for each in ("address", "write_decerr", "read_decerr"))
+    model.end(1)
+    causes = ("address", "write_decerr", "read_decerr")
+    assert model.cause()[0] in (CAUSES[each] for each in causes)
     model.set_memory()
-    again = prepare(model, task, 1, 4)
+    again = model.prepare(task, 1, 4)
     model.push(again)
-    ended(model, 1)
-    assert right(model, task, again)
+    model.end(1)
+    assert model.right(task, again)
 
 
-@pytest.mark.parametrize("operation", [GEMM, QUANTIZE, ENCODE])
-def test_a_reset_forgets_everything(model: AxiModel, operation: int) -> None:
-    (product,) = tasks(model.facts, operation, 15, 1)
+@pytest.mark.parametrize(("model", "work"), EVERY_WORK, indirect=["model"])
+def test_a_reset_forgets_everything(model: Bench, work: str) -> None:
+    (task,) = tasks(model.facts, work, 15, 1)
     for clocks in (1, 60, 90, 130, 200):
-        model.push(prepare(model, product, 0))
+        model.push(model.prepare(task, 0))
         model.wait(clocks)
         model.reset()
-        model.ended = 0  # type: ignore[attr-defined]
-        model.write("int_enable", 1)
-        again = prepare(model, product, 1)
+        again = model.prepare(task, 1)
         model.push(again)
-        ended(model, 1)
-        assert right(model, product, again)
+        model.end(1)
+        assert model.right(task, again)
 
 
 # --- the fuzzer -----------------------------------------------------------------------------------
 
-WORDS: dict[str, tuple[int, ...]] = {
-    "operation": (0, 4, 1 << 31),
-    "kind": (3, 1 << 20),
-    "m": (0, 1 << 20, 0xFFFFFFFF),
-    "k": (0, 16, 33, 1 << 25),
-    "a_codes": (4, 1 << 40),
-    "a_codes_pitch": (8, 0xFFFFFFF1),
-    "out": (1, 3, 1 << 33),
-    "out_pitch": (1, 5),
-}
-MORE_WORDS: dict[int, dict[str, tuple[int, ...]]] = {
-    GEMM: {"n": (0, 1 << 20), "k": (544,), "w_scales": (1 << 32, 1 << 63)},
-    QUANTIZE: {"out_scales": (1 << 32,), "out_meta": (1 << 40,), "a_codes": (32,)},
-    ENCODE: {"out_scales": (1 << 63,), "out_meta": (1 << 33,), "out": (8,), "kind": (0,)},
-}
+
+def fuzz(files: EmittedFiles, sim_dir: Path, seed: int, count: int) -> None:
+    """Run so many sequences, in a memory as large as the address space; all kinds must occur."""
+    rng, seen = np.random.default_rng(seed), Counter[str]()
+    space = 1 << Facts.load(files.json).parameters["address_bits"]
+    with Bench(files, space, seed=seed, build_dir=sim_dir) as bench:
+        for _ in range(count):
+            seen += sequence(bench, rng)
+        pairs = kinds_of(bench.facts)
+    wanted = [f"operation {operation} kind {kind}" for operation, kind in pairs]
+    assert [each for each in (*FATES, *wanted, "reset", "hasty") if not seen[each]] == []
 
 
-def sequence(model: AxiModel, rng: np.random.Generator) -> None:
-    """Push a few descriptors, right and wrong, before a memory of some kind; all must be told."""
-    model.forget()
-    model.set_memory(
-        pauses=float(rng.choice([0, 0, 0.2, 0.6])), latency=int(rng.choice([0, 1, 20, 100]))
-    )
-    placed = []
-    wrong: set[int] = set()
-    failing: dict[int, int] = {}
-    for index, product in enumerate(random_tasks(rng, model.facts, 4, 2)):
-        number = int(rng.integers(1, 1 << 15)) * 2 + (index & 1)
-        descriptor = prepare(model, product, index, number)
-        kind = rng.choice(["good", "good", "good", "word", "bus"])
-        if kind == "word":
-            words = WORDS if rng.random() < 0.6 else MORE_WORDS[product.operation]
-            name = str(rng.choice(list(words)))
-            word = int(rng.choice(words[name]))
-            descriptor = Descriptor({**descriptor.words, name: word}, number)
-            wrong.add(index)
-        elif kind == "bus":
-            start = descriptor[str(rng.choice(PLACES[product.operation]))]
-            model.answer(start, start + 1, int(rng.choice([2, 3])))
-            failing[index] = number
-        placed.append((product, descriptor))
-    for _, descriptor in placed:
-        model.push(descriptor)
-    ended(model, len(placed))
-    found = cause(model)
-    bad = sorted(wrong | set(failing))
-    assert bool(found[0]) == bool(bad)
-    if bad:
-        assert found[1] == placed[bad[0]][1].number
-    for index, (product, descriptor) in enumerate(placed):
-        if index not in wrong and index not in failing:
-            assert right(model, product, descriptor), index
-
-
-def test_sequences_of_descriptors(model: AxiModel) -> None:
-    rng = np.random.default_rng(16)
-    for _ in range(SEQUENCES):
-        sequence(model, rng)
+@pytest.mark.parametrize("name", [CONFIG, PACKING])
+def test_sequences_of_descriptors(built: Emit, sim_dir: Path, name: str) -> None:
+    fuzz(built(name), sim_dir, 16, SEQUENCES)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("seed", SLOW_SEEDS)
-def test_many_sequences_of_descriptors(model: AxiModel, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    for _ in range(SLOW_SEQUENCES):
-        sequence(model, rng)
+@pytest.mark.parametrize(("name", "seed", "count"), SLOW_SEQUENCES)
+def test_many_sequences_of_descriptors(
+    built: Emit, sim_dir: Path, name: str, seed: int, count: int
+) -> None:
+    fuzz(built(name), sim_dir, seed, count)
 
 
 # --- mutations ------------------------------------------------------------------------------------
@@ -345,29 +293,46 @@ FAULTS = [
     Mutation("set of groups overwritten", PACKER, "self.i.ready.eq(~whole)", "self.i.ready.eq(1)"),
     Mutation("late answers taken", READER, "bursts.level == fresh", "bursts.level != 0"),
 ]
+PACKED_FAULTS = [
+    Mutation(
+        "results side by side",
+        PACKER,
+        "row_ends | (place == self._gather - 1) | is_held_down",
+        "row_ends | (place == self._gather - 1)",
+    ),
+    Mutation(
+        "rows of results for their groups",
+        PACKER,
+        "inner_left.eq(Mux(is_held_down, held.rows, held.groups))",
+        "inner_left.eq(held.groups)",
+    ),
+]
 
 
-def everything(model: AxiModel) -> None:
+def everything(files: EmittedFiles, sim_dir: Path) -> None:
     """All that is above, in short."""
-    test_a_queue_of_products(model, {"latency": 100})
-    rng = np.random.default_rng(16)
-    for _ in range(SEQUENCES):
-        sequence(model, rng)
-    for operation, name in ((GEMM, "w_codes"), (GEMM, "out"), (QUANTIZE, "a_codes")):
-        model.forget()
-        test_an_answer_that_does_not_come(model, operation, name)
+    with Bench(files, BYTES, seed=7, build_dir=sim_dir) as model:
+        test_a_queue_of_products(model, {"latency": 100})
+        for work, name in (("gemm", "w_codes"), ("gemm", "out"), ("quantize", "a_codes")):
+            model.forget()
+            test_an_answer_that_does_not_come(model, work, name)
+    fuzz(files, sim_dir, 16, SEQUENCES)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_faults_are_noticed(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
-    mutant = emit_mutant(fault, UNIT, CONFIG, tmp_path)
-    with AxiModel(mutant, BYTES, seed=7, build_dir=sim_dir) as broken:
-        broken.write("int_enable", 1)
-        with pytest.raises((AssertionError, AxiError)):
-            everything(broken)
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        *(pytest.param(CONFIG, fault, id=fault.name) for fault in FAULTS),
+        *(pytest.param(PACKING, fault, id=fault.name) for fault in PACKED_FAULTS),
+    ],
+)
+def test_faults_are_noticed(name: str, fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
+    mutant = emit_mutant(fault, UNIT, CONFIG, tmp_path, BUILDS[name])
+    with pytest.raises((AssertionError, AxiError)):
+        everything(mutant, sim_dir)
 
 
-def test_without_a_fault_all_is_well(model: AxiModel) -> None:
+def test_without_a_fault_all_is_well(built: Emit, sim_dir: Path) -> None:
     """What notices faults passes where there are none."""
-    everything(model)
+    everything(built(CONFIG), sim_dir)
