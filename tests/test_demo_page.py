@@ -211,8 +211,10 @@ def test_colours_tell_sign_and_size() -> None:
     assert light.min() == 255
 
 
-def test_a_difference_is_told(figures: dict) -> None:
-    figures["comparisons"][1]["mismatches"] = 3
+@pytest.mark.parametrize("layer", ["", "linear", "mixed", "dots"])
+def test_a_difference_is_told(figures: dict, layer: str) -> None:
+    run = figures[layer] if layer else figures["comparisons"][1]
+    (run[0] if layer == "dots" else run)["mismatches"] = 3
     page = demo_page(figures, {})
     assert "3 differ" in text_of(page)
     assert "every bit is equal" not in page

@@ -31,9 +31,10 @@ def _named(name: str) -> str:
     return f"{base}:" + ",".join(["group=8", *filter(None, [options])])
 
 
-@pytest.mark.parametrize(("name", "rule"), usual_first(product(SPECS, RULES), USUAL))
-def test_each_largest_value(name: str, rule: str) -> None:
+@pytest.mark.parametrize("case", usual_first(product(SPECS, RULES), USUAL), ids=" ".join)
+def test_each_largest_value(case: tuple[str, str]) -> None:
     """All 32 768 magnitudes, a sign of chance each: scale, code and metadata are exact."""
+    name, rule = case
     spec = replace(SPECS[name], rule=rule)
     part = spec.subgroup or 1  # of a group, with the largest value in front and zeros behind it
     rng = np.random.default_rng(3)

@@ -50,9 +50,10 @@ def largest_values(seed: int) -> NDArray[np.uint16]:
     return others.astype(np.uint16)
 
 
-@pytest.mark.parametrize(("name", "rule"), usual_first(product(FORMATS, SCALE_RULES), USUAL))
-def test_each_largest_value(name: str, rule: str, sim_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", usual_first(product(FORMATS, SCALE_RULES), USUAL), ids=" ".join)
+def test_each_largest_value(case: tuple[str, str], sim_dir: Path, tmp_path: Path) -> None:
     """Codes, scales and metadata of all of them, with groups of zeros at 0 and at MicroMix's."""
+    name, rule = case
     block = block_format(name)
     for zero in (0, 126) if block.scaling != "split" else (0,):
         changes = {"block": block, "lanes": max(2, block.metadata.subgroup), "scale_rule": rule}
