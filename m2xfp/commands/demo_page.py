@@ -260,7 +260,7 @@ def _key(names: Iterable[str]) -> str:
 
 
 def _comparisons(figures: Mapping[str, Any]) -> str:
-    rows = [
+    rows: list[tuple[object, ...]] = [
         (
             f"{one['unit']} {one['config']}",
             f"{one['groups']} groups",

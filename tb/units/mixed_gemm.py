@@ -157,7 +157,7 @@ def products_of(arrays: Arrays, facts: Facts) -> list[MixedProduct]:
             parts.append(arrays[f"{side}meta"][start:stop, None])
         return np.concatenate(parts, axis=1).reshape(rows, groups, -1)
 
-    products = []
+    products: list[MixedProduct] = []
     for (m, n), table in zip(arrays["sizes"].tolist(), arrays["segments"].tolist(), strict=True):
         parts = []
         for act, weight, groups in table:
