@@ -114,6 +114,7 @@ ROWS = (
     _both(_QLLM, "INT4, asymmetric, rotated", "int4-asym", rotated=True),
     _both(_QLLM, "AMXFP4, rotated", _AMXFP4, rotated=True),
     _both(_QLLM, "AMXFP4, cache too", _AMXFP4, cache=_AMXFP4),
+    _both(_QLLM, "AMXFP4, rotated, cache too", _AMXFP4, cache=_AMXFP4, rotated=True),
     _both(_MICROMIX, "MXFP4 alone", "mxfp4:scale_rule=ceil"),
     _both(_MICROMIX, "MXFP6 alone, E3M2", "mxfp6-e3m2:scale_rule=ceil"),
     _both(_MICROMIX, "MXFP8 alone, E4M3", "mxfp8-e4m3:scale_rule=ceil"),
@@ -131,6 +132,10 @@ ROWS = (
         mixed="mxquant:tile=32,share=0.1,activations=mxfp8-e4m3",
     ),
     Row(_M2XFP, "Sg-EM weights, Elem-EM activations", "m2xfp-weight", "m2xfp-act"),
+    Row(_M2XFP, "the same, subgroups of 4", "m2xfp-weight:subgroup=4", "m2xfp-act:subgroup=4"),
+    _both(_M2XFP, "NVFP4", "nvfp4"),
+    Row(_M2XFP, "M2-NVFP4, subgroups of 8", "m2nvfp4-weight:subgroup=8", "m2nvfp4-act:subgroup=8"),
+    Row(_M2XFP, "M2-NVFP4, subgroups of 4", "m2nvfp4-weight", "m2nvfp4-act"),
 )
 
 

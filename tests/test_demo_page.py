@@ -45,6 +45,18 @@ def figures() -> dict:
             **{"layer": "layers.0", "config": "m2xfp", "m": 64, "n": 512, "k": 192},
             **{"clocks": 50709, "utilisation": 0.969, "mismatches": 0, "groups_mismatched": 0},
         },
+        "mixed": {
+            **{"rule": "micromix", "layer": "layers.1", "config": "mm", "m": 16, "n": 512},
+            "k": 192,
+            "segments": [["mxfp4", "mxfp4", 128], ["mxfp8-e4m3", "mxfp8-e4m3", 64]],
+            **{"clocks": 7001, "mismatches": 0, "groups": 96, "groups_mismatched": 0},
+        },
+        "dots": [
+            {
+                **{"unit": "asymmetric", "config": "e5m2", "layer": "layers.2", "what": "amx&"},
+                **{"m": 4, "n": 512, "k": 192, "groups": 12288, "clocks": 7002, "mismatches": 0},
+            }
+        ],
         "generated": {
             **{"unit": "accelerator", "text": "The <b>", "tokens": 4, "logits": 1024},
             **{"cache_bytes": 9216, "clocks": 812345, "busy": 0.512, "different": []},
@@ -104,6 +116,8 @@ def test_every_figure_is_on_the_page(figures: dict) -> None:
         *("m2xfp 0.2.0", "a x<y", "1391 groups", "44512 values", "1523", "552 groups", "2214"),
         *("[64, 192] x [512, 192]", "32768 results", "50709, 96.9% of peak", "every bit is equal"),
         *("1024 logits, 9216 bytes of cache", "812345, array busy in 51.2%", "The <b>"),
+        *("mixed_gemm mm: layers.1 in 128 mxfp4 x mxfp4 + 64 mxfp8-e4m3 x mxfp8-e4m3", "7001"),
+        *("asymmetric e5m2: layers.2 in amx&", "2048 results", "7002", "43008 results of linear"),
         *("1943 groups", "18.18 dB", "20.14 dB", "17.22 dB", "19.81 dB", "4096 bytes"),
         *("2.0462", "2.1287", "2.0773", "+4.04 %", "+3.04 .. +5.29 %", "+0.52 .. +2.77 %"),
         *("292888 um2", "100000 um2", "12204", "8427", "970", "5.064", "197", "build/a & b.v"),
@@ -197,8 +211,10 @@ def test_colours_tell_sign_and_size() -> None:
     assert light.min() == 255
 
 
-def test_a_difference_is_told(figures: dict) -> None:
-    figures["comparisons"][1]["mismatches"] = 3
+@pytest.mark.parametrize("layer", ["", "linear", "mixed", "dots"])
+def test_a_difference_is_told(figures: dict, layer: str) -> None:
+    run = figures[layer] if layer else figures["comparisons"][1]
+    (run[0] if layer == "dots" else run)["mismatches"] = 3
     page = demo_page(figures, {})
     assert "3 differ" in text_of(page)
     assert "every bit is equal" not in page

@@ -257,6 +257,10 @@ def folder(tmp_path: Path, sim_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     np.savez(tmp_path / "blocks.npz", x=np.load(tmp_path / "x.npy"), flips=signs)
     rows = rng.integers(0, 2**15, (1, 64, 32), np.uint16)
     np.savez(tmp_path / "rows.npz", x=rows, order=rng.permutation(32)[None])
+    cut = {f"{side}_codes": rng.integers(0, 256, (6, 32), np.uint8) for side in "aw"}
+    cut |= {f"{side}_scales": rng.integers(0, 255, 6, np.uint8) for side in "aw"}
+    table = np.array([[[0, 0, 2], [3, 3, 1], [3, 3, 0]]])
+    np.savez(tmp_path / "segments.npz", sizes=np.array([[2, 2]]), segments=table, **cut)
     (tmp_path / "build").mkdir()
     (tmp_path / "build" / "sim").symlink_to(sim_dir)  # what other tests have compiled
     (tmp_path / "docs").symlink_to(ROOT / "docs")

@@ -116,6 +116,7 @@ NEEDS = {
     ("study", "gemm-layer"): "golden,sim",
     ("study", "gemm-perplexity"): "golden,sim",
     ("study", "libraries"): "golden",
+    ("study", "memories", "pe_tile"): "synth",
     ("study", "mixed-layer"): "golden,sim",
     ("study", "paths", "pe_tile"): "synth",
     ("study", "model"): "golden",

@@ -23,10 +23,12 @@ def run(unit: RemoteUnit, arrays: Arrays, progress: bool = False) -> Arrays:
     Raises
     ------
     InputError
-        They do not fit a request.
+        They do not fit a request, or the unit does not take them.
     FaultError
         The answer makes no sense, or the request was refused.
     """
+    # What a file is asked when it is loaded, a program's arrays are asked here.
+    getattr(unit.bench, "check", lambda *_: None)(arrays, unit.facts)
     beats = unit.bench.encode(arrays, unit.facts)
     if (size := beats_bytes(beats, unit.facts.inputs)) > unit.buffer:
         raise InputError(

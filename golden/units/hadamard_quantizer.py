@@ -13,7 +13,13 @@ __all__ = ["hadamard_quantizer"]
 
 @shielded
 def hadamard_quantizer(
-    x: NDArray[np.uint16], flips: NDArray[np.bool_], *, bits: int, block: str
+    x: NDArray[np.uint16],
+    flips: NDArray[np.bool_],
+    *,
+    bits: int,
+    block: str,
+    scale_rule: str = "floor",
+    zero_scale: int = 0,
 ) -> Arrays:
     """Transform blocks of bfloat16, round to bfloat16, and quantize each 32 results.
 
@@ -21,8 +27,8 @@ def hadamard_quantizer(
     ----------
     x, flips, bits
         As ``hadamard`` takes them.
-    block
-        Format of the groups.
+    block, scale_rule, zero_scale
+        As ``activation_quantizer`` takes them; the format has groups of 32.
 
     Returns
     -------
@@ -30,4 +36,10 @@ def hadamard_quantizer(
         ``codes``, ``scales`` and ``meta`` of the groups, a block's one behind the other.
     """
     y = hadamard(x, flips, bits=bits)["y"]
-    return activation_quantizer(y.reshape(-1, 32), input_type="bf16", block=block)
+    return activation_quantizer(
+        y.reshape(-1, 32),
+        input_type="bf16",
+        block=block,
+        scale_rule=scale_rule,
+        zero_scale=zero_scale,
+    )

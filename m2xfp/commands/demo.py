@@ -434,6 +434,8 @@ def command(
             for result in (*results, encoded)
         ],
         "linear": asdict(linear),
+        "mixed": asdict(mixed),
+        "dots": [asdict(run) for run in dots],
         "generated": generated,
         "group": _typical_group(LAYER, inputs[LAYER]),
         "shown": list(shown.shape),

@@ -260,7 +260,7 @@ def _key(names: Iterable[str]) -> str:
 
 
 def _comparisons(figures: Mapping[str, Any]) -> str:
-    rows = [
+    rows: list[tuple[object, ...]] = [
         (
             f"{one['unit']} {one['config']}",
             f"{one['groups']} groups",
@@ -280,6 +280,7 @@ def _comparisons(figures: Mapping[str, Any]) -> str:
             linear["mismatches"] + linear["groups_mismatched"],
         )
     )
+    rows += [_other_layer(run) for run in (figures["mixed"], *figures["dots"])]
     made = figures["generated"]
     rows.append(
         (
@@ -291,6 +292,20 @@ def _comparisons(figures: Mapping[str, Any]) -> str:
         )
     )
     return _table(("through the Verilog", "", "", "clocks", "mismatches"), rows)
+
+
+def _other_layer(run: Mapping[str, Any]) -> tuple[object, ...]:
+    """Return the row of a linear layer in segments of formats, or by dot products."""
+    what = run.get("what") or " + ".join(
+        f"{size} {act} x {weight}" for act, weight, size in run["segments"]
+    )
+    return (
+        f"{run.get('unit', 'mixed_gemm')} {run['config']}: {run['layer']} in {what}",
+        f"[{run['m']}, {run['k']}] x [{run['n']}, {run['k']}]",
+        f"{run['m'] * run['n']} results",
+        run["clocks"],
+        run["mismatches"] + run.get("groups_mismatched", 0),
+    )
 
 
 def _area(area: Mapping[str, Any]) -> str:
@@ -330,12 +345,13 @@ def demo_page(figures: Mapping[str, Any], pictures: Mapping[str, NDArray[np.uint
     """
     group, perplexity = figures["group"], figures["perplexity"]
     wrong = sum(one["mismatches"] for one in figures["comparisons"])
-    wrong += figures["linear"]["mismatches"] + figures["linear"]["groups_mismatched"]
+    layers = [figures["linear"], figures["mixed"], *figures["dots"]]
+    wrong += sum(run["mismatches"] + run.get("groups_mismatched", 0) for run in layers)
     wrong += len(figures["generated"]["different"])
     groups = sum(one["groups"] for one in figures["comparisons"])
     verdict = (
-        f"{groups} groups and {figures['linear']['m'] * figures['linear']['n']} results of a "
-        "linear layer, golden model against emitted Verilog: "
+        f"{groups} groups and {sum(run['m'] * run['n'] for run in layers)} results of linear "
+        "layers, golden model against emitted Verilog: "
         + ("every bit is equal." if not wrong else f"{wrong} differ.")
     )
     images = "".join(

@@ -93,6 +93,34 @@ def array(pdk: str | None, liberty: tuple[Path, ...], output: Path | None) -> No
     _finish(output, f"array-{library.name}.json", figures, [array_table(figures)])
 
 
+@command.command("memories", short_help="A unit without its memories, and these by a model.")
+@click.argument("unit", metavar="UNIT", is_eager=True)
+@parameter_options_of(None)
+@_library_options
+def memories(
+    unit: str,
+    config: str | None,
+    settings: tuple[str, ...],
+    pdk: str | None,
+    liberty: tuple[Path, ...],
+) -> None:
+    r"""Map UNIT without its memories, module by module, and tell their area by a model.
+
+    `m2xfp synth` makes registers of memories. This is for those too large for that: what surrounds
+    them is mapped, and their area is that of a published memory, bit for bit.
+
+    \b
+    m2xfp study memories channel_permuter --config bf16x16 --pdk asap7
+    """
+    from m2xfp.synth.flow.yosys import yosys_command
+    from m2xfp.synth.studies.accelerator_area import area_table, measure_units
+
+    yosys_command()
+    library = _library(pdk, liberty)
+    instance = one_instance(unit, config, settings)
+    click.echo(area_table(measure_units([instance], library)), nl=False)
+
+
 @command.command("paths", short_help="How much of a netlist's area and path is luck.")
 @click.argument("unit", metavar="UNIT")
 @click.option("--config", "configs", multiple=True, metavar="NAME", help="Configuration; repeat.")

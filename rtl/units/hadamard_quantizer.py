@@ -8,8 +8,9 @@ from amaranth.lib.wiring import In, Out
 
 from m2xfp.errors import InputError
 from m2xfp.formats import M2XFP_ACT, BlockFormat
-from m2xfp.rtl.parameters import Among, Between, Formats, checked
+from m2xfp.rtl.parameters import Among, Between, Formats, Names, checked
 from m2xfp.rtl.parts.layouts import group_layout
+from m2xfp.rtl.parts.scale_rules import SCALE_RULES
 from m2xfp.rtl.parts.streams import packet_stream
 from m2xfp.rtl.units.activation_quantizer import ActivationQuantizer
 from m2xfp.rtl.units.hadamard import Hadamard
@@ -35,8 +36,12 @@ class HadamardQuantizer(Component):
     levels
         Butterflies, of log2(points), between two registers.
     block
-        The target: a floating-point element with an E8M0 scale and groups of 32, without metadata
-        or with Elem-EM.
+        The target: any element with an E8M0 scale and groups of 32, without metadata, with Elem-EM
+        or bits of pairs.
+    scale_rule
+        How the scale follows from the largest result (docs/format.md, section 2).
+    zero_scale
+        Scale of a group of zeros: 0, or 126 for MicroMix, which has 2^-1.
     stages
         Pipeline stages of the quantizer. With 4 the top elements are chosen a clock after the
         codes.
@@ -51,6 +56,11 @@ class HadamardQuantizer(Component):
         Clocks from the acceptance of a block's last beat to its last group, when nothing stalls.
     beats_per_group, results_per_group
         Beats of a block, and groups that it becomes.
+
+    Raises
+    ------
+    InputError
+        If the format has no groups of 32, or one of the two units refuses the parameters.
     """
 
     @checked
@@ -64,16 +74,35 @@ class HadamardQuantizer(Component):
         block: Annotated[
             BlockFormat,
             Formats(
-                ("m2xfp-act", "m2xfp-act:subgroup=4", "mxfp4", "mxfp6-e2m3", "mxfp8-e4m3"),
+                (
+                    "m2xfp-act",
+                    "m2xfp-act:subgroup=4",
+                    "mxfp4",
+                    "mxfp6-e2m3",
+                    "mxfp6-e3m2",
+                    "mxfp8-e4m3",
+                    "mxfp8-e5m2",
+                    "mxint8",
+                    "int4",
+                    "smx4:group=32",
+                    "amxfp4:scale_mode=pot",
+                ),
                 ("subgroup",),
             ),
         ] = M2XFP_ACT,
+        scale_rule: Annotated[str, Names(SCALE_RULES)] = "floor",
+        zero_scale: Annotated[int, Among((0, 126))] = 0,
         stages: Annotated[int, Between(3, 4)] = 3,
     ) -> None:
         if block.group != 32:
-            raise InputError(f"block={block.name}: HadamardQuantizer makes groups of 32 values")
+            raise InputError(
+                f"block={block.name}: HadamardQuantizer makes groups of 32 values, not of "
+                f"{block.group}; choose such a format, or give group=32"
+            )
         self._hadamard = Hadamard(points=points, lanes=lanes, bits=bits, levels=levels)
-        self._quantizer = ActivationQuantizer(lanes=lanes, block=block, stages=stages)
+        self._quantizer = ActivationQuantizer(
+            lanes=lanes, block=block, scale_rule=scale_rule, zero_scale=zero_scale, stages=stages
+        )
         self.beats_per_group, self.results_per_group = points // lanes, points // block.group
         self.latency = self._hadamard.latency + self._quantizer.latency
         super().__init__(

@@ -1,4 +1,4 @@
-"""Area and path of the accelerator: logic module by module, memories by the model of `sram.py`."""
+"""Area and path of units with memories: logic by module, memories by `sram.py`'s model."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from m2xfp.errors import InputError
 from m2xfp.progress import track
-from m2xfp.rtl.catalog import find_unit
+from m2xfp.rtl.catalog import Instance, find_unit
 from m2xfp.rtl.verilog.emit import emit
 from m2xfp.synth.flow.pdk import Pdk
 from m2xfp.synth.flow.timing import time_netlist
@@ -15,7 +16,7 @@ from m2xfp.synth.flow.yosys import BUILD, FlowOptions, SynthesisError, synthesiz
 from m2xfp.synth.studies.sram import SRAMS
 from m2xfp.tables import aligned_table
 
-__all__ = ["CONFIGS", "Cut", "area_table", "measure_area", "memories_cut"]
+__all__ = ["CONFIGS", "Cut", "area_table", "measure_area", "measure_units", "memories_cut"]
 
 CONFIGS = ("m2xfp-2x2", "m2xfp-1x32")
 
@@ -93,14 +94,31 @@ def _instances(text: str, top: str, wanted: Mapping[str, int]) -> int:
 
 def measure_area(pdk: Pdk, configs: Sequence[str] = CONFIGS, build: Path = BUILD) -> dict[str, Any]:
     """Map configurations of the accelerator, without their memories; return their figures."""
+    instances = [find_unit("accelerator").instance(name) for name in configs]
+    figures = measure_units(instances, pdk, build)
+    if any(not row["memory_bits"] for row in figures["rows"]):
+        raise SynthesisError("accelerator: no memory was found, and there are some")
+    return figures
+
+
+def measure_units(instances: Sequence[Instance], pdk: Pdk, build: Path = BUILD) -> dict[str, Any]:
+    """Map units without their memories; return their figures.
+
+    Raises
+    ------
+    InputError
+        There is no model of memories for the library.
+    """
+    if pdk.name not in SRAMS:
+        raise InputError(
+            f"library {pdk.name}: no published memory to model others by; take one of: "
+            f"{', '.join(SRAMS)}"
+        )
     rows = []
-    for config in track(list(configs), desc="synthesis", unit="configuration"):
-        instance = find_unit("accelerator").instance(config)
+    for instance in track(list(instances), desc="synthesis", unit="configuration"):
         files = emit(instance, build / "accelerator-area")
         whole = files.verilog.read_text()
         text, cut = memories_cut(whole)
-        if not cut:
-            raise SynthesisError(f"{files.verilog}: no memory was found, and there are some")
         source = build / "accelerator-area" / f"{files.top}_without_memories.v"
         source.write_text(text)
         netlist = synthesize(source, files.top, pdk, FlowOptions(flatten=False), build)
@@ -111,7 +129,7 @@ def measure_area(pdk: Pdk, configs: Sequence[str] = CONFIGS, build: Path = BUILD
         largest = sorted(modules.items(), key=lambda item: -item[1])
         rows.append(
             {
-                "config": config,
+                "config": instance.config,
                 "logic_um2": round(sum(modules.values()), 1),
                 "flops": netlist.flops - stand_in,
                 "path_ns": timing.critical_path_ns,

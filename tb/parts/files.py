@@ -15,7 +15,15 @@ from m2xfp.errors import InputError
 from m2xfp.facts import Facts
 from m2xfp.formats import BF16, InputType
 
-__all__ = ["as_patterns", "check_names", "load_array", "load_arrays", "load_rows", "type_name"]
+__all__ = [
+    "as_patterns",
+    "check_names",
+    "check_range",
+    "load_array",
+    "load_arrays",
+    "load_rows",
+    "type_name",
+]
 
 _BFLOAT16 = np.dtype("V2")
 """What numpy makes of an array of ml_dtypes.bfloat16 in a file: two bytes without a meaning."""
@@ -100,6 +108,19 @@ def check_names(path: Path, facts: Facts, arrays: Mapping[str, Any], names: list
         raise InputError(
             f"input {path}: {facts.config} takes no field {unknown[0]!r}; it takes: {names}"
         )
+
+
+def check_range(path: Path, name: str, numbers: NDArray[Any], low: int, high: int) -> None:
+    """Raise InputError, with the first one's place, unless whole numbers are ``low`` to ``high``.
+
+    What is packed into fields is cut to their bits, so numbers of a file are looked at before.
+    """
+    outside = (numbers < low) | (numbers > high)
+    if not outside.any():
+        return
+    place = np.unravel_index(int(outside.argmax()), numbers.shape)
+    index = ", ".join(str(int(at)) for at in place)
+    raise InputError(f"input {path}: {name}[{index}] = {numbers[place]}; must be {low} to {high}")
 
 
 def load_rows(

@@ -1,6 +1,7 @@
 """Packed groups (docs/format.md, packed group) as a user's arrays, and as fields of a stream."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,11 +11,13 @@ from m2xfp.facts import Field, Stream
 from m2xfp.formats import BlockFormat
 from m2xfp.tb.bench import Arrays
 from m2xfp.tb.fields import Bytes, pack, read_plane
+from m2xfp.tb.parts.files import check_range
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "check_planes",
     "elements",
     "group_arrays",
     "group_beats",
@@ -36,6 +39,26 @@ def plane_shapes(block: BlockFormat) -> dict[str, tuple[int, ...]]:
     """
     sizes = zip(PLANES, block.group_bytes, strict=True)
     return {name: () if size == 1 and name != "codes" else (size,) for name, size in sizes if size}
+
+
+def check_planes(path: Path, planes: Mapping[str, NDArray[Any]], block: BlockFormat) -> None:
+    """Raise InputError if metadata of a user's file have bits beyond those of the subgroups.
+
+    Parameters
+    ----------
+    path
+        The file, for the message.
+    planes
+        Its fields; those called ``meta``, behind any prefix, are looked at.
+    block
+        The format.
+    """
+    used = block.subgroups * block.metadata.bits
+    spare = -used % 8  # of the last byte
+    for name, plane in planes.items() if spare else ():
+        if name.endswith("meta"):
+            last = plane.reshape(-1, block.group_bytes[2])[:, -1]
+            check_range(path, f"last bytes of {name}", last, 0, (1 << 8 - spare) - 1)
 
 
 def user_planes(planes: Mapping[str, NDArray[Any]], block: BlockFormat) -> Arrays:

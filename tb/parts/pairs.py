@@ -18,7 +18,14 @@ from m2xfp.tb.parts.accumulation import (
     vectors_of_rows,
 )
 from m2xfp.tb.parts.files import load_rows
-from m2xfp.tb.parts.groups import elements, group_arrays, join_planes, packed_groups, plane_shapes
+from m2xfp.tb.parts.groups import (
+    check_planes,
+    elements,
+    group_arrays,
+    join_planes,
+    packed_groups,
+    plane_shapes,
+)
 from m2xfp.tb.vectors import Beats, TestVectors
 
 __all__ = [
@@ -27,7 +34,7 @@ __all__ = [
     "expected",
     "formats",
     "load",
-    "pair_fields",
+    "load_pairs",
     "pairs",
     "running",
     "sample",
@@ -45,7 +52,7 @@ def formats(facts: Facts) -> tuple[BlockFormat, BlockFormat]:
     return block_format(facts.parameters["act"]), block_format(facts.parameters["weight"])
 
 
-def pair_fields(facts: Facts) -> dict[str, tuple[type, tuple[int, ...]]]:
+def _fields(facts: Facts) -> dict[str, tuple[type, tuple[int, ...]]]:
     """Return type and shape after n of the planes of both sides in a user's file."""
     return {
         f"{side}{name}": (np.uint8, shape)
@@ -67,9 +74,20 @@ def load(path: Path, facts: Facts) -> Arrays:
     ------
     InputError
         If the file is no .npz file, lacks a field or has one that the configuration does not
-        take, or a field has another type or shape.
+        take, a field has another type or shape, or metadata have more bits than there are.
     """
-    return load_rows(path, facts, pair_fields(facts) | {"first": (bool, ())})
+    return load_pairs(path, facts, {"first": (bool, ())})
+
+
+def load_pairs(
+    path: Path, facts: Facts, others: dict[str, tuple[type, tuple[int, ...]]] | None = None
+) -> Arrays:
+    """Read the planes of both sides, and other fields beside them; InputError as ``load``."""
+    arrays = load_rows(path, facts, _fields(facts) | (others or {}))
+    for side, block in zip(SIDES.values(), formats(facts), strict=True):
+        own = {name: array for name, array in arrays.items() if name.startswith(side)}
+        check_planes(path, own, block)
+    return arrays
 
 
 def pairs(act_groups: Bytes, weight_groups: Bytes, facts: Facts) -> Arrays:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from m2xfp.errors import InputError
 from m2xfp.facts import Facts
 from m2xfp.tb.bench import Arrays, Operands, golden_of
 from m2xfp.tb.fields import Bytes, pack
@@ -17,7 +16,7 @@ from m2xfp.tb.parts.accumulation import (
     scheduled,
     vectors_of_rows,
 )
-from m2xfp.tb.parts.files import load_rows
+from m2xfp.tb.parts.files import check_range, load_rows
 from m2xfp.tb.parts.pairs import sample as sample_dot_products
 from m2xfp.tb.parts.pairs import sides
 from m2xfp.tb.parts.product_stimulus import DISTRIBUTIONS, outgrown, outgrown_after, products
@@ -55,11 +54,7 @@ def load(path: Path, facts: Facts) -> Arrays:
         field, numbers = facts.stream("i").field(_path(name)), arrays[name]
         low = -(1 << field.width - 1) if field.signed else 0
         high = low + (1 << field.width) - 1
-        if np.any(outside := (numbers < low) | (numbers > high)):
-            row = int(outside.argmax())
-            raise InputError(
-                f"input {path}: {name}[{row}] = {numbers[row]}; must be {low} to {high}"
-            )
+        check_range(path, name, numbers, low, high)
     return arrays
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from m2xfp.errors import InputError
 from m2xfp.facts import Facts
 from m2xfp.formats import BLOCK_FORMATS, BlockFormat
 from m2xfp.pairs import FORMAT_NUMBERS, PairSet, pair_set
@@ -20,11 +21,13 @@ from m2xfp.tb.vectors import Beats, TestVectors
 __all__ = [
     "GROUP",
     "Placed",
+    "check",
     "decode",
     "encode",
     "expected",
     "group_counts",
     "load",
+    "pair_numbers",
     "pairs_of",
     "placed_runs",
     "running",
@@ -55,13 +58,50 @@ def load(path: Path, facts: Facts) -> Arrays:
         they have; ``a_scales``, ``w_scales``, ``a_formats``, ``w_formats`` uint8 [n], the numbers
         of ``m2xfp.pairs``; with M2XFP among the pairs ``a_meta``, ``w_meta`` uint8 [n]; ``first``
         bool [n].
+
+    Raises
+    ------
+    InputError
+        If the file is no .npz file, a field is missing, too many, or of another type or shape, or
+        a group has formats that are no pair of the unit.
     """
     fields: dict[str, tuple[type, tuple[int, ...]]] = {}
     for side in SIDES.values():
         fields[f"{side}codes"] = (np.uint8, (BYTES,))
         names = ["scales", "formats", *["meta"] * pairs_of(facts).metadata]
         fields |= {f"{side}{name}": (np.uint8, ()) for name in names}
-    return load_rows(path, facts, fields | {"first": (bool, ())})
+    arrays = load_rows(path, facts, fields | {"first": (bool, ())})
+    check(arrays, facts, f"input {path}: ")
+    return arrays
+
+
+def check(arrays: Arrays, facts: Facts, where: str = "") -> None:
+    """Raise InputError, with the pairs of the unit, for a group whose formats are none of them.
+
+    In hardware such a group is NaN, with a status; a number of more bits than ``mode`` would be
+    taken for another one. ``where`` is what the message begins with.
+    """
+    known = pair_numbers(pairs_of(facts))
+    given = [arrays[f"{side}formats"].astype(np.int64) for side in SIDES.values()]
+    built = np.zeros(len(arrays["first"]), bool)
+    for act, weight in known:
+        built |= (given[0] == act) & (given[1] == weight)
+    if not built.all():
+        row = int(built.argmin())
+        raise InputError(
+            f"{where}a_formats[{row}] = {given[0][row]} and w_formats[{row}] = {given[1][row]} are "
+            f"no pair of {facts.config}; it multiplies {', '.join(known.values())}; quantize the "
+            "group to one of these, or take a unit with the pair (--set pairs=...)"
+        )
+
+
+def pair_numbers(pairs: PairSet) -> dict[tuple[int, int], str]:
+    """Return the pairs of a unit by their numbers, with what a message calls them."""
+    found = {}
+    for act, weight in pairs.pairs:
+        numbers = FORMAT_NUMBERS[act.name], FORMAT_NUMBERS[weight.name]
+        found[numbers] = f"{numbers[0]} and {numbers[1]} ({act.name}:{weight.name})"
+    return found
 
 
 def side_arrays(groups: Bytes, block: BlockFormat, side: str) -> Arrays:

@@ -13,7 +13,7 @@ from m2xfp.formats import block_format
 from m2xfp.tb.bench import Arrays, Operands, golden_of
 from m2xfp.tb.cross import Cross, cross
 from m2xfp.tb.fields import pack, read, read_plane
-from m2xfp.tb.parts.files import load_rows
+from m2xfp.tb.parts.files import check_range, load_rows
 from m2xfp.tb.parts.groups import elements, group_arrays, packed_groups
 from m2xfp.tb.regression import Case, steady_cases
 from m2xfp.tb.vectors import Beats, TestVectors
@@ -41,9 +41,19 @@ def load(path: Path, facts: Facts) -> Arrays:
     -------
     dict
         ``codes`` uint8 [n, subgroup], an element code each, and ``meta`` uint8 [n].
+
+    Raises
+    ------
+    InputError
+        If the file is no .npz file, a field is missing, too many, of another type or shape, or a
+        number has more bits than a code or the metadata of a subgroup.
     """
-    size = block_format(facts.parameters["block"]).metadata.subgroup
-    return load_rows(path, facts, {"codes": (np.uint8, (size,)), "meta": (np.uint8, ())})
+    block = block_format(facts.parameters["block"])
+    size = block.metadata.subgroup
+    arrays = load_rows(path, facts, {"codes": (np.uint8, (size,)), "meta": (np.uint8, ())})
+    for name, bits in (("codes", block.element.bits), ("meta", block.metadata.bits)):
+        check_range(path, name, arrays[name], 0, (1 << bits) - 1)
+    return arrays
 
 
 def encode(arrays: Arrays, facts: Facts) -> dict[str, Beats]:

@@ -20,6 +20,7 @@ from m2xfp.tb.regression import RESETS, STALLS, WARM, Case
 from m2xfp.tb.vectors import Beats, TestVectors
 
 __all__ = [
+    "check",
     "decode",
     "encode",
     "expected",
@@ -72,9 +73,14 @@ def load(path: Path, facts: Facts) -> Arrays:
             f"input {path}: x is {type_name(x)} {list(x.shape)}; must be {dtype} "
             f"[{tables}, rows, {k}] beside an order of {[tables, k]}"
         )
-    for one in order:
-        check_order(one, _lanes(facts), int(facts.parameters["max_k"]))
+    check(arrays, facts)
     return arrays
+
+
+def check(arrays: Arrays, facts: Facts) -> None:
+    """Raise InputError, with the limits, for an order that is no permutation that goes."""
+    for one in arrays["order"]:
+        check_order(one, _lanes(facts), int(facts.parameters["max_k"]))
 
 
 def _table_beats(tables: Sequence[Table], facts: Facts) -> Beats:

@@ -17,7 +17,7 @@ from m2xfp.tb.parts.files import as_patterns, check_names, load_arrays, type_nam
 from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product, golden_product, timing_of
 from m2xfp.tb.parts.gemm_cover import cover, unreached
 from m2xfp.tb.parts.gemm_regression import regression
-from m2xfp.tb.parts.groups import group_arrays, packed_groups, plane_shapes
+from m2xfp.tb.parts.groups import check_planes, group_arrays, packed_groups, plane_shapes
 from m2xfp.tb.vectors import Beats, TestVectors
 
 __all__ = [
@@ -112,6 +112,10 @@ def load(path: Path, facts: Facts) -> Arrays:
                 f"input {path}: {name} is {type_name(found)} {list(found.shape)}; must be "
                 f"{dtype} {list(shape)} beside {beside}"
             )
+    streams = GemmStreams(facts)
+    for side, block in (("a_", streams.act), ("w_", streams.weight)):
+        own = {name: array for name, array in arrays.items() if name.startswith(side)}
+        check_planes(path, own, block)
     return arrays
 
 

@@ -9,10 +9,9 @@ from m2xfp.facts import Facts
 from m2xfp.tb.bench import Arrays, Operands, golden_of
 from m2xfp.tb.cross import Cross
 from m2xfp.tb.fields import Bytes, pack, read
-from m2xfp.tb.parts.files import load_rows
 from m2xfp.tb.parts.pair_cover import cover_operands
 from m2xfp.tb.parts.pair_stimulus import DISTRIBUTIONS, groups
-from m2xfp.tb.parts.pairs import formats, pair_fields, pairs, sample_pairs, side_values, sides
+from m2xfp.tb.parts.pairs import formats, load_pairs, pairs, sample_pairs, side_values, sides
 from m2xfp.tb.regression import Case, steady_cases
 from m2xfp.tb.vectors import Beats, TestVectors
 
@@ -39,7 +38,7 @@ def load(path: Path, facts: Facts) -> Arrays:
         ``a_codes``, ``w_codes`` uint8 [n, bytes of codes]; ``a_scales``, ``w_scales`` and, if the
         format has metadata, ``a_meta``, ``w_meta`` uint8 [n].
     """
-    return load_rows(path, facts, pair_fields(facts))
+    return load_pairs(path, facts)
 
 
 def _beats(arrays: Arrays, facts: Facts) -> Bytes:

@@ -66,7 +66,8 @@ def cover(vectors: TestVectors, facts: Facts) -> Iterator[Cross]:
     x, flips = block_operands(vectors, facts)
     y = hadamard(x.astype(np.uint16), flips.astype(bool), bits=facts.parameters["bits"])["y"]
     planes = planes_of_beats(facts.stream("o"), vectors.outputs["o"].data, block)
-    quantize = partial(activation_quantizer, input_type=BF16.name, block=block.name)
+    given = {name: facts.parameters[name] for name in ("block", "scale_rule", "zero_scale")}
+    quantize = partial(activation_quantizer, input_type=BF16.name, **given)
     yield from cover_blocks(vectors, facts)
     yield from cover_sums(vectors, facts, y.astype(np.int64))
     groups = y.reshape(-1, block.group).astype(np.int64)
@@ -91,11 +92,14 @@ def negligible(facts: Facts) -> list[int] | None:
     and a result up to half of the least value beside it becomes zero whatever it is, but for its
     sign. That of a top element is by the metadata's bits finer; of codes of zero it is the first.
 
-    None if blocks are of several groups, of which some may have small results only.
+    None if blocks are of several groups, of which some may have small results only, if each sign
+    has a scale of its own, or if another rule puts the scale elsewhere.
     """
     block, lanes = _block(facts), facts.parameters["lanes"]
     element = block.element
     if facts.parameters["points"] != block.group or not isinstance(element, FloatElement):
+        return None
+    if block.scaling == "split" or facts.parameters["scale_rule"] != "floor":
         return None
     least = element.emax + element.bias + element.mantissa_bits
     part = block.metadata.subgroup if block.metadata.bits else 0

@@ -19,7 +19,7 @@ from m2xfp.tb.parts.groups import packed_groups
 from m2xfp.tb.parts.mixed_arrays import GROUP, MixedProduct, MixedStreams, Part
 from m2xfp.tb.parts.mixed_cover import cover, unreached
 from m2xfp.tb.parts.mixed_regression import regression
-from m2xfp.tb.parts.switch_groups import BYTES, side_arrays
+from m2xfp.tb.parts.switch_groups import BYTES, pair_numbers, side_arrays
 from m2xfp.tb.vectors import Beats, TestVectors
 
 __all__ = [
@@ -107,17 +107,15 @@ def load(path: Path, facts: Facts) -> Arrays:
         if (arrays[name] < 0).any() or (arrays[name] >= bound).any():
             raise InputError(f"input {path}: {name} holds numbers that are not 0 to {bound - 1}")
     rows = dict.fromkeys(_SIDES.values(), 0)
-    for (m, n), table in zip(arrays["sizes"].tolist(), arrays["segments"].tolist(), strict=True):
+    tables = zip(arrays["sizes"].tolist(), arrays["segments"].tolist(), strict=True)
+    for at, ((m, n), table) in enumerate(tables):
         groups = sum(segment[2] for segment in table)
         rows["a_"] += m * groups
         rows["w_"] += n * groups
         for number, (act, weight, size) in enumerate(table):
-            if size and not _formats(streams.pairs, act, weight):
-                known = ", ".join(f"{a.name}:{w.name}" for a, w in streams.pairs.pairs)
-                raise InputError(
-                    f"input {path}: segment {number} has the formats {act} and {weight}; "
-                    f"{facts.config} multiplies {known}, see m2xfp/pairs.py for their numbers"
-                )
+            if size:
+                label = f"input {path}: segment {number} of product {at}"
+                _formats(streams.pairs, (act, weight), label, facts)
     for name, shape in planes.items():
         wanted = (rows[name[:2]], *shape)
         if arrays[name].dtype != np.uint8 or arrays[name].shape != wanted:
@@ -130,16 +128,21 @@ def load(path: Path, facts: Facts) -> Arrays:
     return arrays
 
 
-def _formats(pairs: PairSet, act: int, weight: int) -> tuple[BlockFormat, BlockFormat] | None:
-    """Return the formats of two numbers, if they are a pair of the unit."""
-    for one, other in pairs.pairs:
-        if (FORMAT_NUMBERS[one.name], FORMAT_NUMBERS[other.name]) == (act, weight):
-            return one, other
-    return None
+def _formats(
+    pairs: PairSet, numbers: tuple[int, int], label: str, facts: Facts
+) -> tuple[BlockFormat, BlockFormat]:
+    """Return the formats of two numbers; InputError, which begins so, for no pair of the unit."""
+    for pair, known in zip(pairs.pairs, pair_numbers(pairs), strict=True):
+        if known == numbers:
+            return pair
+    told = ", ".join(pair_numbers(pairs).values())
+    raise InputError(
+        f"{label} has the formats {numbers[0]} and {numbers[1]}; {facts.config} multiplies {told}"
+    )
 
 
 def products_of(arrays: Arrays, facts: Facts) -> list[MixedProduct]:
-    """Return the products that a file holds."""
+    """Return the products that a file holds; InputError for what the unit does not multiply."""
     pairs = MixedStreams(facts).pairs
     at = dict.fromkeys(_SIDES.values(), 0)
 
@@ -154,12 +157,13 @@ def products_of(arrays: Arrays, facts: Facts) -> list[MixedProduct]:
             parts.append(arrays[f"{side}meta"][start:stop, None])
         return np.concatenate(parts, axis=1).reshape(rows, groups, -1)
 
-    products = []
+    products: list[MixedProduct] = []
     for (m, n), table in zip(arrays["sizes"].tolist(), arrays["segments"].tolist(), strict=True):
         parts = []
         for act, weight, groups in table:
-            blocks = _formats(pairs, act, weight)
-            if groups and blocks is not None:
+            if groups:
+                label = f"a segment of product {len(products)}"
+                blocks = _formats(pairs, (act, weight), label, facts)
                 left = taken("a_", blocks[0], m, groups)
                 parts.append(Part(*blocks, left, taken("w_", blocks[1], n, groups)))
         if not parts:

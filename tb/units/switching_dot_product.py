@@ -4,11 +4,12 @@ from m2xfp.facts import Facts
 from m2xfp.tb.arguments import Argument
 from m2xfp.tb.parts.addend_arguments import addends
 from m2xfp.tb.parts.switch_cover import cover, unreached
-from m2xfp.tb.parts.switch_groups import decode, encode, expected, load, sample, vectors
+from m2xfp.tb.parts.switch_groups import check, decode, encode, expected, load, sample, vectors
 from m2xfp.tb.parts.switch_stimulus import regression
 
 __all__ = [
     "argued",
+    "check",
     "cover",
     "decode",
     "encode",

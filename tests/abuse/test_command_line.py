@@ -69,6 +69,7 @@ WORK = (
     "m2xfp.synth.studies.gemm_perplexity.compare_perplexity",
 )
 STUDIES = (
+    "accelerator_area",
     "array",
     "measured_accelerator",
     "paper_accelerator",

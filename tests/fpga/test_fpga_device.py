@@ -10,6 +10,7 @@ import tty
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from m2xfp.cli import cli
+from m2xfp.commands.fpga_run import _loaded as loaded
 from m2xfp.errors import InputError, M2xfpError, MissingToolError
 from m2xfp.formats import input_type
 from m2xfp.fpga.check.line import SimulatedLine, SimulatedPort, line_bytes, line_toggles
@@ -246,6 +248,33 @@ def test_what_does_not_fit_a_request() -> None:
 
 
 # What is refused before anything is sent
+
+
+@pytest.mark.parametrize(
+    ("unit", "spoilt", "message"),
+    [
+        ("switching", {"a_formats": 7, "w_formats": 7}, r"a_formats\[0\] = 7 .*multiplies 0 a"),
+        ("switching", {"a_formats": 9, "w_formats": 200}, "= 200 are no pair of micromix-8"),
+        ("mixed_gemm", {"segments": 9}, "has the formats 9 and 0; m2xfp-1x2 multiplies"),
+        ("permuter", {"order": 64}, "channel 64 is not one of 0 to"),
+    ],
+)
+def test_numbers_that_the_unit_has_not(
+    unit: str, spoilt: dict[str, int], message: str, tmp_path: Path
+) -> None:
+    """By the command's file and by a program's arrays: the link, which is none, is not used."""
+    (instance,) = board_instances([unit])
+    remote = RemoteUnit(cast(HostLink, None), 0, instance, 2048)
+    arrays = remote.sample(np.random.default_rng(0), 1)
+    for name, value in spoilt.items():
+        arrays[name].reshape(-1)[0] = value
+    with pytest.raises(InputError, match=message):
+        remote.run(arrays)
+    np.savez(tmp_path / "x.npz", **arrays)
+    device = cast(Device, SimpleNamespace(unit=lambda _: remote, units={unit: remote}))
+    for name in (unit, None):
+        with pytest.raises(InputError, match=message):
+            loaded(tmp_path / "x.npz", device, name)
 
 
 @pytest.fixture

@@ -2,8 +2,11 @@
 
 import pytest
 
+from m2xfp.errors import InputError
+from m2xfp.rtl.catalog import find_unit
 from m2xfp.rtl.parts.gemm_cycles import GemmTiming
-from m2xfp.synth.flow.pdk import PDKS
+from m2xfp.synth.flow.pdk import PDKS, find_pdk
+from m2xfp.synth.studies.accelerator_area import measure_units
 from m2xfp.synth.studies.paper import BUFFERS
 from m2xfp.synth.studies.sram import CELL_28NM, SRAMS, Buffer, buffer_table
 
@@ -40,6 +43,11 @@ def test_the_table_says_that_it_is_a_model_and_of_what():
     assert "| weights | 4  | 1124             | 4162             | 0.50" in text
     assert "asap7 um2, model" in text
     assert "over the array" in text
+
+
+def test_a_library_without_a_published_memory_is_refused_for_units():
+    with pytest.raises(InputError, match=r"osu018: no published memory.*take one of: sky130"):
+        measure_units([find_unit("channel_permuter").instance("bf16x8")], find_pdk("osu018"))
 
 
 def test_a_library_without_a_published_memory_is_told():

@@ -13,7 +13,8 @@ from m2xfp.cli import main
 from m2xfp.errors import InputError
 from m2xfp.golden.bits import quantize_bits
 from m2xfp.rtl.catalog import find_unit
-from m2xfp.tb.bench import find_bench
+from m2xfp.rtl.parameters import parse_settings
+from m2xfp.tb.bench import find_bench, random_operands
 from m2xfp.tb.parts import value_stimulus
 
 UNIT = "activation_quantizer"
@@ -159,6 +160,81 @@ def test_wrong_input(cli: Cli, tmp_path: Path, config: str, x: np.ndarray, messa
     assert re.search(message, " ".join(err.split())), err
     assert "Traceback" not in err
     assert files(tmp_path) == {"x.npy"}
+
+
+@pytest.mark.parametrize(
+    ("unit", "settings", "spoilt", "message"),
+    [
+        (
+            "switching_dot_product",
+            [],
+            {"a_formats": 7, "w_formats": 7},
+            r"a_formats\[2\] = 7 and w_formats\[2\] = 7 are no pair of micromix-16; it multiplies "
+            r"0 and 0 \(mxfp4:mxfp4\), 2 and 2 .*; quantize .*--set pairs=",
+        ),
+        # In three bits they would be 1 and 0.
+        ("switching_dot_product", [], {"a_formats": 9, "w_formats": 200}, "= 9 and .* = 200 are"),
+        ("switching_dot_product", [], {"a_formats": 8, "w_formats": 8}, "= 8 and .* = 8 are"),
+        ("switching_dot_product", [], {"a_formats": 0, "w_formats": 3}, "= 0 and .* = 3 are no"),
+        (
+            "mixed_gemm",
+            ["chains=3"],
+            {"segments": 9},
+            "segment 0 of product 0 has .* 9 and",
+        ),
+        ("activation_decoder", [], {"codes": 16}, r"codes\[0, 2\] = 16; must be 0 to 15"),
+        ("activation_decoder", [], {"meta": 4}, r"meta\[2\] = 4; must be 0 to 3"),
+        (
+            "dot_product",
+            ["act=m2xfp-act:subgroup=16", "weight=m2xfp-weight:subgroup=16"],
+            {"w_meta": 16},
+            r"last bytes of w_meta\[2\] = 16; must be 0 to 15",
+        ),
+        (
+            "group_dot",
+            ["act=m2xfp-act:subgroup=16", "weight=m2xfp-weight:subgroup=16"],
+            {"a_meta": 255},
+            r"last bytes of a_meta\[2\] = 255; must be 0 to 15",
+        ),
+        (
+            "gemm_core",
+            ["act=m2xfp-act:subgroup=16", "weight=m2xfp-weight:subgroup=16"],
+            {"a_meta": 32},
+            r"last bytes of a_meta\[2\] = 32; must be 0 to 15",
+        ),
+        ("channel_permuter", [], {"order": 64}, "order: channel 64 is not one of 0 to"),
+    ],
+)
+def test_numbers_that_fit_no_field(
+    cli: Cli,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    unit: str,
+    settings: list[str],
+    spoilt: dict[str, int],
+    message: str,
+) -> None:
+    """They are refused, not cut to their last bits: before anything is built."""
+    row = find_unit(unit)
+    instance = row.instance(None, parse_settings(row.component, settings))
+    arrays = find_bench(row).sample(random_operands(2, 6, seed=1), instance.facts)
+    np.savez("x.npz", **arrays)
+    assert find_bench(row).load(Path("x.npz"), instance.facts)
+    for name, value in spoilt.items():
+        arrays[name] = arrays[name].copy()
+        arrays[name].reshape(-1)[0 if name == "segments" else 2] = value
+    np.savez("x.npz", **arrays)
+
+    def built(*_: object, **__: object) -> None:
+        raise AssertionError("something was built")
+
+    monkeypatch.setattr("m2xfp.tb.bulk.simulator.BulkSimulator.__init__", built)
+    given = [part for text in settings for part in ("--set", text)]
+    status, out, err = cli(unit, *given, "--input", "x.npz", "--output", "y.npz")
+    assert status == 2
+    assert out == ""
+    assert re.search(message, " ".join(err.split())), err
+    assert files(tmp_path) == {"x.npz"}
 
 
 @pytest.mark.parametrize(

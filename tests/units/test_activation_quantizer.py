@@ -16,7 +16,7 @@ from stream_checks import check, regress, value_vectors
 
 from m2xfp.errors import InputError
 from m2xfp.facts import EmittedFiles, Facts
-from m2xfp.formats import E2M1, E3M2, E4M3, FP16, INPUT_TYPES, MXINT8, block_format
+from m2xfp.formats import BLOCK_FORMATS, E8M0, FP16, INPUT_TYPES, block_format
 from m2xfp.golden.formats.scales import PowerOfTwoScale
 from m2xfp.rtl.catalog import UNITS
 from m2xfp.rtl.parts.elements import magnitude_element
@@ -147,7 +147,10 @@ def test_thresholds_of_rules(name: str, kind: str) -> None:
     facts = INPUT_TYPES[kind]
     fields = torch.arange(1 << facts.mantissa_bits)
     values = 1 + fields.double() / (1 << facts.mantissa_bits)
-    for element in (E2M1, E3M2, E4M3, magnitude_element(MXINT8)):
+    blocks = [block for block in BLOCK_FORMATS.values() if block.scale is E8M0]
+    elements = {magnitude_element(block) for block in blocks}
+    assert len(elements) == 8
+    for element in elements:
         rule = scale_rule(name, facts, element)
         wanted = PowerOfTwoScale(element, name).fit(values, torch.ones(())) + element.emax - 127
         reached = torch.zeros_like(fields)

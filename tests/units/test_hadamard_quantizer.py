@@ -1,25 +1,172 @@
 """The Hadamard unit with the quantizer behind it: what only the two together can get wrong."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from choices import usual_first
+from mutation import Mutation, emit_mutant
 from numpy.typing import NDArray
+from stream_checks import STALLS, check
 
 from m2xfp.errors import InputError
+from m2xfp.facts import EmittedFiles
 from m2xfp.formats import MXFP4, block_format
 from m2xfp.golden.units.activation_quantizer import activation_quantizer
 from m2xfp.golden.units.hadamard import hadamard
 from m2xfp.rtl.catalog import UNITS
+from m2xfp.rtl.parts.scale_rules import SCALE_RULES
 from m2xfp.rtl.units.hadamard_quantizer import HadamardQuantizer
 from m2xfp.rtl.verilog.emit import emit
 from m2xfp.tb.bench import find_bench
-from m2xfp.tb.bulk.simulator import BulkSimulator
+from m2xfp.tb.bulk.simulator import BulkSimulator, SimulationError
 from m2xfp.tb.parts import value_stimulus
 from m2xfp.tb.parts.blocks import block_arrays, four_values, low_middles, low_sums, two_values
+from m2xfp.tb.parts.groups import user_planes
+from m2xfp.tb.regression import check_case
 from m2xfp.tb.units import hadamard_quantizer
 
 UNIT = "hadamard_quantizer"
+CONFIGS = list(UNITS[UNIT].configs)
+SLOW_BLOCKS = 70_000  # fourteen distributions and zeros: over a million groups a configuration
+
+Emit = Callable[[str, str], EmittedFiles]
+
+
+def play(simulator: BulkSimulator, count: int, seed: int) -> int:
+    """Play ``count`` blocks of every distribution, and of zeros beside few values, with stalls."""
+    facts = simulator.facts
+    points = facts.parameters["points"]
+    total = 0
+    for index, name in enumerate([*value_stimulus.DISTRIBUTIONS, "few"]):
+        if name == "few":  # whole blocks of zeros, and of one value
+            raw = np.zeros((count, points), np.uint16)
+            rng = np.random.default_rng(seed)
+            lane = rng.integers(0, points, count)
+            raw[np.arange(count), lane] = rng.integers(0, 1 << 16, count) * (
+                rng.random(count) < 0.5
+            )
+        else:
+            raw = value_stimulus.groups(name, "bf16", count, seed, points)
+        vectors = hadamard_quantizer.vectors(block_arrays(raw, seed), facts, seed)
+        check(simulator, vectors, STALLS[index % len(STALLS)], seed)
+        total += len(vectors.outputs["o"])
+    return total
+
+
+def play_regression(simulator: BulkSimulator) -> None:
+    for case in hadamard_quantizer.regression(simulator.facts, seed=1):
+        check_case(simulator, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_million_groups(emitted: Emit, sim_dir: Path, config: str) -> None:
+    simulator = BulkSimulator(emitted(UNIT, config), build_dir=sim_dir)
+    assert sum(play(simulator, SLOW_BLOCKS // 10, seed) for seed in range(10)) >= 1_000_000
+
+
+# Each rule, each kind of element and both scales of zeros come up, in builds as small as can be.
+RULED: list[dict[str, Any]] = [
+    {"scale_rule": "ceil", "zero_scale": 126, "block": "mxfp4"},
+    {"scale_rule": "rtn1", "block": "mxfp6-e2m3"},
+    {"scale_rule": "rtn2", "block": "mxint8", "zero_scale": 126},
+    {"scale_rule": "even", "block": "mxfp8-e5m2", "stages": 4},
+    {"scale_rule": "even-e2m1", "block": "m2xfp-act", "lanes": 8, "stages": 4},
+    {"scale_rule": "ceil", "block": "int4", "points": 64},
+    {"scale_rule": "rtn1", "block": "smx4:group=32"},
+    {"scale_rule": "rtn2", "block": "amxfp4:scale_mode=pot"},
+    {"scale_rule": "floor", "block": "mxfp8-e4m3", "zero_scale": 126},
+]
+assert {given["scale_rule"] for given in RULED} == set(SCALE_RULES)
+
+
+@pytest.mark.parametrize(
+    "given",
+    usual_first(RULED, RULED[:3]),
+    ids=lambda given: f"{given['block']} {given['scale_rule']}",
+)
+def test_rules_behind_the_rotation(given: dict[str, Any], sim_dir: Path, tmp_path: Path) -> None:
+    """The unit has all parameters of its quantizer, and they make a difference."""
+    changes = {"lanes": 4, **given, "block": block_format(given["block"])}
+    instance = UNITS[UNIT].instance("32x8", changes, name="ruled")
+    simulator = BulkSimulator(emit(instance, tmp_path), build_dir=sim_dir)
+    play(simulator, 500, seed=3)
+    facts = instance.facts
+    raw = value_stimulus.groups("wide", "bf16", 300, 6, facts.parameters["points"])
+    raw[:3] = 0
+    arrays = block_arrays(raw, 6)
+    # The golden unit of the rule is that of the two units, of which the rule's is exact.
+    y = hadamard(arrays["x"], arrays["flips"], bits=facts.parameters["bits"])["y"]
+    named = {name: facts.parameters[name] for name in ("block", "scale_rule", "zero_scale")}
+    ruled, plain = (
+        user_planes(
+            activation_quantizer(y.reshape(-1, 32), input_type="bf16", **each),
+            block_format(given["block"]),
+        )
+        for each in (named, {"block": given["block"]})
+    )
+    found = find_bench(UNITS[UNIT]).expected(arrays, facts)
+    assert all(np.array_equal(found[name], ruled[name]) for name in ruled)
+    assert not np.array_equal(ruled["scales"], plain["scales"])
+
+
+UNITS_OF, PARTS = "m2xfp.rtl.units", "m2xfp.rtl.parts"
+FAULTS = [
+    Mutation(
+        "transform left out",
+        f"{UNITS_OF}.hadamard_quantizer",
+        "wiring.connect(m, hadamard.o, quantizer.i)",
+        "wiring.connect(m, hadamard.o, quantizer.i); m.d.comb += "
+        "quantizer.i.payload.data.eq(self.i.payload.data.values)",
+    ),
+    Mutation(
+        "quantizer of fewer stages",
+        f"{UNITS_OF}.hadamard_quantizer",
+        "self._hadamard.latency + self._quantizer.latency",
+        "self._hadamard.latency + self._quantizer.latency - 1",
+    ),
+    Mutation(
+        "sign not flipped",
+        f"{UNITS_OF}.hadamard",
+        "values[n].sign ^ self.i.payload.data.flips[n]",
+        "values[n].sign",
+    ),
+    Mutation("NaN ignored", f"{UNITS_OF}.hadamard", "nan.eq(beat.largest.all())", "nan.eq(0)"),
+    Mutation("negation one short", f"{PARTS}.butterflies", "+ value.sign\n", "+ Const(0, 1)\n"),
+    Mutation(
+        "difference the wrong way",
+        f"{PARTS}.butterflies",
+        "other - values[n]",
+        "values[n] - other",
+    ),
+    Mutation(
+        "ties of codes away",
+        "m2xfp.rtl.arith.datapath",
+        "guard & (rest | code[0])",
+        "guard",
+    ),
+    Mutation(
+        "pipeline runs through a stall",
+        f"{UNITS_OF}.activation_quantizer",
+        "~output.i.valid | output.i.ready",
+        "1",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    usual_first(FAULTS, ["transform left out", "ties of codes away"]),
+    ids=lambda fault: fault.name,
+)
+def test_regression_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
+    mutant = emit_mutant(fault, UNIT, "32x8", tmp_path)
+    simulator = BulkSimulator(mutant, build_dir=sim_dir)
+    with pytest.raises((AssertionError, SimulationError)):
+        play_regression(simulator)
 
 
 def test_the_two_units_apart_give_the_same(sim_dir: Path, tmp_path: Path) -> None:
