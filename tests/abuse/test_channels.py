@@ -9,10 +9,12 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -187,34 +189,93 @@ def test_hostile_names_of_boards_and_units() -> None:
     assert not Path("build").exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["x; touch PWNED", "$(touch PWNED)", "$(shell touch PWNED)", "'; touch PWNED; '"]
+GIVEN_TO_MAKE = (
+    "x; touch PWNED",
+    "$(touch PWNED)",
+    "$(shell touch PWNED)",
+    "'; touch PWNED; '",
+    "'\ntouch PWNED\n'",
+    '"; touch PWNED; "',
 )
-@pytest.mark.parametrize("variable", ["BOARD", "UNITS"])
-def test_make_hands_names_on_as_they_are(variable: str, name: str, tmp_path: Path) -> None:
-    """make's variables -> make, the shell."""
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    program = tmp_path / ".venv" / "bin" / "m2xfp"
-    program.parent.mkdir(parents=True)
-    program.write_text(f"#!{sys.executable}\nimport sys\nprint(sys.argv[1:])\n")
-    program.chmod(0o755)
+# The programs that make's recipes call here: they tell what they got.
+TELLS = """
+import os, sys
+print([*sys.argv[1:], *([os.environ["PYTHON"]] if sys.argv[0].endswith("setup") else [])])
+"""
+
+
+def made(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run make on this project's Makefile, with recipes whose programs only tell."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "Makefile", folder)
+    for file in ("pyproject.toml", "constraints.txt", "apt.txt"):
+        (folder / file).touch()
+        os.utime(folder / file, (0, 0))
+    for file in ("tools/setup", ".venv/bin/m2xfp"):
+        program = folder / file
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text(f"#!{sys.executable}{TELLS}")
+        program.chmod(0o755)
+        os.utime(program, (0, 0))
     for job in ("demo", "fpga"):
-        (tmp_path / ".venv" / f".ready-{job}").touch()
-    for file in ("pyproject.toml", "constraints.txt", "apt.txt", "tools/setup"):
-        (tmp_path / file).parent.mkdir(exist_ok=True)
-        (tmp_path / file).touch()
-        os.utime(tmp_path / file, (0, 0))
-    for target in ("fpga", "synth"):
-        done = subprocess.run(
-            ["make", "-s", target, f"{variable}={name}"],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        if (target, variable) == ("fpga", "BOARD"):
-            assert done.stdout == f"{['fpga', 'build', name]}\n"
+        (folder / ".venv" / f".ready-{job}").touch()
+    return subprocess.run(
+        ["make", "-s", *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("name", GIVEN_TO_MAKE)
+@pytest.mark.parametrize("environment", [False, True])
+@pytest.mark.parametrize(
+    ("target", "variable", "told"),
+    [
+        ("fpga", "BOARD", lambda name: ["fpga", "build", name]),
+        ("fpga", "UNITS", lambda name: [*map("--unit={}".format, name.split())]),
+        ("synth", "UNITS", lambda name: ["synth", *name.split(), "--check"]),
+        ("setup", "PYTHON", lambda name: ["dev", name]),
+    ],
+)
+def test_make_hands_names_on_as_they_are(
+    target: str,
+    variable: str,
+    told: Callable[[str], list[str]],
+    environment: bool,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """make's variables -> make, the shell."""
+    if environment:
+        monkeypatch.setenv(variable, name)
+    done = made(tmp_path, target, *([] if environment else [f"{variable}={name}"]))
+    assert done.returncode == 0, done.stderr
+    wanted = told(name)
+    if (target, variable) == ("fpga", "UNITS"):
+        wanted = ["fpga", "build", "icebreaker", *wanted]
+    assert done.stdout == f"{wanted}\n"
+
+
+VARIABLES = re.findall(
+    r"^(?:override )?(\w+) *[:?]?=", (ROOT / "Makefile").read_text(), re.MULTILINE
+)
+
+
+@pytest.mark.parametrize("name", GIVEN_TO_MAKE)
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_make_takes_no_variable_for_a_program(variable: str, name: str, tmp_path: Path) -> None:
+    """Any of the Makefile's variables -> make, the shell."""
+    assert {"PYTHON", "BOARD", "UNITS", "M2XFP", "DEV"} <= set(VARIABLES)
+    made(tmp_path, "-k", "help", "demo", "fpga", "synth", "setup", f"{variable}={name}")
+
+
+@pytest.mark.parametrize("name", GIVEN_TO_MAKE)
+def test_make_in_a_hostile_folder(name: str, tmp_path: Path) -> None:
+    """Names of the Makefile and of goals -> make, the shell."""
+    made(tmp_path / name)
+    done = made(tmp_path, "-f", f"{tmp_path}/{name}/Makefile", "help")
+    assert done.stdout == made(tmp_path, "help").stdout
+    assert "distclean" in done.stdout
+    assert made(tmp_path, f".venv/.ready-{name}").returncode
 
 
 # Files of data
