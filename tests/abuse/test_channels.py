@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,11 +32,14 @@ from m2xfp.fpga.flow.bitstream import build
 from m2xfp.golden import PackedTensor, get_format
 from m2xfp.models.checkpoints import open_checkpoint
 from m2xfp.rtl.catalog import find_unit
+from m2xfp.synth.cxxrtl.simulator import CxxrtlSimulator
 from m2xfp.synth.flow.lint import lint_file
 from m2xfp.synth.flow.pdk import DEFAULT_PDK, find_pdk
 from m2xfp.synth.flow.yosys import synthesize
+from m2xfp.tb.bench import find_bench
 from m2xfp.tb.bulk.simulator import BulkSimulator
 from m2xfp.tb.parts.files import load_array, load_arrays
+from m2xfp.tb.regression import check_case
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,6 +132,76 @@ def test_a_bitstream_in_a_hostile_folder(name: str, tmp_path: Path) -> None:
     """-> yosys, nextpnr and icepack."""
     report, folder = build("icebreaker", folder=tmp_path / name)
     assert (folder / report.bitstream).stat().st_size > 10_000
+
+
+# What Tcl, a shell and make would read in a name; PWNED in the environment is a file's whole path,
+# for what runs elsewhere.
+FOLDER = "a[exec touch PWNED]b; touch PWNED $PWNED $(touch PWNED $PWNED)$(shell touch PWNED)"
+
+
+@pytest.fixture
+def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder whose name is code, and have temporary files in another."""
+    folder, temporary = tmp_path / FOLDER, tmp_path / f"{FOLDER} too"
+    folder.mkdir()
+    temporary.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PWNED", str(tmp_path / "PWNED"))
+    for name in ("TMPDIR", "TMP", "TEMP"):
+        monkeypatch.setenv(name, str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert tempfile.gettempdir() == str(temporary)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param("check activation_decoder --only core", id="FuseSoC", marks=pytest.mark.slow),
+        pytest.param("check activation_decoder --only second", id="Icarus"),
+        pytest.param("check activation_decoder --only lint", id="linters"),
+        pytest.param(
+            "check activation_decoder --only regression", id="Verilator", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "check fp32_accumulator --config m2xfp-single --only streams",
+            id="cocotb",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("synth activation_decoder", id="yosys and OpenSTA", marks=pytest.mark.slow),
+        pytest.param("coverage activation_decoder", id="coverage", marks=pytest.mark.slow),
+        pytest.param("prove activation_decoder --job decoder --job mapped", id="ABC"),
+        pytest.param("mutate activation_decoder --count 2", id="mutants", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.usefixtures("hostile")
+def test_commands_in_a_hostile_folder(command: str) -> None:
+    """-> all programs that check a unit: they work there, and with temporary files there."""
+    result = told(*command.split())
+    assert result.exit_code == 0, result.output
+
+
+def test_cxxrtl_in_a_hostile_folder(hostile: Path, decoder: EmittedFiles) -> None:
+    """-> yosys' script, g++ and the linker."""
+    simulator = CxxrtlSimulator(decoder, build_dir=hostile / "sim")
+    unit = find_unit("activation_decoder")
+    for case in find_bench(unit).regression(unit.instance().facts):
+        check_case(simulator, case)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@pytest.mark.usefixtures("hostile")
+def test_the_drivers_example_in_a_hostile_folder() -> None:
+    """-> make, the C compiler, the linker, and the loader by the program's rpath."""
+    assert told("driver", "--output", "d").exit_code == 0
+    # In the place of the library, which takes minutes to build: what the example asks it for.
+    names = re.findall(r"\b(axi_\w+)\(", Path("d/m2xfp_simulated.h").read_text())
+    Path("stub.c").write_text("".join(f"int {name};\n" for name in set(names)))
+    library = ["cc", "-shared", "-fPIC", "-o", "d/libm2xfp_accelerator.so", "stub.c"]
+    for command in (library, ["make", "-C", "d", "example"]):
+        subprocess.run(command, check=True, capture_output=True)
+    done = subprocess.run(["d/example"], capture_output=True, text=True, check=False)
+    assert (done.returncode, "usage" in done.stderr.lower()) == (2, True), done
 
 
 # Names of modules
