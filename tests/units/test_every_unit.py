@@ -1,6 +1,7 @@
 """What every unit must pass, whatever it computes: parametrised over the catalog.
 
-The normal run takes one small configuration of each unit, `make test-slow` all of them.
+The normal run takes one small configuration of each unit, `make test-slow` all of them. Regressions
+are also played for all that the table of mutants is of: they are what kills those mutants.
 """
 
 import inspect
@@ -22,7 +23,8 @@ from stream_checks import check
 
 from m2xfp.cli import main
 from m2xfp.facts import EmittedFiles, Facts, Field
-from m2xfp.rtl.catalog import UNITS, Instance, Unit, select
+from m2xfp.results import read_figures
+from m2xfp.rtl.catalog import UNITS, Instance, Unit, find_unit, select
 from m2xfp.synth.flow.lint import lint_file
 from m2xfp.tb.bench import Arrays, Bench, Operands, find_bench
 from m2xfp.tb.bulk.simulator import BulkSimulator
@@ -49,6 +51,20 @@ CASES = [
     for name, each in INSTANCES.items()
 ]
 every = pytest.mark.parametrize("instance", CASES)
+
+
+def _mutated() -> Iterator[Instance]:
+    """Yield what the rows of the table of mutants are of, as they are played here."""
+    for row in read_figures(ROOT / "docs" / "results" / "mutants.json")["rows"]:
+        if row["unit"] != "accelerator":  # tests/tb/test_nevers.py plays it
+            yield find_unit(row["unit"]).labelled(row["config"])
+
+
+MUTATED = {f"{each.unit.name}-{each.config}": each for each in _mutated()}
+REGRESSIONS = [
+    pytest.param(each, id=name, marks=[] if each in SMALL or name in MUTATED else pytest.mark.slow)
+    for name, each in (INSTANCES | MUTATED).items()
+]
 
 
 @pytest.fixture
@@ -184,7 +200,7 @@ def test_vectors(instance: Instance, files: EmittedFiles, sim_dir: Path) -> None
         check(simulator, vectors, stall, seed=3)
 
 
-@every
+@pytest.mark.parametrize("instance", REGRESSIONS)
 def test_regression(instance: Instance, files: EmittedFiles, sim_dir: Path) -> None:
     """What every build must pass, and what `m2xfp mutate` plays through faults."""
     simulator = BulkSimulator(files, build_dir=sim_dir)
