@@ -317,6 +317,12 @@ def test_regression_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> N
 
 PROTOCOL_FAULTS = [
     Mutation(
+        "one clock of reset leaves an addend",
+        ACC,
+        "addend.o[name] & self.valid, 1, reset=True",
+        "addend.o[name] & self.valid, 1",
+    ),
+    Mutation(
         "ready follows ready",
         STREAMS,
         "self.i.ready.eq(~spare_valid)",
