@@ -17,6 +17,8 @@ from m2xfp.tables import aligned_table
 __all__ = ["Record", "accept_records", "prove", "tables"]
 
 FILE = "proofs.json"
+# Seconds up to which rows are counted: what a run of some of them takes.
+_LIMITS = (2, 5, 10, 20, 60)
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def accept_records(folder: Path, records: Iterable[Record]) -> Path:
 
 
 def tables(results: Path) -> dict[str, str]:
-    """Return the table of proofs."""
+    """Return the tables of proofs, of jobs, and of what rows take together."""
     path = results / FILE
     if not path.exists():
         return {}
@@ -162,7 +164,12 @@ def tables(results: Path) -> dict[str, str]:
         ]
         for row in rows
     ]
+    times = []
+    for most in (*_LIMITS, None):
+        taken = [row["seconds"] for row in rows if most is None or row["seconds"] <= most]
+        times.append([f"up to {most} s" if most else "any", str(len(taken)), f"{sum(taken):.0f}"])
     return {
+        "proof-times": aligned_table([["a row takes", "rows", "s together"], *times]),
         "proof-jobs": aligned_table([["job", "says", "engine", "proofs"], *jobs]),
         "proofs": aligned_table([["unit", "job", "depth", "s", "fails with"], *proofs]),
     }
