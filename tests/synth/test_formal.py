@@ -100,6 +100,14 @@ def test_a_job_holds_and_can_fail(
     assert not trouble(find_job(name), design(unit, config, changes))
 
 
+@pytest.mark.parametrize("name", ["fp32-add", "softfloat-long"])
+def test_the_longest_jobs_can_fail(name: str) -> None:
+    """They run in the slow set; that their fault is noticed is seen at once."""
+    fault, outcome = inject(find_job(name), design("fp32_accumulator", "m2xfp-single", ()))
+    assert fault
+    assert not outcome.holds
+
+
 # Of each engine's kind of question one or two, and what they are about.
 SECOND = [
     ("activation_decoder", "m2xfp", "decoder"),

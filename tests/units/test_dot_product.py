@@ -317,12 +317,6 @@ def test_regression_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> N
 
 PROTOCOL_FAULTS = [
     Mutation(
-        "one clock of reset leaves a group in the midst of the pipeline",
-        "m2xfp.rtl.parts.registers",
-        "reset_less=not reset",
-        "reset_less=not reset or step == 1",
-    ),
-    Mutation(
         "ready follows ready",
         STREAMS,
         "self.i.ready.eq(~spare_valid)",

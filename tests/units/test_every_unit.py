@@ -19,6 +19,7 @@ import pytest
 import torch
 from amaranth.hdl import Const
 from amaranth.lib import data
+from mutation import Mutation, emit_mutant
 from stream_checks import check
 
 from m2xfp.cli import main
@@ -28,7 +29,7 @@ from m2xfp.rtl.catalog import UNITS, Instance, Unit, find_unit, select
 from m2xfp.synth.flow.lint import lint_file
 from m2xfp.tb.bench import Arrays, Bench, Operands, find_bench
 from m2xfp.tb.bulk.simulator import BulkSimulator
-from m2xfp.tb.protocol.harness import exempt, run_testbench
+from m2xfp.tb.protocol.harness import TestbenchError, exempt, run_testbench
 from m2xfp.tb.regression import check_case
 from m2xfp.tb.vectors import Beats, TestVectors
 
@@ -282,6 +283,23 @@ def test_protocol(
         record_property(f"not applied: {name}", reason)
     ran = run_testbench(files, vectors, build_dir=sim_dir)
     assert ran == PROTOCOL_TESTS - len(left_out)
+
+
+TWO_CLOCKS = Mutation(
+    "the second clock of reset clears the midst of a pipeline",
+    "m2xfp.rtl.parts.registers",
+    "reset_less=not reset",
+    "reset_less=not reset or step == 1",
+)
+
+
+def test_a_reset_that_needs_two_clocks_is_noticed(sim_dir: Path, tmp_path: Path) -> None:
+    """One clock is what the emitted files promise, so the protocol's resets last one clock."""
+    instance = find_unit("fp32_accumulator").instance("m2xfp")
+    bench, arrays = sample(instance, lanes=8, depth=5)
+    files = emit_mutant(TWO_CLOCKS, instance.unit.name, instance.config, tmp_path)
+    with pytest.raises(TestbenchError):
+        run_testbench(files, bench.vectors(arrays, instance.facts, seed=4), build_dir=sim_dir)
 
 
 def _check_ports(instance: Instance, files: EmittedFiles, sim_dir: Path) -> None:
