@@ -1,22 +1,25 @@
 # `make` sets everything up and runs the main job; `make help` lists the rest. Each target is one call of
 # the m2xfp command, which has more options: .venv/bin/m2xfp --help.
 
+# What a user gives. Recipes take it from the environment, or a word at a time in quotes, so neither
+# make nor the shell reads anything in it; `override` and `value` keep make from doing so before.
 PYTHON ?= python3
-M2XFP := .venv/bin/m2xfp
+override PYTHON := $(value PYTHON)
+override BOARD := $(or $(value BOARD),icebreaker)
+override UNITS := $(value UNITS)
+override THIS_FILE := $(value MAKEFILE_LIST)
+export PYTHON BOARD THIS_FILE
+override units = $(foreach unit,$(UNITS),'$(1)$(subst ','\'',$(unit))')
 
+# What nobody gives. A make below this one does not see what was given either.
+override MAKEOVERRIDES :=
+override M2XFP := .venv/bin/m2xfp
 # What is installed for a job: tools/setup tells the jobs.
-DEMO := .venv/.ready-demo
-SYNTH := .venv/.ready-synth
-FPGA := .venv/.ready-fpga
-DOCS := .venv/.ready-docs
-DEV := .venv/.ready-dev
-
-# Names reach the shell as they were given: neither make nor the shell reads anything in them.
-quoted = '$(subst ','\'',$(1))'
-given = $(if $(value $(1)),$(call quoted,$(value $(1))))
-each_given = $(foreach each,$(value $(1)),$(call quoted,$(each)))
-
-unexport BOARD UNITS # which would be to read them once more
+override DEMO := .venv/.ready-demo
+override SYNTH := .venv/.ready-synth
+override FPGA := .venv/.ready-fpga
+override DOCS := .venv/.ready-docs
+override DEV := .venv/.ready-dev
 
 .DEFAULT_GOAL := demo
 .PHONY: demo setup test test-slow check verilog lint synth bench eval report pages docs train fpga clean distclean help
@@ -26,8 +29,8 @@ demo: $(DEMO) ## set up, then the main job: real activations through golden mode
 
 setup: $(DEV) ## install everything: Debian packages (apt.txt) and Python packages (.venv)
 
-.venv/.ready-%: pyproject.toml constraints.txt apt.txt tools/setup
-	PYTHON='$(PYTHON)' tools/setup $*
+$(DEMO) $(SYNTH) $(FPGA) $(DOCS) $(DEV): .venv/.ready-%: pyproject.toml constraints.txt apt.txt tools/setup
+	tools/setup $*
 
 check: $(DEV) ## ruff and mypy
 	.venv/bin/ruff check .
@@ -47,7 +50,7 @@ lint: $(DEMO) ## Linters and yosys checks of all emitted Verilog
 	$(M2XFP) lint
 
 synth: $(DEMO) ## area, timing and power, and what changed against docs/results; UNITS="pe_tile" chooses
-	$(M2XFP) synth $(call each_given,UNITS) --check
+	$(M2XFP) synth $(call units) --check
 
 bench: $(DEMO) ## speed of the golden model
 	$(M2XFP) bench
@@ -56,7 +59,7 @@ eval: $(DEMO) ## perplexity of the bundled language model in the main formats
 	$(M2XFP) eval
 
 fpga: $(FPGA) ## bitstream for BOARD (icebreaker if left out), with its report; UNITS="quantizer dot" chooses
-	$(M2XFP) fpga build $(or $(call given,BOARD),icebreaker) $(addprefix --unit=,$(call each_given,UNITS))
+	$(M2XFP) fpga build "$$BOARD" $(call units,--unit=)
 
 report: $(SYNTH) ## all tables and plots of the accepted figures, into build/report
 	$(M2XFP) report
@@ -77,4 +80,4 @@ distclean: clean ## remove the environment too
 	rm -rf .venv m2xfp.egg-info
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  \1\t/p' -- "$${THIS_FILE# }" | expand -t 14

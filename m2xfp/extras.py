@@ -27,6 +27,7 @@ PACKAGES = {
     "peakrdl_markdown": ("peakrdl-markdown", "registers"),
     "peakrdl_ipxact": ("peakrdl-ipxact", "registers"),
     "softfloatpy": ("softfloatpy", "prove"),
+    "bitwuzla": ("bitwuzla", "formal"),
     "distributed": ("distributed", "explore"),
     "transformers": ("transformers", "hf"),
     "gguf": ("gguf", "hf"),

@@ -13,7 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from m2xfp.files import is_plain
+
 __all__ = ["run"]
+
+# Variables that name a folder for temporary files. Icarus and yosys put that into a shell's line.
+_TEMPORARY = ("TMPDIR", "TMP", "TEMP")
 
 # The guard is no child of the program: some programs wait for any child. It holds none of the
 # program's files open, so that the end of their output is seen. Arguments come as "$@" and are
@@ -40,7 +45,8 @@ def run(
     command
         Program and arguments, no shell.
     cwd, environment
-        Folder to run in, and all variables; those of this process if left out.
+        Folder to run in, and all variables; those of this process if left out. A folder for
+        temporary files whose name has more than letters, digits and the like is /tmp instead.
     text
         Standard input; nothing if left out.
     merged
@@ -64,7 +70,7 @@ def run(
         with subprocess.Popen(
             ["/bin/sh", "-c", _GUARDED, str(here), program, *command[1:]],
             cwd=cwd,
-            env=None if environment is None else dict(environment),
+            env=_with_plain_names(os.environ if environment is None else environment),
             stdin=subprocess.DEVNULL if text is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if merged else subprocess.PIPE,
@@ -89,6 +95,12 @@ def run(
     finally:
         os.close(guard)
         os.close(here)
+
+
+def _with_plain_names(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment in which no folder for temporary files has a name that is code."""
+    hostile = [name for name in _TEMPORARY if not is_plain(environment.get(name, "/tmp"))]
+    return {**environment, **dict.fromkeys(hostile, "/tmp")}
 
 
 def _end(process: "subprocess.Popen[str]") -> None:

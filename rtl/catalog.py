@@ -36,7 +36,7 @@ from m2xfp.formats import (
     Window,
     block_format,
 )
-from m2xfp.rtl.parameters import bind, parameters_of, plain
+from m2xfp.rtl.parameters import bind, parameters_of, parse_settings, plain
 from m2xfp.rtl.units.accelerator import Accelerator
 from m2xfp.rtl.units.activation_decoder import ActivationDecoder
 from m2xfp.rtl.units.activation_quantizer import ActivationQuantizer
@@ -201,6 +201,14 @@ class Unit:
         instance = Instance(self, label, parameters, top)
         _ = instance.component  # refuses what does not go together
         return instance
+
+    def labelled(self, label: str) -> "Instance":
+        """Return the instance whose ``config`` is ``label``, as accepted figures name it.
+
+        Raises as `instance` does, and as reading settings does.
+        """
+        config, *settings = label.split("+")
+        return self.instance(config, parse_settings(self.component, settings))
 
 
 def _check_identifier(name: str) -> None:

@@ -33,7 +33,7 @@ def sim_dir(pytestconfig: pytest.Config) -> Path:
 
 @pytest.fixture(scope="session")
 def emitted(sim_dir: Path) -> Callable[[str, str], EmittedFiles]:
-    """Return a function from unit and configuration to the emitted files.
+    """Return a function from unit and configuration, with settings or not, to the emitted files.
 
     Imported here, so that tests of the golden model run where Amaranth is not: on a GPU machine.
     """
@@ -42,6 +42,6 @@ def emitted(sim_dir: Path) -> Callable[[str, str], EmittedFiles]:
 
     @cache
     def files(unit: str, config: str) -> EmittedFiles:
-        return emit(find_unit(unit).instance(config), sim_dir / "verilog")
+        return emit(find_unit(unit).labelled(config), sim_dir / "verilog")
 
     return files

@@ -19,6 +19,12 @@ __all__ = ["command"]
 @click.option("--slow", is_flag=True, help="The jobs of minutes too.")
 @click.option("--inject", is_flag=True, help="Show of each job that a fault makes it fail.")
 @click.option(
+    "--engine",
+    type=click.Choice(("abc", "bitwuzla")),
+    default="abc",
+    help="Bitwuzla takes what is about all inputs, some clocks, or an induction's step.",
+)
+@click.option(
     "--accept",
     is_flag=True,
     help="Do both, and put the figures into docs/results/proofs.json.",
@@ -32,6 +38,7 @@ def command(
     listing: bool,
     slow: bool,
     inject: bool,
+    engine: str,
     accept: bool,
 ) -> None:
     r"""Prove properties of UNITS, or of every unit in its default configuration.
@@ -44,16 +51,19 @@ def command(
     m2xfp prove fp32_accumulator
     m2xfp prove activation_quantizer --config bf16x8 --job conserved --inject
     m2xfp prove gemm_core --set rows=1 --set columns=2 --set max_k=64
+    m2xfp prove pe_tile --engine bitwuzla
     m2xfp prove --list
     """
     from m2xfp.rtl.catalog import UNITS
+    from m2xfp.synth.formal.job import always_slow
     from m2xfp.synth.formal.jobs import JOBS, find_job
     from m2xfp.synth.formal.record import FILE, accept_records, prove
 
     wanted = {find_job(each).name for each in names} or set(JOBS)
     if listing:
         for job in JOBS.values():
-            click.echo(f"{job.name:<22} {job.engine:<22} {job.text}{' (--slow)' * job.slow}")
+            told = " (--slow)" if job.slow is always_slow else " (--slow for some units)"
+            click.echo(f"{job.name:<22} {job.engine:<22} {job.text}{told if job.slow else ''}")
         return
     if units:
         instances = [each for unit in units for each in chosen(unit, config, settings, name)]
@@ -63,11 +73,22 @@ def command(
         instances = [unit.instance() for unit in UNITS.values()]
     else:
         instances = chosen(None, config, settings, name)
+    if accept and engine != "abc":
+        raise click.UsageError(
+            f"--accept: the accepted figures are ABC's; leave out --engine {engine}"
+        )
     require("torch", "safetensors", "filelock", "pyosys", "softfloatpy")
+    if engine != "abc":
+        require(engine)
     slow = slow or bool(names)
     failed, count = 0, 0
     for record in prove(
-        instances, wanted, slow=slow, faults=inject or accept, only=inject and not accept
+        instances,
+        wanted,
+        slow=slow,
+        faults=inject or accept,
+        only=inject and not accept,
+        engine=engine,
     ):
         click.echo(record.line)
         failed += not record.good

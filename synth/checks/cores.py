@@ -8,9 +8,11 @@ import os
 import re
 import shutil
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from m2xfp.extras import require
+from m2xfp.files import is_plain, plain_folder
 from m2xfp.processes import run
 from m2xfp.rtl.catalog import Instance
 from m2xfp.tb.bench import find_bench, random_operands
@@ -39,7 +41,7 @@ def run_target(folder: Path, core: str, target: str, tool: str | None = None) ->
     Parameters
     ----------
     folder
-        With ``<core>.core`` and its files; FuseSoC builds in it.
+        With ``<core>.core`` and its files; FuseSoC builds in it, or in a copy with a plain name.
     core
         Name of the core, a unit's ``top``.
     target
@@ -59,7 +61,11 @@ def run_target(folder: Path, core: str, target: str, tool: str | None = None) ->
     path = f"{tools.executable.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     command = [sys.executable, "-P", "-m", "fusesoc.main", "--cores-root", "."]
     command += ["run", f"--target={target}", core, *(["--tool", tool] if tool else [])]
-    done = run(command, cwd=folder, environment={**tools.environment, "PATH": path})
+    with ExitStack() as stack:
+        if not is_plain(folder.resolve()):  # make takes no spaces, and the shell takes the rest
+            copy = stack.enter_context(plain_folder(folder.resolve())) / "core"
+            folder = Path(shutil.copytree(folder, copy))
+        done = run(command, cwd=folder, environment={**tools.environment, "PATH": path})
     if done.returncode or "%Warning" in done.stdout:
         raise CoreError(f"{core}, target {target}, {tool or 'verilator'}:\n{done.stdout}")
     return done.stdout

@@ -4,14 +4,33 @@ import re
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
 from m2xfp.errors import MissingToolError
 from m2xfp.processes import run
 from m2xfp.synth.formal.netlist import ProofError, run_yosys
+from m2xfp.synth.formal.smt import satisfiable
 
-__all__ = ["Outcome", "abc", "aiger", "always", "never", "unrolled", "within"]
+__all__ = [
+    "BITWUZLA",
+    "ENGINES",
+    "Outcome",
+    "abc",
+    "aiger",
+    "always",
+    "asking",
+    "never",
+    "unrolled",
+    "within",
+]
+
+
+ABC, BITWUZLA = ENGINES = ("abc", "bitwuzla")
+_CHOSEN: ContextVar[str] = ContextVar("engine", default=ABC)
 
 
 @dataclass(frozen=True)
@@ -31,6 +50,16 @@ class Outcome:
     holds: bool
     depth: str
     seconds: float
+
+
+@contextmanager
+def asking(engine: str) -> Iterator[None]:
+    """Ask this one of ``ENGINES`` while the context lasts."""
+    token = _CHOSEN.set(engine)
+    try:
+        yield
+    finally:
+        _CHOSEN.reset(token)
 
 
 def abc(folder: Path, commands: str, limit: int) -> str:
@@ -73,6 +102,8 @@ def _answer(said: str, what: str) -> bool:
 
 def always(design: str, harness: str, limit: int) -> Outcome:
     """Prove that ``bad`` of a harness is never high, by an invariant that ABC finds (IC3)."""
+    if _CHOSEN.get() != ABC:
+        raise ProofError("IC3 is ABC's alone")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         begin = time.perf_counter()
@@ -90,30 +121,27 @@ def always(design: str, harness: str, limit: int) -> Outcome:
 
 def within(design: str, harness: str, clocks: int, limit: int) -> Outcome:
     """Prove that ``bad`` of a harness is not high in some clocks, the first included."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        begin = time.perf_counter()
+
+    def violated(folder: Path) -> bool:
         aiger(folder, design, harness)
         said = abc(folder, f"read_aiger harness.aig; bmc3 -F {clocks}; print_status", limit)
-    if re.search(r"was asserted in frame|^Status = *0 ", said, re.MULTILINE):
-        return Outcome(False, "fails", time.perf_counter() - begin)
-    if f"No output asserted in {clocks} frames" not in said:
-        raise ProofError(f"bounded model checking came to no end: {said.strip()[-300:]}")
-    return Outcome(True, f"{clocks} clocks", time.perf_counter() - begin)
+        if re.search(r"was asserted in frame|^Status = *0 ", said, re.MULTILINE):
+            return True
+        if f"No output asserted in {clocks} frames" not in said:
+            raise ProofError(f"bounded model checking came to no end: {said.strip()[-300:]}")
+        return False
+
+    return _bounded(violated, f"{clocks} clocks", design, harness, clocks, limit)
 
 
 def never(design: str, harness: str, limit: int) -> Outcome:
     """Prove that ``bad`` of a harness without state is not high for any inputs, by SAT sweeping."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        begin = time.perf_counter()
+
+    def violated(folder: Path) -> bool:
         aiger(folder, design, harness)
-        said = abc(folder, "read_aiger harness.aig; iprove", limit)
-    found = re.search(r"\b(UNSATISFIABLE|SATISFIABLE)\b", said)
-    if found is None:
-        raise ProofError(f"SAT came to no end: {said.strip()[-300:]}")
-    holds = found.group(1) == "UNSATISFIABLE"
-    return Outcome(holds, "all inputs" if holds else "fails", time.perf_counter() - begin)
+        return _swept(abc(folder, "read_aiger harness.aig; iprove", limit))
+
+    return _bounded(violated, "all inputs", design, harness, 1, limit)
 
 
 def unrolled(design: str, harness: str, clocks: int, limit: int) -> Outcome:
@@ -121,14 +149,36 @@ def unrolled(design: str, harness: str, clocks: int, limit: int) -> Outcome:
 
     Equal values are found and joined from the inputs on: the better way for two like circuits.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        begin = time.perf_counter()
+
+    def violated(folder: Path) -> bool:
         aiger(folder, design, harness)
         steps = f"strash; frames -i -F {clocks}; orpos; strash; iprove"
-        said = abc(folder, f"read_aiger harness.aig; {steps}", limit)
+        return _swept(abc(folder, f"read_aiger harness.aig; {steps}", limit))
+
+    return _bounded(violated, f"{clocks} clocks", design, harness, clocks, limit)
+
+
+def _swept(said: str) -> bool:
+    """Return whether SAT sweeping found inputs; ProofError if it came to no end."""
     found = re.search(r"\b(UNSATISFIABLE|SATISFIABLE)\b", said)
     if found is None:
         raise ProofError(f"SAT came to no end: {said.strip()[-300:]}")
-    holds = found.group(1) == "UNSATISFIABLE"
-    return Outcome(holds, f"{clocks} clocks" if holds else "fails", time.perf_counter() - begin)
+    return found.group(1) == "SATISFIABLE"
+
+
+def _bounded(
+    violated: Callable[[Path], bool],
+    depth: str,
+    design: str,
+    harness: str,
+    clocks: int,
+    limit: int,
+) -> Outcome:
+    """Ask ABC's ``violated``, or the engine that `asking` chose, about some clocks."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, begin = Path(name), time.perf_counter()
+        if _CHOSEN.get() == BITWUZLA:
+            found = satisfiable(folder, design, harness, clocks, limit)
+        else:
+            found = violated(folder)
+    return Outcome(not found, "fails" if found else depth, time.perf_counter() - begin)

@@ -180,6 +180,11 @@ def _fetcher_faults(design: Design) -> Iterator[Design]:
     yield from design.gate_faults(module, ["request__valid", "o__valid"])
 
 
+def _has_many_slots(design: Design) -> bool:
+    """Whether fetchers have so many slots that IC3 takes minutes."""
+    return bool(design.facts.parameters["slots"] > 2)
+
+
 JOBS = (
     Job(
         "chunks-whole",
@@ -188,6 +193,7 @@ JOBS = (
         has(FETCHER),
         each_module({FETCHER: (_chunks_whole, _passes_stay)}),
         _fetcher_faults,
+        slow=_has_many_slots,
     ),
     Job(
         "fetchers-move",
@@ -196,5 +202,6 @@ JOBS = (
         has(FETCHER),
         each_module({FETCHER: (_fetcher_moves, _passes_stay)}),
         _fetcher_faults,
+        slow=_has_many_slots,
     ),
 )

@@ -66,7 +66,8 @@ def find_job(name: str) -> Job:
 def jobs_of(instance: Instance, *, slow: bool = True) -> tuple[Design, list[Job]]:
     """Return an instance as a design, and the jobs that are about it."""
     design = Design.of(instance)
-    return design, [job for job in JOBS.values() if (slow or not job.slow) and job.applies(design)]
+    having = [job for job in JOBS.values() if job.applies(design)]
+    return design, [job for job in having if slow or not job.is_slow(design)]
 
 
 def inject(job: Job, design: Design) -> tuple[str, Outcome]:

@@ -186,6 +186,6 @@ JOBS = (
         lambda design: _state(design) <= MOST and not _memories(design),
         _mapped,
         _faults,
-        slow=True,
+        slow=lambda design: _state(design) > 0,
     ),
 )

@@ -16,7 +16,7 @@ from m2xfp.formats import (
 from m2xfp.synth.formal import fp32, references, streams
 from m2xfp.synth.formal.design import Design
 from m2xfp.synth.formal.engines import Outcome, always, never, within
-from m2xfp.synth.formal.job import LIMIT, Job
+from m2xfp.synth.formal.job import LIMIT, Job, always_slow
 from m2xfp.synth.formal.netlist import Flat, from_any_state, simple
 from m2xfp.synth.formal.streams import harness
 
@@ -43,7 +43,7 @@ def _stateless(
     text: str,
     body: Callable[[Design, Flat], list[str]],
     *modules: str,
-    slow: bool = False,
+    slow: Callable[[Design], bool] | None = None,
 ) -> Job:
     """Return a job about a module without state, the first of some that a unit has."""
 
@@ -270,6 +270,7 @@ JOBS = (
         "the exact product of a group from the sums of its parts, multipliers and scales",
         _scaled_product,
         "scaled_product",
+        slow=_matches("class_part"),  # sums of both signs, and scales with significands
     ),
     _stateless(
         "addend",
@@ -292,7 +293,7 @@ JOBS = (
         _has_usual_addends,
         _added(fp32.cases),
         lambda d: d.gate_faults("accumulator"),
-        slow=True,
+        slow=always_slow,
     ),
     _stateless(
         "carries",
@@ -307,7 +308,7 @@ JOBS = (
         lambda d: _matches("carry_save_sum")(d) and _has_one_pair(d),
         _accumulated,
         lambda d: d.gate_faults("carry_save_sum"),
-        slow=True,
+        slow=always_slow,
     ),
     Job(
         "quantized",
@@ -316,7 +317,7 @@ JOBS = (
         _is_quantizer,
         _quantized,
         lambda d: d.gate_faults("", [stream.ports[0] for stream in d.facts.outputs]),
-        slow=True,
+        slow=always_slow,
     ),
     Job(
         "apart",

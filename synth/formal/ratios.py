@@ -13,7 +13,7 @@ from fractions import Fraction
 from m2xfp.formats import BlockFormat, FloatElement, block_format
 from m2xfp.synth.formal.design import Design
 from m2xfp.synth.formal.engines import Outcome, never
-from m2xfp.synth.formal.job import LIMIT, Job
+from m2xfp.synth.formal.job import LIMIT, Job, always_slow
 from m2xfp.synth.formal.netlist import from_any_state, simple
 from m2xfp.synth.formal.parts import refined
 from m2xfp.synth.formal.streams import harness
@@ -215,7 +215,7 @@ JOBS = (
         lambda d: _applies(d) and not d.facts.parameters["tensor_scale"],
         lambda d: _prove(d, SCALE, _scale(_Numbers.of(d))),
         lambda d: d.gate_faults(SCALE),
-        slow=True,
+        slow=always_slow,
     ),
     Job(
         "ratio-codes",
@@ -224,6 +224,6 @@ JOBS = (
         _applies,
         lambda d: _prove(d if d.broken else _with_lane(d), WHOLE, _codes(_Numbers.of(d))),
         _lane_faults,
-        slow=True,
+        slow=always_slow,
     ),
 )

@@ -3,9 +3,13 @@
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from m2xfp.results import read_figures, write_figures
 from m2xfp.rtl.catalog import Instance
+from m2xfp.synth.formal.design import Design
+from m2xfp.synth.formal.engines import ENGINES, asking
+from m2xfp.synth.formal.job import Job
 from m2xfp.synth.formal.jobs import JOBS, find_job, inject, jobs_of
 from m2xfp.synth.formal.netlist import ProofError
 from m2xfp.tables import aligned_table
@@ -13,6 +17,8 @@ from m2xfp.tables import aligned_table
 __all__ = ["Record", "accept_records", "prove", "tables"]
 
 FILE = "proofs.json"
+# Seconds up to which rows are counted: what a run of some of them takes.
+_LIMITS = (2, 5, 10, 20, 60)
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ def prove(
     slow: bool = False,
     faults: bool = False,
     only: bool = False,
+    engine: str = ENGINES[0],
 ) -> Iterator[Record]:
     """Run the jobs of some instances.
 
@@ -81,29 +88,40 @@ def prove(
         Inject faults too.
     only
         And prove nothing.
+    engine
+        One of ``ENGINES``; of all but the first, only jobs about a number of clocks.
     """
     for instance in instances:
         design, jobs = jobs_of(instance, slow=slow)
         for job in jobs:
-            if job.name not in names:
+            if job.name not in names or (engine != ENGINES[0] and not job.is_bounded):
                 continue
-            first = Record(instance.unit.name, instance.config, job.name, job.engine)
+            by = job.engine if engine == ENGINES[0] else engine
+            first = Record(instance.unit.name, instance.config, job.name, by)
             facts = asdict(first)
             try:
-                if not only:
-                    outcome = job.prove(design)
-                    facts |= {
-                        "holds": outcome.holds,
-                        "depth": outcome.depth,
-                        "seconds": round(outcome.seconds, 1),
-                    }
-                if faults:
-                    facts["fault"], broken = inject(job, design)
-                    if only:
-                        facts |= {"depth": broken.depth, "seconds": round(broken.seconds, 1)}
+                with asking(engine):
+                    facts |= _asked(job, design, faults=faults, only=only)
             except ProofError as error:
                 facts["problem"] = str(error)
             yield Record(**facts)
+
+
+def _asked(job: Job, design: Design, *, faults: bool, only: bool) -> dict[str, Any]:
+    """Return what came of a job, as members of a record."""
+    facts: dict[str, Any] = {}
+    if not only:
+        outcome = job.prove(design)
+        facts = {
+            "holds": outcome.holds,
+            "depth": outcome.depth,
+            "seconds": round(outcome.seconds, 1),
+        }
+    if faults:
+        facts["fault"], broken = inject(job, design)
+        if only:
+            facts |= {"depth": broken.depth, "seconds": round(broken.seconds, 1)}
+    return facts
 
 
 def accept_records(folder: Path, records: Iterable[Record]) -> Path:
@@ -127,7 +145,7 @@ def accept_records(folder: Path, records: Iterable[Record]) -> Path:
 
 
 def tables(results: Path) -> dict[str, str]:
-    """Return the table of proofs."""
+    """Return the tables of proofs, of jobs, and of what rows take together."""
     path = results / FILE
     if not path.exists():
         return {}
@@ -146,7 +164,12 @@ def tables(results: Path) -> dict[str, str]:
         ]
         for row in rows
     ]
+    times = []
+    for most in (*_LIMITS, None):
+        taken = [row["seconds"] for row in rows if most is None or row["seconds"] <= most]
+        times.append([f"up to {most} s" if most else "any", str(len(taken)), f"{sum(taken):.0f}"])
     return {
+        "proof-times": aligned_table([["a row takes", "rows", "s together"], *times]),
         "proof-jobs": aligned_table([["job", "says", "engine", "proofs"], *jobs]),
         "proofs": aligned_table([["unit", "job", "depth", "s", "fails with"], *proofs]),
     }

@@ -39,6 +39,11 @@ def _patience(facts: Facts) -> int:
     return longest * facts.latency + facts.clocks_per_block + 4
 
 
+def _deep(design: Design) -> bool:
+    """Whether a pipeline is so deep that IC3 takes minutes to find what it can hold."""
+    return design.facts.latency > 6
+
+
 def _valids(design: Design) -> list[str]:
     return [stream.ports[1] for stream in design.facts.outputs]
 
@@ -116,6 +121,7 @@ JOBS = (
             LIMIT,
         ),
         lambda d: d.register_faults(_valids(d)),
+        slow=_deep,
     ),
     Job(
         "ordered",
@@ -126,6 +132,7 @@ JOBS = (
             d.control.text, streams.ordered(d.facts, d.control, _room(d.facts)), LIMIT
         ),
         lambda d: d.register_faults(_lasts(d)),
+        slow=_deep,
     ),
     Job(
         "on-time",
@@ -154,6 +161,7 @@ JOBS = (
         _groups_through,
         _forgotten,
         lambda d: d.register_faults(_datas(d)),
-        slow=True,
+        # Of units of sums it takes seconds; of none of the others has it come to an end.
+        slow=lambda d: not {"act", "weight"} <= set(d.facts.parameters),
     ),
 )

@@ -8,7 +8,7 @@ from m2xfp.rtl.parts.multiplier_search import lane_layout
 from m2xfp.rtl.units.weight_encoder import WeightEncoder
 from m2xfp.synth.formal.design import Design
 from m2xfp.synth.formal.engines import Outcome, always, never
-from m2xfp.synth.formal.job import LIMIT, Job
+from m2xfp.synth.formal.job import LIMIT, Job, always_slow
 from m2xfp.synth.formal.netlist import Flat, from_any_state, simple
 from m2xfp.synth.formal.streams import harness
 
@@ -95,6 +95,7 @@ JOBS = (
         _searches_one_scale,
         _lane_gains,
         lambda d: d.gate_faults("lane_terms"),
+        slow=always_slow,
     ),
     Job(
         "queue-moves",

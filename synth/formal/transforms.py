@@ -172,6 +172,7 @@ JOBS = (
         lambda d: _applies(d) and "lane_butterflies" in d.modules,
         _all_butterflies,
         lambda d: d.gate_faults("lane_butterflies"),
+        slow=lambda d: d.facts.parameters["lanes"] > 8,
     ),
     Job(
         "sum-rounded",

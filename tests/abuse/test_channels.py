@@ -9,10 +9,13 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,11 +32,14 @@ from m2xfp.fpga.flow.bitstream import build
 from m2xfp.golden import PackedTensor, get_format
 from m2xfp.models.checkpoints import open_checkpoint
 from m2xfp.rtl.catalog import find_unit
+from m2xfp.synth.cxxrtl.simulator import CxxrtlSimulator
 from m2xfp.synth.flow.lint import lint_file
 from m2xfp.synth.flow.pdk import DEFAULT_PDK, find_pdk
 from m2xfp.synth.flow.yosys import synthesize
+from m2xfp.tb.bench import find_bench
 from m2xfp.tb.bulk.simulator import BulkSimulator
 from m2xfp.tb.parts.files import load_array, load_arrays
+from m2xfp.tb.regression import check_case
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,6 +134,76 @@ def test_a_bitstream_in_a_hostile_folder(name: str, tmp_path: Path) -> None:
     assert (folder / report.bitstream).stat().st_size > 10_000
 
 
+# What Tcl, a shell and make would read in a name; PWNED in the environment is a file's whole path,
+# for what runs elsewhere.
+FOLDER = "a[exec touch PWNED]b; touch PWNED $PWNED $(touch PWNED $PWNED)$(shell touch PWNED)"
+
+
+@pytest.fixture
+def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder whose name is code, and have temporary files in another."""
+    folder, temporary = tmp_path / FOLDER, tmp_path / f"{FOLDER} too"
+    folder.mkdir()
+    temporary.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PWNED", str(tmp_path / "PWNED"))
+    for name in ("TMPDIR", "TMP", "TEMP"):
+        monkeypatch.setenv(name, str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert tempfile.gettempdir() == str(temporary)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param("check activation_decoder --only core", id="FuseSoC", marks=pytest.mark.slow),
+        pytest.param("check activation_decoder --only second", id="Icarus"),
+        pytest.param("check activation_decoder --only lint", id="linters"),
+        pytest.param(
+            "check activation_decoder --only regression", id="Verilator", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "check fp32_accumulator --config m2xfp-single --only streams",
+            id="cocotb",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("synth activation_decoder", id="yosys and OpenSTA", marks=pytest.mark.slow),
+        pytest.param("coverage activation_decoder", id="coverage", marks=pytest.mark.slow),
+        pytest.param("prove activation_decoder --job decoder --job mapped", id="ABC"),
+        pytest.param("mutate activation_decoder --count 2", id="mutants", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.usefixtures("hostile")
+def test_commands_in_a_hostile_folder(command: str) -> None:
+    """-> all programs that check a unit: they work there, and with temporary files there."""
+    result = told(*command.split())
+    assert result.exit_code == 0, result.output
+
+
+def test_cxxrtl_in_a_hostile_folder(hostile: Path, decoder: EmittedFiles) -> None:
+    """-> yosys' script, g++ and the linker."""
+    simulator = CxxrtlSimulator(decoder, build_dir=hostile / "sim")
+    unit = find_unit("activation_decoder")
+    for case in find_bench(unit).regression(unit.instance().facts):
+        check_case(simulator, case)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@pytest.mark.usefixtures("hostile")
+def test_the_drivers_example_in_a_hostile_folder() -> None:
+    """-> make, the C compiler, the linker, and the loader by the program's rpath."""
+    assert told("driver", "--output", "d").exit_code == 0
+    # In the place of the library, which takes minutes to build: what the example asks it for.
+    names = re.findall(r"\b(axi_\w+)\(", Path("d/m2xfp_simulated.h").read_text())
+    Path("stub.c").write_text("".join(f"int {name};\n" for name in set(names)))
+    library = ["cc", "-shared", "-fPIC", "-o", "d/libm2xfp_accelerator.so", "stub.c"]
+    for command in (library, ["make", "-C", "d", "example"]):
+        subprocess.run(command, check=True, capture_output=True)
+    done = subprocess.run(["d/example"], capture_output=True, text=True, check=False)
+    assert (done.returncode, "usage" in done.stderr.lower()) == (2, True), done
+
+
 # Names of modules
 
 
@@ -187,34 +263,93 @@ def test_hostile_names_of_boards_and_units() -> None:
     assert not Path("build").exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["x; touch PWNED", "$(touch PWNED)", "$(shell touch PWNED)", "'; touch PWNED; '"]
+GIVEN_TO_MAKE = (
+    "x; touch PWNED",
+    "$(touch PWNED)",
+    "$(shell touch PWNED)",
+    "'; touch PWNED; '",
+    "'\ntouch PWNED\n'",
+    '"; touch PWNED; "',
 )
-@pytest.mark.parametrize("variable", ["BOARD", "UNITS"])
-def test_make_hands_names_on_as_they_are(variable: str, name: str, tmp_path: Path) -> None:
-    """make's variables -> make, the shell."""
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    program = tmp_path / ".venv" / "bin" / "m2xfp"
-    program.parent.mkdir(parents=True)
-    program.write_text(f"#!{sys.executable}\nimport sys\nprint(sys.argv[1:])\n")
-    program.chmod(0o755)
+# The programs that make's recipes call here: they tell what they got.
+TELLS = """
+import os, sys
+print([*sys.argv[1:], *([os.environ["PYTHON"]] if sys.argv[0].endswith("setup") else [])])
+"""
+
+
+def made(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run make on this project's Makefile, with recipes whose programs only tell."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "Makefile", folder)
+    for file in ("pyproject.toml", "constraints.txt", "apt.txt"):
+        (folder / file).touch()
+        os.utime(folder / file, (0, 0))
+    for file in ("tools/setup", ".venv/bin/m2xfp"):
+        program = folder / file
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text(f"#!{sys.executable}{TELLS}")
+        program.chmod(0o755)
+        os.utime(program, (0, 0))
     for job in ("demo", "fpga"):
-        (tmp_path / ".venv" / f".ready-{job}").touch()
-    for file in ("pyproject.toml", "constraints.txt", "apt.txt", "tools/setup"):
-        (tmp_path / file).parent.mkdir(exist_ok=True)
-        (tmp_path / file).touch()
-        os.utime(tmp_path / file, (0, 0))
-    for target in ("fpga", "synth"):
-        done = subprocess.run(
-            ["make", "-s", target, f"{variable}={name}"],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        if (target, variable) == ("fpga", "BOARD"):
-            assert done.stdout == f"{['fpga', 'build', name]}\n"
+        (folder / ".venv" / f".ready-{job}").touch()
+    return subprocess.run(
+        ["make", "-s", *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("name", GIVEN_TO_MAKE)
+@pytest.mark.parametrize("environment", [False, True])
+@pytest.mark.parametrize(
+    ("target", "variable", "told"),
+    [
+        ("fpga", "BOARD", lambda name: ["fpga", "build", name]),
+        ("fpga", "UNITS", lambda name: [*map("--unit={}".format, name.split())]),
+        ("synth", "UNITS", lambda name: ["synth", *name.split(), "--check"]),
+        ("setup", "PYTHON", lambda name: ["dev", name]),
+    ],
+)
+def test_make_hands_names_on_as_they_are(
+    target: str,
+    variable: str,
+    told: Callable[[str], list[str]],
+    environment: bool,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """make's variables -> make, the shell."""
+    if environment:
+        monkeypatch.setenv(variable, name)
+    done = made(tmp_path, target, *([] if environment else [f"{variable}={name}"]))
+    assert done.returncode == 0, done.stderr
+    wanted = told(name)
+    if (target, variable) == ("fpga", "UNITS"):
+        wanted = ["fpga", "build", "icebreaker", *wanted]
+    assert done.stdout == f"{wanted}\n"
+
+
+VARIABLES = re.findall(
+    r"^(?:override )?(\w+) *[:?]?=", (ROOT / "Makefile").read_text(), re.MULTILINE
+)
+
+
+@pytest.mark.parametrize("name", GIVEN_TO_MAKE)
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_make_takes_no_variable_for_a_program(variable: str, name: str, tmp_path: Path) -> None:
+    """Any of the Makefile's variables -> make, the shell."""
+    assert {"PYTHON", "BOARD", "UNITS", "M2XFP", "DEV"} <= set(VARIABLES)
+    made(tmp_path, "-k", "help", "demo", "fpga", "synth", "setup", f"{variable}={name}")
+
+
+@pytest.mark.parametrize("name", GIVEN_TO_MAKE)
+def test_make_in_a_hostile_folder(name: str, tmp_path: Path) -> None:
+    """Names of the Makefile and of goals -> make, the shell."""
+    made(tmp_path / name)
+    done = made(tmp_path, "-f", f"{tmp_path}/{name}/Makefile", "help")
+    assert done.stdout == made(tmp_path, "help").stdout
+    assert "distclean" in done.stdout
+    assert made(tmp_path, f".venv/.ready-{name}").returncode
 
 
 # Files of data

@@ -2,84 +2,84 @@
 
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from m2xfp.cli import cli
-from m2xfp.formats import M2XFP_WEIGHT, block_format
+from m2xfp.formats import M2XFP_WEIGHT
+from m2xfp.results import read_figures
 from m2xfp.rtl.catalog import UNITS, find_unit
-from m2xfp.synth.formal import fetching, fp32, gemm, masters, rules, running, transforms
+from m2xfp.synth.formal import fetching, fp32, gemm, masters, running, transforms
 from m2xfp.synth.formal.design import Design
-from m2xfp.synth.formal.engines import within
-from m2xfp.synth.formal.jobs import JOBS, find_job, inject, jobs_of
-from m2xfp.synth.formal.netlist import from_any_state, simple
+from m2xfp.synth.formal.engines import BITWUZLA, asking, within
+from m2xfp.synth.formal.job import Job
+from m2xfp.synth.formal.jobs import find_job, inject, jobs_of
+from m2xfp.synth.formal.netlist import ProofError, from_any_state, simple
 from m2xfp.synth.formal.streams import harness
 
-PERMUTER = {"lanes": 2, "max_k": 8}
-MIXED = {"rows": 1, "columns": 1, "max_k": 128, "chains": 2, "tile": 32}
+ROWS = read_figures(Path(__file__).parents[2] / "docs" / "results" / "proofs.json")["proofs"]
+# Recorded jobs up to this many seconds run in CI, all others in the slow set (docs/proofs.md).
+QUICK = 5.0
 # An accelerator with two rows a block, queues of four bursts and two slots.
 ACCELERATOR = {
     **{"rows": 2, "columns": 2, "max_k": 64, "chains": 1, "chunk": 2, "slots": 2},
     **{"outstanding": 4, "queue": 2, "bus": "256", "encoder": None},
 }
-# Small instances that have, together, most of the jobs that take seconds, and jobs that are not
-# repeated for every unit.
+# Jobs whose recorded rows take longer: of smaller instances, or of the quickest row.
 CASES = [
-    *(
-        (("fp32_accumulator", "m2xfp-single", {}), job)
-        for job in [*(each.name for each in rules.JOBS), "addend", "fp32-special", "softfloat"]
-    ),
-    *(
-        (("activation_quantizer", "bf16x8", {}), job)
-        for job in ("conserved", "apart", "taken-whole")
-    ),
-    (("weight_encoder", "bf16-fixed-4", {}), "queue-moves"),
-    (("activation_decoder", "m2xfp", {}), "decoder"),
-    (("activation_decoder", "m2xfp", {}), "mapped"),
-    (("pe_tile", "nvfp4", {}), "lane-product"),
-    (("exact_accumulator", "m2xfp", {}), "carries"),
     *((("hadamard", "32x8", {}), job.name) for job in transforms.JOBS),
+    (("activation_decoder", "m2xfp", {}), "mapped"),
     (("switching_dot_product", "micromix-8", {}), "wide-product"),
-    *((("accelerator", "m2xfp-2x2", {}), job) for job in ("bursts", "taken", "descriptors")),
     *(
         (("accelerator", "m2xfp-2x2", ACCELERATOR), job.name)
         for job in (*masters.JOBS, *fetching.JOBS, *running.JOBS)
     ),
-    (("gemm_core", "m2xfp-2x2", {"rows": 1, "columns": 1, "max_k": 64}), "buffers"),
-    (("gemm_core", "m2xfp-2x2", {"rows": 1, "columns": 1, "max_k": 64}), "apart"),
-    *((("channel_permuter", "bf16x8", PERMUTER), job) for job in ("willing", "looked-at", "apart")),
-    (("mixed_gemm", "micromix-2x2", MIXED), "buffers"),
     *(
         (("gemm_core", "m2xfp-2x2", {"rows": 1, "columns": 2, "max_k": 64, "chains": 1}), job.name)
         for job in gemm.JOBS
     ),
 ]
-SLOW = [
-    (("channel_permuter", "bf16x8", PERMUTER), "rows-kept"),
-    *((("mixed_gemm", "micromix-2x2", MIXED), job.name) for job in gemm.JOBS),
-    (("accelerator", "m2xfp-2x2", {}), "asked"),
-    (("accelerator", "m2xfp-2x2", {}), "counted"),
-    (("accelerator", "m2xfp-2x2", {}), "register-answers"),
-    (("accelerator", "m2xfp-2x2", {}), "buffers"),
-    (("minifloat_quantizer", "amxfp4-e4m3-bf16x32", {}), "minifloat-scale"),
-    (("minifloat_quantizer", "amxfp4-e4m3-bf16x32", {}), "ratio-codes"),
-    (("weight_encoder", "bf16-fixed-4", {}), "lane-gains"),
-    (("fp32_accumulator", "m2xfp-single", {}), "mapped"),
-    (("pe_tile", "m2xfp", {}), "part-sum"),
-    (("group_dot", "m2xfp", {}), "scaled-product"),
-    (("exact_accumulator", "m2xfp", {}), "integer-sum"),
-    (("activation_quantizer", "bf16x8", {"block": block_format("mxfp4:group=8")}), "quantized"),
-]
 
 
-def cases() -> Iterator[Any]:
-    for instances, forced in ((CASES, False), (SLOW, True)):
-        for (unit, config, changes), job in instances:
-            marks = [pytest.mark.slow] if forced or JOBS[job].slow else []
-            values = unit, config, tuple(changes.items()), job
-            yield pytest.param(*values, id=f"{unit}-{config}-{job}", marks=marks)
+def recorded() -> Iterator[Any]:
+    """Yield instances with the recorded jobs that are quick, and one by one those that are not."""
+    quick: dict[tuple[str, str], list[str]] = {}
+    for row in ROWS:
+        quick.setdefault((row["unit"], row["config"]), [])
+        if row["seconds"] <= QUICK:
+            quick[row["unit"], row["config"]].append(row["job"])
+    for (unit, config), jobs in quick.items():
+        yield pytest.param(unit, config, jobs, id=f"{unit}-{config}")
+    for row in ROWS:
+        if row["seconds"] > QUICK:
+            values = row["unit"], row["config"], [row["job"]]
+            marks = [pytest.mark.slow, pytest.mark.timeout(7200)]
+            yield pytest.param(*values, id="-".join((*values[:2], row["job"])), marks=marks)
+
+
+def trouble(job: Job, about: Design) -> str:
+    """Return what is wrong with a job that must hold, and fail with a fault."""
+    if not job.applies(about):
+        return f"{job.name} does not apply"
+    if not job.prove(about).holds:
+        return f"{job.name} does not hold"
+    fault, outcome = inject(job, about)
+    return f"{job.name} holds with {fault}" if outcome.holds or not fault else ""
+
+
+@pytest.mark.parametrize(("unit", "config", "jobs"), list(recorded()))
+def test_recorded_jobs_hold_and_can_fail(unit: str, config: str, jobs: list[str]) -> None:
+    """All quick ones of an instance in one test: its netlists are made once."""
+    about = Design.of(find_unit(unit).labelled(config))
+    assert not [told for name in jobs if (told := trouble(find_job(name), about))]
+    # Marked by what they take: half a minute is the limit, and other things ran beside.
+    for row in ROWS:
+        if (row["unit"], row["config"]) == (unit, config):
+            slow = find_job(row["job"]).is_slow(about)
+            assert row["seconds"] > 3 if slow else row["seconds"] < 90, row
 
 
 @cache
@@ -87,16 +87,52 @@ def design(unit: str, config: str, changes: tuple[tuple[str, Any], ...]) -> Desi
     return Design.of(find_unit(unit).instance(config, dict(changes)))
 
 
-@pytest.mark.parametrize(("unit", "config", "changes", "name"), list(cases()))
+@pytest.mark.parametrize(
+    ("unit", "config", "changes", "name"),
+    [
+        pytest.param(unit, config, tuple(changes.items()), job, id=f"{unit}-{config}-{job}")
+        for (unit, config, changes), job in CASES
+    ],
+)
 def test_a_job_holds_and_can_fail(
     unit: str, config: str, changes: tuple[tuple[str, Any], ...], name: str
 ) -> None:
-    job, about = find_job(name), design(unit, config, changes)
-    assert job.applies(about)
-    assert job.prove(about).holds
-    fault, outcome = inject(job, about)
+    assert not trouble(find_job(name), design(unit, config, changes))
+
+
+@pytest.mark.parametrize("name", ["fp32-add", "softfloat-long"])
+def test_the_longest_jobs_can_fail(name: str) -> None:
+    """They run in the slow set; that their fault is noticed is seen at once."""
+    fault, outcome = inject(find_job(name), design("fp32_accumulator", "m2xfp-single", ()))
     assert fault
     assert not outcome.holds
+
+
+# Of each engine's kind of question one or two, and what they are about.
+SECOND = [
+    ("activation_decoder", "m2xfp", "decoder"),
+    ("group_dot", "m2xfp", "lane-product"),
+    ("fp32_accumulator", "m2xfp-single", "held"),
+    ("fp32_accumulator", "m2xfp-single", "silent"),
+    ("fp32_accumulator", "m2xfp-single", "addend"),
+]
+
+
+@pytest.mark.parametrize(("unit", "config", "name"), SECOND)
+def test_a_second_engine_says_the_same(unit: str, config: str, name: str) -> None:
+    pytest.importorskip("bitwuzla", reason="no second engine: pip install 'm2xfp[formal]'")
+    with asking(BITWUZLA):
+        assert find_job(name).is_bounded
+        assert not trouble(find_job(name), design(unit, config, ()))
+
+
+def test_the_second_engine_takes_no_question_without_bound() -> None:
+    live = find_job("live")
+    assert not live.is_bounded
+    with asking(BITWUZLA), pytest.raises(ProofError, match="IC3"):
+        live.prove(design("fp32_accumulator", "m2xfp-single", ()))
+    given = ["prove", "fp32_accumulator", "--engine", "bitwuzla", "--accept"]
+    assert "--accept" in CliRunner().invoke(cli, given).output
 
 
 def test_the_encoders_gains_leave_upper_bits_out() -> None:

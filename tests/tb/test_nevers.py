@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from m2xfp.facts import EmittedFiles, Facts, Port
+from m2xfp.results import read_figures
 from m2xfp.rtl.catalog import find_unit
-from m2xfp.rtl.parameters import parse_settings
 from m2xfp.rtl.verilog.emit import emit
 from m2xfp.synth.mutants.arguments import instances
 from m2xfp.synth.mutants.netlist import run_yosys
@@ -17,11 +19,9 @@ from m2xfp.tb.bench import Cover, find_bench
 from m2xfp.tb.bulk.simulator import BulkSimulator
 from m2xfp.tb.regression import check_case
 
-# As in the table of mutants: a regression of seconds.
-SETTINGS = (
-    *("rows=2", "columns=1", "max_k=160", "chains=1", "chunk=2", "slots=2", "outstanding=4"),
-    *("queue=2", "bus=128", "quantizer=bf16", "encoder=none"),
-)
+# What the table of mutants is of: a regression of seconds.
+ROWS = read_figures(Path(__file__).parents[2] / "docs" / "results" / "mutants.json")["rows"]
+CONFIGS = [row["config"] for row in ROWS if row["unit"] == "accelerator"]
 WATCH = "never"
 
 
@@ -66,10 +66,11 @@ def watched(files: EmittedFiles, nevers: list[Never], folder: Path) -> tuple[Emi
     return replace(files, top=top, verilog=verilog, json=given), len(bits)
 
 
-def test_nevers_of_the_accelerator(tmp_path: Path, sim_dir: Path) -> None:
-    """None is seen in any case; what does happen is."""
+@pytest.mark.parametrize("config", CONFIGS)
+def test_nevers_of_the_accelerator(config: str, tmp_path: Path, sim_dir: Path) -> None:
+    """None is seen in any case of the regression; what does happen is."""
     unit = find_unit("accelerator")
-    instance = unit.instance("m2xfp-2x2", parse_settings(unit.component, SETTINGS))
+    instance = unit.labelled(config)
     nevers = [each for each in Cover(unit).argued(instance.facts) if isinstance(each, Never)]
     assert len(nevers) > 10
     happens = Never(

@@ -1,6 +1,7 @@
 """What every unit must pass, whatever it computes: parametrised over the catalog.
 
-The normal run takes one small configuration of each unit, `make test-slow` all of them.
+The normal run takes one small configuration of each unit, `make test-slow` all of them. Regressions
+are also played for all that the table of mutants is of: they are what kills those mutants.
 """
 
 import inspect
@@ -18,15 +19,17 @@ import pytest
 import torch
 from amaranth.hdl import Const
 from amaranth.lib import data
+from mutation import Mutation, emit_mutant
 from stream_checks import check
 
 from m2xfp.cli import main
 from m2xfp.facts import EmittedFiles, Facts, Field
-from m2xfp.rtl.catalog import UNITS, Instance, Unit, select
+from m2xfp.results import read_figures
+from m2xfp.rtl.catalog import UNITS, Instance, Unit, find_unit, select
 from m2xfp.synth.flow.lint import lint_file
 from m2xfp.tb.bench import Arrays, Bench, Operands, find_bench
 from m2xfp.tb.bulk.simulator import BulkSimulator
-from m2xfp.tb.protocol.harness import exempt, run_testbench
+from m2xfp.tb.protocol.harness import TestbenchError, exempt, run_testbench
 from m2xfp.tb.regression import check_case
 from m2xfp.tb.vectors import Beats, TestVectors
 
@@ -49,6 +52,20 @@ CASES = [
     for name, each in INSTANCES.items()
 ]
 every = pytest.mark.parametrize("instance", CASES)
+
+
+def _mutated() -> Iterator[Instance]:
+    """Yield what the rows of the table of mutants are of, as they are played here."""
+    for row in read_figures(ROOT / "docs" / "results" / "mutants.json")["rows"]:
+        if row["unit"] != "accelerator":  # tests/tb/test_nevers.py plays it
+            yield find_unit(row["unit"]).labelled(row["config"])
+
+
+MUTATED = {f"{each.unit.name}-{each.config}": each for each in _mutated()}
+REGRESSIONS = [
+    pytest.param(each, id=name, marks=[] if each in SMALL or name in MUTATED else pytest.mark.slow)
+    for name, each in (INSTANCES | MUTATED).items()
+]
 
 
 @pytest.fixture
@@ -184,7 +201,7 @@ def test_vectors(instance: Instance, files: EmittedFiles, sim_dir: Path) -> None
         check(simulator, vectors, stall, seed=3)
 
 
-@every
+@pytest.mark.parametrize("instance", REGRESSIONS)
 def test_regression(instance: Instance, files: EmittedFiles, sim_dir: Path) -> None:
     """What every build must pass, and what `m2xfp mutate` plays through faults."""
     simulator = BulkSimulator(files, build_dir=sim_dir)
@@ -266,6 +283,23 @@ def test_protocol(
         record_property(f"not applied: {name}", reason)
     ran = run_testbench(files, vectors, build_dir=sim_dir)
     assert ran == PROTOCOL_TESTS - len(left_out)
+
+
+TWO_CLOCKS = Mutation(
+    "the second clock of reset clears the midst of a pipeline",
+    "m2xfp.rtl.parts.registers",
+    "reset_less=not reset",
+    "reset_less=not reset or step == 1",
+)
+
+
+def test_a_reset_that_needs_two_clocks_is_noticed(sim_dir: Path, tmp_path: Path) -> None:
+    """One clock is what the emitted files promise, so the protocol's resets last one clock."""
+    instance = find_unit("fp32_accumulator").instance("m2xfp")
+    bench, arrays = sample(instance, lanes=8, depth=5)
+    files = emit_mutant(TWO_CLOCKS, instance.unit.name, instance.config, tmp_path)
+    with pytest.raises(TestbenchError):
+        run_testbench(files, bench.vectors(arrays, instance.facts, seed=4), build_dir=sim_dir)
 
 
 def _check_ports(instance: Instance, files: EmittedFiles, sim_dir: Path) -> None:
