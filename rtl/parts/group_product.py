@@ -25,7 +25,6 @@ __all__ = [
     "ProductPipeline",
     "ScaledProduct",
     "refinement_product",
-    "refinement_product",
     "scale_facts",
     "significand",
 ]

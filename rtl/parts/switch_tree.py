@@ -43,7 +43,9 @@ def subgroup_bits(pair: SwitchPair) -> int:
 
 def sums_layout(pair: SwitchPair) -> data.StructLayout:
     """Return what passes the register behind the trees: digits, or sums of subgroups."""
-    bits = max(tree_layout(pair).size, pair.fields * subgroup_bits(pair) * pair.pairs.narrow_metadata)
+    bits = max(
+        tree_layout(pair).size, pair.fields * subgroup_bits(pair) * pair.pairs.narrow_metadata
+    )
     fields: dict[str, object] = {
         "blocks": data.ArrayLayout(unsigned(bits), pair.blocks),
         "exponent": pair.exponent_bits,

@@ -262,7 +262,9 @@ def test_exact_accumulation(names: tuple[str, str], sim_dir: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["mxfp6-fp32", "mxfp8-mxfp4-fp32", "mxfp8-fp32", "mxfp8-m2xfp-fp32"])
+@pytest.mark.parametrize(
+    "config", ["mxfp6-fp32", "mxfp8-mxfp4-fp32", "mxfp8-fp32", "mxfp8-m2xfp-fp32"]
+)
 def test_a_million_groups(config: str, sim_dir: Path) -> None:
     built = simulator(UNIT.instance(config), sim_dir)
     groups = 0
@@ -332,10 +334,20 @@ FAULTS = [
 ]
 
 
+GROUP, PAIR = "m2xfp.rtl.parts.group_product", "m2xfp.rtl.parts.mixed_pair"
+
+# Of what is there with M2XFP weights alone.
+MULTIPLIED_FAULTS = [
+    Mutation("subgroups exchanged", GROUP, "eq(weight.meta[part])", "eq(weight.meta[part ^ 1])"),
+    Mutation("no quarters in the bias", PAIR, "units + 2 * self.multiplied + 254", "units + 254"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", [*FAULTS, *MULTIPLIED_FAULTS], ids=lambda fault: fault.name)
 def test_regression_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
-    mutant = emit_mutant(fault, UNIT.name, "mxfp8-fp32", tmp_path)
+    config = "mxfp8-m2xfp-fp32" if fault in MULTIPLIED_FAULTS else "mxfp8-fp32"
+    mutant = emit_mutant(fault, UNIT.name, config, tmp_path)
     built = BulkSimulator(mutant, build_dir=sim_dir)
     with pytest.raises((AssertionError, SimulationError)):
         play(built)

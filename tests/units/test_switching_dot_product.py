@@ -348,10 +348,20 @@ FAULTS = [
 ]
 
 
+# Of what is there with M2XFP weights beside FP8 activations alone.
+MULTIPLIED = [
+    Mutation("multipliers of MXFP4", f"{PARTS}front", " & has.replicate(2)", ""),
+    Mutation("5, 6, 7 and 8 quarters", f"{PARTS}front", "Const(1, 1))", "Const(1, 1)) + 1"),
+    Mutation("multiples below 16", f"{PARTS}lanes", "multiple[4]", "Const(0, 1)"),
+    Mutation("hidden bit of 16", f"{PARTS}lanes", "bits[1] & ~code.carry", "bits[1]"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", [*FAULTS, *MULTIPLIED], ids=lambda fault: fault.name)
 def test_regression_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
-    mutant = emit_mutant(fault, UNIT.name, "micromix-8", tmp_path)
+    config = "m2xfp-fp8-8" if fault in MULTIPLIED else "micromix-8"
+    mutant = emit_mutant(fault, UNIT.name, config, tmp_path)
     built = BulkSimulator(mutant, build_dir=sim_dir)
     with pytest.raises((AssertionError, SimulationError)):
         play(built)
