@@ -60,20 +60,30 @@ PAIR_SETS = {
         "mxfp4:mxfp4+m2xfp-act:m2xfp-weight+m2xfp-act:mxfp4+mxfp4:m2xfp-weight"
         "+mxfp6-e3m2:mxfp6-e3m2+mxfp8-e4m3:mxfp8-e4m3+mxfp8-e4m3:mxfp6-e3m2+mxfp8-e4m3:mxfp4"
     ),
+    "m2xfp-fp8": (
+        "mxfp4:mxfp4+m2xfp-act:m2xfp-weight+m2xfp-act:mxfp4+mxfp4:m2xfp-weight"
+        "+mxfp8-e4m3:mxfp8-e4m3+mxfp8-e4m3:mxfp4+mxfp8-e4m3:m2xfp-weight"
+    ),
 }
 """Sets by name.
 
 ``micromix``: the three segments of MicroMix and MXQuant, with activations of the segment's format
 or all FP8. ``float``: every pair of E2M1, E2M3, E3M2 and E4M3. ``all``: E5M2 and INT8 too.
-``m2xfp``: micromix and M2XFP.
+``m2xfp``: micromix and M2XFP. ``m2xfp-fp8``: MXFP4, M2XFP and E4M3, also E4M3 activations with
+MXFP4 and M2XFP weights.
 """
+
+_MULTIPLIER_BITS = 2
+"""Mantissa bits that Sg-EM adds to a weight: quarters."""
 
 
 @dataclass(frozen=True)
 class PairSet:
     """Pairs (activations, weights) of formats, each at one of two rates.
 
-    Pairs of E2M1 elements run at the full rate, the others at that of wider elements.
+    Pairs of E2M1 elements run at the full rate, the others at that of wider elements. M2XFP weights
+    are in both; M2XFP activations go with E2M1 weights alone, since what refines them is the top-1
+    element of FP4 lanes.
 
     Members
     -------
@@ -99,9 +109,11 @@ class PairSet:
                     known = [name for name in FORMAT_NUMBERS if name != wrong.name]
                     side = "activations" if block is act else "weights"
                     raise UnknownNameError(f"format of {side}", block.name, known)
-            if (act.metadata.bits or weight.metadata.bits) and (act, weight) not in self.narrow:
+            if act.metadata.bits and (act, weight) not in self.narrow:
                 raise InputError(
-                    f"{act.name}:{weight.name}: metadata goes with E2M1 elements on both sides only"
+                    f"{act.name}:{weight.name}: a unit that switches takes {act.name} with E2M1 "
+                    f"weights only ({MXFP4.name}, {M2XFP_WEIGHT.name}); for this pair take "
+                    "dot_product"
                 )
         if len(set(self.pairs)) < len(self.pairs):
             raise InputError(f"{self.name}: a pair occurs twice")
@@ -126,6 +138,16 @@ class PairSet:
         """Whether some pair has metadata."""
         return any(block.metadata.bits for pair in self.pairs for block in pair)
 
+    @property
+    def narrow_metadata(self) -> bool:
+        """Whether some pair of E2M1 elements has metadata."""
+        return any(block.metadata.bits for pair in self.narrow for block in pair)
+
+    @property
+    def wide_metadata(self) -> bool:
+        """Whether weights of wide pairs may have multipliers."""
+        return any(weight.metadata.bits for _, weight in self.wide)
+
     def unit(self, act: BlockFormat, weight: BlockFormat) -> int:
         """Return the power of two of which the unit's sums of a pair are a multiple, unscaled.
 
@@ -133,7 +155,7 @@ class PairSet:
         the longest. Pairs of E2M1 elements are in one unit, that of M2XFP if it is among them.
         """
         if (act, weight) in self.narrow:
-            return -6 if self.metadata else -2
+            return -6 if self.narrow_metadata else -2
         return sum(
             -(block.element.bias + self.mantissa_bits(side) - 1)
             if isinstance(block.element, FloatElement)
@@ -142,9 +164,16 @@ class PairSet:
         )
 
     def mantissa_bits(self, side: int) -> int:
-        """Return the longest mantissa of a side's floating-point elements in wide pairs."""
-        elements = [pair[side].element for pair in self.wide]
-        bits = [each.mantissa_bits for each in elements if isinstance(each, FloatElement)]
+        """Return the longest mantissa of a side's floating-point elements in wide pairs.
+
+        A multiplier of quarters makes that of a weight two bits longer.
+        """
+        blocks = [pair[side] for pair in self.wide]
+        bits = [
+            each.element.mantissa_bits + (_MULTIPLIER_BITS if each.metadata.bits else 0)
+            for each in blocks
+            if isinstance(each.element, FloatElement)
+        ]
         return max(bits, default=0)
 
     @property

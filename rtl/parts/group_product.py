@@ -26,6 +26,7 @@ __all__ = [
     "ScaledProduct",
     "refinement_product",
     "scale_facts",
+    "significand",
 ]
 
 
@@ -212,12 +213,7 @@ class GroupSums(Component):
         act, weight = self.i.act, self.i.weight
         specials = []
         for part in range(pair.parts):
-            total: PartSum | MixedPartSum
-            if isinstance(pair, MixedPair):
-                total = MixedPartSum(pair)
-                specials.append(total.special)
-            else:
-                total = PartSum(pair)
+            total = MixedPartSum(pair) if isinstance(pair, MixedPair) else PartSum(pair)
             m.submodules[f"part_{part}"] = total
             lanes = range(part * pair.part, (part + 1) * pair.part)
             m.d.comb += [
@@ -225,7 +221,11 @@ class GroupSums(Component):
                 total.w.eq(Cat(weight.codes[n] for n in lanes)),
                 self.o.sums[part].eq(total.total),
             ]
-            if pair.refined:
+            if isinstance(total, MixedPartSum):
+                specials.append(total.special)
+                if pair.refined:
+                    m.d.comb += total.meta.eq(act.meta[part])
+            elif pair.refined:
                 m.submodules[f"decoder_{part}"] = decoder = TopElementDecoder(pair.act)
                 m.d.comb += [
                     decoder.codes.eq(total.x),

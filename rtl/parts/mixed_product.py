@@ -1,11 +1,13 @@
 """The exact product of two groups of any MX elements: lanes and sums."""
 
+from collections.abc import Sequence
+
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed, unsigned
-from amaranth.lib import data
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from m2xfp.formats import FloatElement, IntElement
-from m2xfp.rtl.arith.datapath import named
+from m2xfp.rtl.arith.datapath import first_maximum, named
 from m2xfp.rtl.arith.fixed_point import signed_bits, signed_total
 from m2xfp.rtl.parts.mixed_pair import MixedPair, largest_shift
 from m2xfp.rtl.verilog.component import Component
@@ -69,8 +71,8 @@ class MixedLaneProduct(Component):
         bound = pair.lane_bound
         super().__init__(
             {
-                "x": In(pair.act.element.bits),
-                "w": In(pair.weight.element.bits),
+                "x": In(pair.elements[0].bits),
+                "w": In(pair.elements[1].bits),
                 "product": Out(signed(signed_bits(-bound, bound))),
             }
         )
@@ -78,7 +80,7 @@ class MixedLaneProduct(Component):
     def build(self) -> Module:
         """Build multiplier and shifter."""
         m = Module()
-        act, weight = self.pair.act.element, self.pair.weight.element
+        act, weight = self.pair.elements
         x = _significand(m, self.x, act, "x")
         w = _significand(m, self.w, weight, "w")
         product: Value = Signal(signed(len(x) + len(w)), name="significands")
@@ -96,6 +98,21 @@ class MixedLaneProduct(Component):
         return m
 
 
+def refined_codes(m: Module, codes: Sequence[Value], meta: Value) -> list[Value]:
+    """Return the E2M3 codes that the E2M1 codes of an Elem-EM subgroup stand for.
+
+    The top-1 element, the lowest index of the largest, is max(4 c + meta - 1, 0), all others 4 c
+    (docs/format.md section 4).
+    """
+    largest, first = first_maximum(m, [code[:-1] for code in codes])
+    above = named(m, "above", Cat(Const(0, 2), largest) + meta)
+    top = named(m, "top_code", (above - above.any())[:5])
+    return [
+        Cat(Mux(chosen, top, Cat(Const(0, 2), code[:-1])), code[-1])
+        for chosen, code in zip(first, codes, strict=True)
+    ]
+
+
 class MixedPartSum(Component):
     """The sum of the products of some lanes, and whether any of them has no number; combinational.
 
@@ -108,6 +125,8 @@ class MixedPartSum(Component):
     -------
     x, w : In(ArrayLayout(code, part))
         Codes.
+    meta : In(2)
+        Metadata of the activations; only with Elem-EM.
     total : Out(signed)
         The sum.
     special : Out(1)
@@ -117,22 +136,26 @@ class MixedPartSum(Component):
     def __init__(self, pair: MixedPair) -> None:
         self.pair = pair
         bound = pair.part_bound
-        super().__init__(
-            {
-                "x": In(data.ArrayLayout(unsigned(pair.act.element.bits), pair.part)),
-                "w": In(data.ArrayLayout(unsigned(pair.weight.element.bits), pair.part)),
-                "total": Out(signed(signed_bits(-bound, bound))),
-                "special": Out(1),
-            }
-        )
+        members: dict[str, wiring.Member] = {
+            "x": In(data.ArrayLayout(unsigned(pair.act.element.bits), pair.part)),
+            "w": In(data.ArrayLayout(unsigned(pair.weight.element.bits), pair.part)),
+            "total": Out(signed(signed_bits(-bound, bound))),
+            "special": Out(1),
+        }
+        if pair.refined:
+            members["meta"] = In(2)
+        super().__init__(members)
 
     def build(self) -> Module:
         """Build products and sum."""
         m = Module()
         products, specials = [], []
-        for n in range(self.pair.part):
+        codes = [self.x[n] for n in range(self.pair.part)]
+        if self.pair.refined:
+            codes = refined_codes(m, codes, self.meta)
+        for n, code in enumerate(codes):
             m.submodules[f"lane_{n}"] = lane = MixedLaneProduct(self.pair)
-            m.d.comb += [lane.x.eq(self.x[n]), lane.w.eq(self.w[n])]
+            m.d.comb += [lane.x.eq(code), lane.w.eq(self.w[n])]
             products.append(lane.product)
             specials.append(special(self.x[n], self.pair.act.element))
             specials.append(special(self.w[n], self.pair.weight.element))

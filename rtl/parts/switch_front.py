@@ -12,7 +12,7 @@ from m2xfp.formats import E8M0, M2XFP_ACT, M2XFP_WEIGHT, BlockFormat
 from m2xfp.pairs import FORMAT_NUMBERS
 from m2xfp.rtl.arith.datapath import named
 from m2xfp.rtl.parts.dot_pair import DotPair
-from m2xfp.rtl.parts.group_product import LaneProduct, refinement_product
+from m2xfp.rtl.parts.group_product import LaneProduct, refinement_product, significand
 from m2xfp.rtl.parts.switch_lanes import WideLane, aligned_code, lane_layout
 from m2xfp.rtl.parts.switch_pair import SwitchPair
 from m2xfp.rtl.parts.top_element_decoder import TopElementDecoder
@@ -55,7 +55,7 @@ def lanes_layout(pair: SwitchPair) -> data.StructLayout:
         "exponent": pair.exponent_bits,
         "nan": 1,
     }
-    if pair.pairs.metadata:
+    if pair.pairs.narrow_metadata:
         fields["refined"] = _refined_layout()
     return data.StructLayout(fields)
 
@@ -122,7 +122,7 @@ class SwitchLanes(Component):
             self.o.exponent.eq(i.act.scale + i.weight.scale + named(m, "raised", offset)),
             self.o.nan.eq(nan | (special & ~self.narrow)),
         ]
-        if pair.pairs.metadata:
+        if pair.pairs.narrow_metadata:
             self._refine(m)
         return m
 
@@ -143,10 +143,13 @@ class SwitchLanes(Component):
                 hits = [i.mode[name] == FORMAT_NUMBERS[block] for block in sorted(own)]
                 chosen[element.name] = named(m, f"{name}_{element.name}", reduce(or_, hits))
             plane = i[name].codes.as_value()
+            multiples: Sequence[Value | None] = [None] * pair.lanes
+            if side.multiplied:
+                multiples = self._multiples(m)
             codes.append(
                 [
-                    named(m, f"{name}_code_{n}", aligned_code(plane, n, side, chosen))
-                    for n in range(pair.lanes)
+                    named(m, f"{name}_code_{n}", aligned_code(plane, n, side, chosen, multiple))
+                    for n, multiple in enumerate(multiples)
                 ]
             )
         rows, specials = [], []
@@ -156,6 +159,17 @@ class SwitchLanes(Component):
             rows.append(lane.o.as_value())
             specials.append(lane.special)
         return rows, named(m, "special", Cat(specials).any())
+
+    def _multiples(self, m: Module) -> Sequence[Value]:
+        """Return the significands of E2M1 weights times 4 + k, k = 0 without metadata."""
+        i, pair = self.i.weight, self.pair
+        has = named(m, "multiplied", self.i.mode.weight == FORMAT_NUMBERS[M2XFP_WEIGHT.name])
+        found = []
+        for n in range(pair.lanes):
+            multiplier = Cat(i.meta[n // M2XFP_PAIR.part] & has.replicate(2), Const(1, 1))
+            code = i.codes.as_value()[4 * n : 4 * n + 3]
+            found.append(named(m, f"multiple_{n}", (significand(code) * multiplier)[:5]))
+        return found
 
     def _refine(self, m: Module) -> None:
         """Decode M2XFP's metadata where the formats have it."""

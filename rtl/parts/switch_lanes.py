@@ -8,7 +8,7 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
-from m2xfp.formats import E4M3, E5M2
+from m2xfp.formats import E2M1, E4M3, E5M2
 from m2xfp.rtl.arith.datapath import named, one_hot_mux
 from m2xfp.rtl.arith.fixed_point import signed_bits
 from m2xfp.rtl.parts.switch_pair import SwitchPair, SwitchSide
@@ -24,18 +24,29 @@ _TOO_FAR = 2
 
 
 def code_layout(side: SwitchSide) -> data.StructLayout:
-    """Return the one form of all codes of a side; an integer lies in ``integer``, the rest is 0."""
+    """Return the one form of all codes of a side; an integer lies in ``integer``, the rest is 0.
+
+    ``carry``: a multiple is 16 or more, see ``aligned_code``.
+    """
     fields: dict[str, int] = {
         "mantissa": side.mantissa_bits,
         "exponent": side.exponent_bits,
         "sign": 1,
     }
+    if side.multiplied:
+        fields["carry"] = 1
     if side.integer:
         fields["integer"] = 8
     return data.StructLayout(fields)
 
 
-def aligned_code(codes: Value, lane: int, side: SwitchSide, chosen: Mapping[str, Value]) -> Value:
+def aligned_code(
+    codes: Value,
+    lane: int,
+    side: SwitchSide,
+    chosen: Mapping[str, Value],
+    multiple: Value | None = None,
+) -> Value:
     """Return a lane's code in the form of ``code_layout``.
 
     Parameters
@@ -46,6 +57,10 @@ def aligned_code(codes: Value, lane: int, side: SwitchSide, chosen: Mapping[str,
         Which one, and what it may be.
     chosen
         By name of an element, whether it is that: one-hot, or none, which gives 0.
+    multiple
+        Of a side with multipliers: an E2M1 code's significand h.m times 4 + k. It is the code's
+        own where k = 0, with two bits more, and 18 or 21 where it is 16 or more; below it has the
+        hidden bit, if h is set, in the place of 8.
     """
     layout = code_layout(side)
     forms: list[Value] = []
@@ -54,9 +69,12 @@ def aligned_code(codes: Value, lane: int, side: SwitchSide, chosen: Mapping[str,
         if element not in side.floats:
             forms.append(Cat(Const(0, layout.size - 8), code))
             continue
-        bits = element.mantissa_bits
+        bits, magnitude = element.mantissa_bits, code[:-1]
+        carry: Value = Const(0, int(side.multiplied))
+        if element is E2M1 and multiple is not None:
+            bits, magnitude, carry = 3, Cat(multiple[:3], code[1:-1]), multiple[4]
         above = side.exponent_bits - element.exponent_bits
-        form = Cat(Const(0, side.mantissa_bits - bits), code[:-1], Const(0, above), code[-1])
+        form = Cat(Const(0, side.mantissa_bits - bits), magnitude, Const(0, above), code[-1], carry)
         forms.append(Cat(form, Const(0, layout.size - len(form))))
     return one_hot_mux([chosen[element.name] for element in side.elements], forms)
 
@@ -129,7 +147,8 @@ class WideLane(Component):
             w = self._signed(m, self.w, weight, "w")
             m.d.comb += product.eq(x * w)
         else:
-            x, w = self._magnitude(m, self.x, "x"), self._magnitude(m, self.w, "w")
+            x = self._magnitude(m, self.x, act, "x")
+            w = self._magnitude(m, self.w, weight, "w")
             magnitude = named(m, "magnitude", (x * w)[: bits - 1])
             negative = named(m, "negative", self.x.sign ^ self.w.sign)
             m.d.comb += product.eq((magnitude ^ negative.replicate(bits)) + negative)
@@ -143,13 +162,16 @@ class WideLane(Component):
         m.d.comb += [self.o.product.eq(product), self.o.amount.eq(amount[_EARLY:])]
         return m
 
-    def _magnitude(self, m: Module, code: data.View, name: str) -> Signal:
-        """Return h.m of a code as an integer."""
-        return named(m, f"{name}_magnitude", Cat(code.mantissa, code.exponent.any()))
+    def _magnitude(self, m: Module, code: data.View, side: SwitchSide, name: str) -> Signal:
+        """Return h.m of a code as an integer, or its multiple."""
+        bits = [code.mantissa, code.exponent.any()]
+        if side.multiplied:
+            bits[1:] = [bits[1] & ~code.carry, code.carry]
+        return named(m, f"{name}_magnitude", Cat(bits))
 
     def _signed(self, m: Module, code: data.View, side: SwitchSide, name: str) -> Value:
         """Return h.m of a code with its sign, or the integer; of the two, one is zero."""
-        magnitude = self._magnitude(m, code, name)
+        magnitude = self._magnitude(m, code, side, name)
         bits = len(magnitude) + 1
         result: Value = Signal(signed(bits), name=f"{name}_significand")
         negated = Cat(magnitude ^ code.sign.replicate(bits - 1), code.sign).as_signed() + code.sign

@@ -35,16 +35,23 @@ class SwitchSide:
     mantissa at its upper end; the value is sig * 2^(max(e, 1) - 1 - u) with the ``u`` of the
     element, bias + mantissa bits - 1. INT8 stays as it is.
 
+    E2M1 codes of M2XFP weights are multiplied by 4 + k quarters first: sig <= 3 * 7 = 21, which is
+    a bit more than sig <= 15 of the longest mantissa, while the whole is small: 84 where E4M3 has
+    up to 229376. So the lane's multiplier is a bit wider, and nothing behind it is.
+
     Members
     -------
     elements
         Of the side, each once.
     mantissa_bits
         Of the longest mantissa.
+    multiplied
+        Whether E2M1 codes may have multipliers.
     """
 
     elements: tuple[Element, ...]
     mantissa_bits: int
+    multiplied: bool = False
 
     @property
     def floats(self) -> tuple[FloatElement, ...]:
@@ -61,17 +68,24 @@ class SwitchSide:
         """Of the longest exponent."""
         return max((each.exponent_bits for each in self.floats), default=0)
 
-    def largest_significand(self, element: Element) -> int:
+    def largest_significand(self, block: BlockFormat) -> int:
         """Return the largest magnitude that goes into a multiplier."""
+        element = block.element
         if isinstance(element, IntElement):
             return largest_integer(element)
-        return (2 << element.mantissa_bits) - 1 << (self.mantissa_bits - element.mantissa_bits)
+        return self._aligned((2 << element.mantissa_bits) - 1, block)
 
-    def largest(self, element: Element) -> int:
+    def largest(self, block: BlockFormat) -> int:
         """Return the largest magnitude in units of the last place."""
+        return self._aligned(largest_integer(block.element), block)
+
+    def _aligned(self, magnitude: int, block: BlockFormat) -> int:
+        """Return a magnitude of an element at the upper end, by the largest multiplier."""
+        element = block.element
         if isinstance(element, IntElement):
-            return largest_integer(element)
-        return largest_integer(element) << (self.mantissa_bits - element.mantissa_bits)
+            return magnitude
+        places = self.mantissa_bits - element.mantissa_bits
+        return 7 * magnitude << places - 2 if block.metadata.bits else magnitude << places
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,8 @@ class SwitchPair(DotPair):
     adder tree of eight. An FP4 group comes in one beat, and its 32 products, offset so that they
     are not negative, are fields of the same rows: eight rows of four fields of 12 bits, or two
     trees of eight rows of two fields. So each field sums a subgroup of eight.
+
+    A beat of wide lanes has its own part of the codes and of the metadata, from the first on.
 
     The value of a group is D * 2^(exponent - bias) with the bias of the finest pair and an exponent
     that makes up for it.
@@ -126,7 +142,7 @@ class SwitchPair(DotPair):
         With 8 rows there are four products a row, and two sums take fewer registers than four
         products; M2XFP needs the sum of each subgroup alone.
         """
-        return 2 if self.blocks == 1 and not self.pairs.metadata else 1
+        return 2 if self.blocks == 1 and not self.pairs.narrow_metadata else 1
 
     @property
     def fields(self) -> int:
@@ -150,6 +166,7 @@ class SwitchPair(DotPair):
             SwitchSide(
                 tuple(dict.fromkeys(pair[side].element for pair in self.pairs.wide)),
                 self.pairs.mantissa_bits(side),
+                side == 1 and self.pairs.wide_metadata,
             )
             for side in (0, 1)
         )
@@ -159,8 +176,7 @@ class SwitchPair(DotPair):
     def significand_bound(self) -> int:
         """Largest magnitude of a product of significands."""
         return max(
-            self.sides[0].largest_significand(act.element)
-            * self.sides[1].largest_significand(weight.element)
+            self.sides[0].largest_significand(act) * self.sides[1].largest_significand(weight)
             for act, weight in self.pairs.wide
         )
 
@@ -176,7 +192,7 @@ class SwitchPair(DotPair):
     def row_bound(self) -> int:
         """Largest magnitude of a wide product."""
         return max(
-            self.sides[0].largest(act.element) * self.sides[1].largest(weight.element)
+            self.sides[0].largest(act) * self.sides[1].largest(weight)
             for act, weight in self.pairs.wide
         )
 
@@ -188,7 +204,7 @@ class SwitchPair(DotPair):
     @property
     def product_bound(self) -> int:
         """Largest |D|."""
-        return max(self.group * self.row_bound, 131712 if self.pairs.metadata else 4608)
+        return max(self.group * self.row_bound, 131712 if self.pairs.narrow_metadata else 4608)
 
     @property
     def product_shape(self) -> Shape:
@@ -213,7 +229,7 @@ class SwitchPair(DotPair):
     def operand_layout(self) -> data.StructLayout:
         """Codes of a beat as bytes from the group's planes, scale and, if there is any, metadata.
 
-        A beat of a wide group holds its part of the codes from bit 0 on.
+        A beat of a wide group holds its part of the codes from bit 0 on, and of the metadata.
         """
         widest = max(each.bits for side in self.sides for each in side.elements)
         size = max(16, self.lanes * widest // 8)

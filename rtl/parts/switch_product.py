@@ -77,7 +77,7 @@ class SwitchProduct(Component):
         ]
         sums = Signal(sums_layout(pair))
         m.d.comb += [sums.exponent.eq(held.exponent), sums.nan.eq(held.nan)]
-        if pair.pairs.metadata:
+        if pair.pairs.narrow_metadata:
             m.d.comb += sums.multipliers.eq(held.refined.multipliers)
         for block in range(pair.blocks):
             m.submodules[f"tree_{block}"] = tree = SwitchTree(pair)
@@ -87,7 +87,7 @@ class SwitchProduct(Component):
                 tree.narrow.eq(narrow),
             ]
             passed = tree.digits.as_value()
-            if pair.pairs.metadata:
+            if pair.pairs.narrow_metadata:
                 parts = [
                     self._refined(m, held, block * pair.fields + n, part)
                     for n, part in enumerate(field_sums(pair, tree.digits))

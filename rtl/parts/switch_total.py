@@ -81,7 +81,7 @@ class SwitchTotal(Component):
         # Offsets of the signs: eight in each tree, or of eight products in four subgroups.
         top = pair.row_bits + 2 + (pair.blocks - 1).bit_length()
         ones = Cat(Const(0, top), Const(-1, width - top))
-        if pair.pairs.metadata:
+        if pair.pairs.narrow_metadata:
             rows = [named(m, f"row_{n}", row) for n, row in enumerate(rows)]
         else:
             sums = [part for view in views for part in self._fields(view)]
@@ -97,7 +97,7 @@ class SwitchTotal(Component):
             at = slice(n * _LONG, (n + 1) * _LONG)
             parts = [part for row in rows if len(part := row[at])]
             m.d.comb += digit.eq(reduce_tree(add, parts))
-        if pair.pairs.metadata:
+        if pair.pairs.narrow_metadata:
             self._scaled(m)
         return m
 

@@ -43,13 +43,15 @@ def subgroup_bits(pair: SwitchPair) -> int:
 
 def sums_layout(pair: SwitchPair) -> data.StructLayout:
     """Return what passes the register behind the trees: digits, or sums of subgroups."""
-    bits = max(tree_layout(pair).size, pair.fields * subgroup_bits(pair) * pair.pairs.metadata)
+    bits = max(
+        tree_layout(pair).size, pair.fields * subgroup_bits(pair) * pair.pairs.narrow_metadata
+    )
     fields: dict[str, object] = {
         "blocks": data.ArrayLayout(unsigned(bits), pair.blocks),
         "exponent": pair.exponent_bits,
         "nan": 1,
     }
-    if pair.pairs.metadata:
+    if pair.pairs.narrow_metadata:
         fields["multipliers"] = data.ArrayLayout(unsigned(2), M2XFP_PAIR.parts)
     return data.StructLayout(fields)
 

@@ -34,7 +34,8 @@ class DotProduct(Component):
     next group waits until its chain comes round, ``chains - 1`` clocks at most.
 
     MX formats of any elements are multiplied with each other (E2M1, E2M3, E3M2, E4M3, E5M2, INT8);
-    an element that is NaN or infinity poisons its group, as a NaN scale does.
+    an element that is NaN or infinity poisons its group, as a NaN scale does. M2XFP goes with them
+    too, as weights or as activations.
 
     With a ``window`` nothing is rounded before the result is: the accumulation is that of
     ``ExactAccumulator``, which has one chain.

@@ -39,8 +39,8 @@ class MixedGemm(Component):
 
     A command's segment table says which pair of formats each segment has. A group of E2M1 elements
     on both sides is a **beat**, one of wider elements on either side is several: ``fp8_lanes``
-    values each, packed as they are in the group. The array takes a beat a clock. Sources: MicroMix
-    and MXQuant, as docs/format.md has them.
+    values each, packed as they are in the group, with their part of the metadata. The array takes a
+    beat a clock. Sources: MicroMix and MXQuant, as docs/format.md has them.
 
     Parameters
     ----------

@@ -33,7 +33,9 @@ class SwitchingDotProduct(Component):
     times or twice the rate. A switch costs no clock. What is accumulated is that of ``DotProduct``:
     the exact sum of a group's products, one rounding a group, or none with a ``window``.
 
-    All beats of a group carry its scales, metadata, mode and ``first``; those of the last count. A
+    All beats of a group carry its scales, mode and ``first``; those of the last count. Each beat of
+    ``fp8_lanes`` values has its own part of the metadata, that of its subgroups, from the first on.
+    M2XFP weights go with activations of any elements, M2XFP activations with E2M1 weights only. A
     mode that the unit is not built for makes its beat a group of its own, and that group NaN and
     ``refused``; a mode that changes within a group makes that so.
 
@@ -44,7 +46,8 @@ class SwitchingDotProduct(Component):
     ----------
     pairs
         The pairs of formats: a name or ACT:WEIGHT+ACT:WEIGHT..., see m2xfp/pairs.py. M2XFP and
-        MXFP4 are of E2M1; the widest pair sets the width of sums.
+        MXFP4 are of E2M1; the widest pair sets the width of sums, and multipliers of weights beside
+        wider activations that of lanes.
     fp8_lanes
         Products a beat of elements wider than E2M1 on either side.
     chains

@@ -257,7 +257,11 @@ class MixedStreams(GemmStreams):
         rest[..., : size // beats] = codes
         parts = [rest, np.broadcast_to(groups[..., None, size : size + 1], (*rest.shape[:3], 1))]
         if "meta" in fields:
-            own = groups[..., None, -1:] if block.metadata.bits else rest[..., -1:] & 0
+            own = np.zeros((*rest.shape[:3], 1), np.uint8)
+            if block.metadata.bits:  # a beat has its own part, from the first subgroup on
+                bits = block.metadata.bits * block.subgroups // beats
+                places = np.arange(beats, dtype=np.uint8)[:, None] * np.uint8(bits)
+                own = (groups[..., None, -1:] >> places).astype(np.uint8)
             parts.append(np.broadcast_to(own, (*rest.shape[:3], 1)))
         whole = np.concatenate(parts, -1)
         return whole.reshape(len(groups), -1, whole.shape[-1])

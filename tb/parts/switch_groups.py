@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from m2xfp.errors import InputError
 from m2xfp.facts import Facts
-from m2xfp.formats import BLOCK_FORMATS, BlockFormat
+from m2xfp.formats import BLOCK_FORMATS, M2XFP_WEIGHT, BlockFormat
 from m2xfp.pairs import FORMAT_NUMBERS, PairSet, pair_set
 from m2xfp.tb.bench import Arrays, Operands, golden_of
 from m2xfp.tb.fields import Bytes, number, pack, read
@@ -40,6 +40,8 @@ __all__ = [
 SIDES = {"act": "a_", "weight": "w_"}
 GROUP, BYTES = 32, 32  # values of a group, and bytes of its codes in the longest format
 _FP4_BYTES = 16
+_SUBGROUP = 8
+_M2XFP = FORMAT_NUMBERS[M2XFP_WEIGHT.name]
 _ELEMENT_BITS = {FORMAT_NUMBERS[name]: BLOCK_FORMATS[name].element.bits for name in FORMAT_NUMBERS}
 
 
@@ -168,10 +170,15 @@ def _placed(arrays: Arrays, order: NDArray[np.int64], facts: Facts, noise: int |
         if noise is not None:
             rest = np.random.default_rng(noise).integers(0, 256, codes.shape, np.uint8)
         values[field] = np.where(place < width[:, None], codes, rest)
+        if pairs_of(facts).metadata:
+            # A beat has its own part, from the first subgroup on.
+            meta = arrays[f"{side}meta"][rows] >> beat * (lanes // _SUBGROUP * 2)
+            there = np.where(several, (1 << lanes // _SUBGROUP * 2) - 1, 0xFF)
+            there = np.where(arrays[f"{side}formats"][rows] == _M2XFP, there, 0)
+            meta = meta & there | rest[:, -1] & ~there
+            planes[stream.field(f"operands.{name}.meta")] = meta.astype(np.uint8)[:, None]
         values[stream.field(f"operands.{name}.scale")] = arrays[f"{side}scales"][rows]
         values[stream.field(f"operands.mode.{name}")] = arrays[f"{side}formats"][rows]
-        if pairs_of(facts).metadata:
-            planes[stream.field(f"operands.{name}.meta")] = arrays[f"{side}meta"][rows, None]
     values[stream.field("first")] = arrays["first"][rows]
     last = beat == np.repeat(counts, counts) - 1
     return Placed(pack(stream, values, planes), rows, beat, last)

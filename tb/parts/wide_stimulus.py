@@ -36,6 +36,14 @@ def _put(
         side[where, : block.group_bytes[0]] = packed_codes(codes[where], block)
 
 
+def _any_metadata(rng: np.random.Generator, made: Groups, blocks: Formats) -> None:
+    """Give groups any metadata, where the format has some."""
+    for side, block in zip(made[:2], blocks, strict=True):
+        if block.metadata.bits:
+            meta = side[..., block.group_bytes[0] + 1 :]
+            meta[...] = rng.integers(0, 256, meta.shape, np.uint8)
+
+
 def long_products(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> Groups:
     """Add groups of large elements and of least ones; of each three one or two are taken back.
 
@@ -44,6 +52,7 @@ def long_products(rng: np.random.Generator, blocks: Formats, steps: int, count: 
     at, shape = np.arange(steps) % 3, (steps, count, blocks[0].group)
     exponents = rng.integers(-2, 3, (steps, count)) + rng.integers(-60, 60, count)
     made = ones(rng, blocks, exponents)
+    _any_metadata(rng, made, blocks)
     # Of one sign, and nearly all of them the largest, so that sums are as long as they can be.
     large = rng.random(shape) < rng.choice([0.3, 0.8, 0.97], (steps, count, 1))
     turned = rng.choice([0.0, 0.0, 0.1], (steps, count, 1))
@@ -141,6 +150,7 @@ def tails(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> 
     """
     at, shape = np.arange(steps) % 2, (steps, count, blocks[0].group)
     made = ones(rng, blocks, np.repeat(rng.integers(-60, 60, (1, count)), steps, axis=0))
+    _any_metadata(rng, made, blocks)
     lane = np.arange(blocks[0].group)
     many = rng.choice([1, 2, 4, 8, 16, 31], (steps, count, 1))
     # The one is of each place as often: that of a product is the sum of its elements' places.
@@ -163,7 +173,7 @@ def tails(rng: np.random.Generator, blocks: Formats, steps: int, count: int) -> 
     _put(made, blocks, np.ones((steps, count), bool), (lanes[0], lanes[1]))
     for step in np.flatnonzero(at == 1):
         for side, block in zip(made[:2], blocks, strict=True):
-            side[step, :, block.group_bytes[0]] = side[step - 1, :, block.group_bytes[0]]
+            side[step, :, block.group_bytes[0] :] = side[step - 1, :, block.group_bytes[0] :]
     made[2][at == 0] = True
     return made
 

@@ -1,4 +1,7 @@
-"""Running sums of every pair of MX elements in the golden model, against exact rationals."""
+"""Running sums of every pair of MX elements in the golden model, against exact rationals.
+
+M2XFP goes with the wider elements too: as weights with multipliers, as activations refined.
+"""
 
 from fractions import Fraction
 from itertools import product
@@ -16,7 +19,12 @@ from m2xfp.golden.formats.products import product_unit, running_exact, running_f
 from m2xfp.tb.parts import value_stimulus
 
 NAMES = ("mxfp4", "mxfp6-e2m3", "mxfp6-e3m2", "mxfp8-e4m3", "mxfp8-e5m2", "mxint8")
-PAIRS = list(product(NAMES, NAMES))
+M2XFP = ("m2xfp-act", "m2xfp-weight")
+PAIRS = [
+    *product(NAMES, NAMES),
+    *product(NAMES[1:], M2XFP[1:]),
+    *product(M2XFP[:1], NAMES[1:]),
+]
 ROWS, GROUPS = 6, 4
 QUIET_NAN = 0x7FC00000
 Rows = list[list[reference.Group]]
@@ -25,11 +33,12 @@ Rows = list[list[reference.Group]]
 def operands(names: tuple[str, str], seed: int) -> list[PackedTensor]:
     """Return groups of any bytes, scales near one another; half of them negated from the other."""
     found = []
-    rng = np.random.default_rng([seed, NAMES.index(names[0]), NAMES.index(names[1])])
+    rng = np.random.default_rng([seed, *((*NAMES, *M2XFP).index(name) for name in names)])
     for name in names:
         fmt = get_format(name)
         codes = fmt.block.group_bytes[0]
-        data = value_stimulus.packed_groups(ROWS * GROUPS, seed + len(found), codes + 1)
+        size = sum(fmt.block.group_bytes)
+        data = value_stimulus.packed_groups(ROWS * GROUPS, seed + len(found), size)
         data[:, codes] = 127 + rng.integers(-5, 6, len(data))
         wide = fmt.block.element.bits == 8 and name != "mxint8"
         if wide:  # most groups have neither NaN nor infinity

@@ -8,7 +8,7 @@ import reference
 from golden_checks import spec_of
 
 from m2xfp.errors import InputError, UnknownNameError
-from m2xfp.formats import BLOCK_FORMATS, MXFP4, MXFP8_E4M3
+from m2xfp.formats import BLOCK_FORMATS, M2XFP_ACT, M2XFP_WEIGHT, MXFP4, MXFP8_E4M3
 from m2xfp.golden.units.switching_dot_product import switching_dot_product
 from m2xfp.pairs import FORMAT_NUMBERS, PAIR_SETS, pair_set
 
@@ -67,7 +67,7 @@ def exact(sides: Sides, names: tuple[str, str], at: tuple[int, int]) -> Fraction
     return sum((x * w for x, w in zip(*values, strict=True)), Fraction())
 
 
-@pytest.mark.parametrize("pairs", ["micromix", "m2xfp", "float", "all"])
+@pytest.mark.parametrize("pairs", ["micromix", "m2xfp", "m2xfp-fp8", "float", "all"])
 def test_running_sums(pairs: str) -> None:
     """After every group, both accumulations, the status, and what begins anew."""
     sides, names, first = drawn(pairs, seed=len(pairs))
@@ -102,7 +102,19 @@ def test_numbers_and_sets() -> None:
     assert len(pair_set("all").pairs) == 36
     assert pair_set("micromix").narrow == ((MXFP4, MXFP4),)
     assert pair_set("mxfp4:mxfp4+mxfp8-e4m3:mxfp4").wide == ((MXFP8_E4M3, MXFP4),)
-    assert set(PAIR_SETS) == {"micromix", "float", "all", "m2xfp"}
+    assert pair_set("mxfp4:mxfp4+mxfp8-e4m3:m2xfp-weight").wide == ((MXFP8_E4M3, M2XFP_WEIGHT),)
+    assert set(PAIR_SETS) == {"micromix", "float", "all", "m2xfp", "m2xfp-fp8"}
+
+
+def test_units_with_multipliers() -> None:
+    """A weight's quarters are two more mantissa bits, which that of E4M3 has room for."""
+    fp8 = pair_set("m2xfp-fp8")
+    assert fp8.mantissa_bits(1) == 3
+    assert fp8.unit(MXFP8_E4M3, M2XFP_WEIGHT) == fp8.unit(MXFP8_E4M3, MXFP4) == -12
+    assert fp8.unit(M2XFP_ACT, M2XFP_WEIGHT) == -6
+    alone = pair_set("mxfp4:mxfp4+mxfp8-e4m3:m2xfp-weight")
+    assert alone.unit(MXFP8_E4M3, M2XFP_WEIGHT) == -12
+    assert alone.unit(MXFP4, MXFP4) == -2
 
 
 @pytest.mark.parametrize(
@@ -112,7 +124,8 @@ def test_numbers_and_sets() -> None:
         ("mxfp4:mxfp4", InputError, "wider one"),
         ("mxfp8-e4m3:mxfp8-e4m3", InputError, "take dot_product"),
         ("mxfp4:mxfp4+mxfp4:mxfp4+mxfp4:mxint8", InputError, "twice"),
-        ("mxfp4:mxfp4+mxfp8-e4m3:m2xfp-weight", InputError, "metadata"),
+        ("mxfp4:mxfp4+m2xfp-act:mxfp8-e4m3", InputError, "with E2M1 weights only"),
+        ("mxfp4:mxfp4+m2xfp-weight:mxfp8-e4m3", UnknownNameError, "m2xfp-act"),
         ("mxfp4:m2xfp-act+mxfp8-e4m3:mxfp4", UnknownNameError, "m2xfp-weight"),
         ("mxfp4:nvfp4+mxfp8-e4m3:mxfp4", UnknownNameError, "mxint8"),
         ("mxfp4:fp4+mxfp8-e4m3:mxfp4", UnknownNameError, "mxint8"),

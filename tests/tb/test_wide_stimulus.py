@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from m2xfp.formats import BlockFormat, block_format
+from m2xfp.formats import M2XFP_ACT, M2XFP_WEIGHT, BlockFormat, block_format
+from m2xfp.rtl.catalog import find_unit
+from m2xfp.tb.bench import find_bench
 from m2xfp.tb.parts.element_codes import unpacked_codes
+from m2xfp.tb.parts.pair_cover import cover_operands
 from m2xfp.tb.parts.pair_stimulus import Formats
 from m2xfp.tb.parts.wide_stimulus import WIDE, is_wide, wide_groups
 
@@ -53,6 +56,29 @@ def test_what_is_left_is_of_every_place() -> None:
     assert (found[::2] + found[1::2] == 0).all()
     rest = found[::2] - found[::2].astype(np.float32).astype(np.int64)
     assert {int(abs(value)).bit_length() for value in rest.ravel()} >= {*range(1, 12)}
+
+
+@pytest.mark.parametrize("blocks", [(E4M3, M2XFP_WEIGHT), (M2XFP_ACT, E4M3)])
+def test_metadata_is_any_and_is_taken_back(blocks: Formats) -> None:
+    """Each value in each subgroup; what a group adds the next one takes back with the same."""
+    side = next(n for n, block in enumerate(blocks) if block.subgroups)
+    for name in ("long_products", "tails"):
+        meta = wide_groups(name, blocks, 6, 400, seed=0)[side][..., -1]
+        for subgroup in range(4):
+            assert set((meta >> 2 * subgroup & 3).ravel()) == set(range(4)), (name, subgroup)
+    assert (meta[::2] == meta[1::2]).all()
+
+
+@pytest.mark.parametrize("names", [("mxfp8-e4m3", "m2xfp-weight"), ("m2xfp-act", "mxfp8-e4m3")])
+def test_regression_covers_metadata(names: tuple[str, str]) -> None:
+    """Each value in each subgroup, in the first distribution alone already."""
+    act, weight = (block_format(name) for name in names)
+    facts = find_unit("dot_product").instance(None, {"act": act, "weight": weight}).facts
+    case = next(iter(find_bench(find_unit("dot_product")).regression(facts)))
+    crosses = {each.name: each for each in cover_operands(case.phases[-1], facts, "operands.")}
+    found = crosses["weight metadata" if weight.subgroups else "act metadata"]
+    assert found.counts.shape == (4, 4)
+    assert (found.counts > 0).all()
 
 
 def test_short_products_have_the_other_distributions() -> None:

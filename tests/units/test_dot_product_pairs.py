@@ -1,5 +1,11 @@
-"""The dot product of every pair of MX elements: Verilog against the golden model and fractions."""
+"""The dot product of every pair of MX elements: Verilog against the golden model and fractions.
 
+M2XFP goes with elements other than E2M1 too, with its multipliers as weights and its refinement as
+activations.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
@@ -11,7 +17,18 @@ from choices import usual_first
 from golden_checks import spec_of
 from mutation import Mutation, emit_mutant
 
-from m2xfp.formats import BLOCK_FORMATS, E5M2, window
+from m2xfp.errors import InputError
+from m2xfp.formats import (
+    BLOCK_FORMATS,
+    E5M2,
+    M2NVFP4_WEIGHT,
+    M2XFP_ACT,
+    M2XFP_WEIGHT,
+    MXFP4,
+    MXFP8_E4M3,
+    BlockFormat,
+    window,
+)
 from m2xfp.rtl.catalog import Instance, find_unit
 from m2xfp.rtl.parts.mixed_pair import MixedPair, largest_integer, pair_of, unit_bits
 from m2xfp.rtl.verilog.emit import emit
@@ -24,7 +41,10 @@ from m2xfp.tb.vectors import Beats
 
 UNIT = find_unit("dot_product")
 NAMES = ("mxfp4", "mxfp6-e2m3", "mxfp6-e3m2", "mxfp8-e4m3", "mxfp8-e5m2", "mxint8")
-PAIRS = [pair for pair in product(NAMES, NAMES) if pair != ("mxfp4", "mxfp4")]
+PLAIN = [pair for pair in product(NAMES, NAMES) if pair != ("mxfp4", "mxfp4")]
+MULTIPLIED = [(name, "m2xfp-weight") for name in NAMES[1:]]
+REFINED = [("m2xfp-act", name) for name in NAMES[1:]]
+PAIRS = [*PLAIN, *MULTIPLIED, *REFINED]
 WINDOW = "200..240/150"
 
 
@@ -45,7 +65,7 @@ def play(built: BulkSimulator) -> None:
 # --- widths ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("names", PAIRS, ids="-x-".join)
+@pytest.mark.parametrize("names", PLAIN, ids="-x-".join)
 def test_bounds_are_reached_and_hold(names: tuple[str, str]) -> None:
     """Integers and units by the values of all codes; D by all lanes at the largest product."""
     elements = [spec_of(name).element for name in names]
@@ -62,6 +82,27 @@ def test_bounds_are_reached_and_hold(names: tuple[str, str]) -> None:
     assert pair.product_bound == 32 * largest[0] * largest[1]
 
 
+@pytest.mark.parametrize("names", [*MULTIPLIED, *REFINED], ids="-x-".join)
+def test_bounds_with_metadata_are_reached(names: tuple[str, str]) -> None:
+    """All lanes at the largest product with the largest metadata, by fractions; D is an integer."""
+    blocks = [BLOCK_FORMATS[name] for name in names]
+    pair = pair_of(*blocks)
+    largest = [
+        reference.dequantize(
+            spec_of(name),
+            reference.Group((_largest(block),) * 32, (127,), (3,) * block.subgroups),
+        )
+        for name, block in zip(names, blocks, strict=True)
+    ]
+    total = sum((x * w for (_, x), (_, w) in zip(*largest, strict=True)), Fraction())
+    assert total * 2 ** (pair.bias - 254) == pair.product_bound
+
+
+def _largest(block: BlockFormat) -> int:
+    """Return the code of the largest magnitude: of INT8 the most negative one."""
+    return 0x80 if block.element.name == "int8" else block.element.max_code
+
+
 @pytest.mark.parametrize(
     ("names", "bits"),
     [
@@ -69,10 +110,38 @@ def test_bounds_are_reached_and_hold(names: tuple[str, str]) -> None:
         (("mxfp8-e4m3", "mxfp6-e3m2"), 33),
         (("mxfp8-e4m3", "mxfp8-e4m3"), 42),
         (("mxfp8-e5m2", "mxfp8-e5m2"), 70),
+        (("mxfp8-e4m3", "m2xfp-weight"), 31),
+        (("mxfp8-e5m2", "m2xfp-weight"), 45),
+        (("mxint8", "m2xfp-weight"), 20),
+        (("m2xfp-act", "mxfp8-e4m3"), 30),
     ],
 )
 def test_bits_of_a_group(names: tuple[str, str], bits: int) -> None:
     assert pair_of(*(BLOCK_FORMATS[name] for name in names)).product_shape.width == bits
+
+
+def test_multipliers_cost_three_bits() -> None:
+    """And the last bit is two places lower, whatever the other element is."""
+    for act, weight in MULTIPLIED:
+        multiplied = pair_of(BLOCK_FORMATS[act], BLOCK_FORMATS[weight])
+        plain = pair_of(BLOCK_FORMATS[act], BLOCK_FORMATS["mxfp4"])
+        assert multiplied.product_shape.width == plain.product_shape.width + 3
+        assert multiplied.bias == plain.bias + 2
+
+
+@pytest.mark.parametrize(
+    ("act", "weight", "says"),
+    [
+        (replace(MXFP8_E4M3, metadata=M2XFP_ACT.metadata), MXFP4, "beside e4m3 elements"),
+        (MXFP8_E4M3, replace(M2XFP_WEIGHT, metadata=M2XFP_ACT.metadata), "takes E2M1 .* sg-em"),
+        (M2XFP_WEIGHT, MXFP8_E4M3, "takes E2M1 .* elem-em"),
+        (MXFP8_E4M3, replace(M2XFP_WEIGHT, scale=M2NVFP4_WEIGHT.scale), "one E8M0 scale"),
+        (MXFP8_E4M3, replace(M2XFP_WEIGHT, group=16), "same group size"),
+    ],
+)
+def test_what_is_refused(act: BlockFormat, weight: BlockFormat, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        pair_of(act, weight)
 
 
 # --- all codes ------------------------------------------------------------------------------------
@@ -80,7 +149,7 @@ def test_bits_of_a_group(names: tuple[str, str], bits: int) -> None:
 USUAL = [("mxfp8-e4m3", "mxfp8-e4m3"), ("mxint8", "mxfp8-e5m2")]
 
 
-@pytest.mark.parametrize("names", usual_first(PAIRS, USUAL), ids="-x-".join)
+@pytest.mark.parametrize("names", usual_first(PLAIN, USUAL), ids="-x-".join)
 def test_all_codes(names: tuple[str, str], sim_dir: Path) -> None:
     """The product of every two codes, against fractions: 65 536 of 8-bit elements."""
     built = simulator(instance(names, lanes=1, depth=1, chains=1), sim_dir)
@@ -106,6 +175,61 @@ def test_all_codes(names: tuple[str, str], sim_dir: Path) -> None:
     assert found.tolist() == wanted
 
 
+WITH_METADATA = [("mxfp8-e4m3", "m2xfp-weight"), ("m2xfp-act", "mxfp6-e3m2")]
+
+
+@pytest.mark.parametrize(
+    "names", usual_first([*MULTIPLIED, *REFINED], WITH_METADATA), ids="-x-".join
+)
+def test_all_codes_with_metadata(names: tuple[str, str], sim_dir: Path) -> None:
+    """Every two codes with every metadata, alone in a subgroup, against fractions: 16 384 of E4M3.
+
+    So the element of M2XFP activations is the top-1 element of its subgroup; of zeros that is the
+    first.
+    """
+    built = simulator(instance(names, lanes=8, depth=1, chains=1), sim_dir)
+    stream = built.facts.stream("i")
+    blocks = [BLOCK_FORMATS[name] for name in names]
+    ranges = [*(range(1 << block.element.bits) for block in blocks), range(4)]
+    x, w, k = (grid.reshape(-1) for grid in np.meshgrid(*ranges, indexing="ij"))
+    lane = np.where(x & 7, (x + 3 * w + 5 * k) % 8, 0)
+    side = "act" if blocks[0].subgroups else "weight"
+    fields = {
+        "operands.act.scale": np.full(x.size, 120),
+        "operands.weight.scale": np.full(x.size, 131),
+        f"operands.{side}.meta": k[:, None],
+        "first": np.ones(x.size, bool),
+    }
+    for name, codes in (("act", x), ("weight", w)):
+        lanes = fields[f"operands.{name}.codes"] = np.zeros((x.size, 8), np.int64)
+        lanes[np.arange(x.size), lane] = codes
+    beats = pack(stream, {stream.field(name): array for name, array in fields.items()})
+    out = built.run({"i": Beats(beats)}).outputs["o"]
+    found = read(number(built.facts.stream("o")), out.data)
+    values = [_values(name) for name in names]
+    wanted = [
+        _product(values[0](a, m), values[1](b, m))
+        for a, b, m in zip(x.tolist(), w.tolist(), k.tolist(), strict=True)
+    ]
+    assert found.tolist() == wanted
+
+
+def _values(name: str) -> Callable[[int, int], reference.Value]:
+    """Return what a code is with metadata (docs/format.md 4 and 5), times one scale."""
+    element = spec_of(name).element
+    refined = spec_of("mxfp6-e2m3").element
+
+    def value(code: int, meta: int) -> reference.Value:
+        sign, magnitude = element.value(code)
+        if name == "m2xfp-weight":
+            return sign, magnitude * Fraction(4 + meta, 4)
+        if name == "m2xfp-act":
+            return sign, refined.value(max(4 * (code & 7) + meta - 1, 0))[1]
+        return sign, magnitude
+
+    return value
+
+
 def _product(a: reference.Value, b: reference.Value) -> int:
     if a[1] is None or b[1] is None:
         return 0x7FC00000
@@ -115,24 +239,32 @@ def _product(a: reference.Value, b: reference.Value) -> int:
 
 # --- groups ---------------------------------------------------------------------------------------
 
-SMALL = [("mxfp8-e4m3", "mxfp4")]
+SMALL = [("mxfp8-e4m3", "mxfp4"), *WITH_METADATA]
 WIDEST = ("mxfp8-e5m2", "mxfp8-e5m2")
 
 
 @pytest.mark.parametrize("names", usual_first(PAIRS, SMALL), ids="-x-".join)
 def test_regression(names: tuple[str, str], sim_dir: Path) -> None:
     """All distributions, FP32 accumulation."""
-    play(simulator(instance(names, lanes=4), sim_dir))
+    play(simulator(instance(names, lanes=_few(names)), sim_dir))
+
+
+def _few(names: tuple[str, str]) -> int:
+    """Return a few lanes: with metadata those of a subgroup."""
+    return max([4, *(BLOCK_FORMATS[name].metadata.subgroup for name in names)])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("names", PAIRS, ids="-x-".join)
 def test_exact_accumulation(names: tuple[str, str], sim_dir: Path) -> None:
-    play(simulator(instance(names, lanes=4, chains=1, window=window(WINDOW)), sim_dir))
+    made = instance(names, lanes=_few(names), chains=1, window=window(WINDOW))
+    play(simulator(made, sim_dir))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["mxfp6-fp32", "mxfp8-mxfp4-fp32", "mxfp8-fp32"])
+@pytest.mark.parametrize(
+    "config", ["mxfp6-fp32", "mxfp8-mxfp4-fp32", "mxfp8-fp32", "mxfp8-m2xfp-fp32"]
+)
 def test_a_million_groups(config: str, sim_dir: Path) -> None:
     built = simulator(UNIT.instance(config), sim_dir)
     groups = 0
@@ -144,7 +276,15 @@ def test_a_million_groups(config: str, sim_dir: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [("mxfp8-e4m3", "mxfp8-e5m2"), ("mxfp6-e2m3", "mxint8")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("mxfp8-e4m3", "mxfp8-e5m2"),
+        ("mxfp6-e2m3", "mxint8"),
+        ("mxfp8-e4m3", "m2xfp-weight"),
+        ("m2xfp-act", "mxfp8-e5m2"),
+    ],
+)
 def test_exact_rationals(names: tuple[str, str], sim_dir: Path) -> None:
     """The RTL against fractions, which share nothing with the golden model."""
     built = simulator(instance(names), sim_dir)
@@ -166,12 +306,13 @@ def test_exact_rationals(names: tuple[str, str], sim_dir: Path) -> None:
                 assert int(acc[step, chain]) == state, (name, step, chain)
 
 
-def _reference_group(packed: np.ndarray, block: object) -> reference.Group:
+def _reference_group(packed: np.ndarray, block: BlockFormat) -> reference.Group:
     """Read a packed group: 6-bit codes are four in three bytes, the first in the lowest bits."""
-    number_ = int.from_bytes(packed[:-1].tobytes(), "little")
-    bits = block.element.bits
+    size, bits = block.group_bytes[0], block.element.bits
+    number_ = int.from_bytes(packed[:size].tobytes(), "little")
     codes = tuple(number_ >> bits * n & ((1 << bits) - 1) for n in range(block.group))
-    return reference.Group(codes, (int(packed[-1]),), ())
+    fields = tuple(int(packed[-1]) >> 2 * n & 3 for n in range(block.subgroups))
+    return reference.Group(codes, (int(packed[size]),), fields)
 
 
 # --- faults ---------------------------------------------------------------------------------------
@@ -193,10 +334,20 @@ FAULTS = [
 ]
 
 
+GROUP, PAIR = "m2xfp.rtl.parts.group_product", "m2xfp.rtl.parts.mixed_pair"
+
+# Of what is there with M2XFP weights alone.
+MULTIPLIED_FAULTS = [
+    Mutation("subgroups exchanged", GROUP, "eq(weight.meta[part])", "eq(weight.meta[part ^ 1])"),
+    Mutation("no quarters in the bias", PAIR, "units + 2 * self.multiplied + 254", "units + 254"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", [*FAULTS, *MULTIPLIED_FAULTS], ids=lambda fault: fault.name)
 def test_regression_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
-    mutant = emit_mutant(fault, UNIT.name, "mxfp8-fp32", tmp_path)
+    config = "mxfp8-m2xfp-fp32" if fault in MULTIPLIED_FAULTS else "mxfp8-fp32"
+    mutant = emit_mutant(fault, UNIT.name, config, tmp_path)
     built = BulkSimulator(mutant, build_dir=sim_dir)
     with pytest.raises((AssertionError, SimulationError)):
         play(built)

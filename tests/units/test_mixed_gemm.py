@@ -20,6 +20,7 @@ from m2xfp.golden.units.mixed_gemm import mixed_gemm
 from m2xfp.models.mixed import Plan, Rule
 from m2xfp.rtl.catalog import find_unit
 from m2xfp.rtl.units.mixed_gemm import MixedGemm
+from m2xfp.rtl.verilog.emit import emit
 from m2xfp.synth.gate_sim.power import clocks_for, depth_for
 from m2xfp.synth.studies import mixed_layers
 from m2xfp.synth.studies.mixed_layers import run_mixed
@@ -171,6 +172,23 @@ def test_a_million_groups(simulator: BulkSimulator) -> None:
         seed += 1
         groups += play(simulator, seed)
     print(f"{simulator.facts.config}: {groups} groups")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lanes", [8, 16])
+def test_segments_of_m2xfp_weights_with_fp8_activations(lanes: int, sim_dir: Path) -> None:
+    """The whole regression, and products against fractions: beats bring their part of metadata."""
+    changes = {"pairs": "m2xfp-fp8", "fp8_lanes": lanes, "columns": 1, "results": "segments"}
+    simulator = BulkSimulator(
+        emit(UNIT.instance("m2xfp-1x2", changes), sim_dir / "fp8"), build_dir=sim_dir
+    )
+    streams, rng = MixedStreams(simulator.facts), np.random.default_rng(7)
+    products = [drawn(rng, streams, 3, 2, 4, "near") for _ in range(8)]
+    pairs = {(p.act.name, p.weight.name) for x in products for p in x.parts}
+    assert ("mxfp8-e4m3", "m2xfp-weight") in pairs
+    for made, found in zip(products, run(simulator, products), strict=True):
+        assert np.array_equal(found, exact_results(made, "segments"))
+    regress(simulator)
 
 
 # --- clocks ---------------------------------------------------------------------------------------

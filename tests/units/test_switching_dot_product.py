@@ -56,6 +56,20 @@ def test_bits() -> None:
     assert integers.row_bits == 16
 
 
+def test_multipliers_widen_significands_alone() -> None:
+    """Of E4M3 x 21 instead of 15; rows and D stay as E4M3 x E4M3 has them, without it 3 bits more.
+
+    The unit of a pair of E4M3 and M2XFP is 2^-12: two bits lower than that of E2M1 weights.
+    """
+    fp8 = SwitchPair(pairs=pair_set("m2xfp-fp8"), lanes=8)
+    assert (fp8.row_bits, fp8.product_shape.width, fp8.significand_bound) == (37, 42, 15 * 21)
+    alone = SwitchPair(pairs=pair_set("mxfp4:mxfp4+mxfp8-e4m3:m2xfp-weight"))
+    assert (alone.product_shape.width, alone.bias) == (28 + 3, 254 + 12)
+    assert alone.row_bound == 229376 * 12 * 7
+    integers = SwitchPair(pairs=pair_set("mxfp4:mxfp4+mxint8:m2xfp-weight"))
+    assert integers.row_bound == 128 * 12 * 7
+
+
 def play(built: BulkSimulator, seed: int = 1) -> int:
     """Play the regression; return how many groups that were."""
     cases = find_bench(UNIT).regression(built.facts, seed=seed)
@@ -68,11 +82,14 @@ def play(built: BulkSimulator, seed: int = 1) -> int:
 
 
 def all_products(pair: tuple[str, str]) -> tuple[Arrays, list[int]]:
-    """Return every product of two codes, each alone in its group, and its FP32 pattern."""
+    """Return every product of two codes, each alone in its group, and its FP32 pattern.
+
+    Of weights with multipliers by each of these, and other subgroups have other multipliers.
+    """
     blocks = [BLOCK_FORMATS[name] for name in pair]
-    grids = np.meshgrid(*(np.arange(1 << block.element.bits) for block in blocks), indexing="ij")
-    x, w = (grid.reshape(-1) for grid in grids)
-    lane = (x + 5 * w) % 32
+    sizes = [*(1 << block.element.bits for block in blocks), 4 if blocks[1].subgroups else 1]
+    x, w, k = (grid.reshape(-1) for grid in np.indices(sizes))
+    lane = (x + 5 * w + 9 * k) % 32
     arrays: Arrays = {}
     for codes, block, side, scale in zip((x, w), blocks, ("a_", "w_"), (120, 131), strict=True):
         lanes = np.zeros((len(codes), 32), np.int64)
@@ -84,14 +101,16 @@ def all_products(pair: tuple[str, str]) -> tuple[Arrays, list[int]]:
         [spec_of(name).element.value(code) for code in range(1 << block.element.bits)]
         for name, block in zip(pair, blocks, strict=True)
     ]
-    wanted = [_product(a, b) for a in values[0] for b in values[1]]
+    fourths = [Fraction(4 + n, 4) for n in range(sizes[2])]
+    wanted = [_product(a, b, factor) for a in values[0] for b in values[1] for factor in fourths]
+    arrays["w_meta"] = (0x55 * (3 - k) ^ 3 << 2 * (lane // 8)).astype(np.uint8)
     return arrays | {"first": np.ones(len(x), bool)}, wanted
 
 
-def _product(a: reference.Value, b: reference.Value) -> int:
+def _product(a: reference.Value, b: reference.Value, factor: Fraction) -> int:
     if a[1] is None or b[1] is None:
         return QUIET_NAN
-    exact = a[1] * b[1] * Fraction(2) ** (120 + 131 - 254)
+    exact = a[1] * b[1] * factor * Fraction(2) ** (120 + 131 - 254)
     return reference.to_bits("fp32", (a[0] ^ b[0] if exact else 0, exact))
 
 
@@ -100,7 +119,7 @@ def test_all_codes(simulator: BulkSimulator, config: str) -> None:
     """The product of every two codes of every pair, against fractions: 65 536 of 8-bit elements."""
     bench = find_bench(UNIT)
     for act, weight in pair_set(simulator.facts.parameters["pairs"]).pairs:
-        if act.metadata.bits or weight.metadata.bits:
+        if act.metadata.bits:
             continue  # of these a code alone is not the whole input; the golden model has them
         arrays, wanted = all_products((act.name, weight.name))
         if not pair_set(simulator.facts.parameters["pairs"]).metadata:
@@ -162,6 +181,8 @@ def test_exact_rationals(simulator: BulkSimulator) -> None:
         {"pairs": "mxfp4:mxfp4+mxint8:mxint8+mxint8:mxfp8-e5m2", "fp8_lanes": 8},
         {"pairs": "all", "chains": 1, "window": window("230..250/200")},
         {"pairs": "m2xfp", "chains": 1},
+        {"pairs": "m2xfp-fp8", "chains": 3},
+        {"pairs": "mxfp4:mxfp4+mxfp6-e3m2:m2xfp-weight+mxint8:m2xfp-weight", "chains": 2},
         {"chains": 3},
         {"pairs": "mxfp4:mxfp4+mxfp6-e2m3:mxfp4", "chains": 2, "fp8_lanes": 8},
     ],
@@ -327,10 +348,20 @@ FAULTS = [
 ]
 
 
+# Of what is there with M2XFP weights beside FP8 activations alone.
+MULTIPLIED = [
+    Mutation("multipliers of MXFP4", f"{PARTS}front", " & has.replicate(2)", ""),
+    Mutation("5, 6, 7 and 8 quarters", f"{PARTS}front", "Const(1, 1))", "Const(1, 1)) + 1"),
+    Mutation("multiples below 16", f"{PARTS}lanes", "multiple[4]", "Const(0, 1)"),
+    Mutation("hidden bit of 16", f"{PARTS}lanes", "bits[1] & ~code.carry", "bits[1]"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", [*FAULTS, *MULTIPLIED], ids=lambda fault: fault.name)
 def test_regression_notices(fault: Mutation, sim_dir: Path, tmp_path: Path) -> None:
-    mutant = emit_mutant(fault, UNIT.name, "micromix-8", tmp_path)
+    config = "m2xfp-fp8-8" if fault in MULTIPLIED else "micromix-8"
+    mutant = emit_mutant(fault, UNIT.name, config, tmp_path)
     built = BulkSimulator(mutant, build_dir=sim_dir)
     with pytest.raises((AssertionError, SimulationError)):
         play(built)
