@@ -50,7 +50,7 @@ def cover(vectors: TestVectors, facts: Facts) -> Iterator[Cross]:
     classes = ["".join(_NAMES[sign] for sign in each) for each in _pair(facts).classes]
     yield cross(
         "classes with a product",
-        {name: ("no", "yes") for name in classes},
+        dict.fromkeys(classes, ("no", "yes")),
         *(product[:, at] != 0 for at in range(len(classes))),
         where=~nan.any(axis=1),
     )

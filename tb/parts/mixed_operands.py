@@ -70,7 +70,9 @@ def given_products(vectors: TestVectors, facts: Facts) -> Iterator[MixedProduct]
             if end > begin:
                 segments.append((pairs[act, weight], end - begin))
             begin = end
-        beats = [GROUP // streams.lanes if pair in streams.pairs.wide else 1 for pair, _ in segments]
+        beats = [
+            GROUP // streams.lanes if pair in streams.pairs.wide else 1 for pair, _ in segments
+        ]
         words = [groups * each for (_, groups), each in zip(segments, beats, strict=True)]
         sides = [np.split(side, np.cumsum(words)[:-1], 1) for side in given.take(m, n, sum(words))]
         yield MixedProduct(

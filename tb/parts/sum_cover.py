@@ -48,14 +48,17 @@ class Sums:
         Exponent of a product that counts ones; or one a step.
     after
         FP32 patterns after each step.
+    rest
+        What products longer than a double add beside.
     """
 
-    product: NDArray[np.int64]
+    product: NDArray[Any]
     exponent: NDArray[np.int64]
     nan: NDArray[np.bool_]
     first: NDArray[np.bool_]
     one: int | NDArray[np.int64]
     after: NDArray[np.uint32]
+    rest: NDArray[np.float64] | float = 0.0
 
     @cached_property
     def addend(self) -> NDArray[np.float64]:
@@ -142,7 +145,7 @@ def cover_running(
         {"first": ("no", "yes"), "NaN": ("no", "yes"), "sign": ("-", "0", "+")},
         sums.first,
         nan,
-        np.sign(sums.product) + 1,
+        np.sign(sums.product).astype(np.int64) + 1,
     )
     if limits is None:
         there = (before != 0) & (addend != 0) & np.isfinite(before) & ~nan
@@ -153,7 +156,8 @@ def cover_running(
             np.signbit(before) != np.signbit(addend),
             where=there,
         )
-        exact = exact_sum(before, addend)
+        high, low = exact_sum(before, addend)
+        exact = high, low + sums.rest
     else:
         low, high = window(limits).lowest, window(limits).highest
         yield cross(
@@ -227,7 +231,9 @@ def rounding_of(
     high, low
         Exact values: the nearest double, and what is left of it, of the right sign at least.
     result
-        What they were rounded to: FP32 numbers without their last ``dropped`` bits.
+        What they were rounded to: FP32 numbers.
+    dropped
+        Last bits that these do not have: 16 of bf16.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         pattern = np.abs(result).astype(np.float32).view(np.uint32)
