@@ -73,11 +73,12 @@ def _results(
     by_kind: Mapping[tuple[int, int], Sequence[tuple[Task, NDArray[np.generic]]]], facts: Facts
 ) -> Iterator[Cross]:
     """Yield what numbers products were, of each kind, and how they were rounded to bf16."""
-    values = {FP32_VALUES: np.zeros(0, np.uint32), BF16_VALUES: np.zeros(0, np.uint32)}
+    none = np.zeros(0, np.uint32)
+    values: dict[int, NDArray[np.uint32]] = {FP32_VALUES: none, BF16_VALUES: none}
     for kind in values:
         found = [results.reshape(-1) for _, results in by_kind.get((GEMM, kind), ())]
         raw = np.concatenate([values[kind], *found]).astype(np.uint32)
-        values[kind] = raw << (BF16_DROPS if kind == BF16_VALUES else 0)
+        values[kind] = raw << np.uint32(BF16_DROPS if kind == BF16_VALUES else 0)
     patterns = np.concatenate(list(values.values()))
     numbers = np.repeat(np.arange(len(values)), [len(raw) for raw in values.values()])
     possible = np.array([[1, 1]] * 4 + [[1, 0]], bool)
@@ -114,9 +115,10 @@ class _Packer:
     def __call__(self, values: NDArray[np.generic]) -> Arrays:
         """Return the planes of groups [n, group]."""
         block = block_format(self.weight if self.operation == "encode" else self.act)
-        given = {"act": self.act, "weight": self.weight}
-        out = accelerator(values, operation=self.operation, kind=self.kind, **given)["out"]
-        return group_arrays(out.reshape(-1, out.shape[-1]), block)
+        out = accelerator(
+            values, act=self.act, weight=self.weight, operation=self.operation, kind=self.kind
+        )["out"]
+        return group_arrays(out.reshape(-1, out.shape[-1]).astype(np.uint8), block)
 
 
 def _packed(

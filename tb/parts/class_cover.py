@@ -67,8 +67,14 @@ def cover(vectors: TestVectors, facts: Facts) -> Iterator[Cross]:
     begins = np.zeros((count, steps, len(classes)), bool)
     begins[..., 0] = first
     told = np.tile(np.arange(len(classes)) % facts.parameters["sums"], steps)
-    arrays = [each.reshape(count, -1) for each in (product, exponent, nan, begins, after)]
-    sums = Sums(arrays[0], arrays[1], arrays[2], arrays[3], _pair(facts).bias, arrays[4])
+    sums = Sums(
+        product.reshape(count, -1),
+        exponent.reshape(count, -1),
+        nan.reshape(count, -1),
+        begins.reshape(count, -1),
+        _pair(facts).bias,
+        after.reshape(count, -1).astype(np.uint32),
+    )
     limits = given["window"]
     yield from cover_running(sums, limits, limits is None or told == facts.parameters["sums"] - 1)
 

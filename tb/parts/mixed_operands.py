@@ -77,7 +77,7 @@ def given_products(vectors: TestVectors, facts: Facts) -> Iterator[MixedProduct]
         sides = [np.split(side, np.cumsum(words)[:-1], 1) for side in given.take(m, n, sum(words))]
         yield MixedProduct(
             tuple(
-                Part(*pair, _groups(one, pair[0], each), _groups(other, pair[1], each))
+                Part(pair[0], pair[1], _groups(one, pair[0], each), _groups(other, pair[1], each))
                 for (pair, _), each, one, other in zip(segments, beats, *sides, strict=True)
             )
         )

@@ -104,12 +104,23 @@ def cover_dots(
     flat = [side.reshape(count * steps, -1) for side in (act_groups, weight_groups)]
     yield from _pairs((act, _values(flat[0], act)), (weight, _values(flat[1], weight)))
     first = np.broadcast_to(np.arange(steps) == 0, (count, steps))
-    names = {"act": act.name, "weight": weight.name}
-    products = group_dot(*flat, **names)
-    after = dot_product(act_groups, weight_groups, first.copy(), **names)["acc"]
-    shaped = [products[name].reshape(count, steps) for name in ("product", "exponent", "nan")]
-    one = product_bias(act, weight)
-    yield from cover_running(Sums(*shaped, first, one, after.reshape(count, steps)))
+    products = group_dot(flat[0], flat[1], act=act.name, weight=weight.name)
+    product, exponent, nan = (
+        products[name].reshape(count, steps) for name in ("product", "exponent", "nan")
+    )
+    after = dot_product(act_groups, weight_groups, first.copy(), act=act.name, weight=weight.name)[
+        "acc"
+    ]
+    yield from cover_running(
+        Sums(
+            product.astype(np.int64),
+            exponent.astype(np.int64),
+            nan.astype(bool),
+            first,
+            product_bias(act, weight),
+            after.reshape(count, steps).astype(np.uint32),
+        )
+    )
 
 
 def _values(groups: Bytes, block: BlockFormat) -> dict[str, Numbers]:

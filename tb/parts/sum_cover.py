@@ -99,8 +99,16 @@ def cover_sums(
         Exponent of a product that counts ones.
     """
     raw = read_results(vectors.outputs["o"].data, facts)["acc"].astype(np.uint32)
-    arrays = [in_turns(each, chains(facts)) for each in (product, exponent, nan, first, raw)]
-    yield from cover_running(Sums(*arrays[:4], one, arrays[4]), facts.parameters.get("window"))
+    turns = chains(facts)
+    sums = Sums(
+        in_turns(product, turns),
+        in_turns(exponent, turns),
+        in_turns(nan, turns),
+        in_turns(first, turns),
+        one,
+        in_turns(raw, turns),
+    )
+    yield from cover_running(sums, facts.parameters.get("window"))
 
 
 def in_turns(beats: NDArray[Any], turns: int) -> NDArray[Any]:
@@ -156,8 +164,8 @@ def cover_running(
             np.signbit(before) != np.signbit(addend),
             where=there,
         )
-        high, low = exact_sum(before, addend)
-        exact = high, low + sums.rest
+        nearest, left = exact_sum(before, addend)
+        exact = nearest, left + sums.rest
     else:
         low, high = window(limits).lowest, window(limits).highest
         yield cross(
@@ -212,7 +220,7 @@ def _totals(
     for row, (values, begins) in enumerate(zip(addends.tolist(), first.tolist(), strict=True)):
         running = Fraction(0)
         for step, (value, begin) in enumerate(zip(values, begins, strict=True)):
-            running = (0 if begin else running) + Fraction(value)
+            running = Fraction(value) + (0 if begin else running)
             high[row, step] = float(running)
             low[row, step] = float(running - Fraction(high[row, step]))
     return high, low
