@@ -211,6 +211,7 @@ def test_faults_of_tables() -> None:
         (ASYMMETRIC, ["near", "nans"], "every scale", "weight scale"),
         (ASYMMETRIC, ["gaps"], "distances", "binades from addend to sum"),
         (GEMM_CORE, ["products"], "every scale", "weight scale"),
+        (GEMM_CORE, ["products"], "every scale", "NaN scale"),
         (MIXED, ["products"], "sums of segments", "rounding of a segment"),
         (PERMUTER, ["rows", "refused"], "each place", "channel at each place"),
     ],
