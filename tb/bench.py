@@ -4,7 +4,7 @@ The module `tb/units/<unit>.py` has the functions of `Bench`. Simulation, regres
 runs and the tests that every unit must pass call them; none of these knows a unit by name.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -132,6 +132,11 @@ class Cover:
         """Yield which of the cases that the unit's numbers have came up in some vectors."""
         if hasattr(self._module, "cover"):
             yield from self._module.cover(vectors, facts)
+
+    def cover_case(self, phases: Sequence[TestVectors], facts: Facts) -> "Iterator[Cross]":
+        """Yield the same of what begins in one phase of a case and ends in another."""
+        if hasattr(self._module, "cover_case"):
+            yield from self._module.cover_case(phases, facts)
 
     def unreached(self, facts: Facts) -> dict[str, str]:
         """Return what nothing legal covers though no proof says so, with the reason.

@@ -14,7 +14,7 @@ from accelerator_bench import Bench
 
 from m2xfp.formats import block_format
 from m2xfp.rtl.parts.descriptor_checker import CAUSES, GEMM
-from m2xfp.tb.parts.accelerator_story import joined, places, spans
+from m2xfp.tb.parts.accelerator_story import joined, planes_of, spans
 from m2xfp.tb.parts.accelerator_tasks import Task, kinds_of, random_tasks
 from m2xfp.tb.parts.accelerator_traffic import Descriptor
 
@@ -60,7 +60,7 @@ def wrong_words(bench: Bench, task: Task, descriptor: Descriptor) -> list[tuple[
     found += [("k", word) for word in (0, group // 2, group + 1, 1 << 25)]
     found += [("a_codes_pitch", word) for word in (codes // 2, 0xFFFFFFF1)]
     found += [(name, word) for name in ("out", "out_pitch") for word in (1, 3)]
-    for name in places(descriptor.words, task, bench.facts):
+    for name in planes_of(descriptor.words, bench.facts):
         found += [(name, beyond), (name, beyond | descriptor[name]), (name, 1 << 63)]
     if task.operation == GEMM:
         found += [("n", 0), ("n", 1 << 20), ("k", given["max_k"] + group)]
@@ -86,7 +86,7 @@ def befall(
         pushed = Descriptor({**descriptor.words, name: word}, descriptor.number)
         causes = (CAUSES[name] for name in CAUSES if CAUSES[name] <= CAUSES["address"])
         return Given(task, descriptor, pushed, fate, frozenset(causes))
-    name = str(rng.choice(list(places(descriptor.words, task, bench.facts))))
+    name = str(rng.choice(list(planes_of(descriptor.words, bench.facts))))
     response = {said: n for n, said in OF_THE_BUS.items()}[fate]
     bench.answer(descriptor[name], descriptor[name] + 1, response)
     way = "write" if name.startswith("out") else "read"
@@ -98,7 +98,7 @@ def words_of(bench: Bench, given: Given) -> Iterator[tuple[int, int]]:
     """Yield the words of the bus in which a descriptor's rows lie."""
     size = int(bench.facts.parameters["bus"]) // 8
     words = given.descriptor.words
-    for start, end in spans(words, places(words, given.task, bench.facts)):
+    for start, end in spans(words, planes_of(words, bench.facts)):
         yield start // size * size, -(-end // size) * size
 
 

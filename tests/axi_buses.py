@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from m2xfp.facts import Facts
 from m2xfp.rtl.parts.accelerator_map import FIELDS, OFFSETS
 from m2xfp.rtl.parts.descriptor_checker import CAUSES, GEMM, PACKED
-from m2xfp.tb.parts.accelerator_story import joined, places
+from m2xfp.tb.parts.accelerator_story import joined, planes_of
 from m2xfp.tb.parts.accelerator_tasks import (
     Task,
     kinds_of,
@@ -231,7 +231,7 @@ class Bench:
         for pair in kinds_of(self.facts):
             (task,) = self.tasks(1, [pair])
             near = place(task, self.facts, Memory(), 0)
-            names = places(near.words, task, self.facts)
+            names = planes_of(near.words, self.facts)
             found += [(pair, n, said) for n in names for said in (AxiResp.SLVERR, AxiResp.DECERR)]
         self.rng.shuffle(found)  # type: ignore[arg-type]
         yield from sorted(found, key=lambda each: each[0] != (GEMM, PACKED))

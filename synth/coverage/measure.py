@@ -136,6 +136,7 @@ def measure(
     for case in track(given, desc=instance.top, unit="case", quiet=not progress):
         for vectors, run in zip(case.phases, check_case(simulator, case), strict=True):
             crosses += [*said.cover(vectors, facts), *_streams(instance, run)]
+        crosses += said.cover_case(case.phases, facts)
     counts, reasons = simulator.counts, said.unreached(facts)
     return Measured(
         instance,

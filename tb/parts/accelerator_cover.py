@@ -13,6 +13,7 @@ from m2xfp.rtl.parts.descriptor_checker import CAUSES, GEMM
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
 from m2xfp.tb.cross import Cross, cross
 from m2xfp.tb.fields import read, read_plane
+from m2xfp.tb.parts.accelerator_read import pushed
 from m2xfp.tb.parts.accelerator_tasks import kinds_of
 from m2xfp.tb.parts.accelerator_traffic import PAGE, Memory, Traffic
 from m2xfp.tb.vectors import Beats, TestVectors
@@ -35,7 +36,7 @@ def cover(vectors: TestVectors, facts: Facts) -> Iterator[Cross]:
     """Yield what some traffic was."""
     beats = {**vectors.inputs, **vectors.outputs}
     yield from _register_cases(beats, facts)
-    yield from _descriptor_cases(_descriptors(beats, facts), facts)
+    yield from _descriptor_cases(pushed(beats, facts), facts)
     yield from _bus_cases(beats, facts)
 
 
@@ -91,23 +92,6 @@ def _register_cases(beats: Mapping[str, Beats], facts: Facts) -> Iterator[Cross]
 
 
 _KEPT = ("error", "timeout", "int_enable", "int_status")
-
-
-def _descriptors(beats: Mapping[str, Beats], facts: Facts) -> list[dict[str, int]]:
-    """Return the words of each descriptor that was pushed, as far as these beats tell them."""
-    aw, w = facts.stream("control_aw"), facts.stream("control_w")
-    at = _read(aw, "addr", beats["control_aw"]) // 4 * 4
-    words = _read(w, "data", beats["control_w"])
-    whole = _read(w, "strb", beats["control_w"]) == 15
-    names = {offset: name for name, offset in OFFSETS.items()}
-    held: dict[str, int] = {}
-    found = []
-    for offset, word, strobes in zip(at.tolist(), words.tolist(), whole.tolist(), strict=True):
-        if strobes and offset in names:
-            held[names[offset]] = word
-            if names[offset] == "push" and "operation" in held:
-                found.append(dict(held))
-    return found
 
 
 def _descriptor_cases(pushed: list[dict[str, int]], facts: Facts) -> Iterator[Cross]:

@@ -98,17 +98,21 @@ def responses(facts: Facts, seed: int) -> Iterator[Case]:
     yield story.case("read responses", (0.3, 0.3))
     story = Story(facts, seed + 1)
     for number, (response, index) in enumerate((r, n) for r in RESPONSES for n in range(3)):
-        story.phase()
-        task = product(story, 3, 1, 1, (FP32_VALUES, BF16_VALUES)[number % 2])
-        at = story.scatter(task, out=64, out_pitch=64)
-        story.now.configure(at)
-        story.now.fetch(at)
-        count = story.now.write(at, task_results(task, facts))
-        story.phase()
-        for n in range(count):
-            story.now.respond(response if n == index else 0)
-        story.ended(at.number, f"write_{RESPONSES[response]}", works(at, facts))
-        after(story, number)
+        # Each has three bursts: of rows, or of planes.
+        one = product(story, 3, 1, 1, (FP32_VALUES, BF16_VALUES)[number % 2])
+        for task in (one, *packing(story, 1, 1)):
+            story.phase()
+            places = {"out_scales": 128, "out_meta": 192} if task.packed else {}
+            at = story.scatter(task, out=64, out_pitch=64, **places)
+            story.now.configure(at)
+            story.now.fetch(at)
+            count = story.now.write(at, task_results(task, facts))
+            story.phase()
+            for n in range(count):
+                story.now.respond(response if n == index else 0)
+            failed = f"write_{RESPONSES[response]}" if index < count else ""
+            story.ended(at.number, failed, works(at, facts))
+            after(story, number)
     yield story.case("write responses", (0.3, 0.3))
 
 

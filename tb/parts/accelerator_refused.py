@@ -30,6 +30,7 @@ def refused(facts: Facts, seed: int) -> Iterator[Case]:
             by_cause.setdefault(cause, []).append(words)
         for number, (cause, found) in enumerate(by_cause.items()):
             story.phase()
+            story.tell("error", 1 << 31)  # so that each cause is seen
             story.now.configure(Descriptor({**at.words, **found[0]}, at.number))
             story.ended(at.number, cause)
             before = found[0]

@@ -34,7 +34,7 @@ from m2xfp.tb.parts.accelerator_tasks import (
 )
 from m2xfp.tb.parts.accelerator_traffic import Descriptor
 from m2xfp.tb.parts.gemm_arrays import GemmStreams
-from m2xfp.tb.parts.gemm_directed import hard_sums
+from m2xfp.tb.parts.gemm_directed import every_scale, hard_sums
 from m2xfp.tb.parts.value_stimulus import DISTRIBUTIONS, groups, lone_values, special_lanes
 from m2xfp.tb.regression import Case
 
@@ -320,6 +320,7 @@ def hard_products(facts: Facts, seed: int) -> Iterator[Case]:
         for kind in (FP32_VALUES, BF16_VALUES):  # each row in another cell
             acts = np.roll(rows, int(kind == BF16_VALUES), axis=0)
             story.run(Task(GEMM, kind, replace(hard, acts=acts)))
+    story.run(Task(GEMM, FP32_VALUES, every_scale(streams, seed)))
     yield story.case("hard sums")
 
 

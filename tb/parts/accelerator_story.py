@@ -25,7 +25,7 @@ from m2xfp.tb.parts.accelerator_tasks import Task, kinds_of, place, task_results
 from m2xfp.tb.parts.accelerator_traffic import IDENTIFICATION, PAGE, Descriptor, Memory, Traffic
 from m2xfp.tb.regression import Case
 
-__all__ = ["PITCHES", "Story", "constants", "joined", "places", "scattered", "spans", "works"]
+__all__ = ["PITCHES", "Story", "constants", "joined", "planes_of", "scattered", "spans", "works"]
 
 ALL_ONES = 0xFFFFFFFF
 IRQ = "irq"
@@ -67,15 +67,15 @@ def works(descriptor: Descriptor, facts: Facts) -> int:
     return panels * groups * -(-descriptor["m"] // given["rows"])
 
 
-def places(words: Mapping[str, int], task: Task, facts: Facts) -> dict[str, Plane]:
-    """Return the planes that a task reads and writes, by the words with their addresses."""
-    m, n, k = task.sizes
-    given = facts.parameters
+def planes_of(descriptor: Mapping[str, int], facts: Facts) -> dict[str, Plane]:
+    """Return the planes that a descriptor reads and writes, by their words."""
+    m, n, k = descriptor["m"], descriptor.get("n", 1), descriptor["k"]
+    given, whole = facts.parameters, Descriptor(descriptor)
     act, weight = block_format(given["act"]), block_format(given["weight"])
-    group, size = act.group, Descriptor(words).value_bytes
+    group, size = act.group, whole.value_bytes
     codes = act.group_bytes[0]
     found: dict[str, Plane] = {}
-    if task.operation == GEMM:
+    if descriptor["operation"] == GEMM:
         for side, block, rows in (("a", act, m), ("w", weight, n)):
             names = ("codes", "scales", "meta")
             for plane, each in zip(names, block.group_bytes, strict=True):
@@ -84,10 +84,10 @@ def places(words: Mapping[str, int], task: Task, facts: Facts) -> dict[str, Plan
                     found[f"{side}_{plane}"] = (rows, k // group * each, step)
     else:
         found["a_codes"] = (m, k * size, group * size)
-    if not task.packed:
+    if not whole.packed:
         return found | {"out": (m, n * size, size)}
-    block = weight if task.operation == ENCODE else act
-    count = (n if task.operation == GEMM else k) // group
+    block = weight if descriptor["operation"] == ENCODE else act
+    count = (n if descriptor["operation"] == GEMM else k) // group
     for name, each in zip(("out", "out_scales", "out_meta"), block.group_bytes, strict=True):
         if each:
             step = codes if name == "out" else 1
@@ -118,7 +118,7 @@ def scattered(
     words |= {"operation": task.operation, "m": m, "k": k, "kind": task.kind}
     if task.operation == GEMM:
         words["n"] = n
-    planes = places(words, task, facts)
+    planes = planes_of(words, facts)
     _spread(rng, words, planes, space)
     while _overlap([*spans(words, planes), *taken]):
         _spread(rng, words, planes, space)

@@ -19,10 +19,17 @@ from m2xfp.tb.bench import Arrays
 from m2xfp.tb.parts.accumulation import chains, from_reset
 from m2xfp.tb.parts.class_pairs import vectors
 from m2xfp.tb.parts.element_codes import packed_codes
-from m2xfp.tb.parts.pairs import formats, pairs
+from m2xfp.tb.parts.pairs import SIDES, formats, pairs
 from m2xfp.tb.regression import Case, steady_cases
 
-__all__ = ["DISTRIBUTIONS", "class_groups", "outgrown", "regression"]
+__all__ = [
+    "DISTRIBUTIONS",
+    "class_groups",
+    "distances",
+    "every_scale",
+    "outgrown",
+    "regression",
+]
 
 Numbers = NDArray[np.int64]
 Formats = tuple[BlockFormat, BlockFormat]
@@ -340,12 +347,56 @@ def outgrown(facts: Facts, seed: int) -> Arrays:
     return _arrays(facts, rng, made, first)
 
 
+def every_scale(facts: Facts, seed: int) -> Arrays:
+    """Return dot products with each byte there is in each scale, the others near one another."""
+    arrays = class_groups("near", facts, 4, 300, seed)
+    at = 0
+    for side, block in zip(SIDES.values(), formats(facts), strict=True):
+        scales = arrays[f"{side}scales"].reshape(len(arrays["first"]), -1)
+        for number in range(_scales(block)):
+            scales[at : at + 256, number] = np.arange(256)
+            at += 256
+    return arrays
+
+
+def distances(facts: Facts, seed: int) -> Arrays:
+    """Return sums of a power of two and one at each distance from it, of either sign.
+
+    As far as scales that are powers of two reach.
+    """
+    blocks, count, reach = formats(facts), 1200, 48
+    rng = np.random.default_rng(seed)
+    lowest = [1 if block.scale.grid else 30 for block in blocks]
+    highest = [_top(block) if block.scale.grid else 224 for block in blocks]
+    gap = np.resize(np.arange(-reach, reach + 1), count)
+    least, most = sum(lowest), sum(highest)
+    first = rng.integers(np.minimum(least + np.maximum(gap, 0), most), most + 1)
+    first = np.minimum(first, np.maximum(most + np.minimum(gap, 0), least))
+    made = Operands([], [], mantissas=False, period=2)
+    left = np.clip(np.stack([first, first - gap]), least, most)
+    lane = rng.integers(0, blocks[0].group, (2, count, 1))
+    for block, low, high, rest in zip(blocks, lowest, highest, (lowest[1], 0), strict=True):
+        # As much of the exponent as this side can have, so that the other has what is left of it.
+        field = np.clip(left - rest, low, high)
+        left = left - field
+        codes = np.zeros((2, count, block.group), np.int64)
+        sign = rng.integers(0, 2, lane.shape) << 3
+        np.put_along_axis(codes, lane, 2 | sign, -1)
+        made.codes.append(codes)
+        made.places.append(np.repeat(field[..., None], _scales(block), axis=-1))
+    begins = np.zeros((2, count), bool)
+    begins[0] = True
+    return _arrays(facts, rng, made, begins)
+
+
 def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     """Yield all distributions of pairs, as dot products."""
 
     def stimulus() -> Iterator[tuple[str, Arrays]]:
         for name in DISTRIBUTIONS:
             yield name, class_groups(name, facts, 12, 300, seed)
+        yield "every scale", every_scale(facts, seed)
+        yield "distances", distances(facts, seed)
 
     yield from steady_cases(stimulus(), vectors, facts, seed)
     arrays = class_groups("near", facts, 12, 2 * chains(facts), seed)

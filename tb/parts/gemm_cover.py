@@ -5,12 +5,15 @@ from collections.abc import Iterator
 import numpy as np
 
 from m2xfp.facts import Facts
+from m2xfp.formats import BlockFormat
 from m2xfp.tb.cross import Cross, cross
 from m2xfp.tb.fields import read
-from m2xfp.tb.parts.gemm_arrays import GemmStreams
+from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product
+from m2xfp.tb.parts.gemm_operands import given_products
+from m2xfp.tb.parts.pair_cover import cover_dots
 from m2xfp.tb.vectors import TestVectors
 
-__all__ = ["cover", "unreached"]
+__all__ = ["cover", "cover_product", "unreached"]
 
 
 def cover(vectors: TestVectors, facts: Facts) -> Iterator[Cross]:
@@ -53,6 +56,16 @@ def cover(vectors: TestVectors, facts: Facts) -> Iterator[Cross]:
                 meta,
                 np.arange(meta.shape[-1]),
             )
+    for product in given_products(vectors, facts):
+        yield from cover_product(product, streams.act, streams.weight)
+
+
+def cover_product(product: Product, act: BlockFormat, weight: BlockFormat) -> Iterator[Cross]:
+    """Yield what the sums of a product's cells were, of packed activations."""
+    m, n = len(product.acts), len(product.weights)
+    yield from cover_dots(
+        np.repeat(product.acts, n, axis=0), np.tile(product.weights, (m, 1, 1)), act, weight
+    )
 
 
 def unreached(facts: Facts) -> dict[str, str]:

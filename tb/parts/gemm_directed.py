@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from m2xfp.formats import input_type
 from m2xfp.rtl.parts.gemm_cycles import SIZE_BITS
 from m2xfp.tb.fields import Bytes, pack
 from m2xfp.tb.parts.element_codes import largest_code, negated, packed_codes
@@ -12,7 +13,7 @@ from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product, golden_product
 from m2xfp.tb.parts.pair_stimulus import DISTRIBUTIONS, groups
 from m2xfp.tb.vectors import Beats, TestVectors
 
-__all__ = ["bad_sizes", "far_sizes", "hard_sums", "large_products"]
+__all__ = ["bad_sizes", "every_scale", "far_sizes", "hard_sums", "large_products"]
 
 # Rows of a product of hard sums: each distance of ``cancellations`` some times.
 ROWS = 6 * 97
@@ -40,6 +41,24 @@ def hard_sums(streams: GemmStreams, seed: int) -> Iterator[tuple[str, Product]]:
         act, weight, _ = groups(name, (streams.act, streams.weight), steps, ROWS // 4, seed)
         yield f"{name} of both", _with_both(streams, act, weight[:, : streams.columns])
     yield "all but a part", _with_both(streams, *_but_a_part(streams, steps, seed))
+
+
+def every_scale(streams: GemmStreams, seed: int) -> Product:
+    """Return two rows, the second of them NaN, times weights of each scale there is."""
+    rng = np.random.default_rng(seed)
+    kind, weight, act = streams.facts.parameters["activations"], streams.weight, streams.act
+    weights = rng.integers(0, 256, (256, 1, sum(weight.group_bytes)), np.uint8)
+    weights[:, 0, weight.group_bytes[0]] = np.arange(256)
+    if kind is not None:
+        of = input_type(kind)
+        values = rng.integers(0, 2, (2, act.group)) << of.width - 1
+        values |= np.array([[of.bias << of.mantissa_bits], [(1 << of.width - 1) - 1]])
+        return Product(values.astype(f"uint{of.width}"), weights, act.group)
+    acts = rng.integers(0, 256, (2, 1, sum(act.group_bytes)), np.uint8)
+    grid = act.scale.grid
+    one = act.scale.bias << (grid.mantissa_bits if grid else 0)
+    acts[:, 0, act.group_bytes[0]] = one, act.scale.nan
+    return Product(acts, weights, act.group)
 
 
 def _but_a_part(

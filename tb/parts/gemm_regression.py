@@ -12,7 +12,13 @@ from m2xfp.formats import BlockFormat
 from m2xfp.tb.bulk.simulator import Run
 from m2xfp.tb.fields import Bytes, pack
 from m2xfp.tb.parts.gemm_arrays import GemmStreams, Product
-from m2xfp.tb.parts.gemm_directed import bad_sizes, far_sizes, hard_sums, large_products
+from m2xfp.tb.parts.gemm_directed import (
+    bad_sizes,
+    every_scale,
+    far_sizes,
+    hard_sums,
+    large_products,
+)
 from m2xfp.tb.parts.value_stimulus import DISTRIBUTIONS, groups
 from m2xfp.tb.regression import RESETS, STALLS, WARM, Case
 from m2xfp.tb.vectors import Beats, TestVectors
@@ -255,6 +261,7 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
     if facts.parameters["activations"] is None:
         for number, (name, hard) in enumerate(hard_sums(streams, seed)):
             yield Case(name, (played(streams, [hard]),), STALLS[number % 2], seed + number)
+    yield Case("every scale", (played(streams, [every_scale(streams, seed)]),), STALLS[1], seed)
     wide = _product(rng, streams, 1, 16 * streams.columns, min(8, _most(streams)), 12)
     yield Case("panels", (played(streams, [wide]),))
     large = [_product(rng, streams, m, n, 1, 12) for m, n in large_products(rng, streams)]

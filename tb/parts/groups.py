@@ -23,6 +23,7 @@ __all__ = [
     "group_beats",
     "join_planes",
     "packed_groups",
+    "packed_values",
     "plane_shapes",
     "planes_of_beats",
     "user_planes",
@@ -140,6 +141,30 @@ def elements(plane: NDArray[Any], width: int, count: int) -> Bytes:
     bits = np.unpackbits(rows, axis=1, count=width * count, bitorder="little")
     packed = np.packbits(bits.reshape(len(rows), count, width), axis=2, bitorder="little")
     return packed[..., 0]
+
+
+def packed_values(values: Mapping[str, NDArray[Any]], block: BlockFormat) -> Bytes:
+    """Return groups, uint8 [..., bytes], of codes, scales and metadata [..., values].
+
+    Of which there are fewer than a group has the others are zero.
+    """
+
+    def plane(name: str, width: int, count: int) -> Bytes:
+        given = values[name]
+        full = np.zeros((*given.shape[:-1], count), np.uint8)
+        full[..., : given.shape[-1]] = given
+        bits = np.unpackbits(full[..., None], axis=-1, count=width, bitorder="little")
+        rows = bits.reshape(-1, count * width)
+        return np.packbits(rows, axis=1, bitorder="little")
+
+    planes = {
+        "codes": plane("codes", block.element.bits, block.group),
+        "scales": values["scale"].reshape(-1, 1).astype(np.uint8),
+    }
+    if block.subgroups:
+        planes["meta"] = plane("meta", block.metadata.bits, block.subgroups)
+    whole = join_planes(planes, block)
+    return whole.reshape(*values["codes"].shape[:-1], whole.shape[1])
 
 
 def packed_groups(block: BlockFormat, values: "Tensor", count: int) -> Bytes:

@@ -10,6 +10,8 @@ from m2xfp.rtl.parts.mixed_layouts import SEGMENTS
 from m2xfp.tb.cross import Cross, cross
 from m2xfp.tb.fields import read
 from m2xfp.tb.parts.mixed_arrays import GROUP, MixedStreams
+from m2xfp.tb.parts.mixed_numbers import cover_numbers
+from m2xfp.tb.parts.mixed_operands import given_products
 from m2xfp.tb.vectors import TestVectors
 
 __all__ = ["cover", "unreached"]
@@ -66,6 +68,16 @@ def cover(vectors: TestVectors, facts: Facts) -> Iterator[Cross]:
         where=here[:, 1:] & here[:, :-1],
     )
     count = filled.sum(axis=1) - 1
+    tile = streams.tile // GROUP
+    yield cross(
+        "end of a segment",
+        {"tile": range(1, most + 1), "segment": range(SEGMENTS)},
+        ends // tile - 1,
+        places,
+        where=here,
+        possible=np.arange(most)[:, None] >= places,
+    )
+    yield from cover_numbers(list(given_products(vectors, facts)), facts)
     yield cross("segments", {"filled": range(1, SEGMENTS + 1)}, count, where=good)
 
 

@@ -274,6 +274,9 @@ def bad_tables(streams: MixedStreams) -> list[tuple[tuple[int, int, int], Table,
         if 1 << bit > 3 * tile:
             ends = [(1 << bit) + end * tile for end in (1, 2, 3)]
             found.append(((3, 3, k), table(*ends), ["bad_segments"]))
+    # Each end before the one before it: lengths that wrap, and whose sum takes all its bits.
+    ends = [(1 << END_BITS - 1) - (step << END_BITS - 4) for step in range(SEGMENTS)]
+    found.append(((3, 3, k), table(*ends, one=wide), ["bad_segments"]))
     for place in range(SEGMENTS):
         for one in unknown:
             rows = list(good)

@@ -1,7 +1,9 @@
 """What running sums have gone through: distances, roundings, results."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,66 @@ from m2xfp.tb.parts.accumulation import chains, read_results
 from m2xfp.tb.parts.product_stimulus import Range
 from m2xfp.tb.vectors import TestVectors
 
-__all__ = ["RESULTS", "SIGNS", "cover_sums", "kind_of", "unreached"]
+__all__ = [
+    "RESULTS",
+    "ROUNDED",
+    "SIGNS",
+    "Sums",
+    "cover_running",
+    "cover_sums",
+    "exact_sum",
+    "in_turns",
+    "kind_of",
+    "rounding_of",
+    "unreached",
+]
 
 SIGNS = ("+", "-")
 GAPS = range(-48, 49)
 ROUNDED = ("exact", "down", "tie, down", "tie, up", "up")
 RESULTS = ("zero", "subnormal", "normal", "infinity", "NaN")
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Some sums, step by step: arrays [sums, steps].
+
+    Members
+    -------
+    product, exponent, nan, first
+        What each step adds, and whether it begins a sum. The value is product * 2^(exponent - one).
+    one
+        Exponent of a product that counts ones; or one a step.
+    after
+        FP32 patterns after each step.
+    rest
+        What products longer than a double add beside.
+    """
+
+    product: NDArray[Any]
+    exponent: NDArray[np.int64]
+    nan: NDArray[np.bool_]
+    first: NDArray[np.bool_]
+    one: int | NDArray[np.int64]
+    after: NDArray[np.uint32]
+    rest: NDArray[np.float64] | float = 0.0
+
+    @cached_property
+    def addend(self) -> NDArray[np.float64]:
+        """What each step adds: products have few bits, so this is exact, and fits a double."""
+        return np.ldexp(self.product.astype(float), self.exponent - self.one)
+
+    @cached_property
+    def result(self) -> NDArray[np.float64]:
+        """Sums after each step."""
+        return self.after.view(np.float32).astype(float)
+
+    @cached_property
+    def before(self) -> NDArray[np.float64]:
+        """Sums before each step, 0 where one begins."""
+        held = np.zeros_like(self.result)
+        held[:, 1:] = self.result[:, :-1]
+        return np.where(self.first, 0.0, held)
 
 
 def cover_sums(
@@ -42,35 +98,62 @@ def cover_sums(
     one
         Exponent of a product that counts ones.
     """
-    turns = chains(facts)
     raw = read_results(vectors.outputs["o"].data, facts)["acc"].astype(np.uint32)
-    after = raw.view(np.float32).astype(float)
-    before = np.concatenate([np.zeros(turns), after])[: len(after)]
-    before[first] = 0.0
-    # Products have few bits, so this is exact, and exponents fit a double.
-    addend = np.ldexp(product.astype(float), exponent - one)
-    negative = (raw >> 31).astype(np.int64)
-    finite = np.isfinite(before) & np.isfinite(after) & ~nan
-    limits, totals = facts.parameters.get("window"), None
+    turns = chains(facts)
+    sums = Sums(
+        in_turns(product, turns),
+        in_turns(exponent, turns),
+        in_turns(nan, turns),
+        in_turns(first, turns),
+        one,
+        in_turns(raw, turns),
+    )
+    yield from cover_running(sums, facts.parameters.get("window"))
+
+
+def in_turns(beats: NDArray[Any], turns: int) -> NDArray[Any]:
+    """Return beats of sums that take turns as [turns, steps, ...]."""
+    return np.ascontiguousarray(beats.reshape(-1, turns, *beats.shape[1:]).swapaxes(0, 1))
+
+
+def cover_running(
+    sums: Sums, limits: str | None = None, told: NDArray[np.bool_] | bool = True
+) -> Iterator[Cross]:
+    """Yield what some sums were.
+
+    Parameters
+    ----------
+    sums
+        Step by step.
+    limits
+        The window of an exact accumulation; None for sums in FP32.
+    told
+        Which steps have results.
+    """
+    before, addend, nan, one = sums.before, sums.addend, sums.nan, sums.one
+    negative = (sums.after >> 31).astype(np.int64)
+    finite = np.isfinite(before) & np.isfinite(sums.result) & ~nan & told
     results = np.array([[1, 1]] * 4 + [[1, 0]], bool)
     if limits is not None:
         room = window(limits)
+        assert isinstance(one, int)
         results[0, 1] = False  # a sum that is zero is +0
         results[1] = room.lowest - one < -126
         results[3] = room.lowest - one + room.bits > 128
     yield cross(
         "result",
         {"kind": RESULTS, "sign": SIGNS},
-        kind_of(raw),
+        kind_of(sums.after),
         negative,
+        where=told,
         possible=results,
     )
     yield cross(
         "begin of a sum",
         {"first": ("no", "yes"), "NaN": ("no", "yes"), "sign": ("-", "0", "+")},
-        first,
+        sums.first,
         nan,
-        np.sign(product) + 1,
+        np.sign(sums.product).astype(np.int64) + 1,
     )
     if limits is None:
         there = (before != 0) & (addend != 0) & np.isfinite(before) & ~nan
@@ -81,19 +164,28 @@ def cover_sums(
             np.signbit(before) != np.signbit(addend),
             where=there,
         )
+        nearest, left = exact_sum(before, addend)
+        exact = nearest, left + sums.rest
     else:
         low, high = window(limits).lowest, window(limits).highest
         yield cross(
             "exponent of an addend",
             {"exponent": ("below", *range(low, high + 1), "above"), "sign": SIGNS},
-            np.clip(exponent, low - 1, high + 1) - low + 1,
-            product < 0,
-            where=(product != 0) & ~nan,
+            np.clip(sums.exponent, low - 1, high + 1) - low + 1,
+            sums.product < 0,
+            where=(sums.product != 0) & ~nan,
         )
-        inside = np.where((exponent >= low) & (exponent <= high) & ~nan, addend, 0.0)
-        totals = _totals(inside, first, turns)
-        finite = finite & ~(nan | (exponent < low) | (exponent > high))
-    yield _rounding(before, addend, after, negative, finite, totals)
+        outside = nan | (sums.exponent < low) | (sums.exponent > high)
+        exact = _totals(np.where(outside, 0.0, addend), sums.first)
+        finite = finite & ~outside
+    yield cross(
+        "rounding of a sum",
+        {"case": ROUNDED, "sign": SIGNS, "signs": ("opposite", "alike")},
+        rounding_of(*exact, sums.result),
+        negative,
+        np.signbit(before) == np.signbit(addend),
+        where=(addend != 0) & (before != 0) & finite,
+    )
 
 
 def kind_of(raw: NDArray[np.uint32]) -> NDArray[np.int64]:
@@ -110,47 +202,66 @@ def _binade(values: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.frexp(values)[1].astype(np.int64)
 
 
-def _totals(addends: NDArray[np.float64], first: NDArray[np.bool_], turns: int) -> list[Fraction]:
-    """Return the exact sums after each beat."""
-    running, found = [Fraction(0)] * turns, []
-    for number, (addend, begins) in enumerate(zip(addends.tolist(), first.tolist(), strict=True)):
-        chain = number % turns
-        running[chain] = (0 if begins else running[chain]) + Fraction(addend)
-        found.append(running[chain])
-    return found
+def exact_sum(
+    one: NDArray[np.float64], other: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return sums rounded to a double, and what is left, exactly (Knuth's two-sum)."""
+    with np.errstate(invalid="ignore"):  # of infinities, which have no rounding
+        high = one + other
+        back = high - one
+        return high, (one - (high - back)) + (other - back)
 
 
-def _rounding(
-    before: NDArray[np.float64],
-    addend: NDArray[np.float64],
-    after: NDArray[np.float64],
-    negative: NDArray[np.int64],
-    chosen: NDArray[np.bool_],
-    totals: list[Fraction] | None,
-) -> Cross:
-    """Return how sums were rounded; the exact ones are ``totals``, or the sums of both."""
-    case = np.full(len(after), -1)
-    spacing = np.spacing(np.abs(after).astype(np.float32)).astype(float)
-    inner = np.abs(np.nextafter(after.astype(np.float32), np.float32(0)).astype(float) - after)
-    for at in np.flatnonzero(chosen).tolist():
-        result = Fraction(after[at])
-        exact = totals[at] if totals is not None else Fraction(before[at]) + Fraction(addend[at])
-        error = abs(exact) - abs(result)
-        if not error:
-            case[at] = 0
-            continue
-        half = Fraction(spacing[at] if error > 0 else inner[at]) / 2
-        if abs(error) <= half:
-            tie = abs(error) == half
-            case[at] = (2 if tie else 1) if error > 0 else (3 if tie else 4)
-    alike: Any = np.signbit(before) == np.signbit(addend)
-    return cross(
-        "rounding of a sum",
-        {"case": ROUNDED, "sign": SIGNS, "signs": ("opposite", "alike")},
-        case,
-        negative,
-        alike,
-        where=(addend != 0) & (before != 0),
+def _totals(
+    addends: NDArray[np.float64], first: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the exact sums after each step as `exact_sum` does, what is left rounded."""
+    high, low = np.zeros((2, *addends.shape))
+    for row, (values, begins) in enumerate(zip(addends.tolist(), first.tolist(), strict=True)):
+        running = Fraction(0)
+        for step, (value, begin) in enumerate(zip(values, begins, strict=True)):
+            running = Fraction(value) + (0 if begin else running)
+            high[row, step] = float(running)
+            low[row, step] = float(running - Fraction(high[row, step]))
+    return high, low
+
+
+def rounding_of(
+    high: NDArray[np.float64],
+    low: NDArray[np.float64],
+    result: NDArray[np.float64],
+    dropped: int = 0,
+) -> NDArray[np.int64]:
+    """Return the number in ``ROUNDED`` of results; -1 where one is not the nearest.
+
+    Parameters
+    ----------
+    high, low
+        Exact values: the nearest double, and what is left of it, of the right sign at least.
+    result
+        What they were rounded to: FP32 numbers.
+    dropped
+        Last bits that these do not have: 16 of bf16.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        pattern = np.abs(result).astype(np.float32).view(np.uint32)
+        size = pattern.view(np.float32).astype(float)
+        above = (pattern + np.uint32(1 << dropped)).view(np.float32).astype(float)
+        # Of zero there is none below, and no result of it is larger than the exact value.
+        below = np.where(pattern > 0, pattern - np.uint32(1 << dropped), 0)
+        under = below.astype(np.uint32).view(np.float32).astype(float)
+        sign = np.where(np.signbit(high), -1.0, 1.0)
+        # Two numbers so near each other have a difference that a double holds, and what is left of
+        # the sum is below its last place.
+        error, rest = sign * high - size, sign * low
+        more = (error > 0) | ((error == 0) & (rest > 0))
+        half = np.where(more, above - size, size - under) / 2
+        off, rest = np.where(more, error, -error), np.where(more, rest, -rest)
+    exact = (error == 0) & (rest == 0)
+    tie = (off == half) & (rest == 0)
+    near = (off < half) | ((off == half) & (rest < 0))
+    return np.select(
+        [exact, more & near, more & tie, ~more & tie, ~more & near], [0, 1, 2, 3, 4], -1
     )
 
 

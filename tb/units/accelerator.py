@@ -10,6 +10,7 @@ from m2xfp.rtl.parts.descriptor_checker import GEMM
 from m2xfp.tb.bench import Arrays, Operands
 from m2xfp.tb.parts.accelerator_arguments import argued
 from m2xfp.tb.parts.accelerator_cover import cover, unreached
+from m2xfp.tb.parts.accelerator_numbers import cover_case
 from m2xfp.tb.parts.accelerator_regression import regression
 from m2xfp.tb.parts.accelerator_tasks import Task, core_of, place, read_results, task_results
 from m2xfp.tb.parts.accelerator_traffic import PAGE, Descriptor, Memory, Traffic
@@ -21,6 +22,7 @@ from m2xfp.tb.vectors import Beats, TestVectors
 __all__ = [
     "argued",
     "cover",
+    "cover_case",
     "decode",
     "encode",
     "expected",

@@ -14,6 +14,7 @@ from m2xfp.facts import Facts
 from m2xfp.formats import InputType, input_type
 from m2xfp.tb.bench import Arrays, Operands, golden_of
 from m2xfp.tb.fields import number, pack, read
+from m2xfp.tb.parts.channel_cover import SMALL, cover
 from m2xfp.tb.parts.channel_tables import check_order, table_of
 from m2xfp.tb.parts.files import as_patterns, check_names, load_arrays, type_name
 from m2xfp.tb.regression import RESETS, STALLS, WARM, Case
@@ -21,6 +22,7 @@ from m2xfp.tb.vectors import Beats, TestVectors
 
 __all__ = [
     "check",
+    "cover",
     "decode",
     "encode",
     "expected",
@@ -262,6 +264,14 @@ def _mixed(rng: np.random.Generator, facts: Facts, bad: Sequence[Table]) -> Test
     )
 
 
+def _rotated(facts: Facts, seed: int) -> Arrays:
+    """Return rows in turned orders, so that each channel comes to each place if these are few."""
+    k = int(facts.parameters["max_k"])
+    turns = np.linspace(0, k - 1, k if k <= SMALL else 4).astype(np.int64)
+    x = _values(np.random.default_rng(seed), facts, len(turns), k)
+    return {"x": x[:, None], "order": (np.arange(k) + turns[:, None]) % k}
+
+
 def _steady(run: Any, facts: Facts) -> str:
     """Look for a pause between the beats of rows with one table, or a result that is late."""
     took, given = run.stamps["i"].astype(np.int64), run.stamps["o"].astype(np.int64)
@@ -291,6 +301,7 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
         }
         made = vectors(arrays, facts)
         yield Case("rows", (made,), stall, seed + number_, before=WARM + number_)
+    yield Case("each place", (vectors(_rotated(facts, seed), facts),), STALLS[1], seed)
     named = list(_spoilt(rng, facts))
     for number_, stall in enumerate(STALLS):
         chosen = [table for at, (_, table) in enumerate(named) if at % len(STALLS) == number_]
