@@ -52,7 +52,8 @@ def recorded() -> Iterator[Any]:
         if row["seconds"] <= QUICK:
             quick[row["unit"], row["config"]].append(row["job"])
     for (unit, config), jobs in quick.items():
-        yield pytest.param(unit, config, jobs, id=f"{unit}-{config}")
+        marks = [pytest.mark.timeout(1800)]
+        yield pytest.param(unit, config, jobs, id=f"{unit}-{config}", marks=marks)
     for row in ROWS:
         if row["seconds"] > QUICK:
             values = row["unit"], row["config"], [row["job"]]
