@@ -18,7 +18,6 @@ from m2xfp.facts import EmittedFiles, Facts
 from m2xfp.formats import (
     AMXFP4,
     INT4_SYM,
-    M2XFP_WEIGHT,
     MXFP4,
     MXFP8_E4M3,
     NVFP4,
@@ -232,7 +231,7 @@ def test_wrong_arrays_are_refused(tmp_path: Path, change: Callable, message: str
 @pytest.mark.parametrize(
     "keywords",
     [
-        {"act": MXFP8_E4M3, "weight": M2XFP_WEIGHT},
+        {"act": MXFP8_E4M3, "weight": block_format("m2xfp-act")},
         {"act": MXFP8_E4M3, "weight": NVFP4},
         {"act": MXFP8_E4M3, "weight": AMXFP4},
         {"act": MXFP8_E4M3, "weight": block_format("mxfp4:group=16")},

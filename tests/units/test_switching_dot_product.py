@@ -317,10 +317,15 @@ FAULTS = [
     Mutation(
         "mantissa at the lower end",
         f"{PARTS}lanes",
-        "side.mantissa_bits - bits), code[:-1]",
-        "0), code[:-1], Const(0, side.mantissa_bits - bits)",
+        "side.mantissa_bits - bits), magnitude",
+        "0), magnitude, Const(0, side.mantissa_bits - bits)",
     ),
-    Mutation("no hidden bit", f"{PARTS}lanes", "code.exponent.any()))", "Const(0, 1)))"),
+    Mutation(
+        "no hidden bit",
+        f"{PARTS}lanes",
+        "code.mantissa, code.exponent.any()]",
+        "code.mantissa, Const(0, 1)]",
+    ),
     Mutation(
         "negation one short",
         f"{PARTS}lanes",
