@@ -179,11 +179,11 @@ def _reasons(facts: Facts) -> Iterator[tuple[str, str]]:
     yield rf"beats of ({'|'.join(names)}): 0, (none|no ready)", apart
     long = "counts clocks, of which no run has so many"
     for name, up, down in (
-        ("registers[.]cycles", 20, 19),
-        ("registers[.]wait_acts", 19, 18),
+        ("registers[.]cycles", 22, 21),
+        ("registers[.]wait_acts", 21, 20),
         ("registers[.]wait_weights", 18, 17),
-        ("registers[.]wait_results", 17, 15),
-        ("registers[.]work", 17, 16),
+        ("registers[.]wait_results", 20, 19),
+        ("registers[.]work", 20, 19),
         ("quiet", 16, 16),
     ):
         yield _bits(name, up, 32, "0->1"), long
