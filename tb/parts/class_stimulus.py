@@ -31,6 +31,9 @@ __all__ = [
     "regression",
 ]
 
+# Dot products of a distribution of which few show that a term was not normalised.
+MANY = 18000
+
 Numbers = NDArray[np.int64]
 Formats = tuple[BlockFormat, BlockFormat]
 
@@ -399,6 +402,9 @@ def regression(facts: Facts, seed: int = 0) -> Iterator[Case]:
         yield "distances", distances(facts, seed)
 
     yield from steady_cases(stimulus(), vectors, facts, seed)
+    for name in ("gaps", "borrows"):
+        arrays = class_groups(name, facts, 12, MANY - MANY % chains(facts), seed + 1)
+        yield Case(f"many {name}", (vectors(arrays, facts, seed),))
     arrays = class_groups("near", facts, 12, 2 * chains(facts), seed)
     arrays["first"] = np.arange(len(arrays["first"])) % 12 == 0
     yield Case("from reset", (from_reset(vectors(arrays, facts, seed), facts),))
