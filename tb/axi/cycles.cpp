@@ -438,7 +438,8 @@ Counts run(const Build& build, const Product& product, int64_t latency, double r
     Fetcher& first = gemm ? acts : values;
     Core core{build, product};
     const int64_t parts = 2 * build.group / build.unit;      // beats of a group
-    Engine engine{encodes, !gemm && product.value_bytes == 4
+    // Weights without metadata are quantized like activations: there is nothing to search.
+    Engine engine{encodes && build.weight_planes == 3, !gemm && product.value_bytes == 4
                       && (encodes ? build.wide_encoder : build.wide_quantizer), parts};
     const int64_t pitch = product.out_scales_pitch;
     PlaneSets sets{product.m, (gemm ? product.n : product.k) / build.group, build.gather, gemm,

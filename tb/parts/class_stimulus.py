@@ -75,10 +75,6 @@ def _top(block: BlockFormat) -> int:
     return 254 if grid is None else grid.max_code >> grid.mantissa_bits
 
 
-def _middle(block: BlockFormat) -> int:
-    return block.scale.bias
-
-
 def _codes(
     rng: np.random.Generator, blocks: Formats, shape: tuple[int, int], share: float | None = None
 ) -> list[Numbers]:

@@ -95,6 +95,11 @@ BUILDS: list[dict[str, Any]] = [
 Emit = Callable[[str, str], EmittedFiles]
 
 
+def build_name(changes: Mapping[str, Any]) -> str:
+    """Return the parameters of a build, formats by their names."""
+    return " ".join(f"{name}={getattr(value, 'name', value)}" for name, value in changes.items())
+
+
 def packing(rng: np.random.Generator, facts: Facts, most: int) -> Task:
     """Return values to pack, or a product whose results are packed."""
     while True:
@@ -108,6 +113,7 @@ def differing(model: AxiModel, seed: int, count: int, build_dir: Path) -> list[s
     rng, facts = np.random.default_rng(seed), model.facts
     streams = GemmStreams(core_of(facts))
     most = facts.parameters["max_k"] // streams.act.group
+    packs = any(facts.parameters[engine] is not None for engine in ("quantizer", "encoder"))
     found = []
     for number in range(count):
         memory = MEMORIES[number % len(MEMORIES)]
@@ -116,7 +122,7 @@ def differing(model: AxiModel, seed: int, count: int, build_dir: Path) -> list[s
             m, n = (int(rng.integers(1, limit)) for limit in (40, 5 * streams.columns))
             k = int(rng.integers(1, most + 1)) * streams.act.group
             words = dense_words(facts.parameters, (m, n, k), int(rng.integers(2)))
-        elif number % 3 == 1:
+        elif number % 3 == 1 or not packs:
             (product,) = random_products(rng, streams, 1, most)
             task = Task(GEMM, int(rng.integers(2)), product)
             words = dict(place(task, facts, Memory(), 0).words)
@@ -156,7 +162,7 @@ def test_clocks_of_the_comparisons_shapes(model: AxiModel, sim_dir: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, *BUILDS], ids=str)
+@pytest.mark.parametrize("changes", [{}, *BUILDS], ids=build_name)
 def test_clocks_of_other_builds(changes: Mapping[str, Any], tmp_path: Path, sim_dir: Path) -> None:
     files = emit(UNITS[UNIT].instance(CONFIG, changes), tmp_path)
     with AxiModel(files, BYTES, seed=3, build_dir=sim_dir) as made:
